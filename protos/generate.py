@@ -1,0 +1,34 @@
+"""Generate the Python stubs of the contract: `python protos/generate.py [OUT]`.
+
+Every `.proto` below this folder becomes `_pb2.py`, `_pb2_grpc.py` and their type stubs at the same relative path below
+OUT (default: the project's root, where they are checked in). `tests/kindred/test_contract.py` runs it and compares.
+"""
+
+import sys
+from importlib import resources
+from pathlib import Path
+
+import google.rpc
+import grpc_tools
+from grpc_tools import protoc
+
+PROTOS = Path(__file__).resolve().parent
+
+
+def generate(out: Path) -> None:
+    """Write the stubs of every `.proto` below this folder into `out`.
+
+    Raises:
+        RuntimeError: when the compiler refuses a file; its own message is on standard error.
+    """
+    sources = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
+    well_known = resources.files(grpc_tools) / "_proto"
+    google_rpc = Path(next(iter(google.rpc.__path__))).parent.parent
+    arguments = ["protoc", f"-I{PROTOS}", f"-I{well_known}", f"-I{google_rpc}"]
+    arguments += [f"--{kind}_out={out}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
+    if protoc.main([*arguments, *sources]) != 0:
+        raise RuntimeError("protoc refused a file, see above")
+
+
+if __name__ == "__main__":
+    generate(Path(sys.argv[1]) if len(sys.argv) > 1 else PROTOS.parent)
