@@ -1,0 +1,41 @@
+# Needs only Python 3.11 or newer and make: every target sets up its own virtual environment first.
+#   make demo    train, export, index, serve and query on the spot (about a minute after set-up)
+#   make test    the whole test suite, except the long runs that have commands of their own
+#   make check   ruff and mypy
+#   make proto   generate kindred/v1 and kindred/kserve from protos/
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# A stamp for each set of extras: set-up runs again when what is installed would change.
+DEMO_STAMP := $(VENV)/.installed-demo
+DEV_STAMP := $(VENV)/.installed-dev
+
+.PHONY: demo test check proto clean
+
+demo: $(DEMO_STAMP)
+	$(BIN)/kindred demo
+
+test: $(DEV_STAMP)
+	$(BIN)/python -m pytest
+
+check: $(DEV_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+proto: $(DEV_STAMP)
+	$(BIN)/python protos/generate.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(DEMO_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,train]'
+	touch $@
+
+$(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,train,dev]'
+	touch $@

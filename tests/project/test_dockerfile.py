@@ -1,0 +1,40 @@
+"""The Dockerfile: clean by the linter, not root, three targets, and install lines that pip can follow."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+
+
+def test_the_linter_finds_nothing() -> None:
+    linter = shutil.which("hadolint", path=str(Path(sys.executable).parent))
+    assert linter is not None, "hadolint is one of the dev extras"
+    done = subprocess.run([linter, str(ROOT / "Dockerfile")], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_it_makes_the_three_images_and_none_runs_as_root() -> None:
+    parents = {name: base for base, name in re.findall(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, re.MULTILINE)}
+    for target in ("serve", "serve-gpu", "train"):
+        stage = target
+        while stage != "runtime":
+            stage = parents[stage]
+    runtime = DOCKERFILE.split(" AS runtime\n")[1].split("\nFROM ")[0]
+    assert runtime.rstrip().endswith("USER 10001:10001")
+
+
+def test_everything_that_it_copies_exists_and_is_let_through() -> None:
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = [word for line in re.findall(r"^COPY ([^-\n].*) \S+$", DOCKERFILE, re.MULTILINE) for word in line.split()]
+    assert copied
+    for name in copied:
+        assert (ROOT / name).exists()
+        assert name in allowed
+
+
+def test_the_base_image_is_pinned_to_a_patch_release() -> None:
+    assert re.search(r"^ARG PYTHON_IMAGE=python:\d+\.\d+\.\d+-slim-\w+$", DOCKERFILE, re.MULTILINE)

@@ -1,0 +1,49 @@
+"""A serving install, made as a user makes it: no torch, small, and plain about what is missing."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MEGABYTE = 2**20
+
+
+@pytest.fixture(scope="module")
+def serving_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh virtual environment after the Dockerfile's own install line of the `serve` image."""
+    line = re.search(r"AS build-serve\nRUN /opt/kindred/bin/pip (install .*)$", (ROOT / "Dockerfile").read_text(), re.M)
+    assert line is not None
+    folder = tmp_path_factory.mktemp("serving")
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=120)
+    arguments = [word.strip("'") for word in line[1].split()]
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "--quiet", "--no-cache-dir"]
+    subprocess.run([*pip, *arguments], check=True, cwd=ROOT, timeout=600, capture_output=True)
+    return folder / "bin" / "python"
+
+
+def test_it_takes_at_most_350_megabytes(serving_python: Path) -> None:
+    folder = serving_python.parent.parent
+    # Hard links and symbolic links count once and not at all: what `du` says.
+    files = {path.stat().st_ino: path.stat().st_blocks * 512 for path in folder.rglob("*") if not path.is_symlink()}
+    assert sum(files.values()) <= 350 * MEGABYTE
+
+
+def test_it_has_no_torch_and_still_has_the_command(serving_python: Path, tmp_path: Path) -> None:
+    have = subprocess.run(
+        [str(serving_python), "-m", "pip", "list"], capture_output=True, text=True, check=True, timeout=120
+    ).stdout
+    assert not re.search(r"^torch", have, re.M)
+    command = str(serving_python.with_name("kindred"))
+    for arguments in (["--help"], ["serve", "--help"], ["index", "--help"]):
+        subprocess.run([command, *arguments], check=True, capture_output=True, cwd=tmp_path, timeout=60)
+
+
+def test_training_there_says_what_to_install(serving_python: Path, tmp_path: Path) -> None:
+    command = [str(serving_python.with_name("kindred")), "train", "digits", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 1
+    assert "kindred[train]" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
