@@ -1,0 +1,1 @@
+"""Keeps items and finds their neighbours: the store, search, classification, batch indexing."""

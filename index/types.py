@@ -1,0 +1,226 @@
+"""The values that go into a collection and come out of it.
+
+Vectors are float32 of shape [D]. They need not be of unit length on the way in (the collection normalises them) and are
+on the way out. Everything here is plain data: neither FAISS nor SQLite is imported.
+"""
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.filters import Condition
+
+JSON: TypeAlias = bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"] | None
+Payload: TypeAlias = Mapping[str, JSON]
+Vector: TypeAlias = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Item:
+    """One member of a collection.
+
+    Attributes:
+        key: unique in its collection, 1 to 1,024 bytes of UTF-8 without control characters.
+        vector: the embedding, float32 [D], finite and not all zero.
+        label: the class that the item is known to belong to, at most 1,024 bytes; None when unknown.
+        payload: a JSON object of the caller's own, at most 64 KiB as text; None when there is none.
+        content_hash: SHA-256 of the image file (32 bytes), None when unknown.
+    """
+
+    key: str
+    vector: Vector
+    label: str | None = None
+    payload: Payload | None = None
+    content_hash: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredItem(Item):
+    """An item as a collection holds it: its vector has unit length.
+
+    Attributes:
+        sequence: the collection's sequence number at which the item was last written.
+    """
+
+    sequence: int = 0
+
+
+class Outcome(enum.Enum):
+    """What the write of an item did."""
+
+    INSERTED = 1
+    REPLACED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class UpsertResult:
+    """What became of the items of an upsert.
+
+    Attributes:
+        outcomes: one per item, in the order given.
+        sequence: a reader that sees this sequence number sees the items; 0 when there were none.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    sequence: int
+
+
+class DeleteResult(NamedTuple):
+    """How many items existed and are gone, and the sequence number of the write (0 when none existed)."""
+
+    deleted: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class ItemUpdate:
+    """A change to one item that leaves its vector alone.
+
+    Attributes:
+        key: the item's key.
+        label: the new label; None leaves it alone, the empty string removes it.
+        payload: the new payload; None leaves it alone, an empty mapping removes it.
+    """
+
+    key: str
+    label: str | None = None
+    payload: Payload | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateResult:
+    """What became of an update: how many items changed, the keys that do not exist, the sequence number (or 0)."""
+
+    updated: int
+    missing: tuple[str, ...]
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Neighbour:
+    """An item and how similar it is to the query.
+
+    Attributes:
+        key: the item's key.
+        similarity: cosine similarity, -1 to 1.
+        label: the item's label, None when unknown.
+        payload: the item's payload when it was asked for and there is one.
+        vector: the item's embedding, float32 [D] of unit length, when it was asked for.
+    """
+
+    key: str
+    similarity: float
+    label: str | None = None
+    payload: Payload | None = None
+    vector: Vector | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A class and how sure the collection is.
+
+    Attributes:
+        label: the class; None means unknown (nothing labelled to compare with, or rejected by a threshold).
+        confidence: share of the votes of the winning class, 0 to 1; also stated when the label was rejected.
+        nearest_similarity: similarity of the nearest labelled item or prototype, 0 when there is none.
+        votes: shares of the leading classes, at most 10, largest first, ties by label.
+    """
+
+    label: str | None
+    confidence: float
+    nearest_similarity: float
+    votes: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FacetCount:
+    """How many items have a value of a field."""
+
+    value: str | int | float | bool
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionInfo:
+    """A collection and its state.
+
+    Attributes:
+        name: its name.
+        space: id of the embedding space of its vectors.
+        dim: number of components of its vectors.
+        count: number of items.
+        labelled: number of items that have a label.
+        sequence: sequence number of the last write, 0 for none.
+        index_kind: kind of the index in use, for example `flat`.
+        disk_bytes: bytes that it takes on disk.
+        created_at: when it was made, seconds since the epoch.
+        recall: measured recall@10 of the index on the collection's own vectors; None when not measured.
+    """
+
+    name: str
+    space: str
+    dim: int
+    count: int
+    labelled: int
+    sequence: int
+    index_kind: str
+    disk_bytes: int
+    created_at: float
+    recall: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """Which neighbours to find.
+
+    Attributes:
+        k: neighbours per query, 1 to 10,000; fewer are returned only when fewer match.
+        min_similarity: leaves out less similar neighbours, -1 to 1; None means no bound.
+        with_payload: fill in the neighbours' payloads.
+        with_vector: fill in the neighbours' vectors.
+        exclude: for each query the keys that its answer leaves out; empty when no query has any.
+        filter: only items that match are found; None means all.
+    """
+
+    k: int = 10
+    min_similarity: float | None = None
+    with_payload: bool = False
+    with_vector: bool = False
+    exclude: Sequence[frozenset[str]] = ()
+    filter: Condition | None = None
+
+
+class ClassifyMethod(enum.StrEnum):
+    """Where a class comes from."""
+
+    KNN = "knn"
+    PROTOTYPE = "prototype"
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifyOptions:
+    """How to name classes.
+
+    Attributes:
+        method: weighted kNN (Wu et al. 2018) or the nearest class mean.
+        k: neighbours that vote, 1 to 10,000; only for kNN.
+        temperature: softmax temperature, greater than 0.
+        min_similarity: answer "unknown" when the nearest labelled item or prototype is less similar; None means never.
+        min_confidence: answer "unknown" when the confidence is lower, 0 to 1.
+        exclude_hashes: for each query the SHA-256 whose items do not vote, or None; empty when no query has any.
+        exclude_keys: for each query the keys that do not vote; empty when no query has any.
+        filter: only items that match vote; None means all labelled items.
+    """
+
+    method: ClassifyMethod = ClassifyMethod.KNN
+    k: int = 20
+    temperature: float = 0.07
+    min_similarity: float | None = None
+    min_confidence: float = 0.0
+    exclude_hashes: Sequence[bytes | None] = ()
+    exclude_keys: Sequence[frozenset[str]] = ()
+    filter: Condition | None = None
