@@ -1,0 +1,151 @@
+"""What a training run is told: one frozen dataclass, saved as `config.json` in the run's folder.
+
+Nothing here imports torch, so that the command line can show its help without waiting for it.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from encoder.errors import InvalidArgumentError
+
+Resize = Literal["squash", "crop", "pad"]
+Precision = Literal["auto", "float32", "bfloat16"]
+OptimiserName = Literal["sgd", "adamw"]
+SamplerName = Literal["shuffle"]
+
+CONFIG_FILE = "config.json"
+METRICS_FILE = "metrics.jsonl"
+CHECKPOINT_FILE = "checkpoint.pt"
+MODEL_FILE = "model.onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """Every choice of one training run; the same settings and seed give the same weights on the same machine.
+
+    Attributes:
+        data: what to train on: `digits`, a folder of class folders, a .tar(.gz), or CIFAR-10 as torchvision ships it.
+        out: the run's folder.
+        test: held-out data, only scored at the end, never used to choose anything; empty when there is none.
+        limit: use at most this many images of each class; 0 is all of them.
+        objective: name of the objective, see `training.objectives`.
+        encoder: name of the encoder, see `training.encoders`.
+        image_size: side in pixels of the encoder's square input.
+        crop_from: side in pixels at which training images are kept; random crops are cut from these. 0 is `image_size`.
+        resize: how an image becomes a square, see `encoder.metadata.Preprocess`.
+        weights: a torchvision state dict, a run's folder or a checkpoint to start from.
+        epochs: passes over the data; 0 exports the encoder as it was initialised.
+        batch_size: images a step, each of which gives `num_views` views.
+        num_views: views of each image.
+        views: name of the preset that the views are drawn with, see `training.views`.
+        optimiser: `sgd` (Nesterov momentum 0.9) or `adamw`.
+        learning_rate: peak of the schedule, for the batch size given.
+        weight_decay: decay of the weights; biases and norms have none.
+        warmup_epochs: epochs during which the rate rises linearly from zero; then it falls along a half cosine.
+        temperature: of the contrastive loss.
+        projection_dim: size of the vectors that the contrastive loss compares.
+        precision: of the encoder's forward pass; `auto` is bfloat16 where the device multiplies it natively.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        seed: of everything random.
+        threads: CPU threads of torch; 0 leaves torch's choice (and OMP_NUM_THREADS) alone.
+        checkpoint_seconds: a checkpoint is written at least this often, and at the end of an epoch once a tenth of
+            this has passed.
+    """
+
+    data: str
+    out: Path
+    test: str = ""
+    limit: int = 0
+    objective: str = "supcon"
+    encoder: str = "tiny"
+    image_size: int = 32
+    crop_from: int = 0
+    resize: Resize = "crop"
+    weights: Path | None = None
+    epochs: int = 100
+    batch_size: int = 256
+    num_views: int = 2
+    views: str = "supcon"
+    optimiser: OptimiserName = "adamw"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup_epochs: float = 5.0
+    temperature: float = 0.1
+    projection_dim: int = 128
+    precision: Precision = "auto"
+    device: str = "auto"
+    seed: int = 0
+    threads: int = 0
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Check each value; raises InvalidArgumentError that names the option."""
+        _require(bool(self.data), "data", "name the images to train on")
+        for name in ("image_size", "batch_size", "num_views", "projection_dim"):
+            _require(getattr(self, name) >= 1, name, "must be at least 1")
+        for name in ("limit", "epochs", "seed", "threads", "crop_from"):
+            _require(getattr(self, name) >= 0, name, "must not be negative")
+        for name in ("weight_decay", "warmup_epochs", "checkpoint_seconds"):
+            _require(0 <= getattr(self, name) < float("inf"), name, "must be a number of at least 0")
+        for name in ("learning_rate", "temperature"):
+            _require(0 < getattr(self, name) < float("inf"), name, "must be a number above 0")
+        _require(self.image_size >= 8, "image_size", "must be at least 8")
+        _require(self.crop_from == 0 or self.crop_from >= self.image_size, "crop_from", "must be at least image-size")
+        for name, kind in (("resize", Resize), ("precision", Precision), ("optimiser", OptimiserName)):
+            allowed = get_args(kind)
+            _require(getattr(self, name) in allowed, name, f"must be one of {', '.join(allowed)}")
+
+    def to_json(self) -> str:
+        """Return the settings as a JSON object, indented, keys in the order above."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings with paths as strings, ready for JSON."""
+        values = dataclasses.asdict(self)
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainSettings":
+        """Build settings from `to_dict`'s mapping; unknown or missing names raise InvalidArgumentError."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - names)
+        if unknown:
+            raise InvalidArgumentError(f"{CONFIG_FILE} has settings unknown to this version: {', '.join(unknown)}")
+        known = dict(values)
+        try:
+            known["out"] = Path(known["out"])
+            known["weights"] = Path(known["weights"]) if known.get("weights") else None
+            return cls(**known)
+        except (KeyError, TypeError) as error:
+            raise InvalidArgumentError(f"{CONFIG_FILE} is incomplete or damaged: {error}") from error
+
+    @classmethod
+    def load(cls, run_dir: Path) -> "TrainSettings":
+        """Read the settings of the run in `run_dir`; raises InvalidArgumentError when there are none."""
+        path = run_dir / CONFIG_FILE
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InvalidArgumentError(f"{run_dir} is no training run: {CONFIG_FILE} cannot be read") from error
+        except ValueError as error:
+            raise InvalidArgumentError(f"{path} is damaged: {error}") from error
+        if not isinstance(values, dict):
+            raise InvalidArgumentError(f"{path} is damaged: it holds no JSON object")
+        return cls.from_dict(values)
+
+
+def recommended(data: str, out: Path) -> TrainSettings:
+    """Return the settings that suit `data` on a CPU; the command's options are laid over them."""
+    if data == "digits":
+        return TrainSettings(data=data, out=out, image_size=16, views="strokes", epochs=40, warmup_epochs=2)
+    return TrainSettings(data=data, out=out, image_size=64, views="photos", epochs=40, warmup_epochs=2)
+
+
+def _require(holds: bool, name: str, message: str) -> None:
+    if not holds:
+        option = name.replace("_", "-")
+        raise InvalidArgumentError(f"--{option} {message}", field=name)
