@@ -1,0 +1,30 @@
+"""What a search or a classification is asked about: exactly one of images, vectors and keys. Pure."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from encoder.errors import InvalidArgumentError
+from kindred import images as image_forms
+from kindred import messages
+from kindred.types import ImageLike
+from kindred.v1 import common_pb2
+
+Part = Callable[[Any], common_pb2.Query]
+
+
+def choose(
+    images: ImageLike | Iterable[ImageLike] | None, vectors: Any, keys: Iterable[str] | None
+) -> tuple[str, Part, Iterable[Any]]:
+    """Return what members are called, how one becomes a query, and the members.
+
+    Raises:
+        InvalidArgumentError: none is given, or more than one.
+    """
+    if sum(given is not None for given in (images, vectors, keys)) != 1:
+        raise InvalidArgumentError("give exactly one of images, vectors and keys", field="queries")
+    if images is not None:
+        return "images", messages.image_query, image_forms.as_images(images)
+    if vectors is not None:
+        return "vectors", messages.vector_query, image_forms.as_vectors(vectors)
+    assert keys is not None  # noqa: S101  told to the type checker; ruled out above
+    return "keys", messages.key_query, [keys] if isinstance(keys, str) else keys
