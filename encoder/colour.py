@@ -1,0 +1,153 @@
+"""Turns an image of any mode into plain 8-bit sRGB: bit depth, colour space, colour profile, transparency.
+
+Each rule follows from what the file declares, never from looking at neighbouring images, so one file always gives the
+same pixels. The one exception is floating point, where no file says what white is.
+"""
+
+from functools import lru_cache
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, TiffImagePlugin
+
+Colour = tuple[int, int, int]
+
+# Real profiles are below 3 MB, the largest being those of printers.
+_MAX_PROFILE_BYTES = 4 * 2**20
+_BITS_PER_SAMPLE = 258
+_PHOTOMETRIC = 262
+_SAMPLE_FORMAT = 339
+_WHITE_IS_ZERO = 0
+_SIGNED = 2
+
+
+def to_rgb(image: Image.Image, background: Colour, rawmode: str = "") -> Image.Image:
+    """Return a loaded image as mode RGB in sRGB, transparent parts over a background colour.
+
+    Args:
+        image: an image of any mode, already decoded.
+        background: RGB, 0 to 255 each.
+        rawmode: how the file stores a pixel, in Pillow's words; scales a transparent colour as the pixels were.
+
+    Raises:
+        ValueError: the mode cannot be converted.
+    """
+    profile = image.info.get("icc_profile")
+    key = _transparent_key(image, rawmode)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image, alpha = _reduce_depth(image, key)
+    else:
+        if key is not None:
+            image.info["transparency"] = key
+        image, alpha = _split_alpha(image)
+    rgb = _apply_profile(image, profile) if isinstance(profile, bytes) and profile else None
+    if rgb is None:
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+    if alpha is None or alpha.getextrema() == (255, 255):
+        return rgb
+    canvas = Image.new("RGB", rgb.size, background)
+    canvas.paste(rgb, mask=alpha)
+    return canvas
+
+
+def _transparent_key(image: Image.Image, rawmode: str) -> int | tuple[int, ...] | None:
+    """Return the one colour that stands for transparent, on the scale of the decoded pixels; None when there is none.
+
+    PNG gives it on the scale of the file, and Pillow passes it on as it is.
+    """
+    key = image.info.get("transparency")
+    if image.mode == "P" or not isinstance(key, int | tuple):
+        return None
+    if isinstance(key, tuple):
+        return tuple(part >> 8 for part in key) if rawmode.startswith("RGB;16") else key
+    factor = {"L;2": 85, "L;4": 17}.get(rawmode, 1)
+    return key * factor
+
+
+def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Return an 8-bit image without transparency, in a mode that colour profiles know, and its alpha channel."""
+    if image.has_transparency_data:
+        if image.mode == "La":
+            image = image.convert("LA")
+        if image.mode == "LA":
+            return image.getchannel("L"), image.getchannel("A")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+        return image.convert("RGB"), image.getchannel("A")
+    if image.mode in ("RGB", "L", "CMYK"):
+        return image, None
+    return image.convert("L" if image.mode == "1" else "RGB"), None
+
+
+def _reduce_depth(image: Image.Image, key: object) -> tuple[Image.Image, Image.Image | None]:
+    """Return an image of one deep channel as mode L, and its alpha channel if one value stands for transparent."""
+    values = np.asarray(image)
+    alpha = None
+    if isinstance(key, int):
+        alpha = Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    if values.dtype.kind == "f":
+        grey = _reduce_float(values)
+    else:
+        grey = _reduce_int(values, _bits(image, tags), signed=_first(tags.get(_SAMPLE_FORMAT)) == _SIGNED)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        grey = 255 - grey
+    return Image.fromarray(grey), alpha
+
+
+def _bits(image: Image.Image, tags: object) -> int:
+    """Return how many bits the file gives a sample; 16 where it does not say, as for PGM."""
+    bits = _first(tags.get(_BITS_PER_SAMPLE)) if isinstance(tags, TiffImagePlugin.ImageFileDirectory_v2) else None
+    return bits if isinstance(bits, int) else 16
+
+
+def _first(value: object) -> object:
+    return value[0] if isinstance(value, tuple) and value else value
+
+
+def _reduce_int(values: NDArray[np.integer], bits: int, *, signed: bool) -> NDArray[np.uint8]:
+    """Keep the upper 8 of `bits` bits, as decoders do for 16-bit colour; below zero is black."""
+    if bits == 32 and not signed:
+        values = values.view(np.uint32)
+    top: NDArray[np.uint8] = np.clip(values >> max(bits - signed - 8, 0), 0, 255).astype(np.uint8)
+    return top
+
+
+def _reduce_float(values: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Scale by the smallest customary white that the values stay below: 1, 255 or 65,535; above that is white."""
+    finite = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    peak = float(finite.max(initial=0.0))
+    white = next((white for white in (1.0, 255.0) if peak <= white), 65535.0)
+    scaled: NDArray[np.uint8] = np.clip(np.rint(finite * (255.0 / white)), 0, 255).astype(np.uint8)
+    return scaled
+
+
+def _apply_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
+    """Return the image in sRGB; None when its profile is sRGB anyway, broken, or meant for another mode."""
+    if image.mode not in ("RGB", "L", "CMYK") or len(profile) > _MAX_PROFILE_BYTES:
+        return None
+    transform = _transform(profile, image.mode)
+    return None if transform is None else transform.apply(image)
+
+
+@lru_cache(maxsize=16)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Build the way from a profile to sRGB, once for the many images that share it; threads may share it too."""
+    try:
+        transform = ImageCms.buildTransform(
+            ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB"), mode, "RGB"
+        )
+        probe = _probe(mode)
+        changed = np.asarray(transform.apply(probe), np.int16) - np.asarray(probe.convert("RGB"), np.int16)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+    # Most profiles are some vendor's sRGB: off by rounding at most, and not worth the time.
+    return None if np.abs(changed).max() <= 1 else transform
+
+
+def _probe(mode: str) -> Image.Image:
+    """Return an image with the colours of a coarse grid over the whole range of a mode."""
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    levels = np.linspace(0, 255, 256 if bands == 1 else 9).astype(np.uint8)
+    grid = np.stack(np.meshgrid(*[levels] * bands, indexing="ij"), axis=-1).reshape(1, -1, bands)
+    return Image.frombytes(mode, (grid.shape[1], 1), grid.tobytes())
