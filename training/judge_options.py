@@ -1,0 +1,105 @@
+"""The commands `kindred evaluate` and `kindred export`: options in, a table or one JSON line out."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from encoder.metadata import Metadata
+    from training.data import ImageSet, Split
+
+Device = Literal["auto", "cpu", "cuda"]
+
+ROWS = {
+    "knn_accuracy": ("kNN accuracy", ".2%"),
+    "linear_accuracy": ("linear probe accuracy", ".2%"),
+    "recall_at_1": ("recall@1", ".2%"),
+    "map_at_r": ("MAP@R", ".2%"),
+    "onnx_max_abs_diff": ("largest difference, ONNX and torch", ".1e"),
+    "onnx_knn_agreement": ("same nearest neighbour", ".2%"),
+    "train_count": ("training images", ",d"),
+    "test_count": ("test images", ",d"),
+    "class_count": ("classes", ",d"),
+    "embeddings_per_second": ("embeddings per second", ",.0f"),
+}
+"""How a figure is shown, in this order; figures that are not there are left out."""
+
+
+def evaluate_command(
+    model: Annotated[Path, typer.Argument(help="The model artifact, an .onnx file.", show_default=False)],
+    train: Annotated[
+        str,
+        typer.Option(
+            help="Labelled images that are the neighbours and train the linear probe: as for train.", show_default=False
+        ),
+    ],
+    test: Annotated[
+        str, typer.Option(help="Labelled images to ask about; the model must not have seen them.", show_default=False)
+    ],
+    k: Annotated[int, typer.Option("--k", min=1, help="Neighbours that vote.")] = 20,
+    temperature: Annotated[float, typer.Option(help="Of the votes: the lower, the more the nearest count.")] = 0.07,
+    device: Annotated[Device, typer.Option(help="Where ONNX Runtime runs.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line.")] = False,
+) -> None:
+    """Score a model: kNN and linear-probe accuracy and retrieval, through ONNX Runtime as it is served."""
+    from encoder.artifact import read_metadata
+    from encoder.errors import InvalidArgumentError
+    from training.evaluate import evaluate_artifact
+
+    metadata = read_metadata(model)
+    gallery, queries = _load(train, metadata, "train"), _load(test, metadata, "test")
+    if train == test and gallery.keys == queries.keys:
+        raise InvalidArgumentError(
+            "--train and --test name the same images; a score on these says nothing", field="test"
+        )
+    scores = evaluate_artifact(model, gallery, queries, k=k, temperature=temperature, device=device)
+    figures = {"model": str(model), "space": metadata.space, "dim": metadata.dim, **scores.to_json()}
+    _show(f"{model.name} on {queries.name}", figures, as_json=as_json)
+
+
+def export_command(
+    run: Annotated[Path, typer.Argument(help="The training run's folder.", show_default=False)],
+    data: Annotated[str, typer.Option(help="The run's training images, if they have moved.", show_default=False)] = "",
+    test: Annotated[str, typer.Option(help="Its test images, if they have moved.", show_default=False)] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line.")] = False,
+) -> None:
+    """Export a run's last checkpoint to its model.onnx, checked against torch on real images and scored."""
+    from training.export import export_run
+
+    report = export_run(run, data=data, test_data=test)
+    _show(f"{report.model} written", {**report.to_json(), "model": str(report.model)}, as_json=as_json)
+
+
+def _load(spec: str, metadata: "Metadata", split: "Split") -> "ImageSet":
+    """Load images as the model is served them; `split` counts where the source has one."""
+    from encoder.errors import FailedPreconditionError
+    from encoder.metadata import Preprocess
+    from training.data import has_split, load_images
+
+    wanted = metadata.preprocess
+    if wanted != Preprocess(height=wanted.height, width=wanted.height, resize=wanted.resize):
+        raise FailedPreconditionError(
+            "evaluate prepares square images by bilinear resizing on white only; "
+            "this model's metadata ask for something else"
+        )
+    part = split if has_split(spec) else "all"
+    return load_images(spec, size=wanted.height, split=part, resize=wanted.resize)
+
+
+def _show(title: str, figures: Mapping[str, object], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(figures))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, (label, pattern) in ROWS.items():
+        if (value := figures.get(name)) is not None:
+            table.add_row(label, format(value, pattern))
+    Console().print(table)
