@@ -4,13 +4,13 @@ A key is what a collection knows an image by: its path below the source's root, 
 is the folder that the file lies in, because that is how labelled images are kept nearly everywhere.
 """
 
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Protocol
 
-from encoder.errors import ImageError, KindredError
+from encoder.errors import ImageError, InvalidArgumentError, KindredError
+from index import validate
 from index.types import Payload
 
 # Names that the decoder's formats go by. Everything else in a folder or an archive is passed over.
@@ -26,7 +26,6 @@ _SUFFIXES = {
     "AVIF": (".avif",),
 }
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
-MAX_KEY_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +96,12 @@ def record_of(key: str, data: bytes | str) -> Record:
 def key_problem(key: str) -> str | None:
     """Return why a collection cannot know an image by this key, None when it can."""
     try:
-        size = len(key.encode())
+        key.encode()
+        validate.key(key)
     except UnicodeEncodeError:
         return "its name is not UTF-8; rename it"
-    if any(unicodedata.category(character) == "Cc" for character in key):
-        return "its name holds control characters; rename it"
-    if not 1 <= size <= MAX_KEY_BYTES:
-        return f"its path has {size} bytes and may have {MAX_KEY_BYTES}; rename it"
+    except InvalidArgumentError as error:
+        return f"its path cannot be a key, rename it: {error}"
     return None
 
 
