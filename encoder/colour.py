@@ -1,7 +1,7 @@
 """Turns an image of any mode into plain 8-bit sRGB: bit depth, colour space, colour profile, transparency.
 
 Each rule follows from what the file declares, never from looking at neighbouring images, so one file always gives the
-same pixels. The one exception is floating point, where no file says what white is.
+same pixels. The exceptions are floating point and 32-bit integers, where no file says what white is.
 """
 
 from functools import lru_cache
@@ -107,8 +107,11 @@ def _first(value: object) -> object:
 
 def _reduce_int(values: NDArray[np.integer], bits: int, *, signed: bool) -> NDArray[np.uint8]:
     """Keep the upper 8 of `bits` bits, as decoders do for 16-bit colour; below zero is black."""
-    if bits == 32 and not signed:
-        values = values.view(np.uint32)
+    if bits == 32:
+        values = values if signed else values.view(np.uint32)
+        # Hardly any file fills 32 bits: most hold what fits into 16, as Pillow itself writes them.
+        if int(values.max(initial=0)) < 2**16:
+            bits, signed = 16, False
     top: NDArray[np.uint8] = np.clip(values >> max(bits - signed - 8, 0), 0, 255).astype(np.uint8)
     return top
 
