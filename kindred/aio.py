@@ -62,11 +62,12 @@ class AsyncClient:
             limits: what one message may hold.
             retry: when a failed call is tried again.
         """
-        self._connection = channel.connection(address, token, tls, timeout, in_flight, limits, retry)
-        self._transport = AsyncTransport(self._connection)
+        connection = channel.connection(address, token, tls, timeout, in_flight, limits, retry)
+        self.address = connection.address
+        self._transport = AsyncTransport(connection)
 
     def __repr__(self) -> str:
-        return f"AsyncClient({self._connection.address!r})"
+        return f"AsyncClient({self.address!r})"
 
     async def __aenter__(self) -> Self:
         return self
@@ -111,9 +112,12 @@ class AsyncClient:
         return np.stack(rows) if rows else np.empty((0, 0), np.float32)
 
     def iter_embed(
-        self, images: ImageLike | Iterable[ImageLike], *, model: str = ""
+        self, images: ImageLike | Iterable[ImageLike | KindredError], *, model: str = ""
     ) -> AsyncIterator[Vector | KindredError]:
-        """Yield the embedding (float32 [D]) or the error of each image, holding only a few batches in memory."""
+        """Yield the embedding (float32 [D]) or the error of each image, holding only a few batches in memory.
+
+        An error among the images comes out in its place.
+        """
         return self._transport.results(calls.embed_series(model), as_images(images))
 
     # Search and classify.
@@ -189,7 +193,7 @@ class AsyncClient:
         )
 
     def iter_search(
-        self, images: Iterable[ImageLike], asked: calls.SearchParameters
+        self, images: Iterable[ImageLike | KindredError], asked: calls.SearchParameters
     ) -> AsyncIterator[list[Neighbour] | KindredError]:
         """Yield the neighbours or the error of each image, holding only a few batches in memory."""
         return self._transport.results(calls.search_series("images", messages.image_query, asked), images)
@@ -276,7 +280,7 @@ class AsyncClient:
         )
 
     def iter_classify(
-        self, images: Iterable[ImageLike], asked: calls.ClassifyParameters
+        self, images: Iterable[ImageLike | KindredError], asked: calls.ClassifyParameters
     ) -> AsyncIterator[Prediction | KindredError]:
         """Yield the prediction or the error of each image, holding only a few batches in memory."""
         return self._transport.results(calls.classify_series("images", messages.image_query, asked), images)

@@ -172,7 +172,7 @@ ClassifySeries = Series[Member, common.Query, searcher.ClassifyRequest, searcher
 UpsertSeries = Series[Item, common.Item, collections.UpsertRequest, collections.UpsertResponse, tuple[Outcome, int]]
 
 
-def embed_series(model: str) -> "EmbedSeries[ImageLike]":
+def embed_series(model: str) -> "EmbedSeries[ImageLike | KindredError]":
     """Return the series that embeds images."""
     return Series(
         EMBED,

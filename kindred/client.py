@@ -65,11 +65,12 @@ class Client:
             limits: what one message may hold.
             retry: when a failed call is tried again.
         """
-        self._connection = channel.connection(address, token, tls, timeout, in_flight, limits, retry)
-        self._transport = Transport(self._connection)
+        connection = channel.connection(address, token, tls, timeout, in_flight, limits, retry)
+        self.address = connection.address
+        self._transport = Transport(connection)
 
     def __repr__(self) -> str:
-        return f"Client({self._connection.address!r})"
+        return f"Client({self.address!r})"
 
     def __enter__(self) -> Self:
         return self
@@ -114,9 +115,12 @@ class Client:
         return np.stack(rows) if rows else np.empty((0, 0), np.float32)
 
     def iter_embed(
-        self, images: ImageLike | Iterable[ImageLike], *, model: str = ""
+        self, images: ImageLike | Iterable[ImageLike | KindredError], *, model: str = ""
     ) -> Iterator[Vector | KindredError]:
-        """Yield the embedding (float32 [D]) or the error of each image, holding only a few batches in memory."""
+        """Yield the embedding (float32 [D]) or the error of each image, holding only a few batches in memory.
+
+        An error among the images comes out in its place.
+        """
         return self._transport.results(calls.embed_series(model), as_images(images))
 
     # Search and classify.
@@ -188,7 +192,7 @@ class Client:
         return list(results) if errors == "return" else list(calls.unwrap(results, noun))
 
     def iter_search(
-        self, images: Iterable[ImageLike], asked: calls.SearchParameters
+        self, images: Iterable[ImageLike | KindredError], asked: calls.SearchParameters
     ) -> Iterator[list[Neighbour] | KindredError]:
         """Yield the neighbours or the error of each image, holding only a few batches in memory."""
         return self._transport.results(calls.search_series("images", messages.image_query, asked), images)
@@ -271,7 +275,7 @@ class Client:
         return list(results) if errors == "return" else list(calls.unwrap(results, noun))
 
     def iter_classify(
-        self, images: Iterable[ImageLike], asked: calls.ClassifyParameters
+        self, images: Iterable[ImageLike | KindredError], asked: calls.ClassifyParameters
     ) -> Iterator[Prediction | KindredError]:
         """Yield the prediction or the error of each image, holding only a few batches in memory."""
         return self._transport.results(calls.classify_series("images", messages.image_query, asked), images)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder.errors import ImageError, InvalidArgumentError, NotFoundError
+from encoder.errors import ImageError, InvalidArgumentError, KindredError, NotFoundError
 from kindred.types import ImageLike
 
 if TYPE_CHECKING:
@@ -24,18 +24,21 @@ if TYPE_CHECKING:
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 
 
-def image_bytes(image: ImageLike) -> bytes:
+def image_bytes(image: ImageLike | KindredError) -> bytes:
     """Return the bytes of an image file that holds `image`.
 
     Args:
         image: a path; bytes, which are passed on; a Pillow image; or an array: uint8 [H, W], [H, W, 1], [H, W, 3] (RGB)
-            or [H, W, 4] (RGBA), bool [H, W], uint16 [H, W].
+            or [H, W, 4] (RGBA), bool [H, W], uint16 [H, W]. An error is raised: whoever read the images could not read
+            this one.
 
     Raises:
         NotFoundError: there is no such file.
         ImageError: the file cannot be read, or the array or Pillow image cannot be encoded.
         InvalidArgumentError: `image` is none of these.
     """
+    if isinstance(image, KindredError):
+        raise image
     if isinstance(image, bytes):
         return image
     if isinstance(image, bytearray | memoryview):
@@ -51,7 +54,7 @@ def image_bytes(image: ImageLike) -> bytes:
     )
 
 
-def as_images(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
+def as_images(images: ImageLike | Iterable[ImageLike | KindredError]) -> Iterable[ImageLike | KindredError]:
     """Return `images` as a series, a single image as a series of one.
 
     An array counts as a single image when it is [H, W] or [H, W, 1|3|4], as a series of images otherwise.
@@ -61,7 +64,7 @@ def as_images(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
         return [images] if single else list(images)
     if isinstance(images, str | os.PathLike | bytes | bytearray | memoryview) or _is_pillow(images):
         return [cast(ImageLike, images)]
-    return cast(Iterable[ImageLike], images)
+    return cast(Iterable[ImageLike | KindredError], images)
 
 
 def as_vectors(vectors: NDArray[np.generic] | Sequence[Any] | Iterable[Any]) -> Iterable[Any]:

@@ -31,7 +31,7 @@ _OUTCOMES = {
 # What goes out.
 
 
-def image_message(image: ImageLike) -> common_pb2.Image:
+def image_message(image: ImageLike | KindredError) -> common_pb2.Image:
     """Return the message of an image; raises as `kindred.images.image_bytes` does."""
     return common_pb2.Image(data=image_bytes(image))
 
@@ -49,7 +49,7 @@ def vector_message(vector: Any) -> common_pb2.Vector:
     return common_pb2.Vector(data=array.tobytes(), dim=array.size)
 
 
-def image_query(image: ImageLike) -> common_pb2.Query:
+def image_query(image: ImageLike | KindredError) -> common_pb2.Query:
     """Return the query by an image."""
     return common_pb2.Query(image=image_message(image))
 

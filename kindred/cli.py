@@ -1,0 +1,162 @@
+"""The `kindred` command: finds the subcommand, lays its settings in order, and turns errors into one line and a status.
+
+Exit status: 0 done, 1 failed, 2 wrong use, 130 stopped by Ctrl-C. A subcommand's module is loaded only when it is asked
+for, and torch, FAISS, ONNX Runtime and gRPC only when it runs.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from encoder.errors import KindredError
+from kindred import config
+
+# Name → where the function or the Typer app is. The order is that of `kindred --help`.
+COMMANDS = {
+    "demo": "kindred.commands.demo:demo",
+    "train": "training.options:train_command",
+    "evaluate": "training.judge_options:evaluate_command",
+    "export": "training.judge_options:export_command",
+    "index": "kindred.commands.index:index",
+    "collection": "kindred.commands.collection:app",
+    "serve": "kindred.commands.serve:serve",
+    "embed": "kindred.commands.embed:embed",
+    "search": "kindred.commands.search:search",
+    "classify": "kindred.commands.classify:classify",
+    "health": "kindred.commands.health:health",
+    "version": "kindred.commands.version:version",
+}
+# Modules that an extra brings, by the extra.
+EXTRAS = {
+    "cpu": {"faiss", "onnxruntime", "grpc_health", "grpc_reflection", "prometheus_client"},
+    "train": {"torch", "sklearn", "onnx", "onnxscript", "scipy", "tensorboard", "matplotlib"},
+}
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+class _StoppedError(Exception):
+    """Ctrl-C, carried past the command-line library, which would swallow it."""
+
+
+class _PipeClosedError(Exception):
+    """The reader of standard output has gone, carried likewise."""
+
+
+class LazyGroup(TyperGroup):
+    """Loads a subcommand's module when it is named, or when all are listed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of the subcommands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Load a subcommand, None when there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        if cmd_name not in self.commands:
+            self.commands[cmd_name] = config.with_environment(load_command(cmd_name), f"KINDRED_{cmd_name.upper()}")
+        return self.commands[cmd_name]
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the subcommand."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _PipeClosedError from error
+        except KeyboardInterrupt as error:
+            raise _StoppedError(str(error) or "stopped") from error
+
+
+def load_command(name: str) -> Any:
+    """Import a subcommand and return it as the command-line library's object."""
+    module, attribute = COMMANDS[name].split(":")
+    target = getattr(importlib.import_module(module), attribute)
+    app = target
+    if not isinstance(target, typer.Typer):
+        app = typer.Typer(add_completion=False)
+        app.command(name)(target)
+    command = typer.main.get_command(app)
+    command.name = name
+    return command
+
+
+def root(
+    ctx: typer.Context,
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="Settings in TOML; default ./kindred.toml where there is one."),
+    ] = None,
+) -> None:
+    """From a folder of images to a service that knows which images are alike and what they are.
+
+    Every option --some-name of COMMAND may also be given as KINDRED_COMMAND_SOME_NAME in the environment, or as
+    some-name in kindred.toml, at its top or in the command's own table. The command line comes first, then the
+    environment, then the file. KINDRED_ADDRESS, KINDRED_TOKEN, KINDRED_CA, KINDRED_DATA_DIR, KINDRED_MODEL and
+    KINDRED_DEVICE are for all commands.
+    """
+    named = config_file or (Path(os.environ["KINDRED_CONFIG"]) if os.environ.get("KINDRED_CONFIG") else None)
+    ctx.default_map = config.load(named, ctx.command, ctx)
+
+
+def main() -> None:
+    """Run the command on the process's arguments and exit with its status."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command and return its exit status; errors become one line on standard error."""
+    app = typer.Typer(cls=LazyGroup, add_completion=False)
+    app.callback()(root)
+    try:
+        status = typer.main.get_command(app).main(
+            list(arguments) or ["--help"], prog_name="kindred", standalone_mode=False
+        )
+        sys.stdout.flush()
+    except Exception as error:
+        if os.environ.get("KINDRED_DEBUG"):
+            raise
+        return report(error)
+    return status if isinstance(status, int) else 0
+
+
+def report(error: Exception) -> int:
+    """Say what went wrong in one line on standard error and return the exit status."""
+    if isinstance(error, _PipeClosedError):
+        # Python flushes standard output once more at the end, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    message, status = described(error)
+    print("kindred:", " ".join(message.split()), file=sys.stderr)
+    return status
+
+
+def described(error: Exception) -> tuple[str, int]:
+    """Return an error's message and exit status."""
+    if isinstance(error, _StoppedError):
+        return str(error), INTERRUPTED
+    if isinstance(error, KindredError):
+        return str(error), error.exit_status
+    if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error.name or "")):
+        return f"this needs {error.name}, which is not installed: pip install 'kindred[{extra}]'", 1
+    if hasattr(error, "format_message"):
+        # Wrong use. The command-line library has no public name for the base class of these.
+        usage: Any = error
+        context = getattr(usage, "ctx", None)
+        path = context.command_path if context is not None else "kindred"
+        return f"{usage.format_message().rstrip('.')}; see '{path} --help'", int(usage.exit_code)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 1
+    return f"{type(error).__name__}: {error} (a bug; KINDRED_DEBUG=1 shows where)", 1
+
+
+def extra_of(module: str) -> str:
+    """Return the extra that brings a module, empty when none does."""
+    top = module.split(".")[0]
+    return next((extra for extra, modules in EXTRAS.items() if top in modules), "")

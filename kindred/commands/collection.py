@@ -1,0 +1,228 @@
+"""`kindred collection list|info|scroll|drop`: looks after collections, in a folder here or on a server."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+import typer
+
+from encoder.errors import InvalidArgumentError
+from kindred.commands import shared
+
+if TYPE_CHECKING:
+    from index.types import CollectionInfo
+    from kindred.types import StoredItem
+
+app = typer.Typer(add_completion=False, help="Look after collections, in a folder here or on a server.")
+_PAGE = 1000
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The collection's name.")]
+
+
+class Keeper(Protocol):
+    """Whoever keeps the collections."""
+
+    def infos(self) -> "list[CollectionInfo]":
+        """Describe all collections."""
+
+    def info(self, name: str) -> "CollectionInfo":
+        """Describe one collection."""
+
+    def items(self, name: str) -> "Iterator[StoredItem]":
+        """Yield all items in the order of their last write."""
+
+    def drop(self, name: str) -> int:
+        """Remove a collection and return how many items it held."""
+
+    def close(self) -> None:
+        """Let go."""
+
+
+@app.command("list")
+def list_collections(
+    data_dir: shared.DataDir = None,
+    address: shared.RemoteAddress = None,
+    token: shared.Token = None,
+    tls: shared.TlsFlag = False,
+    ca: shared.CaFile = None,
+    as_json: shared.AsJson = False,
+) -> None:
+    """List the collections."""
+    from kindred import console
+
+    keeper = keeper_of(data_dir, address, token, tls, ca)
+    try:
+        infos = keeper.infos()
+    finally:
+        keeper.close()
+    if as_json:
+        console.print_json({"collections": [dataclasses.asdict(info) for info in infos]})
+        return
+    headings = ["name", "items", "labelled", "dim", "index", "space"]
+    rows = [[one.name, f"{one.count:,}", f"{one.labelled:,}", str(one.dim), one.index_kind, one.space] for one in infos]
+    console.print_table(headings, rows)
+
+
+@app.command("info")
+def show_collection(
+    name: Name,
+    data_dir: shared.DataDir = None,
+    address: shared.RemoteAddress = None,
+    token: shared.Token = None,
+    tls: shared.TlsFlag = False,
+    ca: shared.CaFile = None,
+    as_json: shared.AsJson = False,
+) -> None:
+    """Describe one collection."""
+    from kindred import console
+
+    keeper = keeper_of(data_dir, address, token, tls, ca)
+    try:
+        info = keeper.info(name)
+    finally:
+        keeper.close()
+    if as_json:
+        console.print_json(dataclasses.asdict(info))
+        return
+    made = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(info.created_at))
+    rows = [
+        ["name", info.name],
+        ["space", info.space],
+        ["components", str(info.dim)],
+        ["items", f"{info.count:,}"],
+        ["labelled", f"{info.labelled:,}"],
+        ["index", info.index_kind],
+        ["recall", "not measured" if info.recall is None else f"{info.recall:.4f}"],
+        ["on disk", f"{info.disk_bytes / 2**20:,.1f} MiB"],
+        ["last write", f"number {info.sequence:,}"],
+        ["made", made],
+    ]
+    console.print_table(["", ""], rows)
+
+
+@app.command("scroll")
+def scroll_items(
+    name: Name,
+    limit: Annotated[int, typer.Option("--limit", help="Items to show; 0 is all.", min=0)] = 20,
+    data_dir: shared.DataDir = None,
+    address: shared.RemoteAddress = None,
+    token: shared.Token = None,
+    tls: shared.TlsFlag = False,
+    ca: shared.CaFile = None,
+    as_json: shared.AsJson = False,
+) -> None:
+    """Show a collection's items in the order of their last write."""
+    from kindred import console
+
+    keeper = keeper_of(data_dir, address, token, tls, ca)
+    kept: list[dict[str, Any]] = []
+    try:
+        with console.Rows(["sequence", "key", "label", "payload"], silent=as_json) as rows:
+            for item in itertools.islice(keeper.items(name), limit or None):
+                payload = dict(item.payload) if item.payload else None
+                rows.add(item.sequence, item.key, item.label, payload)
+                if as_json:
+                    kept.append({"key": item.key, "label": item.label, "payload": payload, "sequence": item.sequence})
+    finally:
+        keeper.close()
+    if as_json:
+        console.print_json({"items": kept})
+
+
+@app.command("drop")
+def drop_collection(
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    data_dir: shared.DataDir = None,
+    address: shared.RemoteAddress = None,
+    token: shared.Token = None,
+    tls: shared.TlsFlag = False,
+    ca: shared.CaFile = None,
+    as_json: shared.AsJson = False,
+) -> None:
+    """Remove a collection and all its items for good."""
+    import sys
+
+    from kindred import console
+
+    keeper = keeper_of(data_dir, address, token, tls, ca)
+    try:
+        info = keeper.info(name)
+        if not yes:
+            if not sys.stdin.isatty():
+                raise InvalidArgumentError(f"this removes {name} and its {info.count:,} items for good: say --yes")
+            typer.confirm(f"Remove {name} and its {info.count:,} items for good?", abort=True, err=True)
+        count = keeper.drop(name)
+    finally:
+        keeper.close()
+    if as_json:
+        console.print_json({"dropped": name, "count": count})
+    else:
+        print(f"dropped {name} with {count:,} items")
+
+
+def keeper_of(data_dir: Path | None, address: str | None, token: str | None, tls: bool, ca: Path | None) -> Keeper:
+    """Return whoever keeps the collections: a folder here, or a server."""
+    shared.one_place(data_dir, address)
+    return _Folder(data_dir) if data_dir is not None else _Server(address or "", token, tls, ca)
+
+
+class _Folder:
+    """Collections in a folder; only dropping takes the writer's lock, so a running server does not stand in the way."""
+
+    def __init__(self, data_dir: Path) -> None:
+        from index.catalog import Catalog
+
+        if not data_dir.is_dir():
+            raise InvalidArgumentError(f"no folder {data_dir}", field="data_dir")
+        self._catalog = Catalog
+        self._data_dir = data_dir
+
+    def infos(self) -> "list[CollectionInfo]":
+        with self._catalog(self._data_dir, read_only=True) as catalog:
+            return catalog.list()
+
+    def info(self, name: str) -> "CollectionInfo":
+        with self._catalog(self._data_dir, read_only=True) as catalog, catalog.open(name) as collection:
+            return collection.info()
+
+    def items(self, name: str) -> "Iterator[StoredItem]":
+        from kindred.types import StoredItem
+
+        with self._catalog(self._data_dir, read_only=True) as catalog, catalog.open(name) as collection:
+            after = 0
+            while page := collection.scroll(after, _PAGE):
+                for item in page:
+                    yield StoredItem(item.key, item.label, item.payload, item.content_hash, item.sequence)
+                after = page[-1].sequence
+
+    def drop(self, name: str) -> int:
+        with self._catalog(self._data_dir) as catalog:
+            return catalog.drop(name)
+
+    def close(self) -> None:
+        """Nothing is held between calls."""
+
+
+class _Server:
+    """Collections of a server."""
+
+    def __init__(self, address: str, token: str | None, tls: bool, ca: Path | None) -> None:
+        self._client = shared.connect(address, token, tls, ca, timeout=60.0)
+
+    def infos(self) -> "list[CollectionInfo]":
+        return self._client.collections()
+
+    def info(self, name: str) -> "CollectionInfo":
+        return self._client.collection(name)
+
+    def items(self, name: str) -> "Iterator[StoredItem]":
+        return self._client.scroll(name)
+
+    def drop(self, name: str) -> int:
+        return self._client.drop_collection(name)
+
+    def close(self) -> None:
+        self._client.close()

@@ -1,0 +1,33 @@
+"""`kindred health`."""
+
+from typing import Annotated
+
+import typer
+
+from encoder.errors import UnavailableError
+from kindred.commands import shared
+
+
+def health(
+    address: shared.Address = shared.DEFAULT_ADDRESS,
+    wait: Annotated[
+        float, typer.Option("--wait", metavar="SECONDS", help="Wait so long until the server is ready.", min=0)
+    ] = 0.0,
+    token: shared.Token = None,
+    tls: shared.TlsFlag = False,
+    ca: shared.CaFile = None,
+    as_json: shared.AsJson = False,
+) -> None:
+    """Ask a server whether it is serving; exit status 0 when it is, 1 when not."""
+    from kindred.console import print_json
+
+    with shared.connect(address, token, tls, ca, timeout=5.0) as client:
+        if wait:
+            client.wait_ready(wait)
+        elif not client.health():
+            raise UnavailableError(f"{address} answers that it is not serving")
+        models = client.models()
+    if as_json:
+        print_json({"serving": True, "models": [model.name for model in models]})
+        return
+    print(f"{address} is serving", ", ".join(f"{model.name} ({model.dim} components)" for model in models))

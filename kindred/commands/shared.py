@@ -1,0 +1,59 @@
+"""Options that several subcommands have, and what they stand for."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from encoder.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from kindred.client import Client
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+
+Address = Annotated[str, typer.Option("--address", metavar="HOST:PORT", help="The server.")]
+RemoteAddress = Annotated[
+    str | None, typer.Option("--address", metavar="HOST:PORT", help="A server that keeps the collection.")
+]
+Token = Annotated[
+    str | None, typer.Option("--token", metavar="TOKEN", help="Bearer token; better kept in KINDRED_TOKEN.")
+]
+TlsFlag = Annotated[bool, typer.Option("--tls", help="Encrypt, trusting the system's certificates.")]
+CaFile = Annotated[
+    Path | None, typer.Option("--ca", metavar="FILE", help="Encrypt, trusting these certificates (PEM).")
+]
+Timeout = Annotated[
+    float, typer.Option("--timeout", metavar="SECONDS", help="Longest time for one message.", min=0.001)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON object on the last line.")]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", metavar="DIR", help="Folder of the collections, opened here.")
+]
+CollectionName = Annotated[str, typer.Option("--collection", metavar="NAME", help="The collection to ask.")]
+Sources = Annotated[
+    list[Path],
+    typer.Argument(metavar="IMAGE...", help="Image files, folders of images, or .tar, .tar.gz, .tgz archives."),
+]
+Filter = Annotated[
+    str | None,
+    typer.Option("--filter", metavar="CONDITION", help="""Only items that match, such as 'label = "shoe"'."""),
+]
+Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="Where the model runs.")]
+
+
+def connect(
+    address: str, token: str | None, tls: bool, ca: Path | None, timeout: float, in_flight: int = 4
+) -> "Client":
+    """Return a client for the options that all commands with a server have."""
+    from kindred.client import Client
+
+    return Client(address, token=token, tls=ca or tls, timeout=timeout, in_flight=in_flight)
+
+
+def one_place(data_dir: Path | None, address: str | None) -> None:
+    """Raise InvalidArgumentError unless exactly one of the two is given."""
+    if (data_dir is None) == (address is None):
+        raise InvalidArgumentError(
+            "give either --data-dir (collections in a folder here) or --address (collections of a server)"
+        )

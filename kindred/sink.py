@@ -1,0 +1,67 @@
+"""Lets batch indexing write to a server as it writes to a local collection."""
+
+from collections.abc import Sequence
+
+from encoder.errors import FailedPreconditionError, InternalError, NotFoundError
+from index.types import CollectionInfo, Item, Outcome, UpsertResult
+from kindred import types
+from kindred.client import Client
+
+
+class ClientSink:
+    """A collection of a server, as `index.batch.Sink`.
+
+    Args:
+        client: connected to the server.
+        collection: the collection's name.
+    """
+
+    def __init__(self, client: Client, collection: str) -> None:
+        self._client = client
+        self._collection = collection
+
+    def content_hashes(self, keys: Sequence[str]) -> dict[str, bytes | None]:
+        """Return the content hash of each of `keys` that exists; None when it is not known."""
+        found = self._client.get(self._collection, keys)
+        return {item.key: item.content_hash for item in found if item is not None}
+
+    def upsert(self, items: Sequence[Item]) -> UpsertResult:
+        """Write items with their vectors; on the server's disk when it returns."""
+        sent = (
+            types.Item(
+                key=item.key,
+                vector=item.vector,
+                label=item.label,
+                payload=item.payload,
+                content_hash=item.content_hash,
+            )
+            for item in items
+        )
+        written = self._client.upsert(self._collection, sent)
+        outcomes = tuple(outcome for outcome in written.outcomes if isinstance(outcome, Outcome))
+        if len(outcomes) != len(items):
+            raise InternalError("the server did not say what became of every item")
+        return UpsertResult(outcomes, written.sequence)
+
+
+def remote_collection(client: Client, name: str, *, space: str, dim: int) -> CollectionInfo:
+    """Return the server's collection, made if there is none.
+
+    Raises:
+        FailedPreconditionError: it holds the embeddings of another model.
+    """
+    try:
+        info = client.collection(name)
+    except NotFoundError:
+        info = client.create_collection(name, space=space, dim=dim)
+    check_space(info, space)
+    return info
+
+
+def check_space(info: CollectionInfo, space: str) -> None:
+    """Raise FailedPreconditionError, naming both spaces, unless the collection is of `space`."""
+    if info.space != space:
+        raise FailedPreconditionError(
+            f"collection {info.name!r} holds embeddings of space {info.space}, the model makes {space}: "
+            "index with the model that it was made with, or choose another name"
+        )
