@@ -16,10 +16,9 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from encoder.errors import ImageError, InvalidArgumentError, NotFoundError
-from encoder.images import DecodeLimits, fit, load_pixels
+from encoder.images import DecodeLimits, fit, from_array, load_pixels
 from encoder.metadata import Preprocess
 from training.cifar import is_cifar, read_cifar
 from training.progress import Advance, progress
@@ -118,7 +117,7 @@ def _load_digits(preprocess: Preprocess, split: Split) -> ImageSet:
     train, test = train_test_split(everyone, test_size=DIGITS_TEST_SHARE, random_state=0, stratify=labels)
     rows = np.sort({"train": train, "test": test, "all": everyone}[split])
     gray = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    pixels = np.stack([fit(Image.fromarray(gray[row]).convert("RGB"), preprocess) for row in rows])
+    pixels = np.stack([fit(from_array(gray[row]), preprocess) for row in rows])
     keys = tuple(f"{labels[row]}/{row:04d}" for row in rows)
     return ImageSet(pixels, labels[rows], tuple(str(digit) for digit in range(10)), keys, DIGITS, preprocess)
 
@@ -126,7 +125,7 @@ def _load_digits(preprocess: Preprocess, split: Split) -> ImageSet:
 def _load_cifar(path: Path, preprocess: Preprocess, split: Split) -> ImageSet:
     pixels, labels, names, keys = read_cifar(path, split)
     if pixels.shape[1:3] != (preprocess.height, preprocess.width):
-        pixels = np.stack([fit(Image.fromarray(image), preprocess) for image in pixels])
+        pixels = np.stack([fit(from_array(image), preprocess) for image in pixels])
     return ImageSet(pixels, labels, names, keys, "cifar10", preprocess)
 
 

@@ -15,12 +15,12 @@ from encoder.errors import InvalidArgumentError
 Resize = Literal["squash", "crop", "pad"]
 Precision = Literal["auto", "float32", "bfloat16"]
 OptimiserName = Literal["sgd", "adamw"]
-SamplerName = Literal["shuffle"]
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINT_FILE = "checkpoint.pt"
 MODEL_FILE = "model.onnx"
+REPORT_FILE = "report.json"
 
 
 @dataclass(frozen=True, slots=True)

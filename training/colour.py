@@ -1,0 +1,66 @@
+"""Colour changes of a batch of images, a factor of its own for each: the photometric half of the views.
+
+Each function takes float images [N, 3, H, W] in [0, 1] of any memory layout, and keeps it. The definitions are those
+of torchvision's ColorJitter; gray is ITU-R 601 luma.
+"""
+
+import torch
+from torch import Tensor
+
+LUMA = (0.299, 0.587, 0.114)
+
+
+def luma(images: Tensor) -> Tensor:
+    """Return the gray image [N, 1, H, W] of each."""
+    gray = images[:, 0:1] * LUMA[0]
+    return gray.add_(images[:, 1:2], alpha=LUMA[1]).add_(images[:, 2:3], alpha=LUMA[2])
+
+
+def adjust_tone(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
+    """Multiply brightness, then contrast about the image's mean gray, then saturation about each pixel's gray.
+
+    The three are one affine map, x → b·c·(s·x + (1 − s)·gray(x)) + (1 − c)·b·mean(gray), applied in one go and clipped
+    once at its end, where torchvision clips after each.
+
+    Args:
+        images: float [N, 3, H, W]; overwritten.
+        brightness: factor [N]; 1 changes nothing.
+        contrast: factor [N]; 0 is a gray area.
+        saturation: factor [N]; 0 is a gray image.
+    """
+    gray = luma(images)
+    mean = gray.mean((1, 2, 3))
+    gain = brightness * contrast
+    gray.mul_(_each(gain * (1 - saturation))).add_(_each((1 - contrast) * brightness * mean))
+    return images.mul_(_each(gain * saturation)).add_(gray).clamp_(0.0, 1.0)
+
+
+def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Turn the hue of each image by a part of the colour circle, keeping value and saturation (of HSV).
+
+    This equals the round trip through HSV without making it. With M and m the largest and smallest channel and h the
+    hue in sixths of a turn, a channel of the result is M − (M − m)·clip(min(k, 4 − k), 0, 1), k = (n + h) mod 6,
+    where n is 5 for red, 3 for green, 1 for blue.
+
+    Args:
+        images: float [N, 3, H, W] in [0, 1].
+        turns: [N], in turns: 0 and 1 change nothing, 0.5 gives the opposite colour.
+    """
+    red, green, blue = images.unbind(1)
+    largest = torch.maximum(torch.maximum(red, green), blue)
+    spread = largest - torch.minimum(torch.minimum(red, green), blue)
+    scale = 1.0 / spread.clamp_min(1e-8)
+    # The hue, from whichever two channels are not the largest.
+    hue = torch.where(largest == red, (green - blue) * scale, (red - green).mul_(scale).add_(4.0))
+    hue = torch.where((largest == green) & (green != red), (blue - red).mul_(scale).add_(2.0), hue)
+    hue.add_((turns * 6.0).view(-1, 1, 1))
+    result = torch.empty_like(images)
+    for channel, offset in enumerate((5.0, 3.0, 1.0)):
+        place = (hue + offset).remainder_(6.0)
+        place = torch.minimum(place, 4.0 - place).clamp_(0.0, 1.0)
+        torch.addcmul(largest, place, spread, value=-1.0, out=result[:, channel])
+    return result
+
+
+def _each(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)

@@ -1,0 +1,135 @@
+"""Crops, flips, turns and blurs of a batch of images, drawn for each image: the geometric half of the views.
+
+Crop, resize and flip together are one linear map of the rows and one of the columns, so they are two batched matrix
+products. That filters as Pillow's antialiased bilinear resize does, which `grid_sample` cannot, and is faster.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def draw_boxes(
+    count: int, scale: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
+) -> Tensor:
+    """Draw crop boxes: area uniform in `scale`, aspect ratio log-uniform in `ratio`, place uniform.
+
+    Sides longer than the image are cut to it (torchvision draws again instead).
+
+    Args:
+        count: N.
+        scale: least and largest part of the image's area.
+        ratio: least and largest width over height.
+        generator: of the draws; its device is the result's.
+
+    Returns:
+        Float [N, 4]: top, left, height, width in parts of the image's sides.
+    """
+    draws = torch.rand(4, count, generator=generator, device=generator.device)
+    area = scale[0] + (scale[1] - scale[0]) * draws[0]
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = torch.exp((low + (high - low) * draws[1]) / 2)
+    side = area.sqrt()
+    height, width = (side / aspect).clamp_max(1.0), (side * aspect).clamp_max(1.0)
+    return torch.stack(((1 - height) * draws[2], (1 - width) * draws[3], height, width), dim=1)
+
+
+def crop_resize(images: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None) -> Tensor:
+    """Cut a box out of each image and resize it to a square, bilinear and antialiased.
+
+    Args:
+        images: uint8 or float [N, 3, H, W].
+        boxes: float [N, 4]: top, left, height, width in parts of the image's sides.
+        size: S, side of the result in pixels.
+        flip: bool [N], which results are mirrored left to right; None mirrors none.
+
+    Returns:
+        Float32 [N, 3, S, S] in the units of `images`.
+    """
+    count, channels, height, width = images.shape
+    rows = resize_weights(boxes[:, 0], boxes[:, 2], height, size)
+    columns = resize_weights(boxes[:, 1], boxes[:, 3], width, size)
+    if flip is not None:
+        columns = torch.where(flip.view(-1, 1, 1), columns.flip(1), columns)
+    # Planes interleaved by row, [N, H, 3, W]: both products are then plain batched ones without a copy between.
+    interleaved = images.permute(0, 2, 1, 3).to(torch.float32, memory_format=torch.contiguous_format)
+    tall = torch.bmm(rows, interleaved.reshape(count, height, channels * width))
+    wide = torch.bmm(tall.view(count, size * channels, width), columns.transpose(1, 2))
+    return wide.view(count, size, channels, size).permute(0, 2, 1, 3)
+
+
+def resize_weights(start: Tensor, extent: Tensor, pixels: int, size: int) -> Tensor:
+    """Return the matrices that resample a line of pixels with a triangle filter, as Pillow's `resize(box=…)` does.
+
+    Args:
+        start: [N], where the box starts, in parts of the line.
+        extent: [N], length of the box, in parts of the line.
+        pixels: P, length of the line.
+        size: S, pixels of the result.
+
+    Returns:
+        Float32 [N, S, P]; each row sums to 1.
+    """
+    device = start.device
+    step = (extent * (pixels / size)).view(-1, 1, 1)
+    centre = (start * pixels).view(-1, 1, 1) + (torch.arange(size, device=device).view(1, -1, 1) + 0.5) * step
+    distance = (torch.arange(pixels, device=device) + 0.5).view(1, 1, -1) - centre
+    weights = distance.abs_().div_(step.clamp_min(1.0)).neg_().add_(1.0).clamp_min_(0.0)
+    return weights.div_(weights.sum(2, keepdim=True))
+
+
+def draw_affine(
+    count: int, degrees: float, shear: float, zoom: tuple[float, float], shift: float, generator: torch.Generator
+) -> Tensor:
+    """Draw affine maps: rotation and shear in ±degrees, zoom log-uniform, shift in ± parts of the side; each uniform.
+
+    Returns:
+        Float [N, 2, 3]: from coordinates of the result to those of the image, both from −1 to 1.
+    """
+    draws = torch.rand(5, count, generator=generator, device=generator.device) * 2 - 1
+    angle, slant = draws[0] * math.radians(degrees), (draws[1] * math.radians(shear)).tan()
+    low, high = math.log(zoom[0]), math.log(zoom[1])
+    scale = torch.exp(-(low + (high - low) * (draws[2] + 1) / 2))
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    first = torch.stack((cos, slant * cos - sin, draws[3] * 2 * shift), dim=1)
+    second = torch.stack((sin, slant * sin + cos, draws[4] * 2 * shift), dim=1)
+    return torch.stack((first, second), dim=1)
+
+
+def warp(images: Tensor, maps: Tensor) -> Tensor:
+    """Apply an affine map to each image, bilinear; what lies outside repeats the border.
+
+    Args:
+        images: float [N, 3, H, W].
+        maps: float [N, 2, 3], see `draw_affine`.
+    """
+    grid = functional.affine_grid(maps, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def blur(images: Tensor, sigma: Tensor) -> Tensor:
+    """Blur each image with a Gaussian, mirrored at the border.
+
+    Args:
+        images: float [N, 3, H, W].
+        sigma: [N], standard deviation in pixels.
+    """
+    count, channels, height, width = images.shape
+    rows, columns = _gaussian(sigma, height), _gaussian(sigma, width)
+    interleaved = images.permute(0, 2, 1, 3).contiguous()
+    tall = torch.bmm(rows, interleaved.view(count, height, channels * width))
+    wide = torch.bmm(tall.view(count, height * channels, width), columns.transpose(1, 2))
+    return wide.view(count, height, channels, width).permute(0, 2, 1, 3)
+
+
+def _gaussian(sigma: Tensor, pixels: int) -> Tensor:
+    """Return the matrices [N, P, P] of a Gaussian filter along a line of P pixels, mirrored at both ends."""
+    place = torch.arange(pixels, device=sigma.device, dtype=torch.float32)
+    target = place.view(1, -1, 1)
+    spread = (2 * sigma.view(-1, 1, 1) ** 2).clamp_min(1e-8)
+    weights = torch.zeros(len(sigma), pixels, pixels, device=sigma.device)
+    for source in (place, -1 - place, 2 * pixels - 1 - place):
+        weights += torch.exp(-((target - source.view(1, 1, -1)) ** 2) / spread)
+    return weights / weights.sum(2, keepdim=True)

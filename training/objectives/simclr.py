@@ -1,0 +1,18 @@
+"""SimCLR: the views of one image attract each other; no labels are used (Chen et al. 2020, arXiv:2002.05709)."""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from training.objectives.base import Batch
+from training.objectives.supcon import SupCon
+
+
+class SimCLR(SupCon):
+    """NT-Xent: SupCon in which every image is a class of its own."""
+
+    needs_labels: ClassVar[bool] = False
+
+    def groups(self, batch: Batch) -> Tensor:
+        """Return what makes two views alike, int64 [B]: the image they were drawn from."""
+        return batch.rows

@@ -1,0 +1,55 @@
+"""The optimiser and its schedule."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from training.settings import TrainSettings
+
+MOMENTUM = 0.9
+
+
+def build_optimiser(settings: TrainSettings, modules: Iterable[nn.Module]) -> Optimizer:
+    """Build the optimiser of all parameters; only matrices and kernels decay, not biases and norms."""
+    parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if settings.optimiser == "sgd":
+        return SGD(groups, lr=settings.learning_rate, momentum=MOMENTUM, nesterov=True, fused=True)
+    return AdamW(groups, lr=settings.learning_rate, fused=True)
+
+
+def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
+    """Return the rate of one step: linear from 0 to `peak`, which step `warmup` reaches, then half a cosine to 0.
+
+    Args:
+        step: from 0 to `steps` − 1.
+        steps: of the whole run.
+        warmup: steps of the linear part, fewer than `steps`.
+        peak: the highest rate.
+    """
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def set_learning_rate(optimiser: Optimizer, rate: float) -> None:
+    """Give every parameter group that rate."""
+    for group in optimiser.param_groups:
+        # A plain number: a tensor would be saved, and loaded, as one.
+        group["lr"] = rate
+
+
+def has_native_bfloat16(device: torch.device) -> bool:
+    """Say whether the device multiplies bfloat16 in hardware, so that it is faster than float32 and not slower."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))

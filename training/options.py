@@ -1,0 +1,137 @@
+"""The options of `kindred train`, which are also those of `python -m training` and `torchrun -m training`.
+
+Nothing here imports torch until the options are known to be good.
+"""
+
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from encoder.errors import InvalidArgumentError
+from training.settings import CONFIG_FILE, OptimiserName, Precision, Resize, TrainSettings, recommended
+
+DataArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="What to train on: a folder of class folders, a .tar(.gz) of one, `digits`, or CIFAR-10 as torchvision "
+        "ships it (cifar-10-batches-py or cifar-10-python.tar.gz).",
+    ),
+]
+
+
+def train_command(
+    data: DataArgument = "",
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder that the run is written to.")] = Path("run"),
+    objective: Annotated[str | None, typer.Option(help="What to minimise: supcon or simclr.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="The network: tiny, resnet18 or resnet50.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the encoder's input in pixels.")] = None,
+    crop_from: Annotated[int | None, typer.Option(help="Side at which training images are kept for cropping.")] = None,
+    resize: Annotated[Resize | None, typer.Option(help="How an image becomes a square.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data; 0 exports random weights.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
+    num_views: Annotated[int | None, typer.Option(help="Views of each image.")] = None,
+    views: Annotated[str | None, typer.Option(help="How views are drawn: supcon, simclr, photos or strokes.")] = None,
+    optimiser: Annotated[OptimiserName | None, typer.Option(help="The optimiser.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak of the learning rate.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Decay of the weights.")] = None,
+    warmup_epochs: Annotated[float | None, typer.Option(help="Epochs during which the rate rises.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Temperature of the contrastive loss.")] = None,
+    projection_dim: Annotated[int | None, typer.Option(help="Size of the vectors that the loss compares.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="auto: bfloat16 where it is native.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; 0 leaves torch's choice.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Start from a torchvision state dict, a RUN or a checkpoint.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Use at most so many images of each class.")] = None,
+    test: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Held-out data, scored at the end and never used to choose.")
+    ] = None,
+    checkpoint_seconds: Annotated[float | None, typer.Option(help="Write a checkpoint this often.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in RUN.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in RUN.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")] = False,
+) -> None:
+    """Train an encoder and leave RUN/model.onnx behind, exported and checked.
+
+    Options that are not given follow the data: small strokes for `digits`, photos for anything else.
+    """
+    given = {
+        "objective": objective,
+        "encoder": encoder,
+        "image_size": image_size,
+        "crop_from": crop_from,
+        "resize": resize,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "num_views": num_views,
+        "views": views,
+        "optimiser": optimiser,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "warmup_epochs": warmup_epochs,
+        "temperature": temperature,
+        "projection_dim": projection_dim,
+        "seed": seed,
+        "device": device,
+        "precision": precision,
+        "threads": threads,
+        "weights": weights,
+        "limit": limit,
+        "test": test,
+        "checkpoint_seconds": checkpoint_seconds,
+    }
+    if resume and overwrite:
+        raise InvalidArgumentError("--resume and --overwrite exclude each other", field="resume")
+    settings = resolve_settings(data, out, given, resume=resume)
+    logging.basicConfig(format="kindred train: %(message)s", level=logging.WARNING, stream=sys.stderr)
+
+    from training.pretrain import pretrain
+
+    report = pretrain(settings, resume=resume, overwrite=overwrite).to_json()
+    print(json.dumps(report) if as_json else summary(report))
+
+
+def resolve_settings(data: str, out: Path, given: Mapping[str, Any], *, resume: bool) -> TrainSettings:
+    """Lay the options given (those not None) over the saved settings of a run that goes on, or over the defaults.
+
+    Args:
+        data: what to train on; may be empty for a run that goes on.
+        out: the run's folder.
+        given: options by the names of `TrainSettings`.
+        resume: whether to start from the settings in `out`.
+
+    Raises:
+        InvalidArgumentError: no data were named, or an option is out of range.
+    """
+    options = {name: value for name, value in given.items() if value is not None}
+    if resume and (out / CONFIG_FILE).exists():
+        base = dataclasses.replace(TrainSettings.load(out), out=out)
+        return dataclasses.replace(base, **(options | ({"data": data} if data else {})))
+    if not data:
+        raise InvalidArgumentError(
+            "name what to train on: a folder of class folders, a .tar(.gz), or `digits`", field="data"
+        )
+    return dataclasses.replace(recommended(data, out), **options)
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """Return what the command says at its end when it is not asked for JSON."""
+    lines = [f"model            {report['model']} (checked: max |Δ| {report['onnx_max_abs_diff']:.1e})"]
+    if report["epochs"]:
+        lines.append(
+            f"trained          {report['epochs']} epochs of {report['images']:,} images in "
+            f"{report['train_seconds']:.0f} s, {report['images_per_second']:,.0f} images/s, loss {report['loss']:.3f}"
+        )
+    if "knn_accuracy" in report:
+        lines.append(f"kNN accuracy     {report['knn_accuracy']:.2%} of {report['test_count']:,} held-out images")
+        lines.append(f"linear accuracy  {report['linear_accuracy']:.2%}")
+    return "\n".join(lines)

@@ -1,0 +1,375 @@
+"""Pretraining: data → views → encoder → objective → step → log → checkpoint, and at the end the model artifact.
+
+    report = pretrain(TrainSettings(data="digits", out=Path("run")))
+
+leaves in the run's folder `config.json` (the settings), `metrics.jsonl` (one object an epoch), `checkpoint.pt`
+(everything needed to go on), `model.onnx` and `report.json` (what it scored). A run that was killed goes on with
+`resume=True`, and on a CPU ends with the very weights it would have had.
+"""
+
+import json
+import logging
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import TextIO
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from encoder.errors import FailedPreconditionError, InvalidArgumentError
+from encoder.metadata import JSON
+from training import checkpoint as checkpoints
+from training.checkpoint import Checkpoint, Position
+from training.data import ImageSet, Split, has_split, load_images
+from training.encoders import Encoder, Normalisation, build_encoder, load_state, stem_of
+from training.evaluate import align_labels
+from training.export import RunReport, export_run
+from training.objectives.base import Batch, DeviceData, Objective, Setup
+from training.objectives.registry import find_objective
+from training.optimise import build_optimiser, has_native_bfloat16, learning_rate, set_learning_rate
+from training.progress import progress
+from training.randomness import derived_seed, generator
+from training.rundir import last_loss, open_run
+from training.sampling import Sampler, ShuffleSampler
+from training.settings import CHECKPOINT_FILE, METRICS_FILE, TrainSettings
+from training.views import Views
+
+FINITE_CHECK_STEPS = 20
+"""On an accelerator the loss is only looked at so often, because looking means waiting for it."""
+
+logger = logging.getLogger("kindred.training")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """What a run came to.
+
+    Attributes:
+        run: the exported model and its scores.
+        position: where it ended.
+        images_per_second: training speed, each image counted once however many views it gave; 0 without an epoch.
+        seconds: wall time of this call, with loading, export and scoring.
+        loss: mean of the last epoch; None without an epoch.
+        image_count: training images.
+        class_count: their classes.
+    """
+
+    run: RunReport
+    position: Position
+    images_per_second: float
+    seconds: float
+    loss: float | None
+    image_count: int
+    class_count: int
+
+    def to_json(self) -> dict[str, JSON]:
+        """Return one flat JSON object: the run's report, the model's path and the figures of training."""
+        return {
+            **self.run.to_json(),
+            "model": str(self.run.model),
+            "epochs": self.position.epoch,
+            "steps": self.position.step,
+            "loss": self.loss,
+            "images": self.image_count,
+            "classes": self.class_count,
+            "images_per_second": round(self.images_per_second, 1),
+            "train_seconds": round(self.position.total_seconds, 3),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def pretrain(settings: TrainSettings, *, resume: bool = False, overwrite: bool = False) -> TrainReport:
+    """Train an encoder, export it, and score it where there are test images.
+
+    Args:
+        settings: of the run.
+        resume: go on with the run in `settings.out`, which must have been started with the same settings.
+        overwrite: throw away the run in `settings.out`.
+
+    Raises:
+        InvalidArgumentError: the data or a setting cannot be used; the message names it.
+        NotFoundError: the data or the weights are not there.
+        FailedPreconditionError: there is a run in the folder already, the loss is no number any more, or the exported
+            model is not what was trained.
+    """
+    started = time.monotonic()
+    device = _device(settings)
+    _refuse_many_processes()
+    objective_class = find_objective(settings.objective)
+    Views.named(settings.views, settings.image_size, Normalisation((0, 0, 0), (1, 1, 1)))
+    train, test = _load_data(settings)
+    _check_labels(train, settings, needed=objective_class.needs_labels)
+    with open_run(settings, resume=resume, overwrite=overwrite) as saved, _torch_settings(settings, device):
+        trainer = Trainer(settings, train, device, objective_class, saved)
+        trainer.run()
+        trainer.save()
+        same_size = settings.crop_from in (0, settings.image_size)
+        report = export_run(settings.out, train=train if same_size else None, test=test)
+    position = trainer.position
+    images = trainer.sampler.batches_per_epoch * min(len(train), settings.batch_size) * position.epoch
+    return TrainReport(
+        run=report,
+        position=position,
+        images_per_second=images / position.total_seconds if position.total_seconds else 0.0,
+        seconds=time.monotonic() - started,
+        loss=trainer.last_loss,
+        image_count=len(train),
+        class_count=len(train.class_names),
+    )
+
+
+class Trainer:
+    """One run: what is trained, on what, and how far it has come.
+
+    Args:
+        settings: of the run.
+        train: the training images.
+        device: where to train.
+        objective_class: what to minimise.
+        saved: the checkpoint to go on from; None starts anew.
+    """
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        train: ImageSet,
+        device: torch.device,
+        objective_class: type[Objective],
+        saved: Checkpoint | None,
+    ) -> None:
+        torch.manual_seed(derived_seed(settings.seed, "weights"))
+        self.settings = settings
+        self.device = device
+        self.class_names = train.class_names
+        self.data_name = train.name
+        self.encoder, self.normalisation = _build_encoder(settings, train, saved)
+        views = Views.named(settings.views, settings.image_size, self.normalisation)
+        feature_dim, class_count = self.encoder.feature_dim, len(train.class_names)
+        self.objective = objective_class.build(Setup(settings, views, feature_dim, class_count, len(train)))
+        self.encoder.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.objective.to(device)
+        self.optimiser: Optimizer = build_optimiser(settings, (self.encoder, self.objective))
+        self.sampler: Sampler = ShuffleSampler(len(train), settings.batch_size, settings.seed)
+        self.data = DeviceData(_planes(train).to(device), torch.from_numpy(train.labels).to(device))
+        self.autocast = settings.precision == "bfloat16" or (
+            settings.precision == "auto" and has_native_bfloat16(device)
+        )
+        self.position = Position()
+        self.last_loss: float | None = last_loss(settings.out)
+        self._saved_at = time.monotonic()
+        if saved is not None:
+            self._restore(saved)
+
+    def run(self) -> None:
+        """Train from where the run is to its last epoch."""
+        settings, position = self.settings, self.position
+        self.encoder.train()
+        self.objective.train()
+        per_epoch = self.sampler.batches_per_epoch
+        steps = settings.epochs * per_epoch
+        warmup = min(round(settings.warmup_epochs * per_epoch), steps // 2)
+        with progress("training", steps) as advance, (settings.out / METRICS_FILE).open("a", buffering=1) as metrics:
+            advance(position.step)
+            while position.epoch < settings.epochs:
+                clock = time.perf_counter() - position.seconds
+                loss_sum = torch.tensor(position.loss_sum, dtype=torch.float64, device=self.device)
+                if position.batch == 0:
+                    self.objective.begin_epoch(self.encoder, self.data, position.epoch)
+                for rows in islice(self.sampler.batches(position.epoch), position.batch, None):
+                    rate = learning_rate(position.step, steps, warmup, settings.learning_rate)
+                    loss_sum += self.step(rows, rate)
+                    position.batch += 1
+                    position.step += 1
+                    position.images += len(rows)
+                    if self.device.type == "cpu" or position.step % FINITE_CHECK_STEPS == 0:
+                        self._check_finite(loss_sum)
+                    advance(1, note=f"epoch {position.epoch + 1}/{settings.epochs}")
+                    if time.monotonic() - self._saved_at > settings.checkpoint_seconds and position.batch < per_epoch:
+                        self._check_finite(loss_sum)
+                        position.loss_sum, position.seconds = loss_sum.item(), time.perf_counter() - clock
+                        self.save()
+                self._check_finite(loss_sum)
+                self._end_epoch(metrics, loss_sum.item() / per_epoch, rate, time.perf_counter() - clock)
+
+    def step(self, rows: Tensor, rate: float) -> Tensor:
+        """Take one step on the images at `rows` (int64 [B], on the CPU) and return its loss, detached."""
+        rows = rows.to(self.device)
+        draws = generator(self.settings.seed, "step", self.position.step, device=self.device)
+        batch = Batch(self.data.images[rows], self.data.labels[rows], rows, draws)
+        inputs = self.objective.make_inputs(batch)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            features = self.encoder(inputs.images)
+        loss = self.objective.loss(features.float(), inputs.targets)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        set_learning_rate(self.optimiser, rate)
+        self.optimiser.step()
+        self.objective.after_step(self.encoder)
+        return loss.detach()
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        rng = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        checkpoints.save(
+            Checkpoint(
+                settings=self.settings,
+                normalisation=self.normalisation,
+                class_names=self.class_names,
+                data_name=self.data_name,
+                position=self.position,
+                encoder=self.encoder.state_dict(),
+                objective=self.objective.state_dict(),
+                optimiser=self.optimiser.state_dict(),
+                rng=rng,
+            ),
+            self.settings.out / CHECKPOINT_FILE,
+        )
+        self._saved_at = time.monotonic()
+
+    def _end_epoch(self, metrics: TextIO, loss: float, rate: float, seconds: float) -> None:
+        """Log the epoch, move to the next one, and write a checkpoint unless the last one is only just written."""
+        position = self.position
+        self.last_loss = loss
+        line = {
+            "epoch": position.epoch + 1,
+            "step": position.step,
+            "loss": loss,
+            "learning_rate": rate,
+            "images_per_second": round(position.images / seconds, 1),
+            "seconds": round(seconds, 4),
+        }
+        metrics.write(json.dumps(line) + "\n")
+        position.epoch += 1
+        position.batch = position.images = 0
+        position.loss_sum = position.seconds = 0.0
+        position.total_seconds += seconds
+        if time.monotonic() - self._saved_at > self.settings.checkpoint_seconds / 10:
+            self.save()
+
+    def _check_finite(self, loss_sum: Tensor) -> None:
+        if not math.isfinite(loss_sum.item()):
+            raise FailedPreconditionError(
+                f"the loss is no number any more in epoch {self.position.epoch + 1}, step {self.position.step}: "
+                "try a lower --learning-rate, more --warmup-epochs or --precision float32"
+            )
+
+    def _restore(self, saved: Checkpoint) -> None:
+        self.objective.load_state_dict(saved.objective)
+        self.optimiser.load_state_dict(saved.optimiser)
+        self.position = saved.position
+        torch.set_rng_state(saved.rng["cpu"])
+        if self.device.type == "cuda" and "cuda" in saved.rng:
+            torch.cuda.set_rng_state(saved.rng["cuda"], self.device)
+
+
+def _build_encoder(settings: TrainSettings, train: ImageSet, saved: Checkpoint | None) -> tuple[Encoder, Normalisation]:
+    """Build the encoder with the checkpoint's weights, those that the settings name, or random ones."""
+    if saved is not None:
+        state, normalisation = saved.encoder, saved.normalisation
+    elif settings.weights is not None:
+        state, normalisation = checkpoints.load_weights(settings.weights)
+    else:
+        return build_encoder(settings.encoder, settings.image_size), measure_normalisation(train)
+    encoder = build_encoder(settings.encoder, settings.image_size, stem=stem_of(state))
+    load_state(encoder, state)
+    return encoder, normalisation
+
+
+def measure_normalisation(images: ImageSet) -> Normalisation:
+    """Return the mean and standard deviation of each channel over all pixels."""
+    total, squares = np.zeros(3), np.zeros(3)
+    for start in range(0, len(images), 1024):
+        part = images.pixels[start : start + 1024].reshape(-1, 3) / 255.0
+        total += part.sum(0)
+        squares += (part**2).sum(0)
+    count = images.pixels.size / 3
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-4))
+    red, green, blue = (float(value) for value in mean)
+    std_red, std_green, std_blue = (float(value) for value in std)
+    return Normalisation((red, green, blue), (std_red, std_green, std_blue))
+
+
+def _load_data(settings: TrainSettings) -> tuple[ImageSet, ImageSet | None]:
+    """Load the training images, and the test images if any, so that bad test data are known before the training."""
+    size = settings.crop_from or settings.image_size
+    split: Split = "train" if has_split(settings.data) else "all"
+    train = load_images(settings.data, size=size, split=split, limit=settings.limit, resize=settings.resize)
+    spec = settings.test or (settings.data if has_split(settings.data) else "")
+    if not spec:
+        return train, None
+    split = "test" if has_split(spec) else "all"
+    test = load_images(spec, size=settings.image_size, split=split, resize=settings.resize)
+    if train.class_names:
+        align_labels(train, test)
+    return train, test
+
+
+def _check_labels(train: ImageSet, settings: TrainSettings, *, needed: bool) -> None:
+    """Say what is wrong with the labels: an error when the objective cannot learn from them, else a warning."""
+    if not needed:
+        return
+    if not train.class_names:
+        raise InvalidArgumentError(
+            f"{settings.objective} learns from labels, and {settings.data} has none: put the images into one folder "
+            "for each class, or use --objective simclr",
+            field="data",
+        )
+    if len(train.class_names) == 1:
+        raise InvalidArgumentError(
+            f"all images of {settings.data} are of one class ({train.class_names[0]}); {settings.objective} needs two",
+            field="data",
+        )
+    sizes = Counter(train.labels.tolist())
+    lonely = [train.class_names[label] for label in sorted(sizes) if sizes[label] == 1]
+    if lonely:
+        shown = ", ".join(lonely[:3]) + " …" * (len(lonely) > 3)
+        logger.warning("%d of %d classes have a single image (%s)", len(lonely), len(sizes), shown)
+
+
+def _planes(images: ImageSet) -> Tensor:
+    """Return the pixels as uint8 [N, 3, H, W], stored as [N, H, 3, W], the order that crops read them in."""
+    return torch.from_numpy(np.ascontiguousarray(images.pixels.transpose(0, 1, 3, 2))).permute(0, 2, 1, 3)
+
+
+def _device(settings: TrainSettings) -> torch.device:
+    name = settings.device
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InvalidArgumentError(f"there is no device {name!r}; use auto, cpu or cuda", field="device") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidArgumentError(f"there is no device {name!r}; use auto, cpu or cuda", field="device")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InvalidArgumentError(f"torch finds no {name} here; use --device cpu", field="device")
+    return device
+
+
+def _refuse_many_processes() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
+        raise FailedPreconditionError("this version trains in one process; start it with torchrun --nproc-per-node 1")
+
+
+@contextmanager
+def _torch_settings(settings: TrainSettings, device: torch.device) -> Iterator[None]:
+    """Give torch the run's thread count, and leave its generators and thread count as they were."""
+    threads = torch.get_num_threads()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,209 @@
+"""Views: random augmentations of a batch, drawn for each image, made for the whole batch at once on its device.
+
+A preset says how much of what; `Views` draws and applies it. The single changes live in `training.geometry` and
+`training.colour`, each a function of its own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from encoder.errors import InvalidArgumentError
+from training.colour import adjust_tone, shift_hue
+from training.encoders import Normalisation
+from training.geometry import blur, crop_resize, draw_affine, draw_boxes, warp
+
+CHUNK_VALUES = 2**19
+"""Views are made for so many numbers at a time on a CPU: a chunk that stays in its cache is made twice as fast."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """How views are drawn. A pair is the ends of a range; a single amount a means the range 1 ± a.
+
+    Attributes:
+        about: what the preset is for and where it comes from.
+        crop_scale: part of the image's area that a crop keeps.
+        crop_ratio: width over height of a crop.
+        flip: probability of mirroring left to right.
+        rotate: largest rotation in degrees, either way; 0 leaves out the affine map altogether.
+        shear: largest shear in degrees, either way.
+        zoom: factor of the affine map.
+        shift: largest shift in parts of the side, either way.
+        jitter: probability of changing colours at all.
+        brightness: amount.
+        contrast: amount.
+        saturation: amount.
+        hue: largest turn of the hue, in turns, either way.
+        gray: probability of a gray view.
+        blur: probability of a Gaussian blur.
+        blur_sigma: its standard deviation, in parts of the view's side.
+    """
+
+    about: str
+    crop_scale: tuple[float, float] = (1.0, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.0
+    rotate: float = 0.0
+    shear: float = 0.0
+    zoom: tuple[float, float] = (1.0, 1.0)
+    shift: float = 0.0
+    jitter: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    gray: float = 0.0
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.005, 0.02)
+
+
+PRESETS = {
+    "supcon": Preset(
+        about="small natural images, as the SupCon reference code draws them (Khosla et al. 2020)",
+        crop_scale=(0.2, 1.0),
+        flip=0.5,
+        jitter=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.1,
+        gray=0.2,
+    ),
+    "simclr": Preset(
+        about="small natural images without labels: harder crops, colour strength 0.5, no blur (Chen et al. 2020, B.9)",
+        crop_scale=(0.08, 1.0),
+        flip=0.5,
+        jitter=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.1,
+        gray=0.2,
+    ),
+    "photos": Preset(
+        about="photos of things whose colour matters: milder colour changes, some blur",
+        crop_scale=(0.25, 1.0),
+        flip=0.5,
+        rotate=15.0,
+        jitter=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.3,
+        hue=0.03,
+        blur=0.1,
+    ),
+    "strokes": Preset(
+        about="digits, letters and drawings: small turns, shears and shifts; never mirrored, colours hardly touched",
+        crop_ratio=(1.0, 1.0),
+        rotate=12.0,
+        shear=8.0,
+        zoom=(0.85, 1.15),
+        shift=0.08,
+        jitter=0.8,
+        brightness=0.2,
+        contrast=0.2,
+    ),
+    "none": Preset(about="no change at all", crop_ratio=(1.0, 1.0)),
+}
+
+
+def preset_names() -> tuple[str, ...]:
+    """Return the names that `Views.named` takes."""
+    return tuple(PRESETS)
+
+
+class Views:
+    """Makes views of images: float [N, 3, size, size], normalised, ready for the encoder.
+
+    Args:
+        preset: how views are drawn.
+        size: side of a view in pixels.
+        normalisation: of the encoder's input.
+    """
+
+    def __init__(self, preset: Preset, size: int, normalisation: Normalisation) -> None:
+        self.preset = preset
+        self.size = size
+        self.normalisation = normalisation
+
+    @classmethod
+    def named(cls, name: str, size: int, normalisation: Normalisation) -> "Views":
+        """Build views from the preset of that name; raises InvalidArgumentError when there is none."""
+        if name not in PRESETS:
+            names = ", ".join(PRESETS)
+            raise InvalidArgumentError(f"there is no preset of views {name!r}; choose one of: {names}", field="views")
+        return cls(PRESETS[name], size, normalisation)
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return one view of each image, normalised.
+
+        Args:
+            images: uint8 [N, 3, H, W], on the generator's device.
+            generator: of all draws; the views depend on its state and the images only.
+        """
+        result = torch.empty(
+            (len(images), 3, self.size, self.size), device=images.device, memory_format=torch.channels_last
+        )
+        scale, shift = self._affine(images.device)
+        chunk = max(1, CHUNK_VALUES // (3 * self.size**2)) if images.device.type == "cpu" else max(1, len(images))
+        for start in range(0, len(images), chunk):
+            part = self.draw(images[start : start + chunk], generator)
+            torch.addcmul(shift, part, scale, out=result[start : start + chunk])
+        return result
+
+    def draw(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return one view of each image before normalisation: float [N, 3, size, size] in [0, 1]."""
+        preset, count = self.preset, len(images)
+        boxes = draw_boxes(count, preset.crop_scale, preset.crop_ratio, generator)
+        flip = _chance(count, preset.flip, generator) if preset.flip else None
+        views = crop_resize(images, boxes, self.size, flip).mul_(1 / 255)
+        if preset.rotate:
+            maps = draw_affine(count, preset.rotate, preset.shear, preset.zoom, preset.shift, generator)
+            views = warp(views, maps)
+        if preset.jitter or preset.gray:
+            views = self._recolour(views, generator)
+        if preset.blur:
+            chosen = _chance(count, preset.blur, generator).nonzero().squeeze(1)
+            sigma = _uniform(count, *preset.blur_sigma, generator).mul_(self.size)
+            views = _change(views, chosen, lambda some: blur(some, sigma[chosen]))
+        return views
+
+    def _recolour(self, views: Tensor, generator: torch.Generator) -> Tensor:
+        """Change tone and hue of the chosen images; a gray view has saturation 0, which leaves no hue to turn."""
+        preset, count = self.preset, len(views)
+        jittered = _chance(count, preset.jitter, generator)
+        gray = _chance(count, preset.gray, generator)
+        factors = [
+            torch.where(jittered, _uniform(count, max(0.0, 1 - amount), 1 + amount, generator), 1.0)
+            for amount in (preset.brightness, preset.contrast, preset.saturation)
+        ]
+        factors[2] = factors[2].masked_fill_(gray, 0.0)
+        views = adjust_tone(views, *factors)
+        if preset.hue:
+            turns = _uniform(count, -preset.hue, preset.hue, generator)
+            chosen = (jittered & ~gray).nonzero().squeeze(1)
+            views = _change(views, chosen, lambda some: shift_hue(some, turns[chosen]))
+        return views
+
+    def _affine(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        mean = torch.tensor(self.normalisation.mean, device=device).view(1, 3, 1, 1)
+        std = torch.tensor(self.normalisation.std, device=device).view(1, 3, 1, 1)
+        return 1 / std, -mean / std
+
+
+def _change(views: Tensor, chosen: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply `change` to the chosen rows only, in place."""
+    if len(chosen):
+        views[chosen] = change(views[chosen])
+    return views
+
+
+def _chance(count: int, probability: float, generator: torch.Generator) -> Tensor:
+    return torch.rand(count, generator=generator, device=generator.device) < probability
+
+
+def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    return torch.rand(count, generator=generator, device=generator.device) * (high - low) + low
