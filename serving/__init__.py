@@ -1,0 +1,1 @@
+"""Answers requests: gRPC services, batching, limits and the life of the server process."""

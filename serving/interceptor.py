@@ -1,0 +1,156 @@
+"""What every call has in common: requests parsed, answers serialised, errors turned into statuses.
+
+Messages are parsed here and not by gRPC, which answers a malformed one as if the server had a bug; and serialised here,
+so that an answer too large for the client is a clear error. Streams end here, too, when the server drains: an idle one
+would hold it up for as long as its client likes.
+"""
+
+import asyncio
+import contextlib
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeAlias, cast
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError, EncodeError, Message
+
+from encoder.errors import InvalidArgumentError, UnavailableError
+from serving.status import public_error, to_status
+
+# As text, because these classes are generic in their type stubs only.
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+_DETAILS_KEY = "grpc-status-details-bin"
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+_LAST_WRITE_SECONDS = 0.1
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every method of the server.
+
+    Args:
+        max_message_bytes: ceiling on an answer.
+    """
+
+    def __init__(self, max_message_bytes: int) -> None:
+        self._max_bytes = max_message_bytes
+        self._draining = asyncio.Event()
+        self._reading: set[asyncio.Task[Any]] = set()
+
+    def drain(self) -> None:
+        """End all streams: what they have read is answered, then they fail with UNAVAILABLE. Unary calls go on."""
+        self._draining.set()
+        for task in self._reading:
+            task.cancel()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], "Awaitable[Handler | None]"],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        """Return the method's handler, wrapped; an unknown method stays unknown."""
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        if not handler.response_streaming:
+            return self._wrap_unary(handler, method)
+        inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
+        if inspect.isasyncgenfunction(inner):
+            return self._wrap_stream(handler, inner, method)
+        return self._wrap_writer(handler, inner, method)
+
+    def _wrap_unary(self, handler: Any, method: str) -> Handler:
+        async def answer(raw: bytes, context: Context) -> bytes:
+            try:
+                response = await handler.unary_unary(_parse(handler, raw), context)
+                return self._serialise(handler, response)
+            except Exception as error:
+                await abort(context, error, method)
+                raise  # not reached: abort always raises
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+    def _wrap_stream(self, handler: Any, inner: Callable[..., Any], method: str) -> Handler:
+        async def requests(raw: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+            while (data := await self._read(raw)) is not None:
+                yield _parse(handler, data)
+
+        async def answers(raw: Any, context: Context) -> AsyncIterator[bytes]:
+            given = requests(raw) if handler.request_streaming else _parse(handler, raw)
+            try:
+                async with contextlib.aclosing(inner(given, context)) as responses:
+                    async for response in responses:
+                        yield self._serialise(handler, response)
+            except Exception as error:
+                await abort(context, error, method)
+
+        if handler.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(answers)
+        return grpc.unary_stream_rpc_method_handler(answers)
+
+    def _wrap_writer(self, handler: Any, write: Callable[..., Awaitable[None]], method: str) -> Handler:
+        """Wrap a stream that writes by itself and has no end: health's Watch."""
+
+        async def watch(raw: bytes, context: Context) -> None:
+            drain = asyncio.ensure_future(self._draining.wait())
+            writer = asyncio.ensure_future(write(_parse(handler, raw), context))
+            try:
+                await asyncio.wait((writer, drain), return_when=asyncio.FIRST_COMPLETED)
+                # The last status, NOT_SERVING, goes out before the stream ends.
+                await asyncio.sleep(_LAST_WRITE_SECONDS)
+            finally:
+                drain.cancel()
+                writer.cancel()
+            await abort(context, going_away(), method)
+
+        return grpc.unary_stream_rpc_method_handler(watch, response_serializer=handler.response_serializer)
+
+    async def _read(self, raw: AsyncIterator[bytes]) -> bytes | None:
+        """Return a stream's next message, None at its end."""
+        if self._draining.is_set():
+            raise going_away()
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._reading.add(task)
+        try:
+            return await anext(raw, None)
+        except asyncio.CancelledError:
+            if self._draining.is_set():
+                raise going_away() from None
+            raise
+        finally:
+            self._reading.discard(task)
+
+    def _serialise(self, handler: Any, message: Any) -> bytes:
+        try:
+            data: bytes = handler.response_serializer(message)
+        except (EncodeError, ValueError):  # beyond what protobuf itself can hold
+            raise self._too_large() from None
+        if len(data) > self._max_bytes:
+            raise self._too_large()
+        return data
+
+    def _too_large(self) -> InvalidArgumentError:
+        return InvalidArgumentError(f"the answer is larger than {self._max_bytes} bytes: ask for less at a time")
+
+
+def _parse(handler: Any, data: bytes) -> Any:
+    try:
+        return handler.request_deserializer(data)
+    except DecodeError:
+        raise InvalidArgumentError("the request is no valid protobuf message of this method") from None
+
+
+async def abort(context: Context, error: Exception, method: str) -> None:
+    """End a call with the status of an error. Always raises."""
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    status = to_status(public_error(error, method))
+    await context.abort(_CODES[status.code], status.message, ((_DETAILS_KEY, status.SerializeToString()),))
+
+
+def going_away() -> UnavailableError:
+    """Return the error that ends a stream when the server drains."""
+    return UnavailableError("the server is going away: connect again and go on after the last answer")

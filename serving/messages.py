@@ -1,0 +1,172 @@
+"""Between messages and the project's own types: every check of a request's values that needs no state is here."""
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from typing import Any, NoReturn
+
+import numpy as np
+from google.protobuf.timestamp_pb2 import Timestamp
+from numpy.typing import NDArray
+
+from encoder.errors import InvalidArgumentError, UnimplementedError
+from index import validate
+from index.types import CollectionInfo, Neighbour, Prediction, StoredItem
+from kindred.v1 import collections_pb2, common_pb2, searcher_pb2
+
+Vector = NDArray[np.float32]
+
+
+def read_vector(message: common_pb2.Vector, dim: int, field: str) -> Vector:
+    """Return a vector as float32 [D] of unit length.
+
+    Args:
+        message: the vector.
+        dim: number of components that it must have.
+        field: the request's field, for the error.
+
+    Raises:
+        InvalidArgumentError: it has another dimension, is cut off, is not finite or is all zero.
+    """
+    if message.dim != dim:
+        raise InvalidArgumentError(f"the vector has dim {message.dim}, the collection has {dim}", field=field)
+    if len(message.data) != 4 * dim:
+        wanted = f"{dim} float32 components take {4 * dim} bytes"
+        raise InvalidArgumentError(f"{wanted}, the vector has {len(message.data)}", field=field)
+    with located(field):
+        vector: Vector = validate.unit_vectors(np.frombuffer(message.data, "<f4"), dim)[0]
+    return vector
+
+
+def write_vector(vector: Vector) -> common_pb2.Vector:
+    """Return float32 [D] as a message."""
+    return common_pb2.Vector(data=vector.astype("<f4", copy=False).tobytes(), dim=len(vector))
+
+
+def read_payload(text: str) -> dict[str, Any] | None:
+    """Return the JSON object that a payload's text is, None when it is empty.
+
+    Raises:
+        InvalidArgumentError: it is too long or no JSON object.
+    """
+    if not text:
+        return None
+    if len(text.encode()) > validate.MAX_PAYLOAD_BYTES:
+        raise InvalidArgumentError(f"the payload is longer than {validate.MAX_PAYLOAD_BYTES} bytes")
+    try:
+        payload = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+    except (ValueError, RecursionError):
+        raise InvalidArgumentError("the payload is no valid JSON (RFC 8259)") from None
+    if not isinstance(payload, dict):
+        raise InvalidArgumentError("the payload is no JSON object")
+    validate.payload_text(payload)
+    return payload
+
+
+def write_payload(payload: Mapping[str, Any] | None) -> str:
+    """Return a payload as text, empty when there is none."""
+    return "" if payload is None else json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
+
+
+def write_item(item: StoredItem, *, with_vector: bool) -> common_pb2.Item:
+    """Return a stored item as a message."""
+    return common_pb2.Item(
+        key=item.key,
+        vector=write_vector(item.vector) if with_vector else None,
+        label=item.label,
+        payload_json=write_payload(item.payload),
+        content_hash=item.content_hash or b"",
+        sequence=item.sequence,
+    )
+
+
+def write_collection(info: CollectionInfo) -> collections_pb2.Collection:
+    """Return a collection's state as a message."""
+    created = Timestamp()
+    created.FromNanoseconds(round(info.created_at * 1e9))
+    return collections_pb2.Collection(
+        name=info.name,
+        space=info.space,
+        dim=info.dim,
+        count=info.count,
+        sequence=info.sequence,
+        index_kind=info.index_kind,
+        disk_bytes=info.disk_bytes,
+        created_at=created,
+        recall=info.recall,
+        labelled=info.labelled,
+    )
+
+
+def write_neighbour(neighbour: Neighbour) -> searcher_pb2.Neighbour:
+    """Return a neighbour as a message."""
+    return searcher_pb2.Neighbour(
+        key=neighbour.key,
+        similarity=neighbour.similarity,
+        label=neighbour.label,
+        payload_json=write_payload(neighbour.payload),
+        vector=None if neighbour.vector is None else write_vector(neighbour.vector),
+    )
+
+
+def write_prediction(prediction: Prediction) -> searcher_pb2.Prediction:
+    """Return a prediction as a message."""
+    return searcher_pb2.Prediction(
+        label=prediction.label,
+        confidence=prediction.confidence,
+        nearest_similarity=prediction.nearest_similarity,
+        votes=[searcher_pb2.Vote(label=label, share=share) for label, share in prediction.votes],
+    )
+
+
+@contextlib.contextmanager
+def located(field: str) -> Iterator[None]:
+    """Say of an InvalidArgumentError where in the request its field is."""
+    try:
+        yield
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(str(error), field=field) from None
+
+
+def check_count(items: Sized, limit: int, field: str) -> None:
+    """Check that a batch holds 1 to `limit` members.
+
+    Raises:
+        InvalidArgumentError: it does not.
+    """
+    if not 1 <= len(items) <= limit:
+        raise InvalidArgumentError(f"{field} must hold 1 to {limit} members, not {len(items)}", field=field)
+
+
+def check_range(value: float, low: float, high: float, field: str) -> float:
+    """Return a number that lies in [low, high].
+
+    Raises:
+        InvalidArgumentError: it does not, or is not a number.
+    """
+    if not low <= value <= high:
+        raise InvalidArgumentError(f"{field} must be {low:g} to {high:g}", field=field)
+    return value
+
+
+def refuse_fields(message: Any, names: Sequence[str]) -> None:
+    """Refuse a request that uses fields of the contract that this version does not serve yet.
+
+    Raises:
+        UnimplementedError: one of them is set; the message names it.
+    """
+    for descriptor, _ in message.ListFields():
+        if descriptor.name in names:
+            raise UnimplementedError(f"{descriptor.name} is not served yet by this version", field=descriptor.name)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(constant)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value

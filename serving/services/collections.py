@@ -1,0 +1,149 @@
+"""The Collections service: keeps collections and their items."""
+
+# ruff: noqa: N802, D102 (the contract names and describes the methods)
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from encoder.errors import InvalidArgumentError, UnimplementedError
+from kindred.v1 import collections_pb2 as pb
+from kindred.v1 import collections_pb2_grpc, common_pb2
+from serving.interceptor import Context
+from serving.messages import check_count, refuse_fields, write_collection, write_item
+from serving.models import Models
+from serving.settings import Limits
+from serving.store import Store
+from serving.streams import in_order
+from serving.writes import Prepared, Writer
+
+DEFAULT_PAGE = 100
+
+
+class Collections(collections_pb2_grpc.CollectionsServicer):
+    """Keeps collections.
+
+    Args:
+        store: the collections.
+        models: the loaded models.
+        limits: ceilings.
+    """
+
+    def __init__(self, store: Store, models: Models, limits: Limits) -> None:
+        self._store = store
+        self._models = models
+        self._limits = limits
+        self._writer = Writer(store, models, limits)
+
+    async def CreateCollection(
+        self, request: pb.CreateCollectionRequest, context: Context
+    ) -> pb.CreateCollectionResponse:
+        space, dim = request.space, request.dim
+        if space:
+            if not dim:
+                raise InvalidArgumentError("dim is required with space", field="dim")
+        else:
+            metadata = self._models.get(request.model).metadata
+            if dim not in (0, metadata.dim):
+                raise InvalidArgumentError(f"the model makes {metadata.dim} components, not {dim}", field="dim")
+            space, dim = metadata.space, metadata.dim
+        kind = request.index_kind or "auto"
+        info = await self._store.create(request.name, space=space, dim=dim, index_kind=kind)
+        return pb.CreateCollectionResponse(collection=write_collection(info))
+
+    async def ListCollections(self, request: pb.ListCollectionsRequest, context: Context) -> pb.ListCollectionsResponse:
+        infos = await self._store.describe_all()
+        return pb.ListCollectionsResponse(collections=map(write_collection, infos))
+
+    async def DescribeCollection(
+        self, request: pb.DescribeCollectionRequest, context: Context
+    ) -> pb.DescribeCollectionResponse:
+        entry = await self._store.get(request.name)
+        return pb.DescribeCollectionResponse(collection=write_collection(await entry.read(entry.collection.info)))
+
+    async def DropCollection(self, request: pb.DropCollectionRequest, context: Context) -> pb.DropCollectionResponse:
+        return pb.DropCollectionResponse(count=await self._store.drop(request.name))
+
+    async def Upsert(self, request: pb.UpsertRequest, context: Context) -> pb.UpsertResponse:
+        prepared = await self._writer.prepare(request, timeout=context.time_remaining(), patient=False)
+        return await self._writer.write(prepared)
+
+    async def UpsertStream(
+        self, request_iterator: AsyncIterator[pb.UpsertStreamRequest], context: Context
+    ) -> AsyncIterator[pb.UpsertStreamResponse]:
+        async def prepare(request: pb.UpsertStreamRequest) -> Prepared:
+            return await self._writer.prepare(request.batch, timeout=context.time_remaining(), patient=True)
+
+        async with contextlib.aclosing(in_order(request_iterator, prepare)) as batches:
+            async for request, prepared in batches:
+                # Written one after the other: of two batches with the same key the later one counts.
+                yield pb.UpsertStreamResponse(batch=await self._writer.write(prepared), tag=request.tag)
+
+    async def Update(self, request: pb.UpdateRequest, context: Context) -> pb.UpdateResponse:
+        raise UnimplementedError("Update is not served yet by this version: upsert the items anew")
+
+    async def Delete(self, request: pb.DeleteRequest, context: Context) -> pb.DeleteResponse:
+        if bool(request.keys) == request.HasField("filter"):
+            raise InvalidArgumentError("give exactly one of keys and filter", field="keys")
+        refuse_fields(request, ("filter",))
+        check_count(request.keys, self._limits.max_keys, "keys")
+        self._store.check_writable()
+        entry = await self._store.get(request.collection)
+        deleted, sequence = await entry.write(entry.collection.delete, list(request.keys))
+        return pb.DeleteResponse(deleted=deleted, sequence=sequence)
+
+    async def Get(self, request: pb.GetRequest, context: Context) -> pb.GetResponse:
+        check_count(request.keys, self._limits.max_keys, "keys")
+        entry = await self._store.get(request.collection)
+        keys = list(request.keys)
+
+        def get() -> pb.GetResponse:
+            found = entry.collection.get(keys)
+            return pb.GetResponse(
+                items=[write_item(item, with_vector=request.with_vector) for item in found if item is not None],
+                missing_keys=[key for key, item in zip(keys, found, strict=True) if item is None],
+            )
+
+        return await entry.read(get)
+
+    async def Scroll(self, request: pb.ScrollRequest, context: Context) -> pb.ScrollResponse:
+        refuse_fields(request, ("filter",))
+        size = request.page_size or DEFAULT_PAGE
+        if size > self._limits.max_keys:
+            raise InvalidArgumentError(f"page_size must be at most {self._limits.max_keys}", field="page_size")
+        after = _read_token(request.page_token)
+        entry = await self._store.get(request.collection)
+
+        def page() -> pb.ScrollResponse:
+            items: list[common_pb2.Item] = []
+            left = self._limits.max_message_bytes // 2
+            found = entry.collection.scroll(after, size)
+            for item in found:
+                message = write_item(item, with_vector=request.with_vector)
+                left -= message.ByteSize()
+                if items and left < 0:
+                    break  # a page may be shorter than asked for, never larger than a message
+                items.append(message)
+            complete = len(found) < size and len(items) == len(found)
+            return pb.ScrollResponse(items=items, next_page_token="" if complete else str(items[-1].sequence))
+
+        return await entry.read(page)
+
+    async def Count(self, request: pb.CountRequest, context: Context) -> pb.CountResponse:
+        refuse_fields(request, ("filter",))
+        entry = await self._store.get(request.collection)
+        return pb.CountResponse(count=await entry.read(entry.collection.count))
+
+    async def Facet(self, request: pb.FacetRequest, context: Context) -> pb.FacetResponse:
+        raise UnimplementedError("Facet is not served yet by this version")
+
+    async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> pb.SnapshotResponse:
+        raise UnimplementedError("Snapshot is not served yet by this version")
+
+
+def _read_token(token: str) -> int:
+    if not token:
+        return 0
+    # isdecimal alone would let other scripts' digits and endless numbers through.
+    if not (token.isascii() and token.isdecimal() and len(token) < 19):
+        raise InvalidArgumentError("page_token is none that this server gave out", field="page_token")
+    return int(token)

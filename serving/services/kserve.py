@@ -1,0 +1,179 @@
+"""The KServe v2 inference protocol, so that stock Triton and KServe clients embed images unmodified."""
+
+# ruff: noqa: N802, D102 (the contract names and describes the methods)
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from encoder.errors import InvalidArgumentError, KindredError, NotFoundError
+from encoder.metadata import installed_version
+from kindred.kserve import inference_pb2 as pb
+from kindred.kserve import inference_pb2_grpc
+from serving.interceptor import Context
+from serving.messages import check_count
+from serving.models import Model, Models
+from serving.pipeline import Embedded, Source
+from serving.settings import Limits
+
+VERSION = "1"
+_LENGTH_BYTES = 4
+
+Tensor = pb.ModelInferRequest.InferInputTensor
+TensorMetadata = pb.ModelMetadataResponse.TensorMetadata
+
+
+class Inference(inference_pb2_grpc.GRPCInferenceServiceServicer):
+    """Embeds images that come as tensors: BYTES [N] or [N, 1] of image files, or UINT8 [N, H, W, 3] of pixels.
+
+    Args:
+        models: the loaded models.
+        limits: ceilings.
+        is_ready: says whether the server takes calls.
+    """
+
+    def __init__(self, models: Models, limits: Limits, is_ready: Callable[[], bool]) -> None:
+        self._models = models
+        self._limits = limits
+        self._is_ready = is_ready
+
+    async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
+        return pb.ServerReadyResponse(ready=self._is_ready())
+
+    async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
+        self._model(request.name, request.version)
+        return pb.ModelReadyResponse(ready=self._is_ready())
+
+    async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
+        return pb.ServerMetadataResponse(name="kindred", version=installed_version())
+
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
+        model = self._model(request.name, request.version)
+        side, classes = model.metadata.preprocess, model.metadata.class_names
+        outputs = [TensorMetadata(name="embedding", datatype="FP32", shape=[-1, model.metadata.dim])]
+        if classes:
+            outputs.append(TensorMetadata(name="logits", datatype="FP32", shape=[-1, len(classes)]))
+        return pb.ModelMetadataResponse(
+            name=model.name,
+            versions=[VERSION],
+            platform="onnxruntime_onnx",
+            inputs=[
+                TensorMetadata(name="image", datatype="BYTES", shape=[-1]),
+                TensorMetadata(name="pixels", datatype="UINT8", shape=[-1, side.height, side.width, 3]),
+            ],
+            outputs=outputs,
+        )
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
+        model = self._model(request.model_name, request.model_version)
+        wanted = _wanted(request, model)
+        images = read_images(request, model, self._limits.max_batch_items)
+        embedded: list[Embedded] = []
+        for position, outcome in enumerate(await model.pipeline.embed(images, timeout=context.time_remaining())):
+            if isinstance(outcome, KindredError):
+                raise type(outcome)(f"image {position}: {outcome}", field=f"inputs[0][{position}]")
+            embedded.append(outcome)
+        response = pb.ModelInferResponse(model_name=model.name, model_version=VERSION, id=request.id)
+        for name in wanted:
+            rows = np.stack([_output(each, name) for each in embedded]).astype("<f4", copy=False)
+            response.outputs.add(name=name, datatype="FP32", shape=rows.shape)
+            response.raw_output_contents.append(rows.tobytes())
+        return response
+
+    def _model(self, name: str, version: str) -> Model:
+        if version not in ("", VERSION):
+            raise NotFoundError(f"models have one version here, {VERSION}", field="model_version")
+        return self._models.get(name)
+
+
+def read_images(request: pb.ModelInferRequest, model: Model, limit: int) -> Sequence[Source]:
+    """Return the images of a request: files, or pixels uint8 [H, W, 3].
+
+    Args:
+        request: the request.
+        model: the model that it asks.
+        limit: images of one request.
+
+    Raises:
+        InvalidArgumentError: not exactly one tensor, of a type, shape or length that cannot be.
+    """
+    if len(request.inputs) != 1:
+        raise InvalidArgumentError("give exactly one input: image or pixels", field="inputs")
+    tensor = request.inputs[0]
+    raw = request.raw_input_contents
+    if raw and (len(raw) != 1 or tensor.HasField("contents")):
+        raise InvalidArgumentError("give an input's elements once", field="raw_input_contents")
+    if any(side < 1 for side in tensor.shape):
+        raise InvalidArgumentError("a shape holds sides of at least 1", field="inputs[0].shape")
+    if tensor.datatype == "BYTES":
+        return _read_files(tensor, raw[0] if raw else None, limit)
+    if tensor.datatype == "UINT8":
+        return _read_pixels(tensor, raw[0] if raw else None, model, limit)
+    raise InvalidArgumentError("datatype must be BYTES (image files) or UINT8 (pixels)", field="inputs[0].datatype")
+
+
+def _read_files(tensor: Tensor, raw: bytes | None, limit: int) -> Sequence[bytes]:
+    if len(tensor.shape) not in (1, 2) or (len(tensor.shape) == 2 and tensor.shape[1] != 1):
+        raise InvalidArgumentError("image files come as [N] or [N, 1]", field="inputs[0].shape")
+    files = tensor.contents.bytes_contents if raw is None else split_bytes(raw, limit)
+    check_count(files, limit, "inputs")
+    if len(files) != tensor.shape[0]:
+        raise InvalidArgumentError(f"the shape says {tensor.shape[0]} images, there are {len(files)}", field="inputs")
+    return list(files)
+
+
+def split_bytes(raw: bytes, limit: int) -> list[bytes]:
+    """Return the elements of a raw BYTES tensor: each is its length as little-endian uint32, then its bytes.
+
+    Raises:
+        InvalidArgumentError: it is cut off, or has more than `limit` elements.
+    """
+    elements: list[bytes] = []
+    at = 0
+    while at < len(raw):
+        start = at + _LENGTH_BYTES
+        end = start + int.from_bytes(raw[at:start], "little")
+        if end > len(raw) or start > len(raw):
+            raise InvalidArgumentError("the BYTES tensor is cut off", field="raw_input_contents")
+        if len(elements) == limit:
+            raise InvalidArgumentError(f"at most {limit} images at a time", field="raw_input_contents")
+        elements.append(raw[start:end])
+        at = end
+    return elements
+
+
+def _read_pixels(tensor: Tensor, raw: bytes | None, model: Model, limit: int) -> Sequence[Source]:
+    side = model.metadata.preprocess
+    wanted = [side.height, side.width, 3]
+    if list(tensor.shape[1:]) != wanted:
+        raise InvalidArgumentError(f"pixels come as [N, {side.height}, {side.width}, 3]", field="inputs[0].shape")
+    if tensor.shape[0] > limit:
+        raise InvalidArgumentError(f"at most {limit} images at a time", field="inputs[0].shape")
+    if raw is not None:
+        flat = np.frombuffer(raw, np.uint8)
+    else:
+        wide = np.fromiter(tensor.contents.uint_contents, np.uint32)
+        if wide.size and wide.max() > 255:
+            raise InvalidArgumentError("a UINT8 is at most 255", field="inputs[0].contents")
+        flat = wide.astype(np.uint8)
+    if flat.size != tensor.shape[0] * side.height * side.width * 3:
+        raise InvalidArgumentError(f"the shape needs another number of bytes than {flat.size}", field="inputs")
+    return list(flat.reshape(-1, side.height, side.width, 3))
+
+
+def _wanted(request: pb.ModelInferRequest, model: Model) -> list[str]:
+    known = ["embedding", "logits"] if model.metadata.class_names else ["embedding"]
+    wanted = list(dict.fromkeys(output.name for output in request.outputs)) or known
+    for name in wanted:
+        if name not in known:
+            raise InvalidArgumentError(f"no output {name[:64]!r}: there is {', '.join(known)}", field="outputs")
+    return wanted
+
+
+def _output(embedded: Embedded, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    if name == "embedding" or embedded.logits is None:
+        return embedded.vector
+    return embedded.logits

@@ -1,0 +1,209 @@
+"""The Searcher service: which items an image resembles, and what it therefore is."""
+
+# ruff: noqa: N802, D102 (the contract names and describes the methods)
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from encoder.errors import FailedPreconditionError, InvalidArgumentError, KindredError, UnimplementedError
+from index.types import ClassifyMethod, ClassifyOptions, SearchOptions
+from kindred.v1 import searcher_pb2, searcher_pb2_grpc
+from serving.interceptor import Context
+from serving.linear import predict
+from serving.messages import Vector, check_count, check_range, refuse_fields, write_neighbour, write_prediction
+from serving.models import Models
+from serving.queries import Resolution, Resolved, model_for, resolve
+from serving.settings import Limits
+from serving.status import item_error
+from serving.store import OpenCollection, Store
+
+DEFAULT_SEARCH_K = 10
+DEFAULT_CLASSIFY_K = 20
+DEFAULT_TEMPERATURE = 0.07
+
+Method = searcher_pb2.ClassifyRequest.Method
+Answer = TypeVar("Answer")
+
+
+class Exclusion(NamedTuple):
+    """What the answer to one query leaves out."""
+
+    keys: frozenset[str]
+    content_hash: bytes | None
+
+
+Ask = Callable[[Vector, Sequence[Exclusion]], Sequence[Answer]]
+
+
+class Searcher(searcher_pb2_grpc.SearcherServicer):
+    """Searches and classifies.
+
+    Args:
+        store: the collections.
+        models: the loaded models.
+        limits: ceilings.
+    """
+
+    def __init__(self, store: Store, models: Models, limits: Limits) -> None:
+        self._store = store
+        self._models = models
+        self._limits = limits
+
+    async def Search(self, request: searcher_pb2.SearchRequest, context: Context) -> searcher_pb2.SearchResponse:
+        refuse_fields(request, ("filter", "group_by", "group_size"))
+        # NaN is no "0", and so not what the default means.
+        if request.diversity != 0:
+            raise UnimplementedError("diversity is not served yet by this version", field="diversity")
+        check_count(request.queries, self._limits.max_batch_items, "queries")
+        options = SearchOptions(
+            k=self._k(request.k, DEFAULT_SEARCH_K),
+            min_similarity=_similarity(request),
+            with_payload=request.with_payload,
+            with_vector=request.with_vector,
+        )
+        entry = await self._store.get(request.collection)
+        self._check_size(len(request.queries), options, entry.dim)
+        resolved = await resolve(request.queries, entry, self._models, timeout=context.time_remaining(), hashes=False)
+
+        def ask(queries: Vector, exclusions: Sequence[Exclusion]) -> list[searcher_pb2.SearchResult]:
+            exclude = [exclusion.keys for exclusion in exclusions] if any(e.keys for e in exclusions) else ()
+            found = entry.collection.search(queries, dataclasses.replace(options, exclude=exclude))
+            return [searcher_pb2.SearchResult(neighbours=map(write_neighbour, neighbours)) for neighbours in found]
+
+        answers = await _ask(entry, ("search", options), ask, resolved, leave_one_out=False, context=context)
+        results = [
+            searcher_pb2.SearchResult(error=item_error(answer)) if isinstance(answer, KindredError) else answer
+            for answer in answers
+        ]
+        return searcher_pb2.SearchResponse(results=results)
+
+    async def Classify(self, request: searcher_pb2.ClassifyRequest, context: Context) -> searcher_pb2.ClassifyResponse:
+        refuse_fields(request, ("filter",))
+        check_count(request.queries, self._limits.max_batch_items, "queries")
+        entry = await self._store.get(request.collection)
+        if request.method == Method.METHOD_LINEAR:
+            answers = await self._classify_linear(request, entry, context)
+        else:
+            answers = await self._classify(request, entry, context)
+        results = [
+            searcher_pb2.ClassifyResult(error=item_error(answer)) if isinstance(answer, KindredError) else answer
+            for answer in answers
+        ]
+        return searcher_pb2.ClassifyResponse(results=results)
+
+    async def _classify(
+        self, request: searcher_pb2.ClassifyRequest, entry: OpenCollection, context: Context
+    ) -> Sequence[searcher_pb2.ClassifyResult | KindredError]:
+        options = ClassifyOptions(
+            method=_method(request.method),
+            k=self._k(request.k, DEFAULT_CLASSIFY_K),
+            temperature=_temperature(request.temperature) or DEFAULT_TEMPERATURE,
+            min_similarity=_similarity(request),
+            min_confidence=check_range(request.min_confidence, 0, 1, "min_confidence"),
+        )
+        resolved = await resolve(
+            request.queries, entry, self._models, timeout=context.time_remaining(), hashes=request.leave_one_out
+        )
+
+        def ask(queries: Vector, exclusions: Sequence[Exclusion]) -> list[searcher_pb2.ClassifyResult]:
+            keys = [exclusion.keys for exclusion in exclusions] if any(e.keys for e in exclusions) else ()
+            hashes = [e.content_hash for e in exclusions] if any(e.content_hash for e in exclusions) else ()
+            exact = dataclasses.replace(options, exclude_keys=keys, exclude_hashes=hashes)
+            predictions = entry.collection.classify(queries, exact)
+            return [searcher_pb2.ClassifyResult(prediction=write_prediction(each)) for each in predictions]
+
+        kind = ("classify", options)
+        return await _ask(entry, kind, ask, resolved, leave_one_out=request.leave_one_out, context=context)
+
+    async def _classify_linear(
+        self, request: searcher_pb2.ClassifyRequest, entry: OpenCollection, context: Context
+    ) -> Sequence[searcher_pb2.ClassifyResult | KindredError]:
+        if request.HasField("min_similarity"):
+            raise InvalidArgumentError("METHOD_LINEAR knows no similarity: use min_confidence", field="min_similarity")
+        temperature = _temperature(request.temperature) or 1.0
+        least = check_range(request.min_confidence, 0, 1, "min_confidence")
+        model = model_for(entry, self._models)
+        if not model.metadata.class_names:
+            raise FailedPreconditionError(
+                f"model {model.name} has no linear head: classify with METHOD_KNN or METHOD_PROTOTYPE", field="method"
+            )
+        answers: list[searcher_pb2.ClassifyResult | KindredError] = []
+        for position, resolution in enumerate(
+            await resolve(request.queries, entry, self._models, timeout=context.time_remaining(), hashes=False)
+        ):
+            if isinstance(resolution, KindredError):
+                answers.append(resolution)
+            elif resolution.logits is None:
+                field = f"queries[{position}]"
+                answers.append(InvalidArgumentError("METHOD_LINEAR takes images only", field=field))
+            else:
+                prediction = predict(resolution.logits, model.metadata.class_names, temperature, least)
+                answers.append(searcher_pb2.ClassifyResult(prediction=write_prediction(prediction)))
+        return answers
+
+    def _k(self, k: int, default: int) -> int:
+        if k > self._limits.max_k:
+            raise InvalidArgumentError(f"k must be 1 to {self._limits.max_k}, or 0 for {default}", field="k")
+        return k or default
+
+    def _check_size(self, queries: int, options: SearchOptions, dim: int) -> None:
+        """Refuse a question whose answer would be huge before any work is spent on it."""
+        neighbours = queries * options.k
+        if neighbours > self._limits.max_neighbours:
+            raise InvalidArgumentError(
+                f"queries × k must be at most {self._limits.max_neighbours}, not {neighbours}", field="k"
+            )
+        if options.with_vector and neighbours * dim * 4 > self._limits.max_message_bytes:
+            raise InvalidArgumentError(
+                f"the vectors of {neighbours} neighbours take more than {self._limits.max_message_bytes} bytes: "
+                "ask with fewer queries or a smaller k",
+                field="with_vector",
+            )
+
+
+async def _ask(
+    entry: OpenCollection,
+    kind: tuple[str, SearchOptions | ClassifyOptions],
+    ask: Ask[Answer],
+    resolved: Sequence[Resolution],
+    *,
+    leave_one_out: bool,
+    context: Context,
+) -> list[Answer | KindredError]:
+    """Ask the collection about the queries that are vectors now, and put the answers back into their places."""
+    good = [resolution for resolution in resolved if isinstance(resolution, Resolved)]
+    if not good:
+        return [resolution for resolution in resolved if isinstance(resolution, KindredError)]
+    exclusions = [
+        Exclusion(
+            frozenset() if each.key is None else frozenset((each.key,)), each.content_hash if leave_one_out else None
+        )
+        for each in good
+    ]
+    queries = np.stack([each.vector for each in good])
+    timeout = context.time_remaining()
+    answers = iter(await entry.searches.ask(kind, ask, queries, exclusions, timeout=timeout))
+    return [each if isinstance(each, KindredError) else next(answers) for each in resolved]
+
+
+def _method(method: int) -> ClassifyMethod:
+    if method in (Method.METHOD_UNSPECIFIED, Method.METHOD_KNN):
+        return ClassifyMethod.KNN
+    if method == Method.METHOD_PROTOTYPE:
+        return ClassifyMethod.PROTOTYPE
+    raise InvalidArgumentError(f"no method {method}: use METHOD_KNN, METHOD_PROTOTYPE or METHOD_LINEAR", field="method")
+
+
+def _similarity(request: searcher_pb2.SearchRequest | searcher_pb2.ClassifyRequest) -> float | None:
+    if not request.HasField("min_similarity"):
+        return None
+    return check_range(request.min_similarity, -1, 1, "min_similarity")
+
+
+def _temperature(temperature: float) -> float:
+    if not 0 <= temperature < float("inf"):
+        raise InvalidArgumentError("temperature must be greater than 0, or 0 for the default", field="temperature")
+    return temperature

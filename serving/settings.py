@@ -1,0 +1,162 @@
+"""What a server can be told: address, models, data and limits, checked before anything is opened."""
+
+import ipaddress
+import os
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from encoder.errors import InvalidArgumentError
+
+MEBIBYTE = 2**20
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
+_ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.%]+)\]|(?P<host>[^:\[\]/\s]+)):(?P<port>[0-9]{1,5})\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Ceilings on what one request, and all requests together, may cost.
+
+    Attributes:
+        max_image_bytes: bytes of one image file.
+        max_pixels: pixels of one image, read from its header before it is decoded.
+        max_batch_items: images, queries or items of one request.
+        max_k: neighbours per query.
+        max_keys: keys of one Get or Delete, items of one Scroll page.
+        max_neighbours: neighbours of one answer, over all its queries.
+        max_message_bytes: bytes of one request or answer; gRPC itself refuses a larger request.
+        max_queue: images waiting or in work, per model.
+        max_queue_bytes: bytes of those images.
+        max_queued_searches: queries waiting, per collection.
+        max_concurrent_streams: calls at one time on one connection.
+        max_concurrent_calls: calls at one time on all connections.
+
+    Raises:
+        InvalidArgumentError: a limit is not positive, or one batch could not fit into the queue.
+    """
+
+    max_image_bytes: int = 20 * MEBIBYTE
+    max_pixels: int = 64_000_000
+    max_batch_items: int = 256
+    max_k: int = 10_000
+    max_keys: int = 10_000
+    max_neighbours: int = 100_000
+    max_message_bytes: int = 64 * MEBIBYTE
+    max_queue: int = 2_048
+    max_queue_bytes: int = 256 * MEBIBYTE
+    max_queued_searches: int = 4_096
+    max_concurrent_streams: int = 256
+    max_concurrent_calls: int = 2_048
+
+    def __post_init__(self) -> None:
+        for part in fields(self):
+            if getattr(self, part.name) < 1:
+                raise InvalidArgumentError(f"{part.name} must be at least 1", field=part.name)
+        if self.max_queue < self.max_batch_items:
+            raise InvalidArgumentError("max_queue must be at least max_batch_items", field="max_queue")
+        if self.max_queue_bytes < self.max_message_bytes:
+            raise InvalidArgumentError("max_queue_bytes must be at least max_message_bytes", field="max_queue_bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A server's settings.
+
+    Attributes:
+        address: `HOST:PORT` to listen on (`[HOST]:PORT` for IPv6); port 0 takes a free one.
+        models: name and path of each model artifact; the first one is the default.
+        data_dir: folder of the collections; None serves models only.
+        read_only: serve the collections without ever writing.
+        allow_insecure: listen beyond loopback although there is neither TLS nor a token.
+        device: `auto`, `cpu` or `cuda`.
+        limits: ceilings.
+        decode_workers: threads per model that decode images; 0 means one per core.
+        encoder_threads: threads of one inference; 0 leaves it to the encoder.
+        max_encode_batch: images of one inference.
+        search_workers: threads that search and write; 0 means one per core, at least 4.
+        max_search_batch: queries of one index search.
+        drain_seconds: time that calls in flight get to finish after SIGTERM.
+        port_file: file that receives the port as text once the server is ready; None for none.
+
+    Raises:
+        InvalidArgumentError: a setting is out of range, or the address is open to others without protection.
+    """
+
+    address: str = "127.0.0.1:50051"
+    models: tuple[tuple[str, Path], ...] = ()
+    data_dir: Path | None = None
+    read_only: bool = False
+    allow_insecure: bool = False
+    device: str = "auto"
+    limits: Limits = field(default_factory=Limits)
+    decode_workers: int = 0
+    encoder_threads: int = 0
+    max_encode_batch: int = 32
+    search_workers: int = 0
+    max_search_batch: int = 64
+    drain_seconds: float = 30.0
+    port_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        host, _ = split_address(self.address)
+        if not self.allow_insecure and not is_loopback(host):
+            raise InvalidArgumentError(
+                f"{self.address} can be reached from other machines, without encryption or a token: "
+                "listen on 127.0.0.1, or allow it with --allow-insecure",
+                field="address",
+            )
+        if not self.models and self.data_dir is None:
+            raise InvalidArgumentError("nothing to serve: give a model, a data folder or both", field="models")
+        names = [name for name, _ in self.models]
+        for name in names:
+            if not _MODEL_NAME.match(name):
+                raise InvalidArgumentError(f"{name[:64]!r} is no model name: letters, digits, . _ -", field="models")
+        if len(set(names)) != len(names):
+            raise InvalidArgumentError("two models have the same name", field="models")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise InvalidArgumentError("device must be auto, cpu or cuda", field="device")
+        for name in ("decode_workers", "encoder_threads", "search_workers", "drain_seconds"):
+            if not getattr(self, name) >= 0:
+                raise InvalidArgumentError(f"{name} must not be negative", field=name)
+        for name in ("max_encode_batch", "max_search_batch"):
+            if getattr(self, name) < 1:
+                raise InvalidArgumentError(f"{name} must be at least 1", field=name)
+
+
+def parse_model(text: str) -> tuple[str, Path]:
+    """Return name and path of `NAME=PATH` or `PATH`, which is named after its file.
+
+    Raises:
+        InvalidArgumentError: it is empty.
+    """
+    name, equals, path = text.partition("=")
+    if not equals:
+        name, path = Path(text).stem, text
+    if not name or not path:
+        raise InvalidArgumentError("a model is given as PATH or NAME=PATH", field="models")
+    return name, Path(path)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of `HOST:PORT`.
+
+    Raises:
+        InvalidArgumentError: it is not of that form.
+    """
+    match = _ADDRESS.match(address)
+    if match is None or int(match["port"]) > 65_535:
+        raise InvalidArgumentError(f"{address[:200]!r} is no address: give HOST:PORT", field="address")
+    return match["six"] or match["host"], int(match["port"])
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach the host."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

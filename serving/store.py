@@ -1,0 +1,202 @@
+"""The collections that a server has open, and the threads in which they are asked and written.
+
+A collection is dropped only when no thread is inside it any more, also when the call that sent the thread has gone.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from encoder.errors import FailedPreconditionError, KindredError, NotFoundError
+from index.catalog import Catalog
+from index.collection import Collection
+from index.types import CollectionInfo
+from serving.batcher import SearchBatcher
+from serving.settings import Settings, cores
+
+log = logging.getLogger("kindred.serving")
+
+# Writers wait for the disk and share commits, so more of them than cores pay.
+_WRITERS = 16
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class OpenCollection:
+    """A collection in service.
+
+    Args:
+        collection: the collection.
+        info: its state when it was opened; name, space and dimension never change.
+        readers: threads for searches and reads.
+        writers: threads for writes.
+        settings: the server's settings.
+    """
+
+    def __init__(
+        self, collection: Collection, info: CollectionInfo, readers: Executor, writers: Executor, settings: Settings
+    ) -> None:
+        self.collection = collection
+        self.name = info.name
+        self.space = info.space
+        self.dim = info.dim
+        self._readers = readers
+        self._writers = writers
+        self._inside = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._retired = False
+        self.searches = SearchBatcher(
+            self.read,
+            workers=settings.search_workers or cores(),
+            max_batch=settings.max_search_batch,
+            max_queued=settings.limits.max_queued_searches,
+        )
+
+    async def read(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a method that reads the collection, in a thread."""
+        return await self._run(self._readers, call, *args, **kwargs)
+
+    async def write(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a method that writes the collection, in a thread."""
+        return await self._run(self._writers, call, *args, **kwargs)
+
+    async def retire(self) -> None:
+        """Let no new call in, wait for those inside and close the collection."""
+        self._retired = True
+        await self._idle.wait()
+        await asyncio.get_running_loop().run_in_executor(self._writers, self.collection.close)
+
+    async def _run(self, executor: Executor, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        if self._retired:
+            raise unknown_collection(self.name)
+        loop = asyncio.get_running_loop()
+        future = executor.submit(call, *args, **kwargs)
+        self._inside += 1
+        self._idle.clear()
+        # Not in a `finally` here: a cancelled call leaves before its thread does.
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave))
+        return await asyncio.wrap_future(future)
+
+    def _leave(self) -> None:
+        self._inside -= 1
+        if not self._inside:
+            self._idle.set()
+
+
+class Store:
+    """All collections below the server's data folder; without a folder every call is refused.
+
+    Args:
+        settings: the server's settings.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._catalog = None if settings.data_dir is None else Catalog(settings.data_dir, read_only=settings.read_only)
+        self._open: dict[str, OpenCollection] = {}
+        self._changing = asyncio.Lock()
+        workers = settings.search_workers or max(4, cores())
+        self._readers = ThreadPoolExecutor(workers, thread_name_prefix="read")
+        self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
+
+    async def open_all(self) -> None:
+        """Open every collection; one that cannot be opened is logged and answers with its error when it is used."""
+        if self._catalog is None:
+            return
+        for name in await self._in_thread(self._catalog.names):
+            try:
+                await self.get(name)
+            except KindredError as error:
+                log.error("collection %s cannot be opened: %s", name, error)
+
+    async def get(self, name: str) -> OpenCollection:
+        """Return an open collection.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            KindredError: it cannot be opened.
+        """
+        if (found := self._open.get(name)) is not None:
+            return found
+        catalog = self._given()
+        async with self._changing:
+            if name not in self._open:
+                self._open[name] = await self._enter(await self._in_thread(catalog.open, name))
+            return self._open[name]
+
+    async def create(self, name: str, *, space: str, dim: int, index_kind: str) -> CollectionInfo:
+        """Make an empty collection.
+
+        Raises:
+            AlreadyExistsError: there is one of that name.
+            InvalidArgumentError: a name, dimension or kind that cannot be.
+            FailedPreconditionError: the server is a read-only replica.
+        """
+        catalog = self._given(writing=True)
+        async with self._changing:
+            made = await self._in_thread(lambda: catalog.create(name, space=space, dim=dim, index_kind=index_kind))
+            self._open[name] = await self._enter(made)
+        return await self._open[name].read(made.info)
+
+    async def drop(self, name: str) -> int:
+        """Remove a collection for good and return how many items it held.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            FailedPreconditionError: the server is a read-only replica.
+        """
+        catalog = self._given(writing=True)
+        async with self._changing:
+            if (entry := self._open.pop(name, None)) is not None:
+                await entry.retire()
+            return await self._in_thread(catalog.drop, name)
+
+    async def describe_all(self) -> list[CollectionInfo]:
+        """Return the state of every collection, by name; one that cannot be opened is logged and left out."""
+        states: list[CollectionInfo] = []
+        for name in await self._in_thread(self._given().names):
+            try:
+                entry = await self.get(name)
+                states.append(await entry.read(entry.collection.info))
+            except NotFoundError:
+                continue  # dropped meanwhile
+            except KindredError as error:
+                log.error("collection %s cannot be described: %s", name, error)
+        return states
+
+    def check_writable(self) -> None:
+        """Raise FailedPreconditionError when the server is a read-only replica or has no data folder."""
+        self._given(writing=True)
+
+    async def close(self) -> None:
+        """Close all collections after what is running in them."""
+        for entry in self._open.values():
+            await entry.retire()
+        self._open.clear()
+        if self._catalog is not None:
+            await self._in_thread(self._catalog.close)
+        self._readers.shutdown()
+        self._writers.shutdown()
+
+    def _given(self, *, writing: bool = False) -> Catalog:
+        if self._catalog is None:
+            raise FailedPreconditionError("this server keeps no collections: start it with --data-dir")
+        if writing and self._settings.read_only:
+            raise FailedPreconditionError("this server is a read-only replica: write to the primary one")
+        return self._catalog
+
+    async def _enter(self, collection: Collection) -> OpenCollection:
+        info = await self._in_thread(collection.info)
+        return OpenCollection(collection, info, self._readers, self._writers, self._settings)
+
+    async def _in_thread(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._writers, lambda: call(*args, **kwargs))
+
+
+def unknown_collection(name: str) -> NotFoundError:
+    """Return the error for a collection that does not exist."""
+    return NotFoundError(f"no collection {name[:64]!r}", field="collection")

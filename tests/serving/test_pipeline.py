@@ -1,0 +1,251 @@
+"""The pipeline batches what is there, keeps to its bounds, and spends no inference on work that nobody waits for."""
+
+# ruff: noqa: D102 (what stands in for a real class has its method names)
+
+import asyncio
+import hashlib
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from encoder.errors import DeadlineExceededError, FailedPreconditionError, ImageError, ResourceExhaustedError
+from encoder.images import DecodeLimits
+from encoder.metadata import Metadata, Preprocess
+from encoder.session import Outputs
+from serving.pipeline import Embedded, Pipeline
+from serving.settings import Limits
+
+SIDE = 2
+
+
+class GatedRunner:
+    """A model whose images are one byte each and whose gates the test opens; it records what it was given."""
+
+    metadata = Metadata("space", 3, Preprocess(SIDE, SIDE))
+
+    def __init__(self) -> None:
+        self.decoding = threading.Event()
+        self.running = threading.Event()
+        self.decoding.set()
+        self.running.set()
+        self.started = threading.Event()
+        self.decoded: list[int] = []
+        self.batches: list[list[int]] = []
+
+    def load_pixels(self, data: bytes, limits: DecodeLimits) -> NDArray[np.uint8]:
+        self.started.set()
+        assert self.decoding.wait(10)
+        if data == b"\xff":
+            raise ImageError("not an image")
+        if data == b"\xfe":
+            raise OSError("a bug")
+        self.decoded.append(data[0])
+        return np.full((SIDE, SIDE, 3), data[0], np.uint8)
+
+    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
+        self.started.set()
+        assert self.running.wait(10)
+        values = [int(image[0, 0, 0]) for image in pixels]
+        self.batches.append(values)
+        if 200 in values:
+            raise FailedPreconditionError("not finite")
+        return Outputs(np.array([[value, 0, 1] for value in values], np.float32), None)
+
+    @property
+    def inferred(self) -> int:
+        return sum(map(len, self.batches))
+
+
+@pytest.fixture
+def runner() -> GatedRunner:
+    return GatedRunner()
+
+
+@pytest.fixture
+def pipeline(runner: GatedRunner) -> Iterator[Pipeline]:
+    limits = Limits(max_queue=16, max_batch_items=16)
+    pipeline = Pipeline(runner, limits, decode_workers=1, max_batch=4)
+    yield pipeline
+    runner.decoding.set()
+    runner.running.set()
+    pipeline.close()
+
+
+def files(*values: int) -> list[bytes]:
+    return [bytes([value]) for value in values]
+
+
+def values_of(outcomes: list[object]) -> list[int | str]:
+    """Return the first component of each embedding, the name of each error."""
+    return [int(each.vector[0]) if isinstance(each, Embedded) else type(each).__name__ for each in outcomes]
+
+
+async def until(event: threading.Event) -> None:
+    assert await asyncio.to_thread(event.wait, 10)
+
+
+def test_each_image_gets_its_own_answer_in_its_place(pipeline: Pipeline) -> None:
+    outcomes = asyncio.run(pipeline.embed(files(1, 255, 3, 4, 5, 6, 7)))
+    assert values_of(list(outcomes)) == [1, "ImageError", 3, 4, 5, 6, 7]
+    assert pipeline.queued == 0
+
+
+def test_concurrent_requests_share_batches_and_keep_their_answers(pipeline: Pipeline, runner: GatedRunner) -> None:
+    async def many() -> list[list[int | str]]:
+        runner.running.clear()
+        calls = [asyncio.create_task(pipeline.embed(files(value, value + 100))) for value in range(8)]
+        await until(runner.started)
+        await asyncio.sleep(0.05)
+        runner.running.set()
+        return [values_of(list(await call)) for call in calls]
+
+    assert asyncio.run(many()) == [[value, value + 100] for value in range(8)]
+    assert max(map(len, runner.batches)) == 4
+    assert len(runner.batches) < 16
+
+
+def test_hashes_are_of_the_file_and_only_when_asked_for(pipeline: Pipeline) -> None:
+    (with_hash,) = asyncio.run(pipeline.embed(files(7), hashes=True))
+    (without,) = asyncio.run(pipeline.embed(files(7)))
+    assert isinstance(with_hash, Embedded)
+    assert isinstance(without, Embedded)
+    assert with_hash.content_hash == hashlib.sha256(b"\x07").digest()
+    assert without.content_hash == b""
+
+
+def test_pixels_need_no_decoding(pipeline: Pipeline, runner: GatedRunner) -> None:
+    outcomes = asyncio.run(pipeline.embed([np.full((SIDE, SIDE, 3), 9, np.uint8)]))
+    assert values_of(list(outcomes)) == [9]
+    assert runner.decoded == []
+
+
+def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(pipeline: Pipeline, runner: GatedRunner) -> None:
+    async def overload() -> float:
+        runner.running.clear()
+        waiting = asyncio.create_task(pipeline.embed(files(*range(16))))
+        await until(runner.started)
+        start = time.monotonic()
+        with pytest.raises(ResourceExhaustedError) as refused:
+            await pipeline.embed(files(1))
+        took = time.monotonic() - start
+        assert 0 < refused.value.retry_after <= 30
+        runner.running.set()
+        assert len(await waiting) == 16
+        assert len(await pipeline.embed(files(1))) == 1
+        return took
+
+    assert asyncio.run(overload()) < 0.1
+
+
+def test_a_patient_caller_waits_for_room_and_leaves_some(pipeline: Pipeline, runner: GatedRunner) -> None:
+    async def stream() -> None:
+        runner.running.clear()
+        first = asyncio.create_task(pipeline.embed(files(*range(8)), patient=True))
+        await until(runner.started)
+        second = asyncio.create_task(pipeline.embed(files(*range(8)), patient=True))
+        await asyncio.sleep(0.05)
+        assert pipeline.queued == 8
+        single = asyncio.create_task(pipeline.embed(files(100)))
+        await asyncio.sleep(0)
+        assert pipeline.queued == 9
+        runner.running.set()
+        assert [len(outcomes) for outcomes in await asyncio.gather(first, second, single)] == [8, 8, 1]
+
+    asyncio.run(stream())
+
+
+def test_a_cancelled_request_in_the_queue_costs_no_decoding_and_no_inference(
+    pipeline: Pipeline, runner: GatedRunner
+) -> None:
+    async def cancel() -> None:
+        runner.decoding.clear()
+        first = asyncio.create_task(pipeline.embed(files(1)))
+        await until(runner.started)
+        second = asyncio.create_task(pipeline.embed(files(2, 3, 4)))
+        await asyncio.sleep(0.01)
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        runner.decoding.set()
+        await first
+        assert values_of(list(await pipeline.embed(files(5)))) == [5]
+
+    asyncio.run(cancel())
+    assert runner.decoded == [1, 5]
+    assert runner.inferred == 2
+    assert pipeline.queued == 0
+
+
+def test_an_expired_request_costs_no_decoding_and_no_inference(pipeline: Pipeline, runner: GatedRunner) -> None:
+    async def expire() -> None:
+        runner.decoding.clear()
+        first = asyncio.create_task(pipeline.embed(files(1)))
+        await until(runner.started)
+        second = asyncio.create_task(pipeline.embed(files(2, 3), timeout=0.02))
+        await asyncio.sleep(0.05)
+        runner.decoding.set()
+        await first
+        with pytest.raises(DeadlineExceededError):
+            await second
+
+    asyncio.run(expire())
+    assert runner.decoded == [1]
+    assert runner.inferred == 1
+
+
+def test_a_request_that_expires_after_decoding_costs_no_inference(pipeline: Pipeline, runner: GatedRunner) -> None:
+    async def expire() -> None:
+        runner.running.clear()
+        first = asyncio.create_task(pipeline.embed(files(1)))
+        await until(runner.started)
+        second = asyncio.create_task(pipeline.embed(files(2), timeout=0.2))
+        while 2 not in runner.decoded:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.25)
+        runner.running.set()
+        await first
+        with pytest.raises(DeadlineExceededError):
+            await second
+
+    asyncio.run(expire())
+    assert runner.batches == [[1]]
+
+
+def test_an_image_that_the_model_cannot_take_fails_alone(pipeline: Pipeline, runner: GatedRunner) -> None:
+    async def mixed() -> list[list[int | str]]:
+        runner.running.clear()
+        calls = [asyncio.create_task(pipeline.embed(files(*values))) for values in ((1,), (2, 200), (3,))]
+        await until(runner.started)
+        await asyncio.sleep(0.05)
+        runner.running.set()
+        return [values_of(list(await call)) for call in calls]
+
+    assert asyncio.run(mixed()) == [[1], [2, "FailedPreconditionError"], [3]]
+
+
+def test_a_bug_fails_its_request_and_no_other(pipeline: Pipeline) -> None:
+    async def mixed() -> None:
+        good, bad = asyncio.create_task(pipeline.embed(files(1))), asyncio.create_task(pipeline.embed(files(2, 254)))
+        with pytest.raises(OSError, match="a bug"):
+            await bad
+        assert values_of(list(await good)) == [1]
+
+    asyncio.run(mixed())
+    assert pipeline.queued == 0
+
+
+def test_decoding_does_not_run_ahead_of_inference_without_bound(pipeline: Pipeline, runner: GatedRunner) -> None:
+    async def run() -> None:
+        runner.running.clear()
+        call = asyncio.create_task(pipeline.embed(files(*range(16))))
+        await asyncio.sleep(0.2)
+        # At most one batch in the encoder's hands, two between the stages, one image in the decoder's.
+        assert len(runner.decoded) <= 4 + 8 + 1
+        runner.running.set()
+        await call
+
+    asyncio.run(run())
