@@ -5,7 +5,6 @@ The bytes may come from anybody: limits are checked before anything is decoded, 
 Pillow raises leaves as an ImageError of one line that holds no path.
 """
 
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from PIL import (
     MpoImagePlugin,  # noqa: F401
     PngImagePlugin,  # noqa: F401
     PpmImagePlugin,  # noqa: F401
-    TiffImagePlugin,  # noqa: F401
+    TiffImagePlugin,
     UnidentifiedImageError,
     WebPImagePlugin,  # noqa: F401
 )
@@ -33,14 +32,13 @@ from PIL import (
 from encoder.colour import Colour, to_rgb
 from encoder.errors import ImageError, InvalidArgumentError
 from encoder.metadata import Preprocess
+from encoder.pieces import BoundedReader, check_exif, check_file
 from encoder.quiet import quiet
 
 FORMATS = frozenset({"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"})
 WHITE: Colour = (255, 255, 255)
 
-# Pillow parses headers in Python, one small read at a time: a file of nothing but tiny chunks costs seconds.
-_MAX_READS = 500_000
-# These codecs are written in Python too, and hold the interpreter's lock while they run.
+# Pillow runs these codecs in Python, holding the interpreter's lock.
 _PYTHON_CODECS = frozenset({"bmp_rle", "ppm", "ppm_plain"})
 _MAX_PYTHON_PIXELS = 2_000_000
 # A scan of a progressive JPEG takes a few bytes and a pass over the whole image.
@@ -48,6 +46,7 @@ _MAX_SCANNED_PIXELS = 4_000_000_000
 _FREE_SCANS = 64
 _START_OF_SCAN = b"\xff\xda"
 _ORIENTATION = 0x0112
+_TILE_SIZE = (322, 323)
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -107,7 +106,8 @@ def decode(data: bytes, limits: DecodeLimits = DEFAULT_LIMITS, background: Colou
         ImageError: it is no image, is damaged or cut off, is of a format that is not allowed, or is over a limit.
     """
     check_size(len(data), limits)
-    with quiet(), _one_error("not an image, or of a format that is not supported"), _Reader(data) as file:
+    check_file(data)
+    with quiet(), _one_error("not an image, or of a format that is not supported"), BoundedReader(data) as file:
         image = Image.open(file, formats=sorted(limits.formats))
         with _one_error(f"{image.format} image is damaged, cut off or of an unsupported variety"):
             _check_header(image, data, limits)
@@ -182,18 +182,6 @@ def check_size(size: int, limits: DecodeLimits = DEFAULT_LIMITS) -> None:
         raise ImageError(f"image of {size:,} bytes is over the limit of {limits.max_bytes:,} bytes")
 
 
-class _Reader(io.BytesIO):
-    """A file in memory that can be read only so often, see _MAX_READS."""
-
-    _reads = 0
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        self._reads += 1
-        if self._reads > _MAX_READS:
-            raise ImageError("image is made of too many pieces")
-        return super().read(size)
-
-
 @contextmanager
 def _one_error(message: str) -> Iterator[None]:
     """Turn whatever Pillow raises into an ImageError: its exceptions have no common base, and any can come."""
@@ -215,7 +203,13 @@ def _check_header(image: Image.Image, data: bytes, limits: DecodeLimits) -> None
     """Check everything that the header tells about the cost of decoding."""
     _check_pixels(image.size, limits)
     pixels = image.width * image.height
-    codecs = {tile[0] for tile in getattr(image, "tile", ())}
+    tiles = getattr(image, "tile", ())
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        # A tile may be larger than the image, and is decoded whole.
+        width, height = (image.tag_v2.get(tag) for tag in _TILE_SIZE)
+        if isinstance(width, int) and isinstance(height, int):
+            _check_pixels((width, height), limits)
+    codecs = {tile[0] for tile in tiles}
     if codecs & _PYTHON_CODECS and pixels > _MAX_PYTHON_PIXELS:
         raise ImageError(f"{image.format} image of this kind is over {_MAX_PYTHON_PIXELS:,} pixels; send it as PNG")
     if "jpeg" in codecs and (image.info.get("progressive") or image.info.get("progression")):
@@ -243,6 +237,9 @@ def _rawmode(image: Image.Image) -> str:
 
 def _upright(image: Image.Image) -> Image.Image:
     """Turn an image as its EXIF or XMP orientation says; an unreadable EXIF block is as good as none."""
+    block = image.info.get("exif")
+    if isinstance(block, bytes):
+        check_exif(block)
     try:
         method = _TRANSPOSE.get(image.getexif().get(_ORIENTATION, 1))
     except ImageError:

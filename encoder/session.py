@@ -5,7 +5,9 @@ images, a trial run included, so that a wrong file is refused at the start and n
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -180,7 +182,9 @@ def _start(path: Path, device: Device, threads: int | None) -> ort.InferenceSess
     if device != "cpu" and "CUDAExecutionProvider" in available:
         # The default algorithm search runs anew for every batch size; the heuristic is as fast once warm.
         providers.insert(0, ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}))
-        ort.preload_dlls()
+        # Finds CUDA libraries that pip installed. What it misses it prints, and standard output is not its own.
+        with redirect_stdout(StringIO()):
+            ort.preload_dlls()
     session = _translated(
         lambda: ort.InferenceSession(path, options, providers=providers),
         f"{path.name} is not an ONNX model, is damaged, or needs a newer ONNX Runtime; export it again",

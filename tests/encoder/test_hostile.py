@@ -211,6 +211,24 @@ COSTLY = {
     "gif, tiny blocks": gif((8, 8))[:19] + b"\x21\xfe" + b"\x01a" * (2 * MEBIBYTE),
     "jpeg 2000, two sizes": fake_jp2(),
     "webp, large canvas": wide_webp(),
+    "tiff, many strips": tiff_file(
+        [*TAGS[:5], (273, 4, MEBIBYTE, 110), (278, 4, 1, 1), (279, 4, 1, 8)], struct.pack("<I", 110) * MEBIBYTE
+    ),
+    "tiff, many numbers": tiff_file([*TAGS, (282, 5, MEBIBYTE, 130)], bytes(8 * MEBIBYTE + 200)),
+    "tiff, many numbers in its exif": tiff_file(
+        [*TAGS, (0x8769, 4, 1, 200)],
+        bytes(200 - 110) + struct.pack("<HHHII", 1, 33434, 5, MEBIBYTE, 230) + bytes(8 * MEBIBYTE + 200),
+    ),
+    "png, many numbers in its exif": png_file(
+        8,
+        8,
+        bytes(8 * 9),
+        bits=8,
+        colour=0,
+        extra=png_chunk(b"eXIf", tiff_file([(274, 5, MEBIBYTE, 26)], bytes(8 * MEBIBYTE))),
+    ),
+    "jpeg, many exif blocks": b"\xff\xd8"
+    + (b"\xff\xe1" + struct.pack(">H", 65_000) + b"Exif\0\0" + bytes(64_992)) * 100,
     "tiff, wide tile": tiff_file([*TAGS[:5], (322, 4, 1, 30_000), (323, 4, 1, 30_000), (324, 4, 1, 0)], bytes(64)),
 }
 
