@@ -172,7 +172,7 @@ ClassifySeries = Series[Member, common.Query, searcher.ClassifyRequest, searcher
 UpsertSeries = Series[Item, common.Item, collections.UpsertRequest, collections.UpsertResponse, tuple[Outcome, int]]
 
 
-def embed_series(model: str) -> "EmbedSeries[ImageLike | KindredError]":
+def embed_series(model: str) -> EmbedSeries[ImageLike | KindredError]:
     """Return the series that embeds images."""
     return Series(
         EMBED,
@@ -195,7 +195,7 @@ class SearchParameters:
     with_vector: bool = False
 
 
-def search_series(noun: str, part: Callable[[Member], common.Query], asked: SearchParameters) -> "SearchSeries[Member]":
+def search_series(noun: str, part: Callable[[Member], common.Query], asked: SearchParameters) -> SearchSeries[Member]:
     """Return the series that searches; fewer queries travel together when their answers are large."""
     messages.bounded("k", asked.k, 1, 10_000)
     condition = messages.filter_message(asked.filter)
@@ -231,7 +231,7 @@ class ClassifyParameters:
 
 def classify_series(
     noun: str, part: Callable[[Member], common.Query], asked: ClassifyParameters
-) -> "ClassifySeries[Member]":
+) -> ClassifySeries[Member]:
     """Return the series that classifies."""
     messages.bounded("k", asked.k, 0, 10_000)
     method = messages.classify_method(asked.method)

@@ -37,6 +37,13 @@ EXTRAS = {
     "cpu": {"faiss", "onnxruntime", "grpc_health", "grpc_reflection", "prometheus_client"},
     "train": {"torch", "sklearn", "onnx", "onnxscript", "scipy", "tensorboard", "matplotlib"},
 }
+HELP = """From a folder of images to a service that knows which images are alike and what they are.
+
+Every option --some-name of COMMAND may also be given as KINDRED_COMMAND_SOME_NAME in the environment, or as some-name \
+in kindred.toml, at its top or in the command's own table. The command line comes first, then the environment, then \
+the file. KINDRED_ADDRESS, KINDRED_TOKEN, KINDRED_CA, KINDRED_DATA_DIR, KINDRED_MODEL and KINDRED_DEVICE are for all \
+commands.
+"""
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
@@ -94,13 +101,7 @@ def root(
         typer.Option("--config", metavar="FILE", help="Settings in TOML; default ./kindred.toml where there is one."),
     ] = None,
 ) -> None:
-    """From a folder of images to a service that knows which images are alike and what they are.
-
-    Every option --some-name of COMMAND may also be given as KINDRED_COMMAND_SOME_NAME in the environment, or as
-    some-name in kindred.toml, at its top or in the command's own table. The command line comes first, then the
-    environment, then the file. KINDRED_ADDRESS, KINDRED_TOKEN, KINDRED_CA, KINDRED_DATA_DIR, KINDRED_MODEL and
-    KINDRED_DEVICE are for all commands.
-    """
+    """Find the settings file and lay it under the subcommand's options."""
     named = config_file or (Path(os.environ["KINDRED_CONFIG"]) if os.environ.get("KINDRED_CONFIG") else None)
     ctx.default_map = config.load(named, ctx.command, ctx)
 
@@ -113,7 +114,7 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run the command and return its exit status; errors become one line on standard error."""
     app = typer.Typer(cls=LazyGroup, add_completion=False)
-    app.callback()(root)
+    app.callback(help=HELP)(root)
     try:
         status = typer.main.get_command(app).main(
             list(arguments) or ["--help"], prog_name="kindred", standalone_mode=False

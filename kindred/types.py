@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +33,10 @@ __all__ = [
 ]
 
 # A path, the bytes of an image file, a Pillow image, or an array: uint8 [H, W], [H, W, 3] (RGB), [H, W, 4] (RGBA).
-ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | NDArray[np.generic] | PillowImage"
+# Union, because `|` takes no name that is only known to the type checker: Pillow is not loaded for this.
+ImageLike: TypeAlias = Union[str, os.PathLike[str], bytes, bytearray, memoryview, NDArray[np.generic], "PillowImage"]
 # The text form, for example `label = "shoe" AND payload.price < 10`, or the tree for untrusted values.
-FilterLike: TypeAlias = "str | Condition"
+FilterLike: TypeAlias = Union[str, "Condition"]
 # `raise` fails on the first member of a batch that was not served; `return` puts the error in its place.
 Errors = Literal["raise", "return"]
 # Where a class comes from, see kindred.v1.ClassifyRequest.Method.
