@@ -1,0 +1,73 @@
+"""The server as a process of its own."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+from threading import Thread
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = """
+import sys
+from pathlib import Path
+from serving.server import serve
+from serving.settings import Settings
+serve(Settings({arguments}))
+"""
+
+
+@dataclass
+class Process:
+    """A server process, the lines of its standard error, and its port."""
+
+    popen: subprocess.Popen[str]
+    lines: "Queue[str | None]"
+    port: int = 0
+
+    def line(self) -> str | None:
+        """Return the next line of standard error, None at its end."""
+        return self.lines.get(timeout=60)
+
+    def rest(self) -> list[str]:
+        """Return the lines of standard error up to its end."""
+        return list(iter(self.line, None))
+
+
+@contextmanager
+def started(arguments: str) -> Iterator[Process]:
+    """Start a server process with the given arguments of `Settings`; it is killed at the end of the block."""
+    program = PROGRAM.format(arguments=arguments)
+    popen = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = Process(popen, Queue())
+
+    def read() -> None:
+        assert popen.stderr is not None
+        for line in popen.stderr:
+            process.lines.put(line.rstrip("\n"))
+        process.lines.put(None)
+
+    reader = Thread(target=read)
+    reader.start()
+    try:
+        yield process
+    finally:
+        popen.kill()
+        popen.wait(60)
+        reader.join(60)
+        assert popen.stderr is not None
+        popen.stderr.close()
+
+
+@contextmanager
+def serving(arguments: str) -> Iterator[Process]:
+    """Start a server process on a free port and wait until it says that it is ready."""
+    with started(f"address='127.0.0.1:0', {arguments}") as process:
+        first = process.line()
+        match = re.fullmatch(r"kindred: serving on 127\.0\.0\.1:([0-9]+)", first or "")
+        assert match is not None, [first, *process.rest()]
+        process.port = int(match[1])
+        yield process

@@ -1,0 +1,239 @@
+"""Hostile input: each gets its own clear answer, none costs what it asked for, and the service answers on."""
+
+import random
+import struct
+import tarfile
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf import descriptor_pool
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from encoder.images import DecodeLimits
+from encoder.session import Encoder, Outputs
+from kindred.v1 import collections_pb2, common_pb2, embedder_pb2, searcher_pb2
+from kindred.v1.common_pb2 import Image
+from serving.server import SERVICES
+from serving.settings import Limits, Settings
+from tests.data import shared_data
+from tests.serving.running import Running, code, details, image, png, retry_seconds, running
+
+BUGS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
+
+
+@pytest.fixture(autouse=True)
+def still_answers(server: Running) -> Iterator[None]:
+    """After every test of this file the service answers as it did before."""
+    request = embedder_pb2.EmbedRequest(images=[image(1)])
+    before = server.embedder.Embed(request, timeout=20)
+    yield
+    assert server.embedder.Embed(request, timeout=20) == before
+
+
+def embed_codes(server: Running, *files: bytes) -> list[int]:
+    """Embed files and return the code of each, 0 for an embedding."""
+    request = embedder_pb2.EmbedRequest(images=[Image(data=file) for file in files])
+    return [result.error.status.code for result in server.embedder.Embed(request, timeout=60).results]
+
+
+def bomb(side: int) -> bytes:
+    """Return a small PNG that says it has side × side pixels."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    body = zlib.compress(b"\0" * 1_000_000, 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def test_every_file_of_the_hostile_set_is_an_embedding_or_a_clear_error(server: Running) -> None:
+    invalid = grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    found: dict[int, int] = {}
+    with tarfile.open(shared_data("hostile-images.tar")) as archive:
+        for member in archive:
+            file = archive.extractfile(member) if member.isfile() else None
+            if file is None:
+                continue
+            data = file.read()
+            if len(data) > 60 * 2**20:
+                continue
+            (status,) = embed_codes(server, data)
+            assert status in (0, invalid), member.name
+            found[status] = found.get(status, 0) + 1
+    assert found.keys() == {0, invalid}
+
+
+def test_a_bomb_is_refused_from_its_header(server: Running) -> None:
+    start = time.monotonic()
+    assert embed_codes(server, *[bomb(20_000)] * 50) == [grpc.StatusCode.INVALID_ARGUMENT.value[0]] * 50
+    assert time.monotonic() - start < 5
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.one_of(st.binary(max_size=300), st.binary(max_size=40).map(lambda tail: png(1)[:-40] + tail)))
+def test_garbage_is_a_clear_error(server: Running, data: bytes) -> None:
+    assert embed_codes(server, data)[0] in (0, grpc.StatusCode.INVALID_ARGUMENT.value[0])
+
+
+def test_malformed_messages_are_never_a_bug_of_the_server(server: Running) -> None:
+    rng = random.Random(0)  # noqa: S311 (not for secrets)
+    seeds = [
+        embedder_pb2.EmbedRequest(images=[image(1)]).SerializeToString(),
+        searcher_pb2.SearchRequest(collection="none", k=3, queries=[common_pb2.Query(key="a")]).SerializeToString(),
+        collections_pb2.UpsertRequest(
+            collection="none", items=[common_pb2.Item(key="a", label="b")]
+        ).SerializeToString(),
+    ]
+    pool = descriptor_pool.Default()
+    seen = set()
+    for service in SERVICES:
+        for method in pool.FindServiceByName(service).methods:
+            path = f"/{service}/{method.name}"
+            streaming = method.name.endswith("Stream")
+            call: Callable[..., object] = (
+                (lambda data, path=path: list(server.channel.stream_stream(path)(iter([data]), timeout=20)))
+                if streaming
+                else (lambda data, path=path: server.channel.unary_unary(path)(data, timeout=20))
+            )
+            for _ in range(30):
+                data = bytearray(rng.choice(seeds))
+                for _ in range(rng.randint(1, 8)):
+                    data[rng.randrange(len(data))] = rng.randrange(256)
+                try:
+                    call(bytes(data[: rng.randint(0, len(data))]))
+                    seen.add(grpc.StatusCode.OK)
+                except grpc.RpcError as error:
+                    seen.add(code(error))
+    assert grpc.StatusCode.INVALID_ARGUMENT in seen
+    assert not seen & BUGS, seen
+
+
+def test_text_that_is_no_utf8_is_a_clear_error(server: Running) -> None:
+    call: Callable[..., object] = server.channel.unary_unary("/kindred.v1.Collections/Count")
+    with pytest.raises(grpc.RpcError) as failed:
+        call(b"\x0a\x02\xff\xfe", timeout=20)
+    assert code(failed.value) == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_message_over_the_limit_is_told_from_a_full_queue(server: Running) -> None:
+    request = embedder_pb2.EmbedRequest(images=[Image(data=b"x" * (65 * 2**20))])
+    with pytest.raises(grpc.RpcError) as failed:
+        server.embedder.Embed(request, timeout=60)
+    assert code(failed.value) == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert retry_seconds(details(failed.value)) is None
+
+
+def test_an_image_over_the_limit_is_an_error_in_its_place(server: Running) -> None:
+    invalid = grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert embed_codes(server, b"x" * (20 * 2**20 + 1), png(1)) == [invalid, 0]
+
+
+class GatedEncoder:
+    """A real encoder whose runs wait for the test; it counts the images that it was given."""
+
+    gate = threading.Event()
+    inferred = 0
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self.metadata = encoder.metadata
+
+    def load_pixels(self, data: bytes, limits: DecodeLimits) -> object:
+        """Decode as the real one."""
+        return self.encoder.load_pixels(data, limits)
+
+    def run(self, pixels: object) -> Outputs:
+        """Run as the real one, once the gate is open."""
+        assert self.gate.wait(30)
+        type(self).inferred += len(pixels)  # type: ignore[arg-type]
+        return self.encoder.run(pixels)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def gated(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    """A server with a queue of 32 images, whose inference waits for the test."""
+    real_open = Encoder.open
+    monkeypatch.setattr(Encoder, "open", lambda path, **options: GatedEncoder(real_open(path, **options)))
+    GatedEncoder.gate.clear()
+    GatedEncoder.inferred = 0
+    limits = Limits(max_queue=32, max_batch_items=32)
+    models = (("tiny", model_path),)
+    with running(Settings(address="127.0.0.1:0", models=models, limits=limits, max_encode_batch=4)) as server:
+        yield server
+        GatedEncoder.gate.set()
+
+
+def test_a_full_queue_answers_at_once_and_recovers(gated: Running) -> None:
+    request = embedder_pb2.EmbedRequest(images=[image(1)] * 32)
+    first = gated.embedder.Embed.future(request, timeout=30)
+    time.sleep(0.3)
+    start = time.monotonic()
+    with pytest.raises(grpc.RpcError) as failed:
+        gated.embedder.Embed(request, timeout=30)
+    assert time.monotonic() - start < 0.5
+    status = details(failed.value)
+    assert status.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+    seconds = retry_seconds(status)
+    assert seconds is not None
+    assert 0 < seconds <= 30
+    GatedEncoder.gate.set()
+    assert len(first.result().results) == 32
+    assert len(gated.embedder.Embed(request, timeout=30).results) == 32
+
+
+def test_cancelled_and_expired_calls_in_the_queue_cost_no_inference(gated: Running) -> None:
+    one = embedder_pb2.EmbedRequest(images=[image(1)])
+    eight = embedder_pb2.EmbedRequest(images=[image(2)] * 8)
+    first = gated.embedder.Embed.future(one, timeout=30)
+    time.sleep(0.3)
+    cancelled = gated.embedder.Embed.future(eight, timeout=30)
+    expired = gated.embedder.Embed.future(eight, timeout=0.3)
+    time.sleep(0.5)
+    cancelled.cancel()
+    assert expired.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    time.sleep(0.2)
+    GatedEncoder.gate.set()
+    assert len(first.result().results) == 1
+    assert len(gated.embedder.Embed(one, timeout=30).results) == 1
+    assert GatedEncoder.inferred == 2
+
+
+def test_abandoned_streams_leave_nothing_behind(server: Running) -> None:
+    for _ in range(20):
+        requests = (
+            embedder_pb2.EmbedStreamRequest(batch=embedder_pb2.EmbedRequest(images=[image(1)] * 8)) for _ in range(50)
+        )
+        stream = server.embedder.EmbedStream(requests, timeout=20)
+        next(stream)
+        stream.cancel()
+    pipeline = server.server.models.get("").pipeline
+    until = time.monotonic() + 10
+    while pipeline.queued and time.monotonic() < until:
+        time.sleep(0.01)
+    assert pipeline.queued == 0
+
+
+@pytest.mark.parametrize("name", ["../../etc", "/etc/passwd", "a\0b", "x" * 100_000, "\u202e", "con\nfig"])
+def test_a_hostile_name_shows_no_path_and_makes_no_file(server: Running, name: str) -> None:
+    data_dir = server.server.settings.data_dir
+    assert data_dir is not None
+    before = sorted(data_dir.rglob("*"))
+    requests: list[Callable[[], object]] = [
+        lambda: server.collections.CreateCollection(collections_pb2.CreateCollectionRequest(name=name)),
+        lambda: server.collections.DescribeCollection(collections_pb2.DescribeCollectionRequest(name=name)),
+        lambda: server.collections.DropCollection(collections_pb2.DropCollectionRequest(name=name)),
+        lambda: server.embedder.Embed(embedder_pb2.EmbedRequest(images=[image(1)], model=name)),
+    ]
+    for call in requests:
+        with pytest.raises(grpc.RpcError) as failed:
+            call()
+        assert code(failed.value) not in BUGS
+        assert str(data_dir) not in str(failed.value)
+    assert {path.name for path in sorted(data_dir.rglob("*"))} <= {path.name for path in before} | {".lock"}

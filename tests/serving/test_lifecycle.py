@@ -1,0 +1,175 @@
+"""The life of the real process: one line when it is ready, a drain on SIGTERM, one line when it cannot start."""
+
+import contextlib
+import io
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import PIL.Image
+import pytest
+
+from kindred.v1 import collections_pb2, collections_pb2_grpc, embedder_pb2, embedder_pb2_grpc
+from kindred.v1.common_pb2 import Image, Item
+from tests.serving.process import ROOT, serving, started
+from tests.serving.running import code, image
+
+
+@pytest.fixture
+def models(model_path: Path) -> str:
+    """The argument that serves the tiny model."""
+    return f"models=(('tiny', Path({str(model_path)!r})),)"
+
+
+def slow_request(count: int = 64) -> embedder_pb2.EmbedRequest:
+    """Return a request of few bytes and much work: large images of one colour."""
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (1500, 1500)).save(file, "PNG")
+    return embedder_pb2.EmbedRequest(images=[Image(data=file.getvalue())] * count)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_what_is_in_flight_and_exits_with_0(models: str, number: signal.Signals) -> None:
+    with serving(models) as process, grpc.insecure_channel(f"127.0.0.1:{process.port}") as channel:
+        stub = embedder_pb2_grpc.EmbedderStub(channel)
+        stub.Embed(embedder_pb2.EmbedRequest(images=[image()]), wait_for_ready=True, timeout=20)
+        in_flight = stub.Embed.future(slow_request(), timeout=60)
+        time.sleep(0.3)
+        assert not in_flight.done(), "the request is too quick to prove anything"
+        process.popen.send_signal(number)
+        assert len(in_flight.result().results) == 64
+        assert all(result.vector for result in in_flight.result().results)
+        assert process.popen.wait(20) == 0
+        assert process.rest() == []
+
+
+def test_an_idle_stream_does_not_hold_up_the_drain(models: str) -> None:
+    with serving(models) as process, grpc.insecure_channel(f"127.0.0.1:{process.port}") as channel:
+        stub = embedder_pb2_grpc.EmbedderStub(channel)
+        done = False
+
+        def requests() -> Iterator[embedder_pb2.EmbedStreamRequest]:
+            yield embedder_pb2.EmbedStreamRequest(batch=embedder_pb2.EmbedRequest(images=[image()]), tag=5)
+            while not done:
+                time.sleep(0.01)
+
+        responses = stub.EmbedStream(requests(), timeout=60)
+        assert next(responses).tag == 5
+        start = time.monotonic()
+        process.popen.send_signal(signal.SIGTERM)
+        with pytest.raises(grpc.RpcError) as failed:
+            next(responses)
+        assert code(failed.value) == grpc.StatusCode.UNAVAILABLE
+        assert process.popen.wait(20) == 0
+        assert time.monotonic() - start < 10
+        done = True
+
+
+def test_a_stream_at_work_answers_what_it_has_read_before_it_ends(models: str) -> None:
+    with serving(models) as process, grpc.insecure_channel(f"127.0.0.1:{process.port}") as channel:
+        stub = embedder_pb2_grpc.EmbedderStub(channel)
+        batch = slow_request(16)
+        requests = (embedder_pb2.EmbedStreamRequest(batch=batch, tag=tag) for tag in range(1000))
+        responses = stub.EmbedStream(requests, timeout=60)
+        assert next(responses).tag == 0
+        process.popen.send_signal(signal.SIGTERM)
+        tags = [0]
+        with contextlib.suppress(grpc.RpcError):
+            tags.extend(response.tag for response in responses)
+        assert responses.code() == grpc.StatusCode.UNAVAILABLE
+        assert tags == list(range(len(tags)))
+        assert 1 < len(tags) < 1000
+        assert process.popen.wait(20) == 0
+
+
+def test_a_drain_that_takes_too_long_is_cut(models: str) -> None:
+    with serving(f"{models}, drain_seconds=0.2") as process:
+        with grpc.insecure_channel(f"127.0.0.1:{process.port}") as channel:
+            stub = embedder_pb2_grpc.EmbedderStub(channel)
+            calls = [stub.Embed.future(slow_request(), timeout=60) for _ in range(4)]
+            time.sleep(0.5)
+            process.popen.send_signal(signal.SIGTERM)
+            codes = {call.code() for call in calls}
+        assert codes & {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+        assert process.popen.wait(20) == 0
+
+
+def test_a_second_signal_cuts_the_drain(models: str) -> None:
+    with serving(models) as process, grpc.insecure_channel(f"127.0.0.1:{process.port}") as channel:
+        stub = embedder_pb2_grpc.EmbedderStub(channel)
+        calls = [stub.Embed.future(slow_request(), timeout=60) for _ in range(8)]
+        time.sleep(0.5)
+        process.popen.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.popen.wait(20) == 0
+        assert {call.code() for call in calls} & {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+
+
+def test_acknowledged_writes_survive_the_drain(models: str, tmp_path: Path) -> None:
+    arguments = f"{models}, data_dir=Path({str(tmp_path)!r})"
+    with serving(arguments) as process, grpc.insecure_channel(f"127.0.0.1:{process.port}") as channel:
+        stub = collections_pb2_grpc.CollectionsStub(channel)
+        stub.CreateCollection(collections_pb2.CreateCollectionRequest(name="shop"), timeout=20)
+
+        def write(number: int) -> grpc.StatusCode:
+            item = Item(key=str(number), image=image(number))
+            request = collections_pb2.UpsertRequest(collection="shop", items=[item])
+            return stub.Upsert.future(request, timeout=20).code()
+
+        with ThreadPoolExecutor(8) as pool:
+            writes = [pool.submit(write, number) for number in range(300)]
+            time.sleep(0.3)
+            process.popen.send_signal(signal.SIGTERM)
+            codes = [each.result() for each in writes]
+        assert process.popen.wait(20) == 0
+    assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+    with serving(arguments) as process, grpc.insecure_channel(f"127.0.0.1:{process.port}") as channel:
+        stub = collections_pb2_grpc.CollectionsStub(channel)
+        assert stub.Count(collections_pb2.CountRequest(collection="shop"), timeout=20).count >= codes.count(
+            grpc.StatusCode.OK
+        )
+
+
+def test_the_port_file_is_there_once_the_server_is_ready(models: str, tmp_path: Path) -> None:
+    with serving(f"{models}, port_file=Path({str(tmp_path / 'port')!r})") as process:
+        assert int((tmp_path / "port").read_text()) == process.port
+        assert [path.name for path in tmp_path.iterdir()] == ["port"]
+
+
+def test_a_taken_port_is_one_clear_error(models: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with started(f"address='127.0.0.1:{port}', {models}") as process:
+            lines = process.rest()
+            assert process.popen.wait(20) == 1
+    assert lines[-1].startswith("encoder.errors.FailedPreconditionError: cannot listen on 127.0.0.1:")
+    assert not any("serving on" in line for line in lines)
+
+
+def test_a_second_server_cannot_share_the_port(models: str) -> None:
+    with serving(models) as process, started(f"address='127.0.0.1:{process.port}', {models}") as second:
+        assert second.popen.wait(60) == 1
+
+
+def test_a_model_that_is_none_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"not a model")
+    with started(f"address='127.0.0.1:0', models=(('bad', Path({str(tmp_path / 'bad.onnx')!r})),)") as process:
+        lines = process.rest()
+        assert process.popen.wait(20) == 1
+    assert "InvalidArgumentError" in lines[-1]
+    assert not any("serving on" in line for line in lines)
+
+
+def test_serving_never_imports_torch() -> None:
+    program = "import sys, serving.server; print(sorted({'torch', 'onnx', 'sklearn'} & set(sys.modules)))"
+    answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
