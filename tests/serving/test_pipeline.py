@@ -32,12 +32,13 @@ class GatedRunner:
         self.running = threading.Event()
         self.decoding.set()
         self.running.set()
-        self.started = threading.Event()
+        self.decode_began = threading.Event()
+        self.run_began = threading.Event()
         self.decoded: list[int] = []
         self.batches: list[list[int]] = []
 
     def load_pixels(self, data: bytes, limits: DecodeLimits) -> NDArray[np.uint8]:
-        self.started.set()
+        self.decode_began.set()
         assert self.decoding.wait(10)
         if data == b"\xff":
             raise ImageError("not an image")
@@ -47,7 +48,7 @@ class GatedRunner:
         return np.full((SIDE, SIDE, 3), data[0], np.uint8)
 
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
-        self.started.set()
+        self.run_began.set()
         assert self.running.wait(10)
         values = [int(image[0, 0, 0]) for image in pixels]
         self.batches.append(values)
@@ -98,7 +99,7 @@ def test_concurrent_requests_share_batches_and_keep_their_answers(pipeline: Pipe
     async def many() -> list[list[int | str]]:
         runner.running.clear()
         calls = [asyncio.create_task(pipeline.embed(files(value, value + 100))) for value in range(8)]
-        await until(runner.started)
+        await until(runner.run_began)
         await asyncio.sleep(0.05)
         runner.running.set()
         return [values_of(list(await call)) for call in calls]
@@ -127,7 +128,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(pipeline: Pipel
     async def overload() -> float:
         runner.running.clear()
         waiting = asyncio.create_task(pipeline.embed(files(*range(16))))
-        await until(runner.started)
+        await until(runner.run_began)
         start = time.monotonic()
         with pytest.raises(ResourceExhaustedError) as refused:
             await pipeline.embed(files(1))
@@ -145,7 +146,7 @@ def test_a_patient_caller_waits_for_room_and_leaves_some(pipeline: Pipeline, run
     async def stream() -> None:
         runner.running.clear()
         first = asyncio.create_task(pipeline.embed(files(*range(8)), patient=True))
-        await until(runner.started)
+        await until(runner.run_began)
         second = asyncio.create_task(pipeline.embed(files(*range(8)), patient=True))
         await asyncio.sleep(0.05)
         assert pipeline.queued == 8
@@ -164,7 +165,7 @@ def test_a_cancelled_request_in_the_queue_costs_no_decoding_and_no_inference(
     async def cancel() -> None:
         runner.decoding.clear()
         first = asyncio.create_task(pipeline.embed(files(1)))
-        await until(runner.started)
+        await until(runner.decode_began)
         second = asyncio.create_task(pipeline.embed(files(2, 3, 4)))
         await asyncio.sleep(0.01)
         second.cancel()
@@ -184,7 +185,7 @@ def test_an_expired_request_costs_no_decoding_and_no_inference(pipeline: Pipelin
     async def expire() -> None:
         runner.decoding.clear()
         first = asyncio.create_task(pipeline.embed(files(1)))
-        await until(runner.started)
+        await until(runner.decode_began)
         second = asyncio.create_task(pipeline.embed(files(2, 3), timeout=0.02))
         await asyncio.sleep(0.05)
         runner.decoding.set()
@@ -201,7 +202,7 @@ def test_a_request_that_expires_after_decoding_costs_no_inference(pipeline: Pipe
     async def expire() -> None:
         runner.running.clear()
         first = asyncio.create_task(pipeline.embed(files(1)))
-        await until(runner.started)
+        await until(runner.run_began)
         second = asyncio.create_task(pipeline.embed(files(2), timeout=0.2))
         while 2 not in runner.decoded:
             await asyncio.sleep(0.005)
@@ -219,7 +220,7 @@ def test_an_image_that_the_model_cannot_take_fails_alone(pipeline: Pipeline, run
     async def mixed() -> list[list[int | str]]:
         runner.running.clear()
         calls = [asyncio.create_task(pipeline.embed(files(*values))) for values in ((1,), (2, 200), (3,))]
-        await until(runner.started)
+        await until(runner.run_began)
         await asyncio.sleep(0.05)
         runner.running.set()
         return [values_of(list(await call)) for call in calls]
