@@ -1,0 +1,165 @@
+"""Exact nearest neighbours in a snapshot: never a dead item, never fewer than k, ties by key.
+
+FAISS proposes somewhat more candidates than asked for; their similarities are then computed once more, in float64, so
+that an answer depends neither on the kernel nor on how many queries came together. When the candidates cannot prove
+that they hold the true k (many dead or unmatched slots among them, or a tie that goes on), every slot is scored.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.columns import Mask, Slots, Snapshot
+from index.flat import top_k
+from index.types import SearchOptions, Vector
+
+_MARGIN = 16
+# Below this share of matching slots it is cheaper to gather them than to propose enough.
+_GATHER_BELOW = 0.5
+_BLOCK = 32_768
+_RESCORED_AT_ONCE = 1 << 21  # components
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """The neighbours of one query: slots, int64 [m], and similarities, float32 [m]; most similar first, ties by key."""
+
+    slots: Slots
+    similarities: NDArray[np.float32]
+
+    def first(self, count: int) -> "Found":
+        """Return the `count` most similar of them."""
+        return Found(self.slots[:count], self.similarities[:count])
+
+
+def neighbours(snapshot: Snapshot, queries: Vector, options: SearchOptions, mask: Mask | None = None) -> list[Found]:
+    """Return what a search finds: `nearest`, less the excluded keys, cut at `k` and at `min_similarity`."""
+    more = max((len(keys) for keys in options.exclude), default=0)
+    answers = nearest(snapshot, queries, options.k + more, mask)
+    if more:
+        answers = [
+            _without(snapshot, found, keys).first(options.k)
+            for found, keys in zip(answers, options.exclude, strict=True)
+        ]
+    if options.min_similarity is not None:
+        # float32, as the similarities are: an item exactly at the bound stays.
+        bound = np.float32(options.min_similarity)
+        answers = [found.first(int(np.count_nonzero(found.similarities >= bound))) for found in answers]
+    return answers
+
+
+def nearest(snapshot: Snapshot, queries: Vector, k: int, mask: Mask | None = None) -> list[Found]:
+    """Return the `k` nearest live slots of each query.
+
+    Args:
+        snapshot: the collection.
+        queries: float32 [N, D] of unit length, C-contiguous.
+        k: neighbours per query; fewer are returned only when fewer match.
+        mask: bool [n], the slots that match (live ones only); None means every live slot.
+
+    Returns:
+        One answer per query.
+    """
+    matching = snapshot.live if mask is None else int(np.count_nonzero(mask))
+    k = min(k, matching)
+    if k == 0 or not len(queries):
+        return [Found(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
+    if matching < _GATHER_BELOW * len(snapshot):
+        return _by_scoring(snapshot, queries, k, snapshot.alive() if mask is None else mask)
+    proposed = min(len(snapshot), int(np.ceil((k + _MARGIN) * len(snapshot) / matching)) + _MARGIN)
+    step = max(1, _RESCORED_AT_ONCE // (proposed * queries.shape[1]))
+    products, slots = top_k(queries, snapshot.vectors, proposed)
+    answers: list[Found | None] = []
+    for begin in range(0, len(queries), step):
+        part = slice(begin, begin + step)
+        answers += _by_candidates(snapshot, queries[part], k, mask, products[part], slots[part])
+    unproven = [place for place, answer in enumerate(answers) if answer is None]
+    if unproven:
+        rest = _by_scoring(snapshot, queries[unproven], k, snapshot.alive() if mask is None else mask)
+        for place, answer in zip(unproven, rest, strict=True):
+            answers[place] = answer
+    return [answer for answer in answers if answer is not None]
+
+
+def similarities(queries: Vector, vectors: Vector) -> NDArray[np.float32]:
+    """Return the cosine similarity of each query to each of its own vectors.
+
+    Args:
+        queries: float32 [N, D] of unit length.
+        vectors: float32 [N, m, D] of unit length.
+
+    Returns:
+        float32 [N, m], -1 to 1.
+    """
+    exact: NDArray[np.float64] = np.einsum("nmd,nd->nm", vectors.astype(np.float64), queries.astype(np.float64))
+    return np.clip(exact, -1.0, 1.0).astype(np.float32)
+
+
+def _without(snapshot: Snapshot, found: Found, keys: frozenset[str]) -> Found:
+    stay = [place for place, slot in enumerate(found.slots.tolist()) if not keys or snapshot.key(slot) not in keys]
+    return Found(found.slots[stay], found.similarities[stay])
+
+
+def _by_candidates(
+    snapshot: Snapshot, queries: Vector, k: int, mask: Mask | None, products: NDArray[np.float32], slots: Slots
+) -> list[Found | None]:
+    """Rank each query's candidates; None where they do not prove to hold the k nearest."""
+    exact = similarities(queries, snapshot.vectors[slots])
+    matches = snapshot.died[slots] > snapshot.sequence if mask is None else mask[slots]
+    exact[~matches] = -np.inf
+    order = np.argsort(-exact, axis=1, kind="stable")
+    slots = np.take_along_axis(slots, order, axis=1)
+    exact = np.take_along_axis(exact, order, axis=1)
+    complete = slots.shape[1] == len(snapshot)
+    # What was not proposed is at most as similar as the last one that was, but for the kernel's rounding.
+    proven = complete | (exact[:, k - 1] > products[:, -1] + _rounding(queries.shape[1]))
+    tied = np.any(exact[:, 1 : k + 1] == exact[:, :k][:, : exact.shape[1] - 1], axis=1)
+    answers: list[Found | None] = []
+    for row in range(len(queries)):
+        if not proven[row]:
+            answers.append(None)
+        elif tied[row]:
+            answers.append(_ranked(snapshot, slots[row], exact[row], k))
+        else:
+            answers.append(Found(slots[row, :k], exact[row, :k]))
+    return answers
+
+
+def _by_scoring(snapshot: Snapshot, queries: Vector, k: int, mask: Mask) -> list[Found]:
+    """Score every matching slot, block by block, and keep what may be among the k nearest."""
+    matching = np.flatnonzero(mask)
+    kept: list[tuple[Slots, NDArray[np.float32]]] = [
+        (np.empty(0, np.int64), np.empty(0, np.float32)) for _ in range(len(queries))
+    ]
+    bounds = np.full(len(queries), -np.inf, np.float32)
+    rounding = 2 * _rounding(queries.shape[1])
+    for begin in range(0, len(matching), _BLOCK):
+        slots = matching[begin : begin + _BLOCK]
+        scores = queries @ snapshot.vectors[slots].T
+        for row in range(len(queries)):
+            near = np.flatnonzero(scores[row] >= bounds[row])
+            candidates = np.concatenate((kept[row][0], slots[near]))
+            values = np.concatenate((kept[row][1], scores[row, near]))
+            if len(values) > k:
+                bounds[row] = np.partition(values, len(values) - k)[len(values) - k] - rounding
+                stay = values >= bounds[row]
+                candidates, values = candidates[stay], values[stay]
+            kept[row] = (candidates, values)
+    return [
+        _ranked(snapshot, slots, similarities(query[None], snapshot.vectors[slots][None])[0], k)
+        for query, (slots, _) in zip(queries, kept, strict=True)
+    ]
+
+
+def _ranked(snapshot: Snapshot, slots: Slots, exact: NDArray[np.float32], k: int) -> Found:
+    """Return the k most similar of the slots, equal ones in the order of their keys."""
+    bound = np.partition(exact, len(exact) - k)[len(exact) - k]
+    near = np.flatnonzero(exact >= bound)
+    ranked = sorted(near.tolist(), key=lambda place: (-exact[place], snapshot.key_utf8(int(slots[place]))))[:k]
+    return Found(slots[ranked], exact[ranked])
+
+
+def _rounding(dim: int) -> float:
+    """Return how far a float32 inner product of unit vectors may be off, generously."""
+    return 4.0 * float(np.sqrt(dim)) * 2.0**-24
