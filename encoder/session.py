@@ -173,6 +173,8 @@ def _start(path: Path, device: Device, threads: int | None) -> ort.InferenceSess
     ort.disable_telemetry_events()
     options = ort.SessionOptions()
     options.log_severity_level = _SILENT
+    # Idle threads that spin steal the cores from decoding: a whole pipeline loses more than one call wins.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
     available = ort.get_available_providers()
