@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, EncodeError, Message
 
-from encoder.errors import InvalidArgumentError, UnavailableError
+from encoder.errors import InvalidArgumentError, ResourceExhaustedError, UnavailableError
 from serving.status import public_error, to_status
 
 # As text, because these classes are generic in their type stubs only.
@@ -32,18 +32,38 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     Args:
         max_message_bytes: ceiling on an answer.
+        max_calls: calls at one time, those for health and reflection not counted.
     """
 
-    def __init__(self, max_message_bytes: int) -> None:
+    def __init__(self, max_message_bytes: int, max_calls: int) -> None:
         self._max_bytes = max_message_bytes
+        self._max_calls = max_calls
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._draining = asyncio.Event()
+        self._held: asyncio.Event | None = None
         self._reading: set[asyncio.Task[Any]] = set()
 
-    def drain(self) -> None:
-        """End all streams: what they have read is answered, then they fail with UNAVAILABLE. Unary calls go on."""
+    async def drain(self) -> None:
+        """Return when no call is in flight any more; new ones fail with UNAVAILABLE.
+
+        A stream answers what it has read, then fails with UNAVAILABLE.
+        """
         self._draining.set()
         for task in self._reading:
             task.cancel()
+        await self._idle.wait()
+
+    async def hold(self, seconds: float) -> None:
+        """Hold new calls back for a while and let them fail together, right before the server stops.
+
+        gRPC answers CANCELLED, which no client retries, to a call that it has received and not handed over when the
+        server stops. With the calls of all waiting callers held here there is none.
+        """
+        self._held = asyncio.Event()
+        await asyncio.sleep(seconds)
+        self._held.set()
 
     async def intercept_service(
         self,
@@ -65,7 +85,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _wrap_unary(self, handler: Any, method: str) -> Handler:
         async def answer(raw: bytes, context: Context) -> bytes:
             try:
-                response = await handler.unary_unary(_parse(handler, raw), context)
+                async with self._place(method):
+                    response = await handler.unary_unary(_parse(handler, raw), context)
                 return self._serialise(handler, response)
             except Exception as error:
                 await abort(context, error, method)
@@ -81,7 +102,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def answers(raw: Any, context: Context) -> AsyncIterator[bytes]:
             given = requests(raw) if handler.request_streaming else _parse(handler, raw)
             try:
-                async with contextlib.aclosing(inner(given, context)) as responses:
+                async with self._place(method), contextlib.aclosing(inner(given, context)) as responses:
                     async for response in responses:
                         yield self._serialise(handler, response)
             except Exception as error:
@@ -107,6 +128,27 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             await abort(context, going_away(), method)
 
         return grpc.unary_stream_rpc_method_handler(watch, response_serializer=handler.response_serializer)
+
+    @contextlib.asynccontextmanager
+    async def _place(self, method: str) -> AsyncIterator[None]:
+        """Count a call in while it is in flight, or refuse it."""
+        if method.startswith("/grpc."):
+            yield
+            return
+        if self._draining.is_set():
+            if self._held is not None:
+                await self._held.wait()
+            raise going_away()
+        if self._calls >= self._max_calls:
+            raise ResourceExhaustedError("too many calls at one time: try again later")
+        self._calls += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
 
     async def _read(self, raw: AsyncIterator[bytes]) -> bytes | None:
         """Return a stream's next message, None at its end."""
@@ -152,5 +194,5 @@ async def abort(context: Context, error: Exception, method: str) -> None:
 
 
 def going_away() -> UnavailableError:
-    """Return the error that ends a stream when the server drains."""
-    return UnavailableError("the server is going away: connect again and go on after the last answer")
+    """Return the error that refuses calls and ends streams when the server drains."""
+    return UnavailableError("the server is going away: connect again; go on with a stream after its last answer")

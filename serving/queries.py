@@ -1,6 +1,6 @@
 """Turns the queries of a search or a classification into vectors: images are embedded, keys are looked up."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from encoder.errors import (
@@ -15,6 +15,9 @@ from serving.messages import Vector, read_vector
 from serving.models import Model, Models
 from serving.pipeline import Embedded
 from serving.store import OpenCollection
+
+# Vectors of more bytes are read in a thread, so that they do not hold up the event loop.
+_LARGE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ async def resolve(
     found: list[Resolution | None] = [None] * len(queries)
     images: dict[int, bytes] = {}
     keys: dict[int, str] = {}
+    vectors: dict[int, common_pb2.Vector] = {}
     for position, query in enumerate(queries):
         subject = query.WhichOneof("subject")
         if subject == "image":
@@ -83,13 +87,18 @@ async def resolve(
         elif subject == "key":
             keys[position] = query.key
         elif subject == "vector":
-            found[position] = _given(query.vector, entry.dim, f"queries[{position}].vector")
+            vectors[position] = query.vector
         elif subject == "examples":
             found[position] = UnimplementedError("queries by examples are not served yet by this version")
         else:
             found[position] = InvalidArgumentError(
                 "the query is empty: set image, vector or key", field=f"queries[{position}]"
             )
+    if vectors:
+        large = sum(len(vector.data) for vector in vectors.values()) > _LARGE_BYTES
+        given = await entry.read(_given, vectors, entry.dim) if large else _given(vectors, entry.dim)
+        for position, resolution in given.items():
+            found[position] = resolution
     if images:
         await _embed(images, found, entry, models, timeout, hashes)
     if keys:
@@ -102,11 +111,14 @@ async def resolve(
     return [resolution for resolution in found if resolution is not None]
 
 
-def _given(message: common_pb2.Vector, dim: int, field: str) -> Resolution:
-    try:
-        return Resolved(read_vector(message, dim, field))
-    except InvalidArgumentError as error:
-        return error
+def _given(vectors: Mapping[int, common_pb2.Vector], dim: int) -> dict[int, Resolution]:
+    found: dict[int, Resolution] = {}
+    for position, vector in vectors.items():
+        try:
+            found[position] = Resolved(read_vector(vector, dim, f"queries[{position}].vector"))
+        except InvalidArgumentError as error:
+            found[position] = error
+    return found
 
 
 async def _embed(

@@ -42,6 +42,10 @@ SERVICES = tuple(service.full_name for module in _PACKAGES for service in module
 # Room for the framing of a message that is just small enough.
 _FRAMING_BYTES = 64 * 1024
 
+# How long the last answers get to leave, and how long calls are held back before.
+_FLUSH_SECONDS = 0.5
+_HOLD_SECONDS = 0.1
+
 
 class Server:
     """A server on the running event loop.
@@ -54,8 +58,9 @@ class Server:
         self.settings = settings
         self.port = 0
         self._serving = False
+        self._hurry = asyncio.Event()
         self._health = health.aio.HealthServicer()
-        self._calls = CallInterceptor(settings.limits.max_message_bytes)
+        self._calls = CallInterceptor(settings.limits.max_message_bytes, settings.limits.max_concurrent_calls)
 
     async def start(self) -> None:
         """Load models and collections, listen, and become healthy.
@@ -80,7 +85,6 @@ class Server:
         self._server = grpc.aio.server(
             interceptors=(self._calls,),
             options=_options(settings),
-            maximum_concurrent_rpcs=settings.limits.max_concurrent_calls,
         )
         self._add_services()
         self.port = _bind(self._server, settings.address)
@@ -92,13 +96,19 @@ class Server:
         """Say NOT_SERVING, take no new calls, finish those in flight within `drain_seconds`, close everything."""
         self._serving = False
         await self._health.enter_graceful_shutdown()
-        self._calls.drain()
-        await self._server.stop(self.settings.drain_seconds)
+        drained = asyncio.ensure_future(self._calls.drain())
+        hurry = asyncio.ensure_future(self._hurry.wait())
+        await asyncio.wait((drained, hurry), timeout=self.settings.drain_seconds, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        if drained.done():
+            await self._calls.hold(_HOLD_SECONDS)
+        drained.cancel()
+        await self._server.stop(_FLUSH_SECONDS)
         await self._close()
 
-    async def cut_short(self) -> None:
-        """Cancel the calls that a `stop` still waits for."""
-        await self._server.stop(0)
+    def cut_short(self) -> None:
+        """Let `stop` wait no longer for calls in flight."""
+        self._hurry.set()
 
     def is_serving(self) -> bool:
         """Return whether the server takes calls."""
@@ -152,7 +162,7 @@ async def _serve(settings: Settings) -> None:
     if draining.done():
         hurry.cancel()
     else:
-        await server.cut_short()
+        server.cut_short()
     await draining
 
 

@@ -139,8 +139,8 @@ class Store:
         catalog = self._given(writing=True)
         async with self._changing:
             made = await self._in_thread(lambda: catalog.create(name, space=space, dim=dim, index_kind=index_kind))
-            self._open[name] = await self._enter(made)
-        return await self._open[name].read(made.info)
+            entry = self._open[name] = await self._enter(made)
+        return await entry.read(made.info)
 
     async def drop(self, name: str) -> int:
         """Remove a collection for good and return how many items it held.

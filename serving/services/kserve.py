@@ -2,6 +2,7 @@
 
 # ruff: noqa: N802, D102 (the contract names and describes the methods)
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -70,7 +71,8 @@ class Inference(inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         model = self._model(request.model_name, request.model_version)
         wanted = _wanted(request, model)
-        images = read_images(request, model, self._limits.max_batch_items)
+        # In a thread, because pixels that come as typed contents are millions of Python integers.
+        images = await asyncio.to_thread(read_images, request, model, self._limits.max_batch_items)
         embedded: list[Embedded] = []
         for position, outcome in enumerate(await model.pipeline.embed(images, timeout=context.time_remaining())):
             if isinstance(outcome, KindredError):

@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 from google.protobuf import descriptor_pool
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -186,6 +187,30 @@ def test_a_full_queue_answers_at_once_and_recovers(gated: Running) -> None:
     GatedEncoder.gate.set()
     assert len(first.result().results) == 32
     assert len(gated.embedder.Embed(request, timeout=30).results) == 32
+
+
+def test_too_many_calls_are_told_to_come_back_and_health_still_answers(
+    model_path: Path,
+) -> None:
+    limits = Limits(max_concurrent_calls=3)
+    with running(Settings(address="127.0.0.1:0", models=(("tiny", model_path),), limits=limits)) as server:
+        release = threading.Event()
+
+        def requests() -> Iterator[embedder_pb2.EmbedStreamRequest]:
+            yield embedder_pb2.EmbedStreamRequest(batch=embedder_pb2.EmbedRequest(images=[image(1)]))
+            release.wait(20)
+
+        streams = [server.embedder.EmbedStream(requests(), timeout=20) for _ in range(3)]
+        for stream in streams:
+            next(stream)
+        with pytest.raises(grpc.RpcError) as failed:
+            server.embedder.ListModels(embedder_pb2.ListModelsRequest(), timeout=20)
+        assert code(failed.value) == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert retry_seconds(details(failed.value))
+        health_pb2_grpc.HealthStub(server.channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
+        release.set()
+        assert [list(stream) for stream in streams] == [[], [], []]
+        assert server.embedder.ListModels(embedder_pb2.ListModelsRequest(), timeout=20).models
 
 
 def test_cancelled_and_expired_calls_in_the_queue_cost_no_inference(gated: Running) -> None:

@@ -60,7 +60,7 @@ def failing() -> Iterator[tuple[Failing, embedder_pb2_grpc.EmbedderStub]]:
     thread.start()
 
     async def start() -> tuple[grpc.aio.Server, int]:
-        server = grpc.aio.server(interceptors=(CallInterceptor(1000),))
+        server = grpc.aio.server(interceptors=(CallInterceptor(1000, 10),))
         embedder_pb2_grpc.add_EmbedderServicer_to_server(servicer, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
