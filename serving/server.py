@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from serving.services.collections import Collections
 from serving.services.embedder import Embedder
 from serving.services.kserve import Inference
 from serving.services.searcher import Searcher
-from serving.settings import Settings
+from serving.settings import Settings, split_address
 from serving.store import Store
 
 log = logging.getLogger("kindred.serving")
@@ -192,13 +193,24 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
 
 
 def _bind(server: grpc.aio.Server, address: str) -> int:
+    """Listen on an address and return the port."""
+    _try_to_bind(address)
     try:
-        port = server.add_insecure_port(address)
+        return server.add_insecure_port(address)
     except RuntimeError:
-        port = 0
-    if not port:
+        raise FailedPreconditionError(f"cannot listen on {address}: choose another address", field="address") from None
+
+
+def _try_to_bind(address: str) -> None:
+    """Bind once and let go, because gRPC says on standard error, and not to us, why it cannot."""
+    host, port = split_address(address)
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(target)
+    except OSError as error:
+        reason = (error.strerror or "no such host").lower()
         raise FailedPreconditionError(
-            f"cannot listen on {address}: the port is taken or the host is not this machine's; choose another address",
-            field="address",
-        )
-    return port
+            f"cannot listen on {address} ({reason}): choose another address", field="address"
+        ) from None

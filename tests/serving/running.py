@@ -59,10 +59,6 @@ class Running:
     def inference(self) -> inference_pb2_grpc.GRPCInferenceServiceStub:
         return inference_pb2_grpc.GRPCInferenceServiceStub(self.channel)
 
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.server.port}"
-
     def run(self, coroutine: Any) -> Any:
         """Run a coroutine on the server's event loop."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(CALL_SECONDS)

@@ -151,8 +151,18 @@ def test_a_taken_port_is_one_clear_error(models: str) -> None:
         with started(f"address='127.0.0.1:{port}', {models}") as process:
             lines = process.rest()
             assert process.popen.wait(20) == 1
-    assert lines[-1].startswith("encoder.errors.FailedPreconditionError: cannot listen on 127.0.0.1:")
+    assert lines[-1].startswith(f"encoder.errors.FailedPreconditionError: cannot listen on 127.0.0.1:{port} (address")
+    assert lines[0].startswith("Traceback"), "gRPC wrote its own lines"
     assert not any("serving on" in line for line in lines)
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])
+def test_a_host_that_is_not_this_machine_is_one_clear_error(models: str, host: str) -> None:
+    with started(f"address='{host}:0', allow_insecure=True, {models}") as process:
+        lines = process.rest()
+        assert process.popen.wait(20) == 1
+    assert f"cannot listen on {host}:0" in lines[-1]
+    assert lines[0].startswith("Traceback"), "gRPC wrote its own lines"
 
 
 def test_a_second_server_cannot_share_the_port(models: str) -> None:
