@@ -1,0 +1,114 @@
+"""What every measurement shares: interleaved rounds, medians, the table and the JSON line at its end.
+
+Machines are noisy, so nothing here is measured alone: `interleave` runs every contender once a round, in turn, and
+ratios are taken within a round before their median is.
+"""
+
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A figure, what it ought to be, and whether it is.
+
+    Attributes:
+        name: what was measured.
+        value: the median.
+        bound: the limit.
+        at_least: whether `bound` is a lower limit, else an upper one.
+    """
+
+    name: str
+    value: float
+    bound: float
+    at_least: bool
+
+    @property
+    def met(self) -> bool:
+        """Whether the figure keeps to its bound."""
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+
+def interleave(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Run every contender once a round, in turn, after one uncounted round; return their figures by name."""
+    figures: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds + 1):
+        for name, measure in contenders.items():
+            value = measure()
+            if number > 0:
+                figures[name].append(value)
+    return figures
+
+
+def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
+    """Return the median of the ratios of two contenders' figures, round by round."""
+    return statistics.median(over / under for over, under in zip(numerator, denominator, strict=True))
+
+
+def hardware() -> dict[str, str | int]:
+    """Describe the machine: processor, logical cores that this process may use, system, Python."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processor = names[0] if names else platform.processor()
+    return {"processor": processor, "cores": cores, "system": platform.system(), "python": platform.python_version()}
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Return the installed version of each package, or "absent"."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def report(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    targets: Sequence[Target],
+    figures: Mapping[str, object],
+    packages: Sequence[str] = (),
+) -> None:
+    """Print the table, each target with its verdict, and one JSON line that holds everything.
+
+    Args:
+        title: what was measured, with its setting.
+        columns: headings of the table.
+        rows: its cells.
+        targets: figures that have a bound.
+        figures: every figure by name, JSON-serialisable.
+        packages: distributions whose versions matter.
+    """
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for target in targets:
+        relation = "≥" if target.at_least else "≤"
+        verdict = "met" if target.met else "MISSED"
+        console.print(f"{target.name}: {target.value:.4g} (target {relation} {target.bound:.4g}): {verdict}")
+    line = {
+        "bench": title,
+        "figures": figures,
+        "targets": [asdict(target) | {"met": target.met} for target in targets],
+        "versions": versions(packages),
+        "hardware": hardware(),
+    }
+    print(json.dumps(line, ensure_ascii=False, allow_nan=False))

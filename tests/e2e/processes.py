@@ -1,0 +1,86 @@
+"""Starts and stops the real `kindred` processes that the end-to-end tests talk to."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+KINDRED = [sys.executable, "-m", "kindred"]
+START_SECONDS = 60
+STOP_SECONDS = 30
+
+
+@dataclass
+class Server:
+    """A running `kindred serve`.
+
+    Attributes:
+        process: the process itself.
+        address: HOST:PORT that it listens on.
+        log: everything that it has written on standard error so far, line by line.
+    """
+
+    process: subprocess.Popen[str]
+    address: str
+    log: list[str] = field(default_factory=list)
+
+    def resident_megabytes(self) -> float:
+        """Return the resident memory of the process in MiB."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) / 1024
+
+    def stop(self) -> int:
+        """Ask it to finish as an operator would, and return its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(STOP_SECONDS)
+
+
+@contextlib.contextmanager
+def running_server(model: Path, data_dir: Path, *options: str) -> Iterator[Server]:
+    """Start `kindred serve` on a free port, and kill what is left of it afterwards."""
+    command = [*KINDRED, "serve", "--model", str(model), "--data-dir", str(data_dir), "--address", "127.0.0.1:0"]
+    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, env=quiet_environment())
+    server = Server(process, "")
+    ready = threading.Event()
+
+    def follow() -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            server.log.append(line)
+            if match := re.search(r"serving on (\S+:\d+)", line):
+                server.address = match[1]
+                ready.set()
+        ready.set()
+
+    reader = threading.Thread(target=follow, daemon=True)
+    reader.start()
+    try:
+        assert ready.wait(START_SECONDS), "the server did not say that it is ready"
+        assert server.address, f"the server ended: {''.join(server.log)}"
+        yield server
+    finally:
+        process.kill()
+        process.wait(STOP_SECONDS)
+        reader.join(STOP_SECONDS)
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def run(*arguments: str, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run `kindred ARGUMENTS` to its end, whatever its exit status, and return what it said."""
+    return subprocess.run(
+        [*KINDRED, *arguments], capture_output=True, text=True, cwd=cwd, timeout=timeout, env=quiet_environment()
+    )
+
+
+def quiet_environment() -> dict[str, str]:
+    """Return this process's environment without settings of the user's own, and with the project importable."""
+    root = str(Path(__file__).resolve().parents[2])
+    own = {name: value for name, value in os.environ.items() if not name.startswith("KINDRED_")}
+    return own | {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}

@@ -1,0 +1,104 @@
+"""The README keeps its word: every command in it runs, in its order, on smaller data of the same kind."""
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.data import shared_data
+from tests.e2e.processes import quiet_environment
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+# Commands that other tests run, because they cannot be run inside this one.
+ELSEWHERE = {
+    "make demo": "tests/e2e/test_demo.py runs the demo; .ci/run runs make's set-up",
+    "make test": "this is it",
+    "make check": ".ci/run",
+    "make proto": "tests/project/test_contract.py",
+    "pip install '.[cpu]'": "tests/project/test_install.py",
+    "pip install '.[cpu,train]'": ".ci/run installs it with the development tools",
+    "docker build --target serve -t kindred .": "tests/project/test_dockerfile.py and test_install.py",
+    "python bench/footprint.py": "a measurement; test_install.py checks its limits",
+}
+
+
+def blocks(language: str) -> list[str]:
+    """Return the README's fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def subset(name: str, target: Path, *, classes: int, per_class: int) -> None:
+    """Copy the first images of the first classes of a shared archive into a smaller one of the same form."""
+    taken: dict[str, int] = {}
+    mode = "w:gz" if target.name.endswith("gz") else "w"
+    with tarfile.open(shared_data(name)) as source, tarfile.open(target, mode) as small:  # type: ignore[call-overload]
+        for member in source:
+            parts = member.name.removeprefix("./").split("/")
+            if not member.isfile() or len(parts) < 2:
+                continue
+            if parts[0] not in taken and len(taken) == classes:
+                break
+            if taken.setdefault(parts[0], 0) < per_class:
+                taken[parts[0]] += 1
+                small.addfile(member, source.extractfile(member))
+    assert len(taken) == classes
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds what the README's reader has downloaded, only less of it."""
+    folder = tmp_path_factory.mktemp("readme")
+    subset("grocery-train.tar", folder / "grocery-train.tar", classes=5, per_class=8)
+    subset("grocery-test.tar", folder / "grocery-test.tar", classes=5, per_class=4)
+    subset("cifar10-train.tar.gz", folder / "cifar10-train.tar.gz", classes=4, per_class=20)
+    subset("cifar10-test.tar.gz", folder / "cifar10-test.tar.gz", classes=4, per_class=10)
+    with tarfile.open(folder / "grocery-test.tar") as archive:
+        member = next(member for member in archive if member.isfile())
+        content = archive.extractfile(member)
+        assert content is not None
+        (folder / "photo.jpg").write_bytes(content.read())
+    return folder
+
+
+def bash(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script as a reader's shell would, stopping at the first failure."""
+    environment = quiet_environment() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    end = "trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\n"
+    command = ["bash", "-euo", "pipefail", "-c", end + script]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+
+
+def test_the_tour_runs_from_its_first_command_to_its_last(workplace: Path) -> None:
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    commands = [line for line in lines if line.split("  #")[0].strip() not in ELSEWHERE]
+    assert any(line.startswith("kindred train") for line in commands)
+    assert any(line.startswith("kindred classify") for line in commands)
+    done = bash("\n".join(commands), workplace)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_python_examples_run(workplace: Path) -> None:
+    examples = blocks("python")
+    assert examples
+    # The tour's bash blocks have left a model and a collection in the folder; the examples speak to a server of it.
+    serve = next(line for block in blocks("bash") for line in block.splitlines() if line.startswith("kindred serve"))
+    (workplace / "example.py").write_text("\n".join(examples))
+    wait = next(line for block in blocks("bash") for line in block.splitlines() if line.startswith("kindred health"))
+    done = bash(f"{serve}\n{wait}\npython example.py", workplace)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_command_of_the_program_is_in_the_readme() -> None:
+    listed = subprocess.run(
+        [sys.executable, "-m", "kindred", "--help"], capture_output=True, text=True, check=True, env=quiet_environment()
+    ).stdout
+    names = re.findall(r"^[│ ]+([a-z]+)  ", listed, re.MULTILINE)
+    assert {"train", "serve", "index"} <= set(names)
+    missing = [name for name in names if f"kindred {name}" not in README]
+    assert not missing
