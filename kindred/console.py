@@ -117,7 +117,8 @@ def totals(tally: "Tally", seconds: float) -> dict[str, Any]:
 def summary(done: str, tally: "Tally", seconds: float) -> str:
     """Return the last line of a stream of images."""
     failed = f", {tally.failed_count:,} failed" if tally.failed_count else ""
-    return f"{done} {tally.served:,} images{failed} in {seconds:.1f} s ({rate(tally.images, seconds):,.0f} images/s)"
+    noun = "image" if tally.served == 1 else "images"
+    return f"{done} {tally.served:,} {noun}{failed} in {seconds:.1f} s ({rate(tally.images, seconds):,.0f} images/s)"
 
 
 def fail_if_nothing(tally: "Tally") -> None:

@@ -52,6 +52,8 @@ def classify(
     tally = Tally()
     kept: list[dict[str, Any]] = []
     labelled = correct = unknown = 0
+    folders: set[str] = set()
+    classes: set[str] = set()
     started = time.perf_counter()
     with (
         shared.connect(address, token, tls, ca, timeout) as client,
@@ -62,6 +64,8 @@ def classify(
             unknown += found.label is None
             labelled += named.label is not None
             correct += named.label is not None and named.label == found.label
+            folders.update([named.label] if named.label is not None else [])
+            classes.update(label for label, _ in found.votes)
             rows.add(named.key, found.label or "(unknown)", found.confidence, found.nearest_similarity)
             if as_json:
                 kept.append(
@@ -74,7 +78,8 @@ def classify(
                 )
     seconds = time.perf_counter() - started
     console.list_failures(tally.failed, tally.failed_count)
-    accuracy = correct / labelled if labelled else None
+    # Folders none of whose names is a class are just folders.
+    accuracy = correct / labelled if folders & classes else None
     if as_json:
         figures = {"accuracy": accuracy, "correct": correct, "labelled": labelled, "unknown": unknown}
         console.print_json({"predictions": kept, **figures, **console.totals(tally, seconds)})
