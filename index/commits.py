@@ -13,7 +13,7 @@ from index.writes import Changes, Transaction
 
 T = TypeVar("T")
 # Bounds what one failure takes with it, and how long the first of many waits for the last.
-_MAX_SHARED = 256
+MAX_SHARED = 256
 
 _Request = tuple[Callable[[Transaction], Any], "Future[Any]"]
 
@@ -86,7 +86,7 @@ class Committer:
             shared: list[_Request] = []
             while request is not None:
                 shared.append(request)
-                if len(shared) == _MAX_SHARED or self._queue.empty():
+                if len(shared) == MAX_SHARED or self._queue.empty():
                     break
                 # This thread alone takes from the queue: what is there stays there.
                 request = self._queue.get()

@@ -192,6 +192,16 @@ def read_state(connection: sqlite3.Connection, collection: str) -> State:
     return State(*row)
 
 
+def prune_tombstones(connection: sqlite3.Connection, state: State, keep: int) -> State:
+    """Remove the tombstones of all but the last `keep` sequence numbers; who is further behind reads all rows again."""
+    after = state.sequence - keep
+    if after <= state.tombstones_after:
+        return state
+    connection.execute("DELETE FROM tombstone WHERE sequence <= ?", (after,))
+    connection.execute("UPDATE state SET tombstones_after = ? WHERE id = 1", (after,))
+    return State(state.sequence, state.count, state.labelled, after)
+
+
 @contextlib.contextmanager
 def translated(collection: str) -> Iterator[None]:
     """Turn what SQLite raises inside the block into the project's errors, without a path or a trace."""

@@ -27,7 +27,8 @@ T = TypeVar("T")
 DATABASE = "items.sqlite"
 LOCK = "lock"
 _COMPACT_ABOVE = 0.2
-_COMPACT_FROM = 1024
+COMPACT_FROM = 1024
+KEPT_TOMBSTONES = 100_000
 _KEPT_CONNECTIONS = 8
 _PUBLISHED_WITHIN = 60.0
 
@@ -65,8 +66,10 @@ class Store:
                 connection = schema.connect(self._path, read_only=read_only)
                 undo.callback(connection.close)
                 self.identity = read_identity(connection, name)
-                connection.execute("BEGIN")
+                connection.execute("BEGIN" if read_only else "BEGIN IMMEDIATE")
                 state = read_state(connection, name)
+                if not read_only:
+                    state = schema.prune_tombstones(connection, state, KEPT_TOMBSTONES)
                 self._columns = load(connection, state, self.identity.dim, name)
                 connection.execute("COMMIT")
             self._snapshot = self._columns.snapshot(state.sequence)
@@ -208,7 +211,7 @@ class Store:
             self._published.notify_all()
 
     def _compact(self, state: State) -> None:
-        if self._columns.size >= _COMPACT_FROM and self._columns.dead_share > _COMPACT_ABOVE:
+        if self._columns.size >= COMPACT_FROM and self._columns.dead_share > _COMPACT_ABOVE:
             self._columns = self._columns.compacted(state.sequence)
 
     def _show(self, state: State) -> None:

@@ -1,0 +1,139 @@
+"""Any sequence of writes, deletions and reopenings answers like a dictionary and NumPy."""
+
+import tempfile
+from pathlib import Path
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from index import store
+from index.catalog import Catalog
+from index.collection import LocalCollection
+from index.types import Item, Outcome, SearchOptions, StoredItem
+from tests.index.reference import assert_agree, nearest, unit
+
+DIM = 3
+KEYS = st.sampled_from([f"k{number}" for number in range(12)] + ["é", "日本", "a'b\"--", "%_", "🙂"])
+# Few distinct directions, so that equal vectors, and therefore ties, are common.
+VECTORS = st.tuples(*[st.integers(-2, 2)] * DIM).filter(any)
+ITEMS = st.lists(
+    st.tuples(KEYS, VECTORS, st.sampled_from([None, "red", "blue"]), st.sampled_from([None, {"n": 1}, {"s": "x"}])),
+    max_size=8,
+)
+
+
+class _CollectionMachine(RuleBasedStateMachine):
+    """Drives a collection and a dictionary side by side."""
+
+    @initialize()
+    def make(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.catalog = Catalog(Path(self.folder.name))
+        self.catalog.create("model", space="ks1-test", dim=DIM)
+        self.items: dict[str, Item] = {}
+        self.sequence = 0
+
+    @property
+    def collection(self) -> LocalCollection:
+        return self.catalog.open("model")
+
+    @rule(drawn=ITEMS)
+    def upsert(self, drawn: list[tuple[str, tuple[int, ...], str | None, dict[str, object] | None]]) -> None:
+        items = [
+            Item(key, np.array(vector, np.float32), label, payload, key.encode().ljust(32, b"#"))  # type: ignore[arg-type]
+            for key, vector, label, payload in drawn
+        ]
+        result = self.collection.upsert(items)
+        for item, outcome in zip(items, result.outcomes, strict=True):
+            assert outcome == (Outcome.REPLACED if item.key in self.items else Outcome.INSERTED)
+            self.items[item.key] = item
+        if items:
+            assert result.sequence > self.sequence
+            self.sequence = result.sequence
+
+    @rule(keys=st.lists(KEYS, max_size=6))
+    def delete(self, keys: list[str]) -> None:
+        there = set(keys) & self.items.keys()
+        result = self.collection.delete(keys)
+        assert result.deleted == len(there)
+        assert (result.sequence > self.sequence) == bool(there)
+        self.sequence = max(self.sequence, result.sequence)
+        for key in there:
+            del self.items[key]
+
+    @rule()
+    def reopen(self) -> None:
+        self.catalog.close()
+        self.catalog = Catalog(Path(self.folder.name))
+
+    @rule(queries=st.lists(VECTORS, min_size=1, max_size=7), k=st.integers(1, 20), left_out=st.frozensets(KEYS))
+    def search(self, queries: list[tuple[int, ...]], k: int, left_out: frozenset[str]) -> None:
+        options = SearchOptions(k, with_payload=True, with_vector=True, exclude=[left_out] * len(queries))
+        found = self.collection.search(np.array(queries, np.float32), options)
+        remaining = {key: item for key, item in self.items.items() if key not in left_out}
+        for query, answer in zip(queries, found, strict=True):
+            assert_agree(answer, nearest(remaining, np.array(query, np.float32), k))
+            assert all(one.key in remaining for one in answer)
+            order = [(-one.similarity, one.key.encode()) for one in answer]
+            assert order == sorted(order)
+            for one in answer:
+                item = self.items[one.key]
+                assert (one.label, one.payload) == (item.label, item.payload)
+                assert one.vector is not None
+                np.testing.assert_allclose(one.vector, unit(item.vector)[0], atol=1e-6)
+
+    @precondition(lambda self: self.items)
+    @rule(keys=st.lists(KEYS, max_size=6))
+    def get(self, keys: list[str]) -> None:
+        for key, stored in zip(keys, self.collection.get(keys), strict=True):
+            self.check(key, stored)
+        hashes = self.collection.content_hashes(keys)
+        assert hashes == {key: self.items[key].content_hash for key in keys if key in self.items}
+
+    @invariant()
+    def holds_the_same(self) -> None:
+        if not hasattr(self, "items"):
+            return
+        stored = self.collection.scroll(0, 1000)
+        assert [item.sequence for item in stored] == sorted({item.sequence for item in stored})
+        assert sorted(item.key for item in stored) == sorted(self.items)
+        for item in stored:
+            self.check(item.key, item)
+        info = self.collection.info()
+        assert (info.count, info.sequence) == (self.collection.count(), self.sequence)
+        assert info.count == len(self.items)
+        assert info.labelled == sum(item.label is not None for item in self.items.values())
+
+    def check(self, key: str, stored: StoredItem | None) -> None:
+        item = self.items.get(key)
+        if item is None:
+            assert stored is None
+            return
+        assert stored is not None
+        assert (stored.key, stored.label, stored.payload) == (key, item.label, item.payload)
+        assert stored.content_hash == item.content_hash
+        np.testing.assert_allclose(stored.vector, unit(item.vector)[0], atol=1e-6)
+
+    def teardown(self) -> None:
+        if hasattr(self, "folder"):
+            self.catalog.close()
+            self.folder.cleanup()
+
+
+@pytest.mark.parametrize("compact_from", [1, 1024], ids=["compacting", "not compacting"])
+def test_any_history_answers_like_a_dictionary(monkeypatch: pytest.MonkeyPatch, compact_from: int) -> None:
+    monkeypatch.setattr(store, "COMPACT_FROM", compact_from)
+    chosen = settings(
+        max_examples=15, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck), database=None
+    )
+    run_state_machine_as_test(_CollectionMachine, settings=chosen)
