@@ -151,6 +151,7 @@ def _load_files(path: Path, preprocess: Preprocess, limit: int) -> ImageSet:
 
 def _assemble(path: Path, preprocess: Preprocess, decoded: Sequence["_Decoded"]) -> ImageSet:
     """Sort what was decoded by name, give it labels, and say what failed."""
+    decoded = list({item.name: item for item in decoded}.values())  # an archive's later member replaces an earlier one
     good = sorted((item for item in decoded if item.pixels is not None), key=lambda item: item.name)
     failed = tuple(sorted((item.name, item.problem) for item in decoded if item.pixels is None))
     if not good:

@@ -4,6 +4,7 @@ Archives are read once, front to back, and nothing is ever unpacked to disk. Wha
 links, devices, absolute names, names that climb out and members too large for an image are refused, one by one.
 """
 
+import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ IMAGE_SUFFIXES = frozenset(
     | {".ppm", ".tga", ".tif", ".tiff", ".webp"}
 )
 """Files of other suffixes (a README, a CSV) are passed over without a word."""
+
+_HIDDEN = re.compile(r"\.[^.]")
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
@@ -44,7 +47,7 @@ def is_archive(path: Path) -> bool:
 def is_image_name(name: str) -> bool:
     """Say whether a file of that name is looked at: an image's suffix, and no part hidden by a leading dot."""
     path = PurePosixPath(name)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in path.parts)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not any(_HIDDEN.match(part) for part in path.parts)
 
 
 def read_folder(root: Path) -> Iterator[Path]:
