@@ -1,8 +1,9 @@
 """Exact top-k by inner product: FAISS's kernels, and which of them for how many queries.
 
-Measured (faiss-cpu 1.15, AVX-512, 20,000 × 128 to 100,000 × 512): up to four queries the kernel that scans once a
-query is fastest; from five on the one that multiplies blocks of matrices. FAISS itself switches between them at a
-process-wide threshold whose default suits neither; it is set once, here, and nothing else in this project reads it.
+Measured (faiss-cpu 1.15, AVX-512, 20,000 × 128 to 100,000 × 512): for one and two queries the kernel that scans once a
+query is fastest, 2.6 times for one; from three on the one that multiplies blocks of matrices. FAISS itself switches
+at a process-wide threshold whose unit depends on the version (queries, or queries × D) and whose default suits neither.
+It is set once, here, to "always blocks"; a selector that lets everything through makes a call scan instead.
 Every call runs on one OpenMP thread, and a large batch is shared out among threads of our own: OpenMP's threads wait
 for each other after every block, which on a machine with other work to do makes a search up to a hundred times slower.
 """
@@ -17,13 +18,13 @@ from numpy.typing import NDArray
 
 from index.types import Vector
 
-_BLOCKS_FROM = 5
+_BLOCKS_FROM = 3
 # Fewer queries, or fewer multiply-adds, than this a thread are not worth sharing out.
 _QUERIES_A_THREAD = 16
 _WORK_A_THREAD = 5e7
 _THREADS = faiss.omp_get_max_threads()
 
-faiss.cvar.distance_compute_blas_threshold = _BLOCKS_FROM
+faiss.cvar.distance_compute_blas_threshold = 1
 
 
 def top_k(queries: Vector, vectors: Vector, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -55,6 +56,7 @@ def top_k(queries: Vector, vectors: Vector, k: int) -> tuple[NDArray[np.float32]
 
 def _scan(queries: Vector, vectors: Vector, products: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
     faiss.omp_set_num_threads(1)  # counts for this thread alone
+    scanning = [faiss.IDSelectorAll()] if len(queries) < _BLOCKS_FROM else []
     faiss.knn_inner_product(
         faiss.swig_ptr(queries),
         faiss.swig_ptr(vectors),
@@ -64,6 +66,7 @@ def _scan(queries: Vector, vectors: Vector, products: NDArray[np.float32], rows:
         products.shape[1],
         faiss.swig_ptr(products),
         faiss.swig_ptr(rows),
+        *scanning,
     )
 
 
