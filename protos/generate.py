@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 import google.rpc
-import grpc_tools
+import grpc_tools  # type: ignore[import-untyped]
 from grpc_tools import protoc
 
 PROTOS = Path(__file__).resolve().parent
