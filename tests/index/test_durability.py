@@ -1,12 +1,13 @@
 """What was acknowledged is kept, whatever kills the process; what is damaged is named; one process writes."""
 
+import contextlib
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,15 +55,17 @@ WRITER = textwrap.dedent(
 )
 
 
-def run(source: str, folder: Path) -> "subprocess.Popen[str]":
+@contextlib.contextmanager
+def run(source: str, folder: Path) -> "Iterator[subprocess.Popen[str]]":
+    """Run a program on a data folder; it is killed at the end of the block at the latest."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", source, str(folder)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+    with subprocess.Popen(
+        [sys.executable, "-c", source, str(folder)], stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def make(folder: Path, count: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
@@ -107,7 +110,7 @@ def test_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path: Path, ackn
 def test_a_second_writer_is_told_what_to_do(tmp_path: Path) -> None:
     make(tmp_path, 3)
     holder = "import sys, time; from pathlib import Path; from index.catalog import Catalog\n"
-    holder += "c = Catalog(Path(sys.argv[1])).open('shop'); print('open', flush=True); sys.stdin.read(); time.sleep(60)"
+    holder += "c = Catalog(Path(sys.argv[1])).open('shop'); print('open', flush=True); time.sleep(60)"
     with run(holder, tmp_path) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "open\n"
