@@ -1,6 +1,6 @@
 """The async client: `kindred.client` for asyncio; everything but the waiting is shared with it."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
@@ -113,7 +113,7 @@ class AsyncClient:
 
     def iter_embed(
         self, images: ImageLike | Iterable[ImageLike | KindredError], *, model: str = ""
-    ) -> AsyncIterator[Vector | KindredError]:
+    ) -> AsyncGenerator[Vector | KindredError, None]:
         """Yield the embedding (float32 [D]) or the error of each image, holding only a few batches in memory.
 
         An error among the images comes out in its place.
@@ -194,7 +194,7 @@ class AsyncClient:
 
     def iter_search(
         self, images: Iterable[ImageLike | KindredError], asked: calls.SearchParameters
-    ) -> AsyncIterator[list[Neighbour] | KindredError]:
+    ) -> AsyncGenerator[list[Neighbour] | KindredError, None]:
         """Yield the neighbours or the error of each image, holding only a few batches in memory."""
         return self._transport.results(calls.search_series("images", messages.image_query, asked), images)
 
@@ -281,7 +281,7 @@ class AsyncClient:
 
     def iter_classify(
         self, images: Iterable[ImageLike | KindredError], asked: calls.ClassifyParameters
-    ) -> AsyncIterator[Prediction | KindredError]:
+    ) -> AsyncGenerator[Prediction | KindredError, None]:
         """Yield the prediction or the error of each image, holding only a few batches in memory."""
         return self._transport.results(calls.classify_series("images", messages.image_query, asked), images)
 

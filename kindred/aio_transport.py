@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from typing import TypeVar
 
 from grpc import aio
@@ -55,7 +55,7 @@ class AsyncTransport:
         self,
         series: calls.Series[calls.Member, calls.Part, calls.Request, calls.Response, Result],
         members: Iterable[calls.Member],
-    ) -> AsyncIterator[Result | KindredError]:
+    ) -> AsyncGenerator[Result | KindredError, None]:
         """Yield one result per member, in order, with a few messages under way at once."""
         batches = calls.cut(series, members, self._connection.limits)
         waiting: deque[asyncio.Task[list[Result | KindredError]]] = deque()

@@ -29,6 +29,8 @@ Member = TypeVar("Member")
 
 # A page of keys or items; the server takes 10,000, but a page of 2,048-component vectors should stay below 16 MiB.
 PAGE = 1000
+# Neighbours of one answer, all its queries together: what a server allows by default.
+NEIGHBOURS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +214,8 @@ def search_series(noun: str, part: Callable[[Member], common.Query], asked: Sear
             with_vector=asked.with_vector,
         )
 
-    return Series(SEARCH, noun, part, build, messages.neighbours_from, most=max(1, Limits().bytes // answer))
+    most = max(1, min(Limits().bytes // answer, NEIGHBOURS // asked.k))
+    return Series(SEARCH, noun, part, build, messages.neighbours_from, most)
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,11 @@ class LazyGroup(TyperGroup):
 def load_command(name: str) -> Any:
     """Import a subcommand and return it as the command-line library's object."""
     module, attribute = COMMANDS[name].split(":")
-    target = getattr(importlib.import_module(module), attribute)
+    return build_command(name, getattr(importlib.import_module(module), attribute))
+
+
+def build_command(name: str, target: Any) -> Any:
+    """Return a function with typer's annotations, or a Typer app, as the command-line library's object."""
     app = target
     if not isinstance(target, typer.Typer):
         app = typer.Typer(add_completion=False)

@@ -3,7 +3,7 @@
 Everything but the waiting is shared with `kindred.aio`: messages, batches, errors and retries are pure functions.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
@@ -116,7 +116,7 @@ class Client:
 
     def iter_embed(
         self, images: ImageLike | Iterable[ImageLike | KindredError], *, model: str = ""
-    ) -> Iterator[Vector | KindredError]:
+    ) -> Generator[Vector | KindredError, None, None]:
         """Yield the embedding (float32 [D]) or the error of each image, holding only a few batches in memory.
 
         An error among the images comes out in its place.
@@ -193,7 +193,7 @@ class Client:
 
     def iter_search(
         self, images: Iterable[ImageLike | KindredError], asked: calls.SearchParameters
-    ) -> Iterator[list[Neighbour] | KindredError]:
+    ) -> Generator[list[Neighbour] | KindredError, None, None]:
         """Yield the neighbours or the error of each image, holding only a few batches in memory."""
         return self._transport.results(calls.search_series("images", messages.image_query, asked), images)
 
@@ -276,7 +276,7 @@ class Client:
 
     def iter_classify(
         self, images: Iterable[ImageLike | KindredError], asked: calls.ClassifyParameters
-    ) -> Iterator[Prediction | KindredError]:
+    ) -> Generator[Prediction | KindredError, None, None]:
         """Yield the prediction or the error of each image, holding only a few batches in memory."""
         return self._transport.results(calls.classify_series("images", messages.image_query, asked), images)
 

@@ -4,7 +4,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar, cast
 
@@ -60,7 +60,7 @@ class Transport:
         self,
         series: calls.Series[calls.Member, calls.Part, calls.Request, calls.Response, Result],
         members: Iterable[calls.Member],
-    ) -> Iterator[Result | KindredError]:
+    ) -> Generator[Result | KindredError, None, None]:
         """Yield one result per member, in order, with a few messages under way at once."""
         batches = calls.cut(series, members, self._connection.limits)
         head = list(itertools.islice(batches, 2))

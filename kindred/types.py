@@ -1,7 +1,7 @@
 """What the client takes and gives back; frozen dataclasses, arrays and KindredErrors, never protobuf messages."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
 
@@ -30,11 +30,14 @@ __all__ = [
     "StoredItem",
     "Upserted",
     "Vector",
+    "VectorLike",
 ]
 
 # A path, the bytes of an image file, a Pillow image, or an array: uint8 [H, W], [H, W, 3] (RGB), [H, W, 4] (RGBA).
 # Union, because `|` takes no name that is only known to the type checker: Pillow is not loaded for this.
 ImageLike: TypeAlias = Union[str, os.PathLike[str], bytes, bytearray, memoryview, NDArray[np.generic], "PillowImage"]
+# [D] real numbers; float32 is what travels.
+VectorLike: TypeAlias = NDArray[np.floating[Any]] | Sequence[float]
 # The text form, for example `label = "shoe" AND payload.price < 10`, or the tree for untrusted values.
 FilterLike: TypeAlias = Union[str, "Condition"]
 # `raise` fails on the first member of a batch that was not served; `return` puts the error in its place.
@@ -50,7 +53,7 @@ class Item:
     Attributes:
         key: unique in its collection, 1 to 1,024 bytes of UTF-8 without control characters.
         image: a path, bytes, array or Pillow image.
-        vector: float32 [D] of the collection's embedding space; the server makes it unit length.
+        vector: [D] numbers of the collection's embedding space; the server makes them unit length.
         label: the class that the item is known to belong to.
         payload: a JSON object of the caller's own, at most 64 KiB.
         content_hash: SHA-256 of the image file, 32 bytes; the server computes it for an item sent as `image`.
@@ -58,7 +61,7 @@ class Item:
 
     key: str
     image: ImageLike | None = None
-    vector: Vector | None = None
+    vector: VectorLike | None = None
     label: str | None = None
     payload: Mapping[str, Any] | None = None
     content_hash: bytes | None = None

@@ -42,6 +42,7 @@ class Keeper(Protocol):
 
 @app.command("list")
 def list_collections(
+    ctx: typer.Context,
     data_dir: shared.DataDir = None,
     address: shared.RemoteAddress = None,
     token: shared.Token = None,
@@ -52,7 +53,7 @@ def list_collections(
     """List the collections."""
     from kindred import console
 
-    keeper = keeper_of(data_dir, address, token, tls, ca)
+    keeper = keeper_of(ctx, data_dir, address, token, tls, ca)
     try:
         infos = keeper.infos()
     finally:
@@ -67,6 +68,7 @@ def list_collections(
 
 @app.command("info")
 def show_collection(
+    ctx: typer.Context,
     name: Name,
     data_dir: shared.DataDir = None,
     address: shared.RemoteAddress = None,
@@ -78,7 +80,7 @@ def show_collection(
     """Describe one collection."""
     from kindred import console
 
-    keeper = keeper_of(data_dir, address, token, tls, ca)
+    keeper = keeper_of(ctx, data_dir, address, token, tls, ca)
     try:
         info = keeper.info(name)
     finally:
@@ -104,6 +106,7 @@ def show_collection(
 
 @app.command("scroll")
 def scroll_items(
+    ctx: typer.Context,
     name: Name,
     limit: Annotated[int, typer.Option("--limit", help="Items to show; 0 is all.", min=0)] = 20,
     data_dir: shared.DataDir = None,
@@ -116,7 +119,7 @@ def scroll_items(
     """Show a collection's items in the order of their last write."""
     from kindred import console
 
-    keeper = keeper_of(data_dir, address, token, tls, ca)
+    keeper = keeper_of(ctx, data_dir, address, token, tls, ca)
     kept: list[dict[str, Any]] = []
     try:
         with console.Rows(["sequence", "key", "label", "payload"], silent=as_json) as rows:
@@ -133,6 +136,7 @@ def scroll_items(
 
 @app.command("drop")
 def drop_collection(
+    ctx: typer.Context,
     name: Name,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     data_dir: shared.DataDir = None,
@@ -147,7 +151,7 @@ def drop_collection(
 
     from kindred import console
 
-    keeper = keeper_of(data_dir, address, token, tls, ca)
+    keeper = keeper_of(ctx, data_dir, address, token, tls, ca)
     try:
         info = keeper.info(name)
         if not yes:
@@ -163,9 +167,11 @@ def drop_collection(
         print(f"dropped {name} with {count:,} items")
 
 
-def keeper_of(data_dir: Path | None, address: str | None, token: str | None, tls: bool, ca: Path | None) -> Keeper:
+def keeper_of(
+    ctx: typer.Context, data_dir: Path | None, address: str | None, token: str | None, tls: bool, ca: Path | None
+) -> Keeper:
     """Return whoever keeps the collections: a folder here, or a server."""
-    shared.one_place(data_dir, address)
+    data_dir, address = shared.place(ctx, data_dir, address)
     return _Folder(data_dir) if data_dir is not None else _Server(address or "", token, tls, ca)
 
 

@@ -19,6 +19,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 def index(
+    ctx: typer.Context,
     collection: Annotated[str, typer.Argument(metavar="COLLECTION", help="Made if there is none of that name.")],
     sources: Annotated[
         list[Path],
@@ -40,7 +41,7 @@ def index(
 
     What the collection holds already is left out, so the same command again does only what is missing.
     """
-    shared.one_place(data_dir, address)
+    data_dir, address = shared.place(ctx, data_dir, address)
     from encoder.session import Encoder
     from index.batch import index_images
     from index.sources import open_sources
@@ -94,7 +95,7 @@ def _opened(
             remote_collection(client, name, space=space, dim=dim)
             yield ClientSink(client, name)
         return
-    assert data_dir is not None  # noqa: S101  one_place has seen to it
+    assert data_dir is not None  # noqa: S101  place() has seen to it
     from encoder.errors import NotFoundError
     from index.catalog import Catalog
 

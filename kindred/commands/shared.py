@@ -51,9 +51,28 @@ def connect(
     return Client(address, token=token, tls=ca or tls, timeout=timeout, in_flight=in_flight)
 
 
-def one_place(data_dir: Path | None, address: str | None) -> None:
-    """Raise InvalidArgumentError unless exactly one of the two is given."""
+def place(ctx: typer.Context, data_dir: Path | None, address: str | None) -> tuple[Path | None, str | None]:
+    """Return the folder or the server that the user means, and None for the other.
+
+    One that was given on the command line wins over one from the environment, and that over one from the file.
+
+    Raises:
+        InvalidArgumentError: neither is given, or both in the same way.
+    """
+    if data_dir is not None and address is not None:
+        ranks = [_rank(ctx, name) for name in ("data_dir", "address")]
+        if ranks[0] < ranks[1]:
+            address = None
+        elif ranks[1] < ranks[0]:
+            data_dir = None
     if (data_dir is None) == (address is None):
         raise InvalidArgumentError(
-            "give either --data-dir (collections in a folder here) or --address (collections of a server)"
+            "give either --data-dir (collections in a folder here) or --address (collections of a server), not both"
         )
+    return data_dir, address
+
+
+def _rank(ctx: typer.Context, name: str) -> int:
+    source = ctx.get_parameter_source(name)
+    order = ["COMMANDLINE", "PROMPT", "ENVIRONMENT", "DEFAULT_MAP", "DEFAULT"]
+    return order.index(source.name) if source is not None else len(order)
