@@ -51,5 +51,6 @@ def has_native_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu":
         return False
-    capabilities = torch.cpu.get_capabilities()
+    read = getattr(torch.cpu, "get_capabilities", None)  # younger than the oldest torch that is supported
+    capabilities = read() if read is not None else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))

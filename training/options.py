@@ -47,7 +47,9 @@ def train_command(
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     precision: Annotated[Precision | None, typer.Option(help="auto: bfloat16 where it is native.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; 0 leaves torch's choice.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; 0 leaves torch's choice. 1 on a busy machine.")
+    ] = None,
     weights: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Start from a torchvision state dict, a RUN or a checkpoint.")
     ] = None,

@@ -141,7 +141,9 @@ class TrainSettings:
 def recommended(data: str, out: Path) -> TrainSettings:
     """Return the settings that suit `data` on a CPU; the command's options are laid over them."""
     if data == "digits":
-        return TrainSettings(data=data, out=out, image_size=16, views="strokes", epochs=40, warmup_epochs=2)
+        # One thread: so little work gains little from a second one, and two that wait for each other lose tenfold on a
+        # machine that is busy with other things.
+        return TrainSettings(data=data, out=out, image_size=16, views="strokes", epochs=20, warmup_epochs=2, threads=1)
     return TrainSettings(data=data, out=out, image_size=64, views="photos", epochs=40, warmup_epochs=2)
 
 
