@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encoder.errors import FailedPreconditionError, NotFoundError
-from kindred import cli, demo
+from encoder.errors import NotFoundError
+from kindred import cli
 from tests.artifacts import tiny_artifact
 from tests.kindred.scripted import BAD, Script, embedding, scripted_server
 
@@ -298,14 +298,6 @@ def test_index_refuses_a_collection_of_another_model(
         model = tiny_artifact(folder / f"{seed}.onnx", seed=seed)
         assert cli.run(["index", "shop", str(pictures), "--model", str(model), *place]) == status
     assert "space" in capsys.readouterr().err
-
-
-def test_the_demo_leaves_folders_of_others_alone(folder: Path) -> None:
-    (folder / "mine").mkdir()
-    (folder / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(FailedPreconditionError, match="holds other files"):
-        demo.run(folder / "mine", as_json=True)
-    assert (folder / "mine" / "thesis.txt").exists()
 
 
 def test_errors_of_a_lazy_name_are_plain() -> None:
