@@ -27,12 +27,11 @@ from training.encoders import Encoder, Normalisation
 from training.evaluate import Labels, Scores, align_labels, evaluate_artifact
 from training.graph import ServedEncoder, to_onnx
 from training.parity import check_logits, check_parity, torch_embeddings
-from training.settings import MODEL_FILE
+from training.settings import MODEL_FILE, REPORT_FILE
 
 SAMPLE_COUNT = 1000
 """Images that a run's export is checked on: the fewest of which one wrong answer is still 99.9 % agreement."""
 
-REPORT_FILE = "report.json"
 # What says where things lie on the training machine, or how it was told to use that machine.
 LOCAL_SETTINGS = ("data", "test", "out", "weights", "device", "threads", "checkpoint_seconds")
 

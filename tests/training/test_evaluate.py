@@ -198,7 +198,7 @@ def test_metrics_refuse_what_has_no_answer() -> None:
     x, y = np.eye(4), np.zeros(4, dtype=np.int64)
     for bad in ({"k": 0}, {"temperature": 0.0}, {"temperature": float("nan")}):
         with pytest.raises(InvalidArgumentError, match="kNN needs"):
-            evaluate.knn_predict(x, y, x, **bad)  # type: ignore[arg-type]
+            evaluate.knn_predict(x, y, x, **bad)
     with pytest.raises(InvalidArgumentError, match="at least one neighbour"):
         evaluate.knn_predict(x[:0], y[:0], x)
     with pytest.raises(InvalidArgumentError, match="two classes"):

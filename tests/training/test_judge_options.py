@@ -1,0 +1,104 @@
+"""`kindred evaluate` and `kindred export` as they are typed: a table for people, one JSON line for programs."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from encoder.artifact import write
+from encoder.errors import FailedPreconditionError, InvalidArgumentError
+from encoder.metadata import Preprocess
+from tests.artifacts import tiny_artifact, tiny_graph, tiny_metadata
+from training.checkpoint import Checkpoint, Position, save
+from training.encoders import Normalisation, build_encoder
+from training.judge_options import evaluate_command, export_command
+from training.settings import CHECKPOINT_FILE, TrainSettings
+
+app = typer.Typer()
+app.command("evaluate")(evaluate_command)
+app.command("export")(export_command)
+
+
+def run(*arguments: object) -> Result:
+    """Type a command; errors that the real command prints in one line are raised."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Return a model that projects 8-pixel images at random."""
+    return tiny_artifact(tmp_path / "model.onnx", dim=64)
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """Return the folder of a run on digits that was stopped before its first step."""
+    torch.manual_seed(0)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    settings = TrainSettings(data="digits", out=folder, image_size=8)
+    weights = build_encoder("tiny", 8).state_dict()
+    normalisation = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    save(Checkpoint(settings, normalisation, (), "digits", Position(), weights, {}, {}, {}), folder / CHECKPOINT_FILE)
+    return folder
+
+
+def test_evaluate_answers_in_json_on_its_last_line(model: Path) -> None:
+    result = run("evaluate", model, "--train", "digits", "--test", "digits", "--json")
+    assert result.exit_code == 0
+    figures = json.loads(result.stdout.splitlines()[-1])
+    # A random projection keeps distances well enough to tell most digits apart.
+    assert 0.9 < figures["knn_accuracy"] <= 1
+    assert 0.8 < figures["linear_accuracy"] <= 1
+    assert 0.8 < figures["recall_at_1"] <= 1
+    assert 0 < figures["map_at_r"] < figures["recall_at_1"]
+    assert (figures["train_count"], figures["test_count"], figures["class_count"]) == (1437, 360, 10)
+    assert figures["model"] == str(model)
+    assert figures["embeddings_per_second"] > 0
+
+
+def test_evaluate_shows_a_table_to_people(model: Path) -> None:
+    result = run("evaluate", model, "--train", "digits", "--test", "digits", "--k", 1)
+    assert result.exit_code == 0
+    for label in ("kNN accuracy", "linear probe accuracy", "recall@1", "MAP@R", "embeddings per second"):
+        assert label in result.stdout
+
+
+def test_evaluate_refuses_to_ask_about_the_images_that_answer(model: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        folder = tmp_path / "images" / name
+        folder.mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (8, 8), (50 * number, 10, 10)).save(folder / f"{number}.png")
+    images = tmp_path / "images"
+    with pytest.raises(InvalidArgumentError, match="same images"):
+        run("evaluate", model, "--train", images, "--test", images)
+
+
+def test_evaluate_says_when_it_cannot_prepare_the_images_as_the_model_asks(tmp_path: Path) -> None:
+    graph = tiny_graph()
+    metadata = dataclasses.replace(tiny_metadata(graph), preprocess=Preprocess(8, 8, interpolation="bicubic"))
+    model = write(graph, metadata, tmp_path / "model.onnx")
+    with pytest.raises(FailedPreconditionError, match="bilinear"):
+        run("evaluate", model, "--train", "digits", "--test", "digits")
+
+
+def test_export_writes_the_model_and_reports(trained: Path) -> None:
+    result = run("export", trained, "--json")
+    assert result.exit_code == 0
+    figures = json.loads(result.stdout.splitlines()[-1])
+    assert figures["model"] == str(trained / "model.onnx")
+    assert figures["onnx_max_abs_diff"] <= 1e-4
+    assert figures["onnx_knn_agreement"] >= 0.999
+    assert (trained / "model.onnx").is_file()
+    again = run("evaluate", trained / "model.onnx", "--train", "digits", "--test", "digits", "--json")
+    assert json.loads(again.stdout)["knn_accuracy"] == figures["knn_accuracy"]
+
+    table = run("export", trained)
+    assert table.exit_code == 0
+    assert "largest difference" in table.stdout
