@@ -5,6 +5,7 @@ nothing has seen before. What it makes stays in its folder, so that its commands
 """
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -28,6 +29,8 @@ from kindred.client import Client
 COLLECTION = "digits"
 # A folder that holds this file is the demo's own and may be replaced.
 _MARK = ".kindred-demo"
+# Told before the training begins and not a minute later.
+_NEEDS = ("faiss", "grpc_health", "onnx", "onnxruntime", "onnxscript", "sklearn", "torch")
 _START_SECONDS = 60.0
 _STOP_SECONDS = 15.0
 # Embedding is timed for at least so long, after a warm-up.
@@ -69,10 +72,13 @@ def run(out: Path, *, as_json: bool) -> None:
     """Run the demo in `out` and print its figures.
 
     Raises:
-        FailedPreconditionError: `out` holds something that is not the demo's own.
+        FailedPreconditionError: an extra is missing, or `out` holds something that is not the demo's own.
         KindredError: a step failed.
     """
     started = time.perf_counter()
+    missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise FailedPreconditionError(f"the demo needs {', '.join(missing)}: pip install 'kindred[cpu,train]'")
     prepare(out)
     steps = Steps()
     model, data = out / "run" / "model.onnx", out / "data"
