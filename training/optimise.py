@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable
 
-import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -43,14 +42,3 @@ def set_learning_rate(optimiser: Optimizer, rate: float) -> None:
     for group in optimiser.param_groups:
         # A plain number: a tensor would be saved, and loaded, as one.
         group["lr"] = rate
-
-
-def has_native_bfloat16(device: torch.device) -> bool:
-    """Say whether the device multiplies bfloat16 in hardware, so that it is faster than float32 and not slower."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type != "cpu":
-        return False
-    read = getattr(torch.cpu, "get_capabilities", None)  # younger than the oldest torch that is supported
-    capabilities = read() if read is not None else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))

@@ -64,7 +64,8 @@ def train_command(
 ) -> None:
     """Train an encoder and leave RUN/model.onnx behind, exported and checked.
 
-    Options that are not given follow the data: small strokes for `digits`, photos for anything else.
+    Options that are not given follow the data: strokes of 16 pixels for `digits`, small natural images for CIFAR-10,
+    photos of 64 pixels and 100 epochs for anything else.
     """
     given = {
         "objective": objective,

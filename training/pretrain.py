@@ -10,11 +10,8 @@ leaves in the run's folder `config.json` (the settings), `metrics.jsonl` (one ob
 import json
 import logging
 import math
-import os
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TextIO
@@ -29,12 +26,13 @@ from encoder.metadata import JSON
 from training import checkpoint as checkpoints
 from training.checkpoint import Checkpoint, Position
 from training.data import ImageSet, Split, has_split, load_images
+from training.devices import find_device, has_native_bfloat16, refuse_many_processes, torch_settings
 from training.encoders import Encoder, Normalisation, build_encoder, load_state, stem_of
 from training.evaluate import align_labels
 from training.export import RunReport, export_run
 from training.objectives.base import Batch, DeviceData, Objective, Setup
 from training.objectives.registry import find_objective
-from training.optimise import build_optimiser, has_native_bfloat16, learning_rate, set_learning_rate
+from training.optimise import build_optimiser, learning_rate, set_learning_rate
 from training.progress import progress
 from training.randomness import derived_seed, generator
 from training.rundir import last_loss, open_run
@@ -101,13 +99,13 @@ def pretrain(settings: TrainSettings, *, resume: bool = False, overwrite: bool =
             model is not what was trained.
     """
     started = time.monotonic()
-    device = _device(settings)
-    _refuse_many_processes()
+    device = find_device(settings.device)
+    refuse_many_processes()
     objective_class = find_objective(settings.objective)
     Views.named(settings.views, settings.image_size, Normalisation((0, 0, 0), (1, 1, 1)))
     train, test = _load_data(settings)
     _check_labels(train, settings, needed=objective_class.needs_labels)
-    with open_run(settings, resume=resume, overwrite=overwrite) as saved, _torch_settings(settings, device):
+    with open_run(settings, resume=resume, overwrite=overwrite) as saved, torch_settings(settings, device):
         trainer = Trainer(settings, train, device, objective_class, saved)
         trainer.run()
         trainer.save()
@@ -340,36 +338,3 @@ def _check_labels(train: ImageSet, settings: TrainSettings, *, needed: bool) -> 
 def _planes(images: ImageSet) -> Tensor:
     """Return the pixels as uint8 [N, 3, H, W], stored as [N, H, 3, W], the order that crops read them in."""
     return torch.from_numpy(np.ascontiguousarray(images.pixels.transpose(0, 1, 3, 2))).permute(0, 2, 1, 3)
-
-
-def _device(settings: TrainSettings) -> torch.device:
-    name = settings.device
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InvalidArgumentError(f"there is no device {name!r}; use auto, cpu or cuda", field="device") from error
-    if device.type not in ("cpu", "cuda"):
-        raise InvalidArgumentError(f"there is no device {name!r}; use auto, cpu or cuda", field="device")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InvalidArgumentError(f"torch finds no {name} here; use --device cpu", field="device")
-    return device
-
-
-def _refuse_many_processes() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
-        raise FailedPreconditionError("this version trains in one process; start it with torchrun --nproc-per-node 1")
-
-
-@contextmanager
-def _torch_settings(settings: TrainSettings, device: torch.device) -> Iterator[None]:
-    """Give torch the run's thread count, and leave its generators and thread count as they were."""
-    threads = torch.get_num_threads()
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        torch.set_num_threads(threads)
