@@ -13,6 +13,7 @@ import grpc_tools  # type: ignore[import-untyped]
 from grpc_tools import protoc
 
 PROTOS = Path(__file__).resolve().parent
+BIN = Path(sys.executable).parent
 
 
 def generate(out: Path) -> None:
@@ -25,6 +26,8 @@ def generate(out: Path) -> None:
     well_known = resources.files(grpc_tools) / "_proto"
     google_rpc = Path(next(iter(google.rpc.__path__))).parent.parent
     arguments = ["protoc", f"-I{PROTOS}", f"-I{well_known}", f"-I{google_rpc}"]
+    # The plugins lie beside the interpreter, which need not be on the PATH.
+    arguments += [f"--plugin=protoc-gen-{kind}={BIN}/protoc-gen-{kind}" for kind in ("mypy", "mypy_grpc")]
     arguments += [f"--{kind}_out={out}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
     if protoc.main([*arguments, *sources]) != 0:
         raise RuntimeError("protoc refused a file, see above")
