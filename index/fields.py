@@ -1,8 +1,8 @@
 """Fields of the payloads as columns in memory, so that a filter costs a few passes over arrays and no reading of JSON.
 
 A row of the database never changes, so what was once read of it stays true: a column is read when a filter first
-needs it and then only grows. A slot whose row was gone when the column was read is unknown to it; who still sees that
-slot reads the row in its own transaction (`index.selection`).
+needs it and then only grows. A slot whose row was gone when the column was read is unknown to it; for a reader who
+still sees that slot, the row is read in the reader's own transaction.
 """
 
 import json
@@ -19,6 +19,7 @@ from encoder.errors import DataLossError
 from index.columns import Mask, Snapshot
 from index.filters import MISSING, Comparison, Operator, Scalar, is_number, look_up, meets
 from index.schema import payload_checksum
+from index.writes import as_json
 
 # What a slot holds, where it is no text (or integer without an exact float64), whose code is its place in `values`.
 ABSENT, UNKNOWN, OTHER, FALSE, TRUE, NUMBER = -1, -2, -3, -4, -5, -6
@@ -82,12 +83,14 @@ class Column:
         if operator in (Operator.EQUAL, Operator.IN):
             return self._equal(values)
         if operator is Operator.NOT_EQUAL:
-            return (self.codes != ABSENT) & ~self._equal(values)
+            present = self.codes != ABSENT
+            return present & ~self._equal(values)
         other = values[0]
         if isinstance(other, str):
             return self._among([isinstance(value, str) and meets(value, comparison) for value in self.values])
         among = self._among([not isinstance(value, str) and meets(value, comparison) for value in self.values])
-        return among | self._ordered(operator, other)
+        among |= self._ordered(operator, other)
+        return among
 
     def counts(self, mask: Mask) -> list[tuple[Scalar, int]]:
         """Return how often each text, number or truth value occurs where `mask` is true; in no order."""
@@ -200,17 +203,25 @@ class Fields:
             if known is not None and not _same(known.sequences, snapshot.sequences):
                 column = known.over(snapshot.sequences)
             if last > end:
-                self._read(column, path, end, connection)
+                self._read(column, path, connection, "sequence > ?", end)
             if last >= end:
                 self._columns[path] = column
                 self._columns.move_to_end(path)
                 while len(self._columns) > MAX_COLUMNS:
                     self._columns.popitem(last=False)
+            unread = np.flatnonzero((column.codes == UNKNOWN) & snapshot.alive())
+            if len(unread):
+                column = column.over(snapshot.sequences)
+                wanted = as_json(snapshot.sequences[unread].tolist())
+                self._read(column, path, connection, "sequence IN (SELECT value FROM json_each(?))", wanted)
         return column
 
-    def _read(self, column: Column, path: tuple[str, ...], after: int, connection: sqlite3.Connection) -> None:
+    def _read(
+        self, column: Column, path: tuple[str, ...], connection: sqlite3.Connection, which: str, value: object
+    ) -> None:
         rows = connection.execute(
-            "SELECT sequence, key, payload, payload_checksum FROM item WHERE sequence > ? ORDER BY sequence", (after,)
+            f"SELECT sequence, key, payload, payload_checksum FROM item WHERE {which} ORDER BY sequence",  # noqa: S608
+            (value,),
         )
         while page := rows.fetchmany(_ROWS_AT_ONCE):
             slots = np.searchsorted(column.sequences, [row[0] for row in page])

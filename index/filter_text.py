@@ -8,7 +8,7 @@
     field      = "key" | "label" | "payload" { "." ( name | JSON string ) }
     value      = JSON string | 'text, a quotation mark in it doubled' | number | true | false
 
-Words such as AND may be written in any case; names are letters, digits, `_` and `-`. An error says in which column it is.
+Words such as AND may be written in any case; names are letters, digits, `_` and `-`. Errors say in which column.
 """
 
 import json

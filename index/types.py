@@ -184,6 +184,11 @@ class SearchOptions:
         with_vector: fill in the neighbours' vectors.
         exclude: for each query the keys that its answer leaves out; empty when no query has any.
         filter: only items that match are found; None means all.
+        group_by: at most `group_size` neighbours for each value of this field (`label` or `payload.` and a path), and
+            none that has no such value; empty means no grouping.
+        group_size: neighbours of one group, 1 to 100.
+        diversity: choose by maximal marginal relevance among the 10 × k (at least 100) nearest: 0 is only similarity,
+            1 only diversity.
     """
 
     k: int = 10
@@ -192,6 +197,9 @@ class SearchOptions:
     with_vector: bool = False
     exclude: Sequence[frozenset[str]] = ()
     filter: Condition | None = None
+    group_by: str = ""
+    group_size: int = 1
+    diversity: float = 0.0
 
 
 class ClassifyMethod(enum.StrEnum):
