@@ -17,7 +17,7 @@ from index.columns import Mask, Slots, Snapshot
 from index.fields import Fields
 from index.filter_sql import matching_rows
 from index.filters import Condition, check
-from index.rich import diverse, grouped, pool_size
+from index.rich import MAX_DIVERSE, diverse, grouped, pool_size
 from index.search import Found, cut, neighbours
 from index.selection import count_values, groups_of, select
 from index.store import Store
@@ -271,6 +271,8 @@ class LocalCollection:
         _check_range("min_similarity", options.min_similarity, -1.0, 1.0)
         _check_range("group_size", options.group_size, 1, 100)
         _check_range("diversity", options.diversity, 0.0, 1.0)
+        if options.diversity:
+            _check_range("k", options.k, 1, MAX_DIVERSE)
         units = self._queries(queries)
         _check_per_query("exclude", options.exclude, len(units))
         if options.filter is None and not (options.with_payload or options.group_by or options.diversity):

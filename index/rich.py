@@ -4,13 +4,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoder.errors import InvalidArgumentError
-from index.columns import Mask, Snapshot
-from index.search import Found, nearest
+from index.columns import Mask, Slots, Snapshot
+from index.search import Found, nearest, similarities
 from index.types import Vector
 
 # Diversity chooses among this many nearest neighbours: ten times as many as are wanted, and not too few.
 _POOL = 10
 _LEAST_POOL = 100
+MAX_DIVERSE = 200
+_ROUNDS = 3
+_BLOCK = 32_768
 
 
 def pool_size(k: int) -> int:
@@ -35,21 +38,47 @@ def grouped(snapshot: Snapshot, query: Vector, k: int, mask: Mask, groups: NDArr
     left = mask & (groups >= 0)
     room: dict[int, int] = {}
     slots: list[int] = []
-    similarities: list[float] = []
-    while len(slots) < k:
-        (found,) = nearest(snapshot, query[None], 2 * (k - len(slots)), left)
-        if not len(found.slots):
-            break
-        for slot, similarity in zip(found.slots.tolist(), found.similarities.tolist(), strict=True):
+    values: list[float] = []
+
+    def take(found: Found) -> None:
+        for slot, value in zip(found.slots.tolist(), found.similarities.tolist(), strict=True):
             group = int(groups[slot])
-            if room.setdefault(group, group_size) and len(slots) < k:
+            if len(slots) < k and room.setdefault(group, group_size):
                 room[group] -= 1
                 slots.append(slot)
-                similarities.append(similarity)
-        # What is left is further away than what was found, but for the members of full groups.
+                values.append(value)
+
+    for _ in range(_ROUNDS):
+        (found,) = nearest(snapshot, query[None], 2 * (k - len(slots)), left)
+        take(found)
+        if len(slots) == k or not len(found.slots):
+            break
+        # What is left is further away than what was found; of full groups nothing more is wanted.
         left[found.slots] = False
         left &= ~np.isin(groups, [group for group, free in room.items() if not free])
-    return Found(np.array(slots, np.int64), np.array(similarities, np.float32))
+    else:
+        # The nearest are all of a few groups: rank once the nearest ones of every group.
+        take(_best_of_each(snapshot, query, np.flatnonzero(left), groups, group_size))
+    return Found(np.array(slots, np.int64), np.array(values, np.float32))
+
+
+def _best_of_each(snapshot: Snapshot, query: Vector, slots: Slots, groups: NDArray[np.int64], group_size: int) -> Found:
+    """Return, most similar first and ties by key, slots among which are the `group_size` nearest of every group."""
+    exact = np.concatenate(
+        [np.empty(0, np.float32)]
+        + [
+            similarities(query[None], snapshot.vectors[slots[begin : begin + _BLOCK]][None])[0]
+            for begin in range(0, len(slots), _BLOCK)
+        ]
+    )
+    order = np.lexsort((-exact, groups[slots]))
+    of = groups[slots][order]
+    firsts = np.searchsorted(of, of)
+    # The last that has room in its group, and whatever is as similar: keys decide between those.
+    lasts = np.minimum(firsts + group_size - 1, np.searchsorted(of, of, side="right") - 1)
+    chosen = order[exact[order] >= exact[order][lasts]]
+    ranked = sorted(chosen.tolist(), key=lambda place: (-exact[place], snapshot.key_utf8(int(slots[place]))))
+    return Found(slots[ranked], exact[ranked])
 
 
 def diverse(snapshot: Snapshot, found: Found, k: int, diversity: float) -> Found:

@@ -188,7 +188,7 @@ class SearchOptions:
             none that has no such value; empty means no grouping.
         group_size: neighbours of one group, 1 to 100.
         diversity: choose by maximal marginal relevance among the 10 × k (at least 100) nearest: 0 is only similarity,
-            1 only diversity.
+            1 only diversity. With it, k is at most 200.
     """
 
     k: int = 10

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from encoder.errors import InvalidArgumentError
+from index import rich
 from index.catalog import Catalog
 from index.collection import LocalCollection
 from index.filter_text import parse
@@ -51,9 +52,17 @@ def group(item: Item, field: str) -> object:
 @pytest.mark.parametrize("field", ["label", "payload.shelf"])
 @pytest.mark.parametrize("k", [1, 7, 60])
 @pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("rounds", [0, 1, 3])
 def test_a_group_has_at_most_so_many(
-    collection: LocalCollection, items: dict[str, Item], field: str, k: int, size: int
+    collection: LocalCollection,
+    items: dict[str, Item],
+    field: str,
+    k: int,
+    size: int,
+    rounds: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(rich, "_ROUNDS", rounds)
     options = SearchOptions(k, group_by=field, group_size=size, filter=parse("payload.n > 20"))
     matching = {key: item for key, item in items.items() if item.payload and item.payload["n"] > 20}  # type: ignore[operator]
     for query, found in zip(QUERIES, collection.search(QUERIES, options), strict=True):
@@ -116,6 +125,7 @@ def test_groups_diversity_bounds_and_exclusions_go_together(
         (SearchOptions(group_by="shelf"), "group_by"),
         (SearchOptions(group_by="label", group_size=0), "group_size"),
         (SearchOptions(diversity=1.5), "diversity"),
+        (SearchOptions(201, diversity=0.1), "k"),
         (SearchOptions(diversity=float("nan")), "diversity"),
     ],
 )
