@@ -11,7 +11,7 @@ from typing import Protocol, Self
 import numpy as np
 
 from encoder.errors import FailedPreconditionError, InvalidArgumentError
-from index import reads, updates, validate, writes
+from index import evaluation, reads, updates, validate, writes
 from index.classify import ClassSums, by_prototypes, by_votes, class_sums, slots_of_hash
 from index.columns import Mask, Slots, Snapshot
 from index.fields import Fields
@@ -22,10 +22,13 @@ from index.search import Found, cut, neighbours
 from index.selection import count_values, groups_of, select
 from index.store import Store
 from index.types import (
+    Calibration,
     ClassifyMethod,
     ClassifyOptions,
     CollectionInfo,
     DeleteResult,
+    EvaluateOptions,
+    Evaluation,
     FacetCount,
     Item,
     ItemUpdate,
@@ -81,6 +84,9 @@ class Collection(Protocol):
 
     def classify(self, queries: Vector, options: ClassifyOptions) -> list[Prediction]:
         """Return the class of each query (float32 [N, D])."""
+
+    def calibration(self, method: ClassifyMethod) -> Calibration | None:
+        """Return what classifications leave open, as `calibrate` saved it; None when it never did."""
 
     def close(self) -> None:
         """Let go of the collection; it is safe to call this twice."""
@@ -313,6 +319,35 @@ class LocalCollection:
         if mask is not None:
             excluded = [slots[mask[slots]] for slots in excluded]
         return by_prototypes(snapshot, units, options, sums, excluded)
+
+    def evaluate(self, options: EvaluateOptions) -> Evaluation:
+        """Classify the collection's labelled items, each by the others.
+
+        Raises:
+            InvalidArgumentError: an option is out of its range.
+            FailedPreconditionError: there are no labelled items of two classes.
+        """
+        validate.neighbours(options.k)
+        _check_range("sample", options.sample, 2, math.inf)
+        _check_range("true_positive_rate", options.true_positive_rate, 0.0, 1.0)
+        return evaluation.evaluate(self._store.snapshot(), options)
+
+    def calibrate(self, options: EvaluateOptions) -> Evaluation:
+        """Evaluate, and keep temperature and bound for the classifications to come; raises as `evaluate` does."""
+        sequence = self._store.state.sequence
+        found = self.evaluate(options)
+        kept = Calibration(found.temperature, found.min_similarity, options.true_positive_rate, sequence)
+
+        def change(transaction: writes.Transaction) -> None:
+            evaluation.save(transaction.connection, options.method, kept)
+
+        self._store.write(change)
+        return found
+
+    def calibration(self, method: ClassifyMethod) -> Calibration | None:
+        """Return what classifications leave open, as `calibrate` saved it; None when it never did."""
+        with self._store.reading() as (connection, _):
+            return evaluation.read(connection, method)
 
     def close(self) -> None:
         """Let go of the collection; it is safe to call this twice."""

@@ -1,4 +1,4 @@
-"""`kindred collection count|facet|delete`: asks about, or deletes, the items that meet a condition."""
+"""`kindred collection count|facet|delete|evaluate`: asks about items, deletes them, judges how they classify."""
 
 import contextlib
 from collections.abc import Iterator
@@ -111,11 +111,62 @@ def delete(
         print(f"deleted {deleted:,} items of {name}")
 
 
+def evaluate(
+    name: Name,
+    data_dir: Annotated[Path, typer.Option("--data-dir", metavar="DIR", help="Folder of the collections.")],
+    method: Annotated[str, typer.Option("--method", metavar="knn|prototype", help="Where a class comes from.")] = "knn",
+    k: Annotated[int, typer.Option("--k", help="Neighbours that vote.", min=1, max=10_000)] = 20,
+    sample: Annotated[int, typer.Option("--sample", help="Labelled items to classify at most.", min=2)] = 10_000,
+    true_positive_rate: Annotated[
+        float, typer.Option("--true-positive-rate", help="Share of known items to keep when rejecting.", min=0, max=1)
+    ] = 0.95,
+    save: Annotated[bool, typer.Option("--save", help="Classify with this temperature and bound from now on.")] = False,
+    as_json: shared.AsJson = False,
+) -> None:
+    """Classify a collection's labelled items, each by the others: accuracy, calibration, confusion."""
+    import dataclasses
+    import time
+
+    from index.catalog import Catalog
+    from index.types import ClassifyMethod, EvaluateOptions
+    from kindred import console
+
+    if method not in list(ClassifyMethod):
+        raise InvalidArgumentError(f"no method {method!r}: choose {' or '.join(ClassifyMethod)}", field="method")
+    if not data_dir.is_dir():
+        raise InvalidArgumentError(f"no folder {data_dir}", field="data_dir")
+    options = EvaluateOptions(ClassifyMethod(method), k, sample, true_positive_rate)
+    started = time.perf_counter()
+    with Catalog(data_dir, read_only=not save) as catalog, catalog.open(name) as collection:
+        found = collection.calibrate(options) if save else collection.evaluate(options)
+    seconds = time.perf_counter() - started
+    if as_json:
+        confusion = [{"label": a, "answer": b, "count": count} for a, b, count in found.confusion]
+        console.print_json(
+            {**dataclasses.asdict(found), "confusion": confusion, "saved": save, "method": method, "seconds": seconds}
+        )
+        return
+    rows = [
+        ["items, each left out", f"{found.items:,}"],
+        ["classes", f"{found.classes:,}"],
+        ["accuracy", f"{found.accuracy:.4f}"],
+        ["calibration error", f"{found.ece:.4f}"],
+        ["temperature", f"{found.temperature:.4f}"],
+        [f"similarity that {true_positive_rate:.0%} reach", f"{found.min_similarity:.4f}"],
+    ]
+    console.print_table(["", ""], rows)
+    wrong = sorted((pair for pair in found.confusion if pair[0] != pair[1]), key=lambda pair: -pair[2])[:10]
+    if wrong:
+        console.print_table(["taken for", "is", "times"], [[b or "(unknown)", a, f"{n:,}"] for a, b, n in wrong])
+    console.say(f"evaluated in {seconds:.1f} s" + (", saved" if save else "; --save lets classifications use it"))
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to `kindred collection`."""
     app.command("count")(count)
     app.command("facet")(facet)
     app.command("delete")(delete)
+    app.command("evaluate")(evaluate)
 
 
 def parsed(condition: str | None) -> "Condition | None":

@@ -97,11 +97,17 @@ class Searcher(searcher_pb2_grpc.SearcherServicer):
     async def _classify(
         self, request: searcher_pb2.ClassifyRequest, entry: OpenCollection, context: Context
     ) -> Sequence[searcher_pb2.ClassifyResult | KindredError]:
+        method = _method(request.method)
+        temperature, bound = _temperature(request.temperature), _similarity(request)
+        if not temperature or bound is None:
+            own = await entry.read(entry.collection.calibration, method)
+            temperature = temperature or (own.temperature if own else DEFAULT_TEMPERATURE)
+            bound = own.min_similarity if own and bound is None else bound
         options = ClassifyOptions(
-            method=_method(request.method),
+            method=method,
             k=self._k(request.k, DEFAULT_CLASSIFY_K),
-            temperature=_temperature(request.temperature) or DEFAULT_TEMPERATURE,
-            min_similarity=_similarity(request),
+            temperature=temperature,
+            min_similarity=bound,
             min_confidence=check_range(request.min_confidence, 0, 1, "min_confidence"),
             filter=given_filter(request),
         )

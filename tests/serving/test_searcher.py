@@ -8,6 +8,7 @@ import grpc
 import numpy as np
 import pytest
 
+from index.types import EvaluateOptions
 from kindred.v1 import collections_pb2, common_pb2, embedder_pb2
 from kindred.v1 import searcher_pb2 as pb
 from kindred.v1.common_pb2 import Image, Item, Query
@@ -382,3 +383,26 @@ def test_more_like_these_and_less_like_those(shop: Running) -> None:
     assert best.similarity == pytest.approx(float(mixed / np.linalg.norm(mixed) @ vectors[3]), abs=1e-5)
     (classified,) = classify(shop, Query(examples=examples))
     assert classified.prediction.label == "dog"
+
+
+def test_a_calibrated_collection_answers_with_its_own_temperature_and_bound(shop: Running) -> None:
+    seen = vector(np.random.default_rng(8).standard_normal(16))
+    (plain,) = classify(shop, Query(vector=seen))
+    assert plain.prediction.label in LABELS
+    entry = shop.run(shop.server.store.get("shop"))
+    found = entry.collection.calibrate(EvaluateOptions(k=5, true_positive_rate=1.0))
+    try:
+        (own,) = classify(shop, Query(vector=seen))
+        (told,) = classify(shop, Query(vector=seen), temperature=found.temperature, min_similarity=-1)
+        assert own.prediction.confidence == told.prediction.confidence
+        assert own.prediction.nearest_similarity < found.min_similarity
+        assert not own.prediction.HasField("label")
+        assert told.prediction.label in LABELS
+        (same,) = classify(shop, Query(vector=seen), temperature=0.07, min_similarity=-1)
+        assert same.prediction.confidence == plain.prediction.confidence
+    finally:
+        entry.collection._store.write(
+            lambda transaction: (
+                transaction.connection.execute("DELETE FROM meta WHERE name LIKE 'calibration%'").rowcount
+            )
+        )
