@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from encoder.errors import FailedPreconditionError, InvalidArgumentError, KindredError, NotFoundError
-from index.collection import Collection
+from index.interface import Collection
 from index.rich import combine
 from kindred.v1 import common_pb2
 from serving.messages import Vector, located, read_vector
