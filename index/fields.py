@@ -9,7 +9,8 @@ import json
 import sqlite3
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from operator import ge, gt, le, lt
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,20 @@ from numpy.typing import NDArray
 
 from encoder.errors import DataLossError
 from index.columns import Mask, Snapshot
-from index.filters import MISSING, Comparison, Operator, Scalar, is_number, look_up, meets
+from index.filters import MISSING, Comparison, Operator, Scalar, is_number, look_up
 from index.schema import payload_checksum
 from index.writes import as_json
 
 # What a slot holds, where it is no text (or integer without an exact float64), whose code is its place in `values`.
 ABSENT, UNKNOWN, OTHER, FALSE, TRUE, NUMBER = -1, -2, -3, -4, -5, -6
 MAX_COLUMNS = 32
+_TESTS: dict[Operator, Callable[[Any, Any], bool]] = {
+    Operator.LESS: lt,
+    Operator.LESS_OR_EQUAL: le,
+    Operator.GREATER: gt,
+    Operator.GREATER_OR_EQUAL: ge,
+    Operator.STARTS_WITH: str.startswith,
+}
 _ROWS_AT_ONCE = 20_000
 
 
@@ -86,9 +94,10 @@ class Column:
             present = self.codes != ABSENT
             return present & ~self._equal(values)
         other = values[0]
+        test = _TESTS[operator]
         if isinstance(other, str):
-            return self._among([isinstance(value, str) and meets(value, comparison) for value in self.values])
-        among = self._among([not isinstance(value, str) and meets(value, comparison) for value in self.values])
+            return self._among([isinstance(value, str) and test(value, other) for value in self.values])
+        among = self._among([not isinstance(value, str) and test(value, other) for value in self.values])
         among |= self._ordered(operator, other)
         return among
 
