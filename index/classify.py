@@ -91,23 +91,45 @@ def by_prototypes(
     """
     predictions = []
     whole = _unit(classes.sums)
-    for place, query in enumerate(queries.astype(np.float64)):
-        means, counts = whole, classes.counts
-        left_out = excluded[place] if len(excluded) else ()
-        if len(left_out):
-            slots = np.asarray(left_out)[snapshot.labels[left_out] != UNLABELLED]
-            sums, counts = classes.sums.copy(), classes.counts.copy()
-            np.subtract.at(sums, snapshot.labels[slots], snapshot.vectors[slots].astype(np.float64))
-            np.subtract.at(counts, snapshot.labels[slots], 1)
-            means = _unit(sums)
-        present = np.flatnonzero((counts > 0) & means.any(axis=1))
-        similarity = np.clip(means[present] @ query, -1.0, 1.0)
+    for place, query in enumerate(queries):
+        every = prototypes(snapshot, query, classes, excluded[place] if len(excluded) else None, whole)
+        present = np.flatnonzero(np.isfinite(every))
+        similarity = every[present]
         names = [snapshot.label_names[code] for code in present]
         weights = _softmax(similarity, options.temperature)
         nearest_similarity = float(similarity.max()) if len(present) else 0.0
         shares = dict(zip(names, weights.tolist(), strict=True))
         predictions.append(_predict(shares, nearest_similarity, options))
     return predictions
+
+
+def prototypes(
+    snapshot: Snapshot,
+    query: Vector,
+    classes: ClassSums,
+    excluded: Slots | None,
+    means: NDArray[np.float64] | None = None,
+) -> NDArray[np.float64]:
+    """Return the similarity of a query to every class mean, float64 [C]; -inf for a class without a mean.
+
+    Args:
+        snapshot: the collection.
+        query: float32 [D] of unit length.
+        classes: of the voters, see `class_sums`.
+        excluded: slots of the voters that do not count.
+        means: the classes' means, float64 [C, D], when they are known already.
+    """
+    counts = classes.counts
+    if means is None or (excluded is not None and len(excluded)):
+        sums = classes.sums
+        if excluded is not None and len(excluded):
+            slots = excluded[snapshot.labels[excluded] != UNLABELLED]
+            sums, counts = sums.copy(), counts.copy()
+            np.subtract.at(sums, snapshot.labels[slots], snapshot.vectors[slots].astype(np.float64))
+            np.subtract.at(counts, snapshot.labels[slots], 1)
+        means = _unit(sums)
+    similarity = np.clip(means @ query.astype(np.float64), -1.0, 1.0)
+    return np.where((counts > 0) & means.any(axis=1), similarity, -np.inf)
 
 
 def _without(found: Found, excluded: Slots, k: int) -> Found:

@@ -1,83 +1,50 @@
-"""A collection: what it promises, whoever keeps it, and the one that keeps its items on this machine."""
+"""A collection that keeps its items on this machine."""
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 
-from encoder.errors import FailedPreconditionError, InvalidArgumentError, UnimplementedError
-from index import reads, validate, writes
+from encoder.errors import FailedPreconditionError, InvalidArgumentError
+from index import evaluation, reads, updates, validate, writes
 from index.classify import ClassSums, by_prototypes, by_votes, class_sums, slots_of_hash
-from index.columns import Slots, Snapshot
-from index.filters import Condition
-from index.search import Found, neighbours
+from index.columns import Mask, Slots, Snapshot
+from index.fields import Fields
+from index.filter_sql import matching_rows
+from index.filters import Condition, check
+from index.rich import MAX_DIVERSE, diverse, grouped, pool_size
+from index.search import Found, cut, neighbours
+from index.selection import count_values, groups_of, select
 from index.store import Store
 from index.types import (
+    Calibration,
     ClassifyMethod,
     ClassifyOptions,
     CollectionInfo,
     DeleteResult,
+    EvaluateOptions,
+    Evaluation,
+    FacetCount,
     Item,
+    ItemUpdate,
     Neighbour,
     Payload,
     Prediction,
     SearchOptions,
     StoredItem,
+    UpdateResult,
     UpsertResult,
     Vector,
 )
 
 
-class Collection(Protocol):
-    """A named set of items, all embedded by one model. Every method may be called from any thread."""
-
-    def info(self) -> CollectionInfo:
-        """Return the collection's state."""
-
-    def check_space(self, space: str) -> None:
-        """Raise FailedPreconditionError, naming both, unless `space` is the collection's embedding space."""
-
-    def upsert(self, items: Sequence[Item]) -> UpsertResult:
-        """Insert items or replace those whose key exists; of equal keys the last one counts. Durable on return."""
-
-    def delete(self, keys: Sequence[str]) -> DeleteResult:
-        """Delete items by key; keys that do not exist are ignored. Durable on return."""
-
-    def get(self, keys: Sequence[str]) -> list[StoredItem | None]:
-        """Return the items of `keys` in their order, None for a key that does not exist."""
-
-    def content_hashes(self, keys: Sequence[str]) -> dict[str, bytes | None]:
-        """Return the content hash of each of `keys` that exists; None when it is not known."""
-
-    def scroll(self, after_sequence: int, limit: int) -> list[StoredItem]:
-        """Return the first `limit` items with a sequence number above `after_sequence`, in its order."""
-
-    def count(self) -> int:
-        """Return the number of items."""
-
-    def search(self, queries: Vector, options: SearchOptions) -> list[list[Neighbour]]:
-        """Return the neighbours of each query (float32 [N, D]), most similar first, ties by key."""
-
-    def classify(self, queries: Vector, options: ClassifyOptions) -> list[Prediction]:
-        """Return the class of each query (float32 [N, D])."""
-
-    def close(self) -> None:
-        """Let go of the collection; it is safe to call this twice."""
-
-    def __enter__(self) -> Self:
-        """Return itself, to be closed at the end of the block."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the collection."""
-
-
 class LocalCollection:
-    """A collection in a folder of this machine; see `Collection` for what its methods promise.
+    """A collection in a folder of this machine; see `index.interface.Collection` for what its methods promise.
 
     Args:
         folder: the collection's folder.
@@ -92,6 +59,7 @@ class LocalCollection:
 
     def __init__(self, folder: Path, name: str, *, read_only: bool = False) -> None:
         self._store = Store(folder, name, read_only=read_only)
+        self._fields = Fields(name)
         self._classes: tuple[int, ClassSums] | None = None
 
     @property
@@ -163,6 +131,33 @@ class LocalCollection:
 
         return self._store.write(change) if wanted else DeleteResult(0, 0)
 
+    def update(self, changes: Sequence[ItemUpdate]) -> UpdateResult:
+        """Change labels or payloads and leave the vectors alone. Durable on return.
+
+        Raises:
+            InvalidArgumentError: a change cannot be stored; nothing is written.
+        """
+        wanted = updates.prepare(changes)
+
+        def change(transaction: writes.Transaction) -> UpdateResult:
+            return updates.apply(transaction, wanted, self.dim, self.name)
+
+        return self._store.write(change) if wanted else UpdateResult(0, (), 0)
+
+    def delete_matching(self, condition: Condition) -> DeleteResult:
+        """Delete the items that meet a condition. Durable on return.
+
+        Raises:
+            InvalidArgumentError: the condition cannot be used.
+        """
+        check(condition)
+
+        def change(transaction: writes.Transaction) -> DeleteResult:
+            deleted = transaction.delete([key for _, key in matching_rows(transaction.connection, condition)])
+            return DeleteResult(deleted, transaction.sequence if deleted else 0)
+
+        return self._store.write(change)
+
     def get(self, keys: Sequence[str]) -> list[StoredItem | None]:
         """Return the items of `keys` in their order, None for a key that does not exist."""
         wanted = validate.keys(keys)
@@ -176,16 +171,44 @@ class LocalCollection:
         with self._store.reading() as (connection, _):
             return reads.read_hashes(connection, wanted)
 
-    def scroll(self, after_sequence: int, limit: int) -> list[StoredItem]:
-        """Return the first `limit` items with a sequence number above `after_sequence`, in its order."""
+    def scroll(self, after_sequence: int, limit: int, condition: Condition | None = None) -> list[StoredItem]:
+        """Return the first `limit` items, or of those that match, above a sequence number and in its order.
+
+        Raises:
+            InvalidArgumentError: the limit or the condition cannot be used.
+        """
         if limit < 1:
             raise InvalidArgumentError(f"a page has 1 item or more, {limit} were asked for", field="page_size")
-        with self._store.reading() as (connection, _):
-            return reads.read_page(connection, after_sequence, limit, self.dim, self.name)
+        if condition is None:
+            with self._store.reading() as (connection, _):
+                return reads.read_page(connection, after_sequence, limit, self.dim, self.name)
+        with self._selected(condition) as (connection, snapshot, mask):
+            sequences = snapshot.sequences[mask]
+            page = sequences[np.searchsorted(sequences, after_sequence, side="right") :][:limit]
+            return reads.read_rows(connection, page.tolist(), self.dim, self.name)
 
-    def count(self) -> int:
-        """Return the number of items."""
-        return self._store.snapshot().live
+    def count(self, condition: Condition | None = None) -> int:
+        """Return the number of items, or of those that match."""
+        if condition is None:
+            return self._store.snapshot().live
+        with self._selected(condition) as (_, _, mask):
+            return int(np.count_nonzero(mask))
+
+    def facet(self, field: str, condition: Condition | None = None, limit: int = 100) -> list[FacetCount]:
+        """Return how often each value of a field occurs, the most frequent first, ties by value.
+
+        Args:
+            field: `label` or `payload.` and a dotted path; texts, numbers and truth values are counted.
+            condition: only items that match are counted; None means all.
+            limit: at most so many values, 1 to 10,000.
+
+        Raises:
+            InvalidArgumentError: an argument cannot be used.
+        """
+        if not 1 <= limit <= validate.MAX_K:
+            raise InvalidArgumentError(f"limit must be 1 to {validate.MAX_K}, it is {limit}", field="limit")
+        with self._selected(condition) as (connection, snapshot, mask):
+            return count_values(connection, snapshot, self._fields, field, mask, limit)
 
     def search(self, queries: Vector, options: SearchOptions) -> list[list[Neighbour]]:
         """Return the neighbours of each query (float32 [N, D]), most similar first, ties by key.
@@ -194,18 +217,26 @@ class LocalCollection:
             InvalidArgumentError: a query or an option is out of its range.
         """
         validate.neighbours(options.k)
-        _refuse_filter(options.filter)
         _check_range("min_similarity", options.min_similarity, -1.0, 1.0)
+        _check_range("group_size", options.group_size, 1, 100)
+        _check_range("diversity", options.diversity, 0.0, 1.0)
+        if options.diversity:
+            _check_range("k", options.k, 1, MAX_DIVERSE)
         units = self._queries(queries)
         _check_per_query("exclude", options.exclude, len(units))
-        if not options.with_payload:
+        if options.filter is None and not (options.with_payload or options.group_by or options.diversity):
             snapshot = self._store.snapshot()
             found = neighbours(snapshot, units, options)
             return [_neighbours(snapshot, one, {}, options.with_vector) for one in found]
-        with self._store.reading() as (connection, snapshot):
-            found = neighbours(snapshot, units, options)
-            sequences = {int(sequence) for one in found for sequence in snapshot.sequences[one.slots]}
-            payloads = reads.read_payloads(connection, list(sequences), self.name)
+        with self._selected(options.filter) as (connection, snapshot, mask):
+            if options.group_by or options.diversity:
+                found = self._weighed(connection, snapshot, units, options, mask)
+            else:
+                found = neighbours(snapshot, units, options, None if options.filter is None else mask)
+            payloads: dict[int, Payload] = {}
+            if options.with_payload:
+                sequences = {int(sequence) for one in found for sequence in snapshot.sequences[one.slots]}
+                payloads = reads.read_payloads(connection, list(sequences), self.name)
             return [_neighbours(snapshot, one, payloads, options.with_vector) for one in found]
 
     def classify(self, queries: Vector, options: ClassifyOptions) -> list[Prediction]:
@@ -215,7 +246,6 @@ class LocalCollection:
             InvalidArgumentError: a query or an option is out of its range.
         """
         validate.neighbours(options.k)
-        _refuse_filter(options.filter)
         _check_range("min_similarity", options.min_similarity, -1.0, 1.0)
         _check_range("min_confidence", options.min_confidence, 0.0, 1.0)
         if not (math.isfinite(options.temperature) and options.temperature > 0):
@@ -225,10 +255,42 @@ class LocalCollection:
         units = self._queries(queries)
         _check_per_query("exclude_hashes", options.exclude_hashes, len(units))
         _check_per_query("exclude_keys", options.exclude_keys, len(units))
-        snapshot, excluded = self._left_out(options, len(units))
+        snapshot, mask, excluded = self._left_out(options, len(units))
         if options.method is ClassifyMethod.KNN:
-            return by_votes(snapshot, units, options, None, excluded)
-        return by_prototypes(snapshot, units, options, self._class_sums(snapshot), excluded)
+            return by_votes(snapshot, units, options, mask, excluded)
+        sums = self._class_sums(snapshot) if mask is None else class_sums(snapshot, mask)
+        if mask is not None:
+            excluded = [slots[mask[slots]] for slots in excluded]
+        return by_prototypes(snapshot, units, options, sums, excluded)
+
+    def evaluate(self, options: EvaluateOptions) -> Evaluation:
+        """Classify the collection's labelled items, each by the others.
+
+        Raises:
+            InvalidArgumentError: an option is out of its range.
+            FailedPreconditionError: there are no labelled items of two classes.
+        """
+        validate.neighbours(options.k)
+        _check_range("sample", options.sample, 2, math.inf)
+        _check_range("true_positive_rate", options.true_positive_rate, 0.0, 1.0)
+        return evaluation.evaluate(self._store.snapshot(), options)
+
+    def calibrate(self, options: EvaluateOptions) -> Evaluation:
+        """Evaluate, and keep temperature and bound for the classifications to come; raises as `evaluate` does."""
+        sequence = self._store.state.sequence
+        found = self.evaluate(options)
+        kept = Calibration(found.temperature, found.min_similarity, options.true_positive_rate, sequence)
+
+        def change(transaction: writes.Transaction) -> None:
+            evaluation.save(transaction.connection, options.method, kept)
+
+        self._store.write(change)
+        return found
+
+    def calibration(self, method: ClassifyMethod) -> Calibration | None:
+        """Return what classifications leave open, as `calibrate` saved it; None when it never did."""
+        with self._store.reading() as (connection, _):
+            return evaluation.read(connection, method)
 
     def close(self) -> None:
         """Let go of the collection; it is safe to call this twice."""
@@ -242,21 +304,57 @@ class LocalCollection:
         except InvalidArgumentError as error:
             raise InvalidArgumentError(f"query {error}", field="queries") from None
 
-    def _left_out(self, options: ClassifyOptions, count: int) -> tuple[Snapshot, list[Slots]]:
-        """Return a snapshot and, for each query, its slots that do not vote; no list when there are none at all."""
+    @contextlib.contextmanager
+    def _selected(self, condition: Condition | None) -> Iterator[tuple[sqlite3.Connection, Snapshot, Mask]]:
+        """Open the collection as of one sequence number, with the live slots that meet a condition."""
+        if condition is not None:
+            check(condition)
+        with self._store.reading() as (connection, snapshot):
+            if condition is None:
+                yield connection, snapshot, snapshot.alive()
+            else:
+                yield connection, snapshot, select(connection, snapshot, self._fields, condition)
+
+    def _weighed(
+        self, connection: sqlite3.Connection, snapshot: Snapshot, queries: Vector, options: SearchOptions, mask: Mask
+    ) -> list[Found]:
+        """Return neighbours that are weighed against each other, see `index.rich`."""
+        groups = groups_of(connection, snapshot, self._fields, options.group_by) if options.group_by else None
+        wanted = pool_size(options.k) if options.diversity else options.k
+        answers = []
+        for query, keys in zip(queries, options.exclude or [frozenset[str]()] * len(queries), strict=True):
+            left = mask.copy()
+            if keys:
+                left[snapshot.slots_of(reads.sequences_of(connection, list(keys)))] = False
+            if groups is None:
+                (found,) = neighbours(snapshot, query[None], SearchOptions(wanted), left)
+            else:
+                found = grouped(snapshot, query, wanted, left, groups, options.group_size)
+            found = cut(found, options.min_similarity)
+            answers.append(diverse(snapshot, found, options.k, options.diversity) if options.diversity else found)
+        return answers
+
+    def _left_out(self, options: ClassifyOptions, count: int) -> tuple[Snapshot, Mask | None, list[Slots]]:
+        """Return a snapshot, the slots that match (None for all) and, for each query, its slots that do not vote.
+
+        There is no list when no query has any.
+        """
         hashes = options.exclude_hashes or [None] * count
-        if not any(options.exclude_keys):
+        mask: Mask | None = None
+        by_key: list[Slots] = []
+        if options.filter is None and not any(options.exclude_keys):
             snapshot = self._store.snapshot()
-            by_key: list[Slots] = []
         else:
-            with self._store.reading() as (connection, snapshot):
-                by_key = [
-                    snapshot.slots_of(reads.sequences_of(connection, list(keys))) for keys in options.exclude_keys
-                ]
+            with self._selected(options.filter) as (connection, snapshot, matching):
+                mask = None if options.filter is None else matching
+                if any(options.exclude_keys):
+                    by_key = [
+                        snapshot.slots_of(reads.sequences_of(connection, list(keys))) for keys in options.exclude_keys
+                    ]
         if not by_key and not any(hashes):
-            return snapshot, []
+            return snapshot, mask, []
         by_hash = [slots_of_hash(snapshot, value) for value in hashes]
-        return snapshot, [np.union1d(*pair) for pair in zip(by_hash, by_key or by_hash, strict=True)]
+        return snapshot, mask, [np.union1d(*pair) for pair in zip(by_hash, by_key or by_hash, strict=True)]
 
     def _class_sums(self, snapshot: Snapshot) -> ClassSums:
         known = self._classes
@@ -272,11 +370,6 @@ class LocalCollection:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _refuse_filter(condition: Condition | None) -> None:
-    if condition is not None:
-        raise UnimplementedError("filters are not supported by this version", field="filter")
 
 
 def _check_range(field: str, value: float | None, low: float, high: float) -> None:

@@ -36,6 +36,17 @@ def read_page(connection: sqlite3.Connection, after: int, limit: int, dim: int, 
     return [_stored_item(row, dim, collection) for row in rows.fetchall()]
 
 
+def read_rows(connection: sqlite3.Connection, sequences: Sequence[int], dim: int, collection: str) -> list[StoredItem]:
+    """Return the items of rows, in the order of their sequence numbers."""
+    rows = connection.execute(
+        "SELECT i.sequence, key, label, content_hash, checksum, payload, payload_checksum, data"
+        " FROM item i JOIN vector v USING (sequence) WHERE i.sequence IN (SELECT value FROM json_each(?))"
+        " ORDER BY i.sequence",
+        (as_json(sequences),),
+    )
+    return [_stored_item(row, dim, collection) for row in rows.fetchall()]
+
+
 def sequences_of(connection: sqlite3.Connection, keys: Sequence[str]) -> NDArray[np.int64]:
     """Return the sequence numbers of those of `keys` that exist, in no order."""
     rows = connection.execute(

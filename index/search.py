@@ -42,11 +42,15 @@ def neighbours(snapshot: Snapshot, queries: Vector, options: SearchOptions, mask
             _without(snapshot, found, keys).first(options.k)
             for found, keys in zip(answers, options.exclude, strict=True)
         ]
-    if options.min_similarity is not None:
-        # float32, as the similarities are: an item exactly at the bound stays.
-        bound = np.float32(options.min_similarity)
-        answers = [found.first(int(np.count_nonzero(found.similarities >= bound))) for found in answers]
-    return answers
+    return [cut(found, options.min_similarity) for found in answers]
+
+
+def cut(found: Found, min_similarity: float | None) -> Found:
+    """Return the neighbours that are at least so similar."""
+    if min_similarity is None:
+        return found
+    # float32, as the similarities are: an item exactly at the bound stays.
+    return found.first(int(np.count_nonzero(found.similarities >= np.float32(min_similarity))))
 
 
 def nearest(snapshot: Snapshot, queries: Vector, k: int, mask: Mask | None = None) -> list[Found]:

@@ -184,6 +184,11 @@ class SearchOptions:
         with_vector: fill in the neighbours' vectors.
         exclude: for each query the keys that its answer leaves out; empty when no query has any.
         filter: only items that match are found; None means all.
+        group_by: at most `group_size` neighbours for each value of this field (`label` or `payload.` and a path), and
+            none that has no such value; empty means no grouping.
+        group_size: neighbours of one group, 1 to 100.
+        diversity: choose by maximal marginal relevance among the 10 × k (at least 100) nearest: 0 is only similarity,
+            1 only diversity. With it, k is at most 200.
     """
 
     k: int = 10
@@ -192,6 +197,9 @@ class SearchOptions:
     with_vector: bool = False
     exclude: Sequence[frozenset[str]] = ()
     filter: Condition | None = None
+    group_by: str = ""
+    group_size: int = 1
+    diversity: float = 0.0
 
 
 class ClassifyMethod(enum.StrEnum):
@@ -224,3 +232,60 @@ class ClassifyOptions:
     exclude_hashes: Sequence[bytes | None] = ()
     exclude_keys: Sequence[frozenset[str]] = ()
     filter: Condition | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a collection answers with where a classification leaves it open.
+
+    Attributes:
+        temperature: softmax temperature at which confidence tells how often an answer is right.
+        min_similarity: a query is unknown when the nearest labelled item or prototype is less similar.
+        true_positive_rate: share of the collection's own items, each left out in turn, that this bound keeps.
+        sequence: the collection's sequence number when this was measured.
+    """
+
+    temperature: float
+    min_similarity: float
+    true_positive_rate: float
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateOptions:
+    """How to judge a collection by its own items.
+
+    Attributes:
+        method: where a class comes from.
+        k: neighbours that vote, 1 to 10,000; only for kNN.
+        sample: at most so many labelled items are classified, drawn evenly.
+        true_positive_rate: share of known items that the rejection of unknown ones may not lose, 0 to 1.
+    """
+
+    method: ClassifyMethod = ClassifyMethod.KNN
+    k: int = 20
+    sample: int = 10_000
+    true_positive_rate: float = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How well a collection classifies its own items, each left out in turn.
+
+    Attributes:
+        items: how many were classified.
+        classes: how many classes the collection has.
+        accuracy: share of right answers, nothing rejected.
+        ece: expected calibration error in 15 bins; the temperature was fitted on other items than those it is of.
+        temperature: the calibrated softmax temperature, fitted on all of them.
+        min_similarity: similarity of the nearest labelled item that the stated share of the items reaches.
+        confusion: true class, answer (None for no vote) and how often, by true class, the most frequent answer first.
+    """
+
+    items: int
+    classes: int
+    accuracy: float
+    ece: float
+    temperature: float
+    min_similarity: float
+    confusion: tuple[tuple[str, str | None, int], ...]

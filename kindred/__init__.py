@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     from kindred.aio import AsyncClient
     from kindred.channel import Tls
     from kindred.client import Client
-    from kindred.types import Item, Model, Neighbour, Prediction, StoredItem, Upserted
+    from kindred.types import Examples, Item, ItemUpdate, Model, Neighbour, Prediction, StoredItem, Upserted
 
     __version__: str
 
 __all__ = [
     "AsyncClient",
     "Client",
+    "Examples",
     "Item",
+    "ItemUpdate",
     "KindredError",
     "Model",
     "Neighbour",
@@ -40,7 +42,9 @@ __all__ = [
 _HOMES = {
     "AsyncClient": ("kindred.aio", "AsyncClient"),
     "Client": ("kindred.client", "Client"),
+    "Examples": ("kindred.types", "Examples"),
     "Item": ("kindred.types", "Item"),
+    "ItemUpdate": ("kindred.types", "ItemUpdate"),
     "KindredError": ("encoder.errors", "KindredError"),
     "Model": ("kindred.types", "Model"),
     "Neighbour": ("kindred.types", "Neighbour"),

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 from google.protobuf.message import Message
 
 from encoder.errors import InternalError, InvalidArgumentError, KindredError
-from index.types import Neighbour, Outcome, Prediction, Vector
+from index.types import ItemUpdate, Neighbour, Outcome, Prediction, UpdateResult, Vector
 from kindred import messages
 from kindred.types import FilterLike, ImageLike, Item, Method
 from kindred.v1 import collections_pb2 as collections
@@ -57,6 +57,8 @@ UPSERT = Call("/kindred.v1.Collections/Upsert", collections.UpsertRequest, colle
 DELETE = Call("/kindred.v1.Collections/Delete", collections.DeleteRequest, collections.DeleteResponse)
 GET = Call("/kindred.v1.Collections/Get", collections.GetRequest, collections.GetResponse)
 SCROLL = Call("/kindred.v1.Collections/Scroll", collections.ScrollRequest, collections.ScrollResponse)
+UPDATE = Call("/kindred.v1.Collections/Update", collections.UpdateRequest, collections.UpdateResponse)
+FACET = Call("/kindred.v1.Collections/Facet", collections.FacetRequest, collections.FacetResponse)
 COUNT = Call("/kindred.v1.Collections/Count", collections.CountRequest, collections.CountResponse)
 LIST_COLLECTIONS = Call(
     "/kindred.v1.Collections/ListCollections", collections.ListCollectionsRequest, collections.ListCollectionsResponse
@@ -195,11 +197,15 @@ class SearchParameters:
     min_similarity: float | None = None
     with_payload: bool = False
     with_vector: bool = False
+    group_by: str = ""
+    group_size: int = 0
+    diversity: float = 0.0
 
 
 def search_series(noun: str, part: Callable[[Member], common.Query], asked: SearchParameters) -> SearchSeries[Member]:
     """Return the series that searches; fewer queries travel together when their answers are large."""
     messages.bounded("k", asked.k, 1, 10_000)
+    messages.bounded("group_size", asked.group_size, 0, 100)
     condition = messages.filter_message(asked.filter)
     answer = asked.k * (64 + 4096 * asked.with_vector + 1024 * asked.with_payload)
 
@@ -212,6 +218,9 @@ def search_series(noun: str, part: Callable[[Member], common.Query], asked: Sear
             min_similarity=asked.min_similarity,
             with_payload=asked.with_payload,
             with_vector=asked.with_vector,
+            group_by=asked.group_by,
+            group_size=asked.group_size,
+            diversity=asked.diversity,
         )
 
     most = max(1, min(Limits().bytes // answer, NEIGHBOURS // asked.k))
@@ -276,6 +285,41 @@ def delete_requests(
     if keys is None:
         return [collections.DeleteRequest(collection=collection, filter=messages.filter_message(condition))]
     return [collections.DeleteRequest(collection=collection, keys=page) for page in pages(keys)]
+
+
+def update_requests(collection: str, updates: Iterable[ItemUpdate]) -> Iterator[collections.UpdateRequest]:
+    """Yield the requests that change labels and payloads, as many changes in each as a message holds."""
+    series: list[collections.ItemUpdate] = []
+    size = 0
+    limits = Limits()
+    for update in updates:
+        message = messages.update_message(update)
+        if series and (len(series) >= limits.items or size + message.ByteSize() > limits.bytes):
+            yield collections.UpdateRequest(collection=collection, updates=series)
+            series, size = [], 0
+        series.append(message)
+        size += message.ByteSize()
+    if series:
+        yield collections.UpdateRequest(collection=collection, updates=series)
+
+
+def updated(answers: Iterable[collections.UpdateResponse]) -> UpdateResult:
+    """Return what became of updates that took several messages."""
+    count, sequence = 0, 0
+    missing: list[str] = []
+    for answer in answers:
+        count += answer.updated
+        missing += answer.missing_keys
+        sequence = max(sequence, answer.sequence)
+    return UpdateResult(count, tuple(missing), sequence)
+
+
+def facet_request(collection: str, field: str, condition: FilterLike | None, limit: int) -> collections.FacetRequest:
+    """Return the request that counts the values of a field."""
+    messages.bounded("limit", limit, 1, 10_000)
+    return collections.FacetRequest(
+        collection=collection, field=field, filter=messages.filter_message(condition), limit=limit
+    )
 
 
 def pages(keys: Iterable[str]) -> list[list[str]]:

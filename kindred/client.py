@@ -17,15 +17,19 @@ from kindred.transport import Transport
 from kindred.types import (
     CollectionInfo,
     Errors,
+    Examples,
+    FacetCount,
     FilterLike,
     ImageLike,
     Item,
+    ItemUpdate,
     Method,
     Model,
     Neighbour,
     Outcome,
     Prediction,
     StoredItem,
+    UpdateResult,
     Upserted,
     Vector,
 )
@@ -133,11 +137,15 @@ class Client:
         collection: str,
         vectors: NDArray[np.generic] | Iterable[Any] | None = None,
         keys: Iterable[str] | None = None,
+        examples: Examples | Iterable[Examples] | None = None,
         k: int = 10,
         filter: FilterLike | None = None,
         min_similarity: float | None = None,
         with_payload: bool = False,
         with_vector: bool = False,
+        group_by: str = "",
+        group_size: int = 0,
+        diversity: float = 0.0,
         errors: Literal["raise"] = "raise",
     ) -> list[list[Neighbour]]: ...
     @overload
@@ -148,11 +156,15 @@ class Client:
         collection: str,
         vectors: NDArray[np.generic] | Iterable[Any] | None = None,
         keys: Iterable[str] | None = None,
+        examples: Examples | Iterable[Examples] | None = None,
         k: int = 10,
         filter: FilterLike | None = None,
         min_similarity: float | None = None,
         with_payload: bool = False,
         with_vector: bool = False,
+        group_by: str = "",
+        group_size: int = 0,
+        diversity: float = 0.0,
         errors: Literal["return"],
     ) -> list[list[Neighbour] | KindredError]: ...
     def search(
@@ -162,32 +174,43 @@ class Client:
         collection: str,
         vectors: NDArray[np.generic] | Iterable[Any] | None = None,
         keys: Iterable[str] | None = None,
+        examples: Examples | Iterable[Examples] | None = None,
         k: int = 10,
         filter: FilterLike | None = None,  # noqa: A002
         min_similarity: float | None = None,
         with_payload: bool = False,
         with_vector: bool = False,
+        group_by: str = "",
+        group_size: int = 0,
+        diversity: float = 0.0,
         errors: Errors = "raise",
     ) -> list[list[Neighbour]] | list[list[Neighbour] | KindredError]:
-        """Find the nearest neighbours of each query. Exactly one of images, vectors and keys is given.
+        """Find the nearest neighbours of each query. Exactly one of images, vectors, keys and examples is given.
 
         Args:
             images: images that the collection's model embeds first.
             collection: the collection's name.
             vectors: embeddings of the collection's space, [N, D] or [D].
             keys: keys of stored items, each of which is left out of its own answer.
+            examples: stored items and vectors that the answer should resemble, and others that it should not.
             k: neighbours per query, 1 to 10,000; fewer only when fewer match.
             filter: only items that match are found, for example `label = "shoe" AND payload.price < 10`.
             min_similarity: leaves out neighbours that are less similar, −1 to 1.
             with_payload: fill in the neighbours' payloads.
             with_vector: fill in the neighbours' vectors.
+            group_by: `label` or `payload.` and a path: at most `group_size` neighbours for each of its values.
+            group_size: neighbours of one group, 1 to 100; 0 means 1.
+            diversity: from 0 (only similarity) to 1 (only diversity), by maximal marginal relevance; k is then at most
+                200.
             errors: see the class.
 
         Returns:
             For each query its neighbours, most similar first; with `errors="return"` or its error.
         """
-        asked = calls.SearchParameters(collection, k, filter, min_similarity, with_payload, with_vector)
-        noun, part, members = subjects.choose(images, vectors, keys)
+        asked = calls.SearchParameters(
+            collection, k, filter, min_similarity, with_payload, with_vector, group_by, group_size, diversity
+        )
+        noun, part, members = subjects.choose(images, vectors, keys, examples)
         results = self._transport.results(calls.search_series(noun, part, asked), members)
         return list(results) if errors == "return" else list(calls.unwrap(results, noun))
 
@@ -302,6 +325,16 @@ class Client:
                 sequence = max(sequence, result[1])
         return Upserted(tuple(outcomes), sequence)
 
+    def update(self, collection: str, updates: Iterable[ItemUpdate]) -> UpdateResult:
+        """Change labels or payloads and leave the vectors alone; on disk when it returns.
+
+        Args:
+            collection: the collection's name.
+            updates: the changes. Those that come before one that is refused may have been made.
+        """
+        requests = calls.update_requests(collection, updates)
+        return calls.updated(self._transport.call(calls.UPDATE, request) for request in requests)
+
     def delete(self, collection: str, keys: Iterable[str] | None = None, *, filter: FilterLike | None = None) -> int:  # noqa: A002
         """Delete items by key or by filter and return how many existed."""
         requests = calls.delete_requests(collection, keys, filter)
@@ -342,6 +375,25 @@ class Client:
         """Return the number of items, or of those that match."""
         request = collections_pb2.CountRequest(collection=collection, filter=messages.filter_message(filter))
         return self._transport.call(calls.COUNT, request).count
+
+    def facet(
+        self,
+        collection: str,
+        field: str,
+        *,
+        filter: FilterLike | None = None,  # noqa: A002
+        limit: int = 100,
+    ) -> list[FacetCount]:
+        """Return how often each value of a field occurs, the most frequent first.
+
+        Args:
+            collection: the collection's name.
+            field: `label` or `payload.` and a dotted path; texts, numbers and truth values are counted.
+            filter: only items that match are counted.
+            limit: at most so many values, 1 to 10,000.
+        """
+        request = calls.facet_request(collection, field, filter, limit)
+        return messages.facets_from(self._transport.call(calls.FACET, request))
 
     # Collections and models.
 

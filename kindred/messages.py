@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from encoder.errors import InternalError, InvalidArgumentError, KindredError
-from index.types import CollectionInfo, Neighbour, Outcome, Prediction, Vector
+from index.types import CollectionInfo, FacetCount, ItemUpdate, Neighbour, Outcome, Prediction, Vector
 from kindred.failures import item_error
 from kindred.images import image_bytes
-from kindred.types import FilterLike, ImageLike, Item, Method, Model, StoredItem
+from kindred.types import Examples, FilterLike, ImageLike, Item, Method, Model, StoredItem
 from kindred.v1 import collections_pb2, common_pb2, embedder_pb2, searcher_pb2
 
 _METHODS = {
@@ -62,6 +62,30 @@ def vector_query(vector: Any) -> common_pb2.Query:
 def key_query(key: str) -> common_pb2.Query:
     """Return the query by the key of a stored item."""
     return common_pb2.Query(key=key)
+
+
+def examples_query(examples: Examples) -> common_pb2.Query:
+    """Return the query by examples; raises InvalidArgumentError when there is no positive one."""
+    if not examples.positive_keys and not len(examples.positive_vectors):
+        raise InvalidArgumentError("examples need at least one positive one", field="examples")
+    return common_pb2.Query(
+        examples=common_pb2.Examples(
+            positive_keys=examples.positive_keys,
+            positive_vectors=[vector_message(vector) for vector in examples.positive_vectors],
+            negative_keys=examples.negative_keys,
+            negative_vectors=[vector_message(vector) for vector in examples.negative_vectors],
+        )
+    )
+
+
+def update_message(update: ItemUpdate) -> collections_pb2.ItemUpdate:
+    """Return the message of a change: an empty label or payload removes it, None leaves it alone."""
+    payload = update.payload
+    return collections_pb2.ItemUpdate(
+        key=update.key,
+        label=update.label,
+        payload_json=None if payload is None else payload_json(payload) if payload else "",
+    )
 
 
 def item_message(item: Item) -> common_pb2.Item:
@@ -171,6 +195,17 @@ def outcomes_from(response: collections_pb2.UpsertResponse) -> list[tuple[Outcom
         item_error(result.error) if result.HasField("error") else (_OUTCOMES[result.outcome], response.sequence)
         for result in response.results
     ]
+
+
+def facets_from(response: collections_pb2.FacetResponse) -> list[FacetCount]:
+    """Return how often each value occurs."""
+    found = []
+    for one in response.counts:
+        kind = one.value.WhichOneof("kind")
+        if kind is None:
+            raise InternalError("the answer counts a value without a kind")
+        found.append(FacetCount(getattr(one.value, kind), one.count))
+    return found
 
 
 def stored_from(message: common_pb2.Item) -> StoredItem:

@@ -1,4 +1,4 @@
-"""What a search or a classification is asked about: exactly one of images, vectors and keys. Pure."""
+"""What a search or a classification is asked about: exactly one of images, vectors, keys and examples. Pure."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -6,25 +6,30 @@ from typing import Any
 from encoder.errors import InvalidArgumentError
 from kindred import images as image_forms
 from kindred import messages
-from kindred.types import ImageLike
+from kindred.types import Examples, ImageLike
 from kindred.v1 import common_pb2
 
 Part = Callable[[Any], common_pb2.Query]
 
 
 def choose(
-    images: ImageLike | Iterable[ImageLike] | None, vectors: Any, keys: Iterable[str] | None
+    images: ImageLike | Iterable[ImageLike] | None,
+    vectors: Any,
+    keys: Iterable[str] | None,
+    examples: Examples | Iterable[Examples] | None = None,
 ) -> tuple[str, Part, Iterable[Any]]:
     """Return what members are called, how one becomes a query, and the members.
 
     Raises:
         InvalidArgumentError: none is given, or more than one.
     """
-    if sum(given is not None for given in (images, vectors, keys)) != 1:
-        raise InvalidArgumentError("give exactly one of images, vectors and keys", field="queries")
+    if sum(given is not None for given in (images, vectors, keys, examples)) != 1:
+        raise InvalidArgumentError("give exactly one of images, vectors, keys and examples", field="queries")
     if images is not None:
         return "images", messages.image_query, image_forms.as_images(images)
     if vectors is not None:
         return "vectors", messages.vector_query, image_forms.as_vectors(vectors)
+    if examples is not None:
+        return "examples", messages.examples_query, [examples] if isinstance(examples, Examples) else examples
     assert keys is not None  # noqa: S101  told to the type checker; ruled out above
     return "keys", messages.key_query, [keys] if isinstance(keys, str) else keys

@@ -9,7 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoder.errors import KindredError
-from index.types import CollectionInfo, Neighbour, Outcome, Prediction, Vector
+from index.types import (
+    CollectionInfo,
+    FacetCount,
+    ItemUpdate,
+    Neighbour,
+    Outcome,
+    Prediction,
+    UpdateResult,
+    Vector,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -19,15 +28,19 @@ if TYPE_CHECKING:
 __all__ = [
     "CollectionInfo",
     "Errors",
+    "Examples",
+    "FacetCount",
     "FilterLike",
     "ImageLike",
     "Item",
+    "ItemUpdate",
     "Method",
     "Model",
     "Neighbour",
     "Outcome",
     "Prediction",
     "StoredItem",
+    "UpdateResult",
     "Upserted",
     "Vector",
     "VectorLike",
@@ -65,6 +78,23 @@ class Item:
     label: str | None = None
     payload: Mapping[str, Any] | None = None
     content_hash: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Examples:
+    """A query for more like these and less like those: mean of the positive minus mean of the negative ones.
+
+    Attributes:
+        positive_keys: stored items that the answer should resemble; they are left out of it.
+        negative_keys: stored items that it should not resemble; they are left out of it.
+        positive_vectors: vectors that the answer should resemble, [D] each.
+        negative_vectors: vectors that it should not resemble, [D] each.
+    """
+
+    positive_keys: Sequence[str] = ()
+    negative_keys: Sequence[str] = ()
+    positive_vectors: Sequence[VectorLike] = ()
+    negative_vectors: Sequence[VectorLike] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

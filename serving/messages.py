@@ -10,9 +10,9 @@ import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 from numpy.typing import NDArray
 
-from encoder.errors import InvalidArgumentError, UnimplementedError
+from encoder.errors import InvalidArgumentError
 from index import validate
-from index.types import CollectionInfo, Neighbour, Prediction, StoredItem
+from index.types import CollectionInfo, ItemUpdate, Neighbour, Prediction, StoredItem
 from kindred.v1 import collections_pb2, common_pb2, searcher_pb2
 
 Vector = NDArray[np.float32]
@@ -150,15 +150,25 @@ def check_range(value: float, low: float, high: float, field: str) -> float:
     return value
 
 
-def refuse_fields(message: Any, names: Sequence[str]) -> None:
-    """Refuse a request that uses fields of the contract that this version does not serve yet.
+def read_updates(messages: Sequence[collections_pb2.ItemUpdate]) -> list[ItemUpdate]:
+    """Return the changes that a request asks for.
 
     Raises:
-        UnimplementedError: one of them is set; the message names it.
+        InvalidArgumentError: one cannot be made.
     """
-    for descriptor, _ in message.ListFields():
-        if descriptor.name in names:
-            raise UnimplementedError(f"{descriptor.name} is not served yet by this version", field=descriptor.name)
+    changes = []
+    for position, message in enumerate(messages):
+        with located(f"updates[{position}].key"):
+            validate.key(message.key)
+        label = message.label if message.HasField("label") else None
+        with located(f"updates[{position}].label"):
+            validate.label(label)
+        payload: dict[str, Any] | None = None
+        if message.HasField("payload_json"):
+            with located(f"updates[{position}].payload_json"):
+                payload = read_payload(message.payload_json) or {}
+        changes.append(ItemUpdate(message.key, label, payload))
+    return changes
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -3,15 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from encoder.errors import (
-    FailedPreconditionError,
-    InvalidArgumentError,
-    KindredError,
-    NotFoundError,
-    UnimplementedError,
-)
+import numpy as np
+
+from encoder.errors import FailedPreconditionError, InvalidArgumentError, KindredError, NotFoundError
+from index.interface import Collection
+from index.rich import combine
 from kindred.v1 import common_pb2
-from serving.messages import Vector, read_vector
+from serving.messages import Vector, located, read_vector
 from serving.models import Model, Models
 from serving.pipeline import Embedded
 from serving.store import OpenCollection
@@ -26,13 +24,13 @@ class Resolved:
 
     Attributes:
         vector: float32 [D], unit length.
-        key: the item that the query is, None when it is none.
+        keys: the items that the query is or is made of.
         content_hash: SHA-256 of the query's image, None when it is none or not known.
         logits: float32 [C] of an image, None when the model has no linear head.
     """
 
     vector: Vector
-    key: str | None = None
+    keys: frozenset[str] = frozenset()
     content_hash: bytes | None = None
     logits: Vector | None = None
 
@@ -80,6 +78,7 @@ async def resolve(
     images: dict[int, bytes] = {}
     keys: dict[int, str] = {}
     vectors: dict[int, common_pb2.Vector] = {}
+    examples: dict[int, common_pb2.Examples] = {}
     for position, query in enumerate(queries):
         subject = query.WhichOneof("subject")
         if subject == "image":
@@ -89,15 +88,18 @@ async def resolve(
         elif subject == "vector":
             vectors[position] = query.vector
         elif subject == "examples":
-            found[position] = UnimplementedError("queries by examples are not served yet by this version")
+            examples[position] = query.examples
         else:
             found[position] = InvalidArgumentError(
-                "the query is empty: set image, vector or key", field=f"queries[{position}]"
+                "the query is empty: set image, vector, key or examples", field=f"queries[{position}]"
             )
     if vectors:
         large = sum(len(vector.data) for vector in vectors.values()) > _LARGE_BYTES
         given = await entry.read(_given, vectors, entry.dim) if large else _given(vectors, entry.dim)
         for position, resolution in given.items():
+            found[position] = resolution
+    if examples:
+        for position, resolution in (await entry.read(read_examples, examples, entry.collection, entry.dim)).items():
             found[position] = resolution
     if images:
         await _embed(images, found, entry, models, timeout, hashes)
@@ -107,7 +109,7 @@ async def resolve(
                 name = keys[position][:200]
                 found[position] = NotFoundError(f"no item {name!r} in {entry.name}", field=f"queries[{position}].key")
             else:
-                found[position] = Resolved(item.vector, item.key, item.content_hash)
+                found[position] = Resolved(item.vector, frozenset((item.key,)), item.content_hash)
     return [resolution for resolution in found if resolution is not None]
 
 
@@ -117,6 +119,40 @@ def _given(vectors: Mapping[int, common_pb2.Vector], dim: int) -> dict[int, Reso
         try:
             found[position] = Resolved(read_vector(vector, dim, f"queries[{position}].vector"))
         except InvalidArgumentError as error:
+            found[position] = error
+    return found
+
+
+# Examples of one query; each is a vector to read.
+_MOST_EXAMPLES = 1000
+
+
+def read_examples(
+    queries: Mapping[int, common_pb2.Examples], collection: Collection, dim: int
+) -> dict[int, Resolution]:
+    """Return the query that each of several sets of examples stands for, or why there is none."""
+    found: dict[int, Resolution] = {}
+    for position, examples in queries.items():
+        field = f"queries[{position}].examples"
+        keys = frozenset((*examples.positive_keys, *examples.negative_keys))
+        given = len(examples.positive_vectors) + len(examples.negative_vectors)
+        try:
+            if len(keys) + given > _MOST_EXAMPLES:
+                raise InvalidArgumentError(f"a query has at most {_MOST_EXAMPLES} examples", field=field)
+            stored = {item.key: item.vector for item in collection.get(sorted(keys)) if item is not None}
+            if missing := keys - stored.keys():
+                raise NotFoundError(f"no item {min(missing)[:200]!r} in the collection", field=field)
+            sides = []
+            for side, names, vectors in (
+                ("positive", examples.positive_keys, examples.positive_vectors),
+                ("negative", examples.negative_keys, examples.negative_vectors),
+            ):
+                where = f"{field}.{side}_vectors"
+                rows = [stored[name] for name in names] + [read_vector(one, dim, where) for one in vectors]
+                sides.append(np.stack(rows) if rows else np.empty((0, dim), np.float32))
+            with located(field):
+                found[position] = Resolved(combine(*sides), keys)
+        except (InvalidArgumentError, NotFoundError) as error:
             found[position] = error
     return found
 
@@ -140,6 +176,6 @@ async def _embed(
     outcomes = await model.pipeline.embed(list(images.values()), timeout=timeout, hashes=hashes)
     for position, outcome in zip(images, outcomes, strict=True):
         if isinstance(outcome, Embedded):
-            found[position] = Resolved(outcome.vector, None, outcome.content_hash or None, outcome.logits)
+            found[position] = Resolved(outcome.vector, frozenset(), outcome.content_hash or None, outcome.logits)
         else:
             found[position] = outcome

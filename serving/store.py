@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 
 from encoder.errors import FailedPreconditionError, KindredError, NotFoundError
 from index.catalog import Catalog
-from index.collection import Collection
+from index.interface import Collection
 from index.types import CollectionInfo
 from serving.batcher import SearchBatcher
 from serving.settings import Settings, cores

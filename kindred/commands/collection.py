@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import typer
 
 from encoder.errors import InvalidArgumentError
-from kindred.commands import shared
+from kindred.commands import select, shared
 
 if TYPE_CHECKING:
     from index.types import CollectionInfo
@@ -30,8 +30,8 @@ class Keeper(Protocol):
     def info(self, name: str) -> "CollectionInfo":
         """Describe one collection."""
 
-    def items(self, name: str) -> "Iterator[StoredItem]":
-        """Yield all items in the order of their last write."""
+    def items(self, name: str, condition: str | None = None) -> "Iterator[StoredItem]":
+        """Yield all items, or those that match, in the order of their last write."""
 
     def drop(self, name: str) -> int:
         """Remove a collection and return how many items it held."""
@@ -109,6 +109,7 @@ def scroll_items(
     ctx: typer.Context,
     name: Name,
     limit: Annotated[int, typer.Option("--limit", help="Items to show; 0 is all.", min=0)] = 20,
+    condition: shared.Filter = None,
     data_dir: shared.DataDir = None,
     address: shared.RemoteAddress = None,
     token: shared.Token = None,
@@ -123,7 +124,7 @@ def scroll_items(
     kept: list[dict[str, Any]] = []
     try:
         with console.Rows(["sequence", "key", "label", "payload"], silent=as_json) as rows:
-            for item in itertools.islice(keeper.items(name), limit or None):
+            for item in itertools.islice(keeper.items(name, condition), limit or None):
                 payload = dict(item.payload) if item.payload else None
                 rows.add(item.sequence, item.key, item.label, payload)
                 if as_json:
@@ -167,6 +168,9 @@ def drop_collection(
         print(f"dropped {name} with {count:,} items")
 
 
+select.register(app)
+
+
 def keeper_of(
     ctx: typer.Context, data_dir: Path | None, address: str | None, token: str | None, tls: bool, ca: Path | None
 ) -> Keeper:
@@ -194,12 +198,13 @@ class _Folder:
         with self._catalog(self._data_dir, read_only=True) as catalog, catalog.open(name) as collection:
             return collection.info()
 
-    def items(self, name: str) -> "Iterator[StoredItem]":
+    def items(self, name: str, condition: str | None = None) -> "Iterator[StoredItem]":
         from kindred.types import StoredItem
 
+        tree = select.parsed(condition)
         with self._catalog(self._data_dir, read_only=True) as catalog, catalog.open(name) as collection:
             after = 0
-            while page := collection.scroll(after, _PAGE):
+            while page := collection.scroll(after, _PAGE, tree):
                 for item in page:
                     yield StoredItem(item.key, item.label, item.payload, item.content_hash, item.sequence)
                 after = page[-1].sequence
@@ -224,8 +229,8 @@ class _Server:
     def info(self, name: str) -> "CollectionInfo":
         return self._client.collection(name)
 
-    def items(self, name: str) -> "Iterator[StoredItem]":
-        return self._client.scroll(name)
+    def items(self, name: str, condition: str | None = None) -> "Iterator[StoredItem]":
+        return self._client.scroll(name, filter=condition)
 
     def drop(self, name: str) -> int:
         return self._client.drop_collection(name)

@@ -316,7 +316,9 @@ Global___Conditions: _TypeAlias = Conditions  # noqa: Y015
 
 @_typing.final
 class Comparison(_message.Message):
-    """A test of one field. A field that an item lacks makes every test but NOT_EXISTS false."""
+    """A test of one field. A field that an item lacks makes every test but NOT_EXISTS false. Types are never coerced: the
+    text "10" is not the number 10, true is not 1; numbers are compared by their exact values.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -379,7 +381,9 @@ class Comparison(_message.Message):
     OPERATOR_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
     field: _builtins.str
-    """`key`, `label` or `payload.` followed by a dotted path of names."""
+    """`key`, `label` or `payload.` followed by a dotted path of at most 16 names. A name may stand in double quotes, as
+    a JSON string, so that it can hold any character.
+    """
     operator: Global___Comparison.Operator.ValueType
     """The test."""
     @_builtins.property

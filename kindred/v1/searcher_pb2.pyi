@@ -47,13 +47,15 @@ class SearchRequest(_message.Message):
     with_vector: _builtins.bool
     """Fill in the neighbours' vectors."""
     group_by: _builtins.str
-    """Return at most `group_size` neighbours for each value of this field (`label` or `payload.…`); empty means no
-    grouping.
+    """Return at most `group_size` neighbours for each value of this field (`label` or `payload.…`), and none that has no
+    such value; empty means no grouping.
     """
     group_size: _builtins.int
     """Neighbours per group, 1 to 100; 0 means 1. Only with `group_by`."""
     diversity: _builtins.float
-    """Diversity by maximal marginal relevance, 0 (only similarity, the default) to 1 (only diversity)."""
+    """Diversity by maximal marginal relevance among the 10 × k (at least 100) nearest, 0 (only similarity, the default)
+    to 1 (only diversity). With it, k is at most 200. The answer is still most similar first.
+    """
     @_builtins.property
     def queries(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Query]:
         """The queries, 1 to 256 unless the server is configured otherwise."""

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 from encoder.errors import InvalidArgumentError, UnimplementedError
 from kindred.v1 import collections_pb2 as pb
 from kindred.v1 import collections_pb2_grpc, common_pb2
+from serving.conditions import given_filter, write_value
 from serving.interceptor import Context
-from serving.messages import check_count, refuse_fields, write_collection, write_item
+from serving.messages import check_count, read_updates, write_collection, write_item
 from serving.models import Models
 from serving.settings import Limits
 from serving.store import Store
@@ -17,6 +18,7 @@ from serving.streams import in_order
 from serving.writes import Prepared, Writer
 
 DEFAULT_PAGE = 100
+DEFAULT_FACETS = 100
 
 
 class Collections(collections_pb2_grpc.CollectionsServicer):
@@ -79,15 +81,24 @@ class Collections(collections_pb2_grpc.CollectionsServicer):
                 yield pb.UpsertStreamResponse(batch=await self._writer.write(prepared), tag=request.tag)
 
     async def Update(self, request: pb.UpdateRequest, context: Context) -> pb.UpdateResponse:
-        raise UnimplementedError("Update is not served yet by this version: upsert the items anew")
+        check_count(request.updates, self._limits.max_batch_items, "updates")
+        self._store.check_writable()
+        entry = await self._store.get(request.collection)
+        changes = await entry.read(read_updates, request.updates)
+        done = await entry.write(entry.collection.update, changes)
+        return pb.UpdateResponse(updated=done.updated, missing_keys=done.missing, sequence=done.sequence)
 
     async def Delete(self, request: pb.DeleteRequest, context: Context) -> pb.DeleteResponse:
         if bool(request.keys) == request.HasField("filter"):
             raise InvalidArgumentError("give exactly one of keys and filter", field="keys")
-        refuse_fields(request, ("filter",))
-        check_count(request.keys, self._limits.max_keys, "keys")
+        condition = given_filter(request)
+        if condition is None:
+            check_count(request.keys, self._limits.max_keys, "keys")
         self._store.check_writable()
         entry = await self._store.get(request.collection)
+        if condition is not None:
+            deleted, sequence = await entry.write(entry.collection.delete_matching, condition)
+            return pb.DeleteResponse(deleted=deleted, sequence=sequence)
         deleted, sequence = await entry.write(entry.collection.delete, list(request.keys))
         return pb.DeleteResponse(deleted=deleted, sequence=sequence)
 
@@ -106,7 +117,7 @@ class Collections(collections_pb2_grpc.CollectionsServicer):
         return await entry.read(get)
 
     async def Scroll(self, request: pb.ScrollRequest, context: Context) -> pb.ScrollResponse:
-        refuse_fields(request, ("filter",))
+        condition = given_filter(request)
         size = request.page_size or DEFAULT_PAGE
         if size > self._limits.max_keys:
             raise InvalidArgumentError(f"page_size must be at most {self._limits.max_keys}", field="page_size")
@@ -116,7 +127,7 @@ class Collections(collections_pb2_grpc.CollectionsServicer):
         def page() -> pb.ScrollResponse:
             items: list[common_pb2.Item] = []
             left = self._limits.max_message_bytes // 2
-            found = entry.collection.scroll(after, size)
+            found = entry.collection.scroll(after, size, condition)
             for item in found:
                 message = write_item(item, with_vector=request.with_vector)
                 left -= message.ByteSize()
@@ -129,12 +140,17 @@ class Collections(collections_pb2_grpc.CollectionsServicer):
         return await entry.read(page)
 
     async def Count(self, request: pb.CountRequest, context: Context) -> pb.CountResponse:
-        refuse_fields(request, ("filter",))
+        condition = given_filter(request)
         entry = await self._store.get(request.collection)
-        return pb.CountResponse(count=await entry.read(entry.collection.count))
+        return pb.CountResponse(count=await entry.read(entry.collection.count, condition))
 
     async def Facet(self, request: pb.FacetRequest, context: Context) -> pb.FacetResponse:
-        raise UnimplementedError("Facet is not served yet by this version")
+        condition = given_filter(request)
+        limit = request.limit or DEFAULT_FACETS
+        entry = await self._store.get(request.collection)
+        found = await entry.read(entry.collection.facet, request.field, condition, limit)
+        counts = [pb.FacetCount(value=write_value(one.value), count=one.count) for one in found]
+        return pb.FacetResponse(counts=counts)
 
     async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> pb.SnapshotResponse:
         raise UnimplementedError("Snapshot is not served yet by this version")

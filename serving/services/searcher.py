@@ -8,12 +8,13 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from encoder.errors import FailedPreconditionError, InvalidArgumentError, KindredError, UnimplementedError
+from encoder.errors import FailedPreconditionError, InvalidArgumentError, KindredError
 from index.types import ClassifyMethod, ClassifyOptions, SearchOptions
 from kindred.v1 import searcher_pb2, searcher_pb2_grpc
+from serving.conditions import given_filter
 from serving.interceptor import Context
 from serving.linear import predict
-from serving.messages import Vector, check_count, check_range, refuse_fields, write_neighbour, write_prediction
+from serving.messages import Vector, check_count, check_range, write_neighbour, write_prediction
 from serving.models import Models
 from serving.queries import Resolution, Resolved, model_for, resolve
 from serving.settings import Limits
@@ -53,16 +54,16 @@ class Searcher(searcher_pb2_grpc.SearcherServicer):
         self._limits = limits
 
     async def Search(self, request: searcher_pb2.SearchRequest, context: Context) -> searcher_pb2.SearchResponse:
-        refuse_fields(request, ("filter", "group_by", "group_size"))
-        # NaN is no "0", and so not what the default means.
-        if request.diversity != 0:
-            raise UnimplementedError("diversity is not served yet by this version", field="diversity")
         check_count(request.queries, self._limits.max_batch_items, "queries")
         options = SearchOptions(
             k=self._k(request.k, DEFAULT_SEARCH_K),
             min_similarity=_similarity(request),
             with_payload=request.with_payload,
             with_vector=request.with_vector,
+            filter=given_filter(request),
+            group_by=request.group_by,
+            group_size=_group_size(request),
+            diversity=check_range(request.diversity, 0, 1, "diversity"),
         )
         entry = await self._store.get(request.collection)
         self._check_size(len(request.queries), options, entry.dim)
@@ -73,7 +74,7 @@ class Searcher(searcher_pb2_grpc.SearcherServicer):
             found = entry.collection.search(queries, dataclasses.replace(options, exclude=exclude))
             return [searcher_pb2.SearchResult(neighbours=map(write_neighbour, neighbours)) for neighbours in found]
 
-        answers = await _ask(entry, ("search", options), ask, resolved, leave_one_out=False, context=context)
+        answers = await _ask(entry, ("search", repr(options)), ask, resolved, leave_one_out=False, context=context)
         results = [
             searcher_pb2.SearchResult(error=item_error(answer)) if isinstance(answer, KindredError) else answer
             for answer in answers
@@ -81,7 +82,6 @@ class Searcher(searcher_pb2_grpc.SearcherServicer):
         return searcher_pb2.SearchResponse(results=results)
 
     async def Classify(self, request: searcher_pb2.ClassifyRequest, context: Context) -> searcher_pb2.ClassifyResponse:
-        refuse_fields(request, ("filter",))
         check_count(request.queries, self._limits.max_batch_items, "queries")
         entry = await self._store.get(request.collection)
         if request.method == Method.METHOD_LINEAR:
@@ -97,12 +97,19 @@ class Searcher(searcher_pb2_grpc.SearcherServicer):
     async def _classify(
         self, request: searcher_pb2.ClassifyRequest, entry: OpenCollection, context: Context
     ) -> Sequence[searcher_pb2.ClassifyResult | KindredError]:
+        method = _method(request.method)
+        temperature, bound = _temperature(request.temperature), _similarity(request)
+        if not temperature or bound is None:
+            own = await entry.read(entry.collection.calibration, method)
+            temperature = temperature or (own.temperature if own else DEFAULT_TEMPERATURE)
+            bound = own.min_similarity if own and bound is None else bound
         options = ClassifyOptions(
-            method=_method(request.method),
+            method=method,
             k=self._k(request.k, DEFAULT_CLASSIFY_K),
-            temperature=_temperature(request.temperature) or DEFAULT_TEMPERATURE,
-            min_similarity=_similarity(request),
+            temperature=temperature,
+            min_similarity=bound,
             min_confidence=check_range(request.min_confidence, 0, 1, "min_confidence"),
+            filter=given_filter(request),
         )
         resolved = await resolve(
             request.queries, entry, self._models, timeout=context.time_remaining(), hashes=request.leave_one_out
@@ -115,7 +122,7 @@ class Searcher(searcher_pb2_grpc.SearcherServicer):
             predictions = entry.collection.classify(queries, exact)
             return [searcher_pb2.ClassifyResult(prediction=write_prediction(each)) for each in predictions]
 
-        kind = ("classify", options)
+        kind = ("classify", repr(options))
         return await _ask(entry, kind, ask, resolved, leave_one_out=request.leave_one_out, context=context)
 
     async def _classify_linear(
@@ -123,6 +130,8 @@ class Searcher(searcher_pb2_grpc.SearcherServicer):
     ) -> Sequence[searcher_pb2.ClassifyResult | KindredError]:
         if request.HasField("min_similarity"):
             raise InvalidArgumentError("METHOD_LINEAR knows no similarity: use min_confidence", field="min_similarity")
+        if request.HasField("filter"):
+            raise InvalidArgumentError("METHOD_LINEAR asks no items: leave the filter out", field="filter")
         temperature = _temperature(request.temperature) or 1.0
         least = check_range(request.min_confidence, 0, 1, "min_confidence")
         model = model_for(entry, self._models)
@@ -166,27 +175,31 @@ class Searcher(searcher_pb2_grpc.SearcherServicer):
 
 async def _ask(
     entry: OpenCollection,
-    kind: tuple[str, SearchOptions | ClassifyOptions],
+    kind: tuple[str, str],
     ask: Ask[Answer],
     resolved: Sequence[Resolution],
     *,
     leave_one_out: bool,
     context: Context,
 ) -> list[Answer | KindredError]:
-    """Ask the collection about the queries that are vectors now, and put the answers back into their places."""
+    """Ask the collection about the queries that are vectors now, and put the answers back into their places.
+
+    `kind` holds the options as text: as values, a filter for 1 would be equal to one for true.
+    """
     good = [resolution for resolution in resolved if isinstance(resolution, Resolved)]
     if not good:
         return [resolution for resolution in resolved if isinstance(resolution, KindredError)]
-    exclusions = [
-        Exclusion(
-            frozenset() if each.key is None else frozenset((each.key,)), each.content_hash if leave_one_out else None
-        )
-        for each in good
-    ]
+    exclusions = [Exclusion(each.keys, each.content_hash if leave_one_out else None) for each in good]
     queries = np.stack([each.vector for each in good])
     timeout = context.time_remaining()
     answers = iter(await entry.searches.ask(kind, ask, queries, exclusions, timeout=timeout))
     return [each if isinstance(each, KindredError) else next(answers) for each in resolved]
+
+
+def _group_size(request: searcher_pb2.SearchRequest) -> int:
+    if request.group_size and not request.group_by:
+        raise InvalidArgumentError("group_size goes with group_by: set both", field="group_size")
+    return request.group_size or 1
 
 
 def _method(method: int) -> ClassifyMethod:

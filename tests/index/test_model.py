@@ -1,6 +1,8 @@
 """Any sequence of writes, deletions and reopenings answers like a dictionary and NumPy."""
 
 import tempfile
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -19,15 +21,27 @@ from hypothesis.stateful import (
 from index import store
 from index.catalog import Catalog
 from index.collection import LocalCollection
-from index.types import Item, Outcome, SearchOptions, StoredItem
+from index.filter_text import parse
+from index.filters import matches
+from index.types import Item, ItemUpdate, Outcome, SearchOptions, StoredItem
 from tests.index.reference import assert_agree, nearest, unit
 
 DIM = 3
 KEYS = st.sampled_from([f"k{number}" for number in range(12)] + ["é", "日本", "a'b\"--", "%_", "🙂"])
 # Few distinct directions, so that equal vectors, and therefore ties, are common.
 VECTORS = st.tuples(*[st.integers(-2, 2)] * DIM).filter(any)
+PAYLOADS: list[dict[str, object] | None] = [None, {}, {"n": 1}, {"n": 2, "s": "x"}, {"s": "y"}]
+FILTERS = st.sampled_from(
+    [
+        'label = "red"',
+        "payload.n < 2",
+        'NOT payload.s = "x"',
+        'key STARTS WITH "k1" OR payload.n = 2',
+        "label NOT EXISTS",
+    ]
+)
 ITEMS = st.lists(
-    st.tuples(KEYS, VECTORS, st.sampled_from([None, "red", "blue"]), st.sampled_from([None, {"n": 1}, {"s": "x"}])),
+    st.tuples(KEYS, VECTORS, st.sampled_from([None, "red", "blue"]), st.sampled_from(PAYLOADS)),
     max_size=8,
 )
 
@@ -71,6 +85,44 @@ class _CollectionMachine(RuleBasedStateMachine):
         for key in there:
             del self.items[key]
 
+    @rule(keys=st.lists(KEYS, max_size=4), label=st.sampled_from([None, "", "red"]), payload=st.sampled_from(PAYLOADS))
+    def update(self, keys: list[str], label: str | None, payload: dict[str, object] | None) -> None:
+        there = set(keys) & self.items.keys()
+        result = self.collection.update([ItemUpdate(key, label, payload) for key in keys])  # type: ignore[arg-type]
+        assert (result.updated, set(result.missing)) == (len(there), set(keys) - there)
+        self.sequence = max(self.sequence, result.sequence)
+        for key in there:
+            item = self.items[key]
+            self.items[key] = replace(
+                item,
+                label=item.label if label is None else label or None,
+                payload=item.payload if payload is None else payload or None,  # type: ignore[arg-type]
+            )
+
+    def matching(self, text: str) -> dict[str, Item]:
+        condition = parse(text)
+        return {key: item for key, item in self.items.items() if matches(condition, key, item.label, item.payload)}
+
+    @rule(text=FILTERS)
+    def delete_matching(self, text: str) -> None:
+        gone = self.matching(text)
+        result = self.collection.delete_matching(parse(text))
+        assert result.deleted == len(gone)
+        self.sequence = max(self.sequence, result.sequence)
+        self.items = {key: item for key, item in self.items.items() if key not in gone}
+
+    @rule(text=FILTERS, query=VECTORS, k=st.integers(1, 20))
+    def ask_for_matching(self, text: str, query: tuple[int, ...], k: int) -> None:
+        wanted = self.matching(text)
+        assert self.collection.count(parse(text)) == len(wanted)
+        assert {item.key for item in self.collection.scroll(0, 100, parse(text))} == wanted.keys()
+        vector = np.array(query, np.float32)
+        (found,) = self.collection.search(vector[None], SearchOptions(k, filter=parse(text)))
+        assert_agree(found, nearest(wanted, vector, k))
+        assert all(one.key in wanted for one in found)
+        counts = {one.value: one.count for one in self.collection.facet("payload.n", parse(text))}
+        assert counts == Counter(item.payload["n"] for item in wanted.values() if item.payload and "n" in item.payload)
+
     @rule()
     def reopen(self) -> None:
         self.catalog.close()
@@ -88,7 +140,7 @@ class _CollectionMachine(RuleBasedStateMachine):
             assert order == sorted(order)
             for one in answer:
                 item = self.items[one.key]
-                assert (one.label, one.payload) == (item.label, item.payload)
+                assert (one.label, one.payload) == (item.label, item.payload or None)
                 assert one.vector is not None
                 np.testing.assert_allclose(one.vector, unit(item.vector)[0], atol=1e-6)
 
@@ -120,7 +172,7 @@ class _CollectionMachine(RuleBasedStateMachine):
             assert stored is None
             return
         assert stored is not None
-        assert (stored.key, stored.label, stored.payload) == (key, item.label, item.payload)
+        assert (stored.key, stored.label, stored.payload) == (key, item.label, item.payload or None)
         assert stored.content_hash == item.content_hash
         np.testing.assert_allclose(stored.vector, unit(item.vector)[0], atol=1e-6)
 

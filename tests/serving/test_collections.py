@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from encoder.errors import KindredError
-from kindred.v1 import admin_pb2, collections_pb2, common_pb2, searcher_pb2
+from kindred.v1 import admin_pb2, collections_pb2, common_pb2
 from kindred.v1.collections_pb2 import UpsertResult
 from serving.settings import Limits, Settings
 from tests.serving.running import Running, details, fields, image, png, running, vector
@@ -247,31 +247,65 @@ def test_limits_on_keys_and_pages(server: Running, name: str) -> None:
 
 
 def test_what_this_version_does_not_serve_says_so_by_name(server: Running, name: str) -> None:
-    text = common_pb2.Filter(text='label = "x"')
-    query = [common_pb2.Query(key="a")]
-    upsert(server, name, item("a"))
     calls: dict[str, Callable[[], object]] = {
-        "Update": lambda: server.collections.Update(pb.UpdateRequest(collection=name)),
-        "Facet": lambda: server.collections.Facet(pb.FacetRequest(collection=name)),
         "Snapshot": lambda: server.collections.Snapshot(pb.SnapshotRequest(collection=name)),
         "Reload": lambda: server.admin.Reload(admin_pb2.ReloadRequest()),
-        "filter": lambda: server.collections.Count(pb.CountRequest(collection=name, filter=text)),
-        "group_by": lambda: server.searcher.Search(
-            searcher_pb2.SearchRequest(collection=name, queries=query, group_by="label")
-        ),
-        "diversity": lambda: server.searcher.Search(
-            searcher_pb2.SearchRequest(collection=name, queries=query, diversity=0.5)
-        ),
     }
     for what, call in calls.items():
         assert what in refused(call, grpc.StatusCode.UNIMPLEMENTED).message
-    for call in (
-        lambda: server.collections.Delete(pb.DeleteRequest(collection=name, filter=text)),
-        lambda: server.collections.Scroll(pb.ScrollRequest(collection=name, filter=text)),
-        lambda: server.searcher.Search(searcher_pb2.SearchRequest(collection=name, queries=query, filter=text)),
-        lambda: server.searcher.Classify(searcher_pb2.ClassifyRequest(collection=name, queries=query, filter=text)),
+
+
+def test_labels_and_payloads_are_updated(server: Running, name: str) -> None:
+    upsert(server, name, item("a", label="x", payload_json='{"n":1}'), item("b", label="x"))
+    updates = [
+        pb.ItemUpdate(key="a", label="y"),
+        pb.ItemUpdate(key="b", label="", payload_json='{"n":2}'),
+        pb.ItemUpdate(key="none", label="z"),
+    ]
+    done = server.collections.Update(pb.UpdateRequest(collection=name, updates=updates))
+    assert (done.updated, list(done.missing_keys)) == (2, ["none"])
+    found = server.collections.Get(pb.GetRequest(collection=name, keys=["a", "b"], with_vector=True)).items
+    assert [(one.label, one.payload_json, one.HasField("label")) for one in found] == [
+        ("y", '{"n":1}', True),
+        ("", '{"n":2}', False),
+    ]
+    assert found[0].vector.dim == 16
+    assert found[0].sequence <= done.sequence
+    for wrong, field in (
+        (pb.ItemUpdate(key="", label="a"), "updates[0].key"),
+        (pb.ItemUpdate(key="a", label="a\n"), "updates[0].label"),
+        (pb.ItemUpdate(key="a", payload_json="[1]"), "updates[0].payload_json"),
     ):
-        assert fields(refused(call, grpc.StatusCode.UNIMPLEMENTED)) == ["filter"]
+        request = pb.UpdateRequest(collection=name, updates=[wrong])
+        status = refused(lambda request=request: server.collections.Update(request), grpc.StatusCode.INVALID_ARGUMENT)  # type: ignore[misc]
+        assert fields(status) == [field]
+
+
+def test_a_filter_counts_pages_facets_and_deletes(server: Running, name: str) -> None:
+    items = [
+        item(f"{n}", label="ab"[n % 2], payload_json=f'{{"n":{n},"even":{str(n % 2 == 0).lower()}}}') for n in range(9)
+    ]
+    upsert(server, name, *items)
+    some = common_pb2.Filter(text='payload.n >= 3 AND label = "a"')
+    assert server.collections.Count(pb.CountRequest(collection=name, filter=some)).count == 3
+    found, token = [], ""
+    while True:
+        page = server.collections.Scroll(pb.ScrollRequest(collection=name, filter=some, page_size=2, page_token=token))
+        found += [one.key for one in page.items]
+        token = page.next_page_token
+        if not token:
+            break
+    assert found == ["4", "6", "8"]
+    facets = server.collections.Facet(pb.FacetRequest(collection=name, field="payload.even")).counts
+    assert [(one.value.bool_value, one.count) for one in facets] == [(True, 5), (False, 4)]
+    facets = server.collections.Facet(pb.FacetRequest(collection=name, field="payload.n", filter=some, limit=1)).counts
+    assert [(one.value.int_value, one.count) for one in facets] == [(4, 1)]
+    status = refused(
+        lambda: server.collections.Facet(pb.FacetRequest(collection=name, field="n")), grpc.StatusCode.INVALID_ARGUMENT
+    )
+    assert fields(status) == ["field"]
+    assert server.collections.Delete(pb.DeleteRequest(collection=name, filter=some)).deleted == 3
+    assert server.collections.Count(pb.CountRequest(collection=name)).count == 6
 
 
 def test_a_server_without_a_data_folder_says_so(model_path: Path) -> None:

@@ -8,6 +8,7 @@ import grpc
 import numpy as np
 import pytest
 
+from index.types import EvaluateOptions
 from kindred.v1 import collections_pb2, common_pb2, embedder_pb2
 from kindred.v1 import searcher_pb2 as pb
 from kindred.v1.common_pb2 import Image, Item, Query
@@ -115,7 +116,17 @@ def test_a_bad_query_is_an_error_in_its_place(shop: Running) -> None:
         (Query(vector=vector([float("nan")] * 16)), grpc.StatusCode.INVALID_ARGUMENT),
         (Query(vector=common_pb2.Vector(data=b"abc", dim=16)), grpc.StatusCode.INVALID_ARGUMENT),
         (Query(), grpc.StatusCode.INVALID_ARGUMENT),
-        (Query(examples=common_pb2.Examples(positive_keys=["i1"])), grpc.StatusCode.UNIMPLEMENTED),
+        (Query(examples=common_pb2.Examples()), grpc.StatusCode.INVALID_ARGUMENT),
+        (Query(examples=common_pb2.Examples(positive_keys=["none"])), grpc.StatusCode.NOT_FOUND),
+        (Query(examples=common_pb2.Examples(positive_vectors=[vector([1.0])])), grpc.StatusCode.INVALID_ARGUMENT),
+        (
+            Query(examples=common_pb2.Examples(positive_keys=["i1"], negative_keys=["i1"])),
+            grpc.StatusCode.INVALID_ARGUMENT,
+        ),
+        (
+            Query(examples=common_pb2.Examples(positive_keys=[f"k{number}" for number in range(1001)])),
+            grpc.StatusCode.INVALID_ARGUMENT,
+        ),
     ]
     queries = [query for query, _ in bad]
     for results in (
@@ -261,3 +272,137 @@ def test_the_smallest_temperature_still_gives_numbers(shop: Running) -> None:
             shop, Query(image=Image(data=png(4))), method=method, collection=collection, temperature=1e-40
         )
         assert result.prediction.confidence == pytest.approx(1)
+
+
+def test_a_filter_as_text_and_as_a_tree_is_pushed_into_the_search(shop: Running) -> None:
+    condition = common_pb2.Condition(
+        all=common_pb2.Conditions(
+            parts=[
+                comparison("label", "OPERATOR_EQUAL", common_pb2.Value(string_value="cat")),
+                comparison("payload.seed", "OPERATOR_LESS", common_pb2.Value(double_value=9.5)),
+            ]
+        )
+    )
+    text = common_pb2.Filter(text='label = "cat" AND payload.seed < 9.5')
+    for form in (text, common_pb2.Filter(condition=condition)):
+        (found,) = search(shop, Query(image=image(3)), k=20, filter=form)
+        assert sorted(keys(found)) == ["i0", "i2", "i4", "i6", "i8"]
+        (result,) = classify(shop, Query(image=image(3)), filter=form)
+        assert result.prediction.label == "cat"
+        assert result.prediction.confidence == 1
+
+
+def test_filters_that_only_python_takes_for_equal_are_asked_apart(shop: Running) -> None:
+    """1 and true are equal in Python: questions that come together must not be joined on that ground."""
+    conditions = ["payload.seed = 1", "payload.seed = true"] * 20
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(
+            pool.map(
+                lambda text: search(shop, Query(key="i5"), k=3, filter=common_pb2.Filter(text=text))[0], conditions
+            )
+        )
+    assert [keys(answer) for answer in answers] == [["i1"], []] * 20
+
+
+def comparison(field: str, operator: str, *values: common_pb2.Value) -> common_pb2.Condition:
+    kind = common_pb2.Comparison.Operator.Value(operator)
+    return common_pb2.Condition(comparison=common_pb2.Comparison(field=field, operator=kind, values=values))
+
+
+def _levels(count: int) -> common_pb2.Condition:
+    node = comparison("label", "OPERATOR_EXISTS")
+    for _ in range(count - 1):
+        above = common_pb2.Condition()
+        getattr(above, "not").CopyFrom(node)
+        node = above
+    return node
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        common_pb2.Filter(),
+        common_pb2.Filter(text=""),
+        common_pb2.Filter(text="price < 3"),
+        common_pb2.Filter(text="(" * 9000),
+        common_pb2.Filter(condition=common_pb2.Condition()),
+        common_pb2.Filter(condition=common_pb2.Condition(all=common_pb2.Conditions())),
+        common_pb2.Filter(condition=_levels(17)),
+        common_pb2.Filter(condition=comparison("label", "OPERATOR_UNSPECIFIED")),
+        common_pb2.Filter(condition=comparison("label", "OPERATOR_EQUAL", common_pb2.Value())),
+        common_pb2.Filter(condition=comparison("payload.a", "OPERATOR_LESS", common_pb2.Value(bool_value=True))),
+        common_pb2.Filter(condition=comparison("price", "OPERATOR_EXISTS")),
+    ],
+)
+def test_a_filter_that_cannot_be_used_is_refused(shop: Running, wrong: common_pb2.Filter) -> None:
+    for call in (
+        lambda: search(shop, Query(key="i1"), filter=wrong),
+        lambda: classify(shop, Query(key="i1"), filter=wrong),
+        lambda: shop.collections.Count(collections_pb2.CountRequest(collection="shop", filter=wrong)),
+        lambda: shop.collections.Scroll(collections_pb2.ScrollRequest(collection="shop", filter=wrong)),
+        lambda: shop.collections.Delete(collections_pb2.DeleteRequest(collection="shop", filter=wrong)),
+        lambda: shop.collections.Facet(collections_pb2.FacetRequest(collection="shop", field="label", filter=wrong)),
+    ):
+        with pytest.raises(grpc.RpcError) as failed:
+            call()
+        status = details(failed.value)
+        assert status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+        assert fields(status) == ["filter"]
+
+
+def test_groups_and_diversity(shop: Running) -> None:
+    (grouped,) = search(shop, Query(key="i3"), k=20, group_by="label", group_size=2)
+    assert sorted(neighbour.label for neighbour in grouped.neighbours) == ["cat", "cat", "dog", "dog"]
+    assert "i3" not in keys(grouped)
+    (plain,) = search(shop, Query(key="i3"), k=5)
+    (diverse,) = search(shop, Query(key="i3"), k=5, diversity=0.9)
+    assert keys(diverse)[0] == keys(plain)[0]
+    assert set(keys(diverse)) != set(keys(plain))
+    for parts, field in (
+        ({"group_by": "price"}, "group_by"),
+        ({"group_size": 2}, "group_size"),
+        ({"group_by": "label", "group_size": 101}, "group_size"),
+        ({"diversity": 1.5}, "diversity"),
+        ({"diversity": float("nan")}, "diversity"),
+    ):
+        with pytest.raises(grpc.RpcError) as failed:
+            search(shop, Query(key="i3"), **parts)
+        assert fields(details(failed.value)) == [field]
+
+
+def test_more_like_these_and_less_like_those(shop: Running) -> None:
+    examples = common_pb2.Examples(
+        positive_keys=["i1"], positive_vectors=[embedding(shop, 3)], negative_keys=["i2"], negative_vectors=[]
+    )
+    (found,) = search(shop, Query(examples=examples), k=20)
+    assert not {"i1", "i2"} & set(keys(found))
+    assert len(found.neighbours) == 18
+    vectors = {seed: np.frombuffer(embedding(shop, seed).data, "<f4") for seed in range(4)}
+    mixed = (vectors[1] + vectors[3]) / 2 - vectors[2]
+    best = next(neighbour for neighbour in found.neighbours if neighbour.key == "i3")
+    assert best.similarity == pytest.approx(float(mixed / np.linalg.norm(mixed) @ vectors[3]), abs=1e-5)
+    (classified,) = classify(shop, Query(examples=examples))
+    assert classified.prediction.label == "dog"
+
+
+def test_a_calibrated_collection_answers_with_its_own_temperature_and_bound(shop: Running) -> None:
+    seen = vector(np.random.default_rng(8).standard_normal(16))
+    (plain,) = classify(shop, Query(vector=seen))
+    assert plain.prediction.label in LABELS
+    entry = shop.run(shop.server.store.get("shop"))
+    found = entry.collection.calibrate(EvaluateOptions(k=5, true_positive_rate=1.0))
+    try:
+        (own,) = classify(shop, Query(vector=seen))
+        (told,) = classify(shop, Query(vector=seen), temperature=found.temperature, min_similarity=-1)
+        assert own.prediction.confidence == told.prediction.confidence
+        assert own.prediction.nearest_similarity < found.min_similarity
+        assert not own.prediction.HasField("label")
+        assert told.prediction.label in LABELS
+        (same,) = classify(shop, Query(vector=seen), temperature=0.07, min_similarity=-1)
+        assert same.prediction.confidence == plain.prediction.confidence
+    finally:
+        entry.collection._store.write(
+            lambda transaction: (
+                transaction.connection.execute("DELETE FROM meta WHERE name LIKE 'calibration%'").rowcount
+            )
+        )

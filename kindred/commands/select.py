@@ -1,0 +1,208 @@
+"""`kindred collection count|facet|delete|evaluate`: asks about items, deletes them, judges how they classify."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from encoder.errors import InvalidArgumentError
+from kindred.commands import shared
+
+if TYPE_CHECKING:
+    from index.collection import LocalCollection
+    from index.filters import Condition
+    from kindred.client import Client
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The collection's name.")]
+
+
+def count(
+    ctx: typer.Context,
+    name: Name,
+    condition: shared.Filter = None,
+    data_dir: shared.DataDir = None,
+    address: shared.RemoteAddress = None,
+    token: shared.Token = None,
+    tls: shared.TlsFlag = False,
+    ca: shared.CaFile = None,
+    as_json: shared.AsJson = False,
+) -> None:
+    """Count a collection's items, or those that match."""
+    from kindred import console
+
+    with _opened(ctx, name, data_dir, address, token, tls, ca) as place:
+        if isinstance(place, _Remote):
+            found = place.client.count(name, filter=condition)
+        else:
+            found = place.count(parsed(condition))
+    if as_json:
+        console.print_json({"count": found})
+    else:
+        print(found)
+
+
+def facet(
+    ctx: typer.Context,
+    name: Name,
+    field: Annotated[str, typer.Argument(metavar="FIELD", help="label, or payload. and a dotted path.")],
+    condition: shared.Filter = None,
+    limit: Annotated[int, typer.Option("--limit", help="Values to show at most.", min=1, max=10_000)] = 100,
+    data_dir: shared.DataDir = None,
+    address: shared.RemoteAddress = None,
+    token: shared.Token = None,
+    tls: shared.TlsFlag = False,
+    ca: shared.CaFile = None,
+    as_json: shared.AsJson = False,
+) -> None:
+    """Count a collection's items by the values of a field, the most frequent first."""
+    from kindred import console
+
+    with _opened(ctx, name, data_dir, address, token, tls, ca) as place:
+        if isinstance(place, _Remote):
+            found = place.client.facet(name, field, filter=condition, limit=limit)
+        else:
+            found = place.facet(field, parsed(condition), limit)
+    if as_json:
+        console.print_json({"counts": [{"value": one.value, "count": one.count} for one in found]})
+    else:
+        console.print_table(["value", "items"], [[str(one.value), f"{one.count:,}"] for one in found])
+
+
+def delete(
+    ctx: typer.Context,
+    name: Name,
+    condition: shared.Filter = None,
+    key: Annotated[list[str] | None, typer.Option("--key", metavar="KEY", help="An item; may be repeated.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    data_dir: shared.DataDir = None,
+    address: shared.RemoteAddress = None,
+    token: shared.Token = None,
+    tls: shared.TlsFlag = False,
+    ca: shared.CaFile = None,
+    as_json: shared.AsJson = False,
+) -> None:
+    """Delete items by key, or all that match."""
+    import sys
+
+    from kindred import console
+
+    if bool(condition) == bool(key):
+        raise InvalidArgumentError("name either a condition (--filter) or items (--key)")
+    with _opened(ctx, name, data_dir, address, token, tls, ca, writing=True) as place:
+        if condition and not yes:
+            if isinstance(place, _Remote):
+                matching = place.client.count(name, filter=condition)
+            else:
+                matching = place.count(parsed(condition))
+            if not sys.stdin.isatty():
+                raise InvalidArgumentError(f"this deletes {matching:,} items of {name} for good: say --yes")
+            typer.confirm(f"Delete {matching:,} items of {name} for good?", abort=True, err=True)
+        if isinstance(place, _Remote):
+            deleted = place.client.delete(name, key or None, filter=condition)
+        elif (tree := parsed(condition)) is not None:
+            deleted = place.delete_matching(tree).deleted
+        else:
+            deleted = place.delete(key or []).deleted
+    if as_json:
+        console.print_json({"deleted": deleted})
+    else:
+        print(f"deleted {deleted:,} items of {name}")
+
+
+def evaluate(
+    name: Name,
+    data_dir: Annotated[Path, typer.Option("--data-dir", metavar="DIR", help="Folder of the collections.")],
+    method: Annotated[str, typer.Option("--method", metavar="knn|prototype", help="Where a class comes from.")] = "knn",
+    k: Annotated[int, typer.Option("--k", help="Neighbours that vote.", min=1, max=10_000)] = 20,
+    sample: Annotated[int, typer.Option("--sample", help="Labelled items to classify at most.", min=2)] = 10_000,
+    true_positive_rate: Annotated[
+        float, typer.Option("--true-positive-rate", help="Share of known items to keep when rejecting.", min=0, max=1)
+    ] = 0.95,
+    save: Annotated[bool, typer.Option("--save", help="Classify with this temperature and bound from now on.")] = False,
+    as_json: shared.AsJson = False,
+) -> None:
+    """Classify a collection's labelled items, each by the others: accuracy, calibration, confusion."""
+    import dataclasses
+    import time
+
+    from index.catalog import Catalog
+    from index.types import ClassifyMethod, EvaluateOptions
+    from kindred import console
+
+    if method not in list(ClassifyMethod):
+        raise InvalidArgumentError(f"no method {method!r}: choose {' or '.join(ClassifyMethod)}", field="method")
+    if not data_dir.is_dir():
+        raise InvalidArgumentError(f"no folder {data_dir}", field="data_dir")
+    options = EvaluateOptions(ClassifyMethod(method), k, sample, true_positive_rate)
+    started = time.perf_counter()
+    with Catalog(data_dir, read_only=not save) as catalog, catalog.open(name) as collection:
+        found = collection.calibrate(options) if save else collection.evaluate(options)
+    seconds = time.perf_counter() - started
+    if as_json:
+        confusion = [{"label": a, "answer": b, "count": count} for a, b, count in found.confusion]
+        console.print_json(
+            {**dataclasses.asdict(found), "confusion": confusion, "saved": save, "method": method, "seconds": seconds}
+        )
+        return
+    rows = [
+        ["items, each left out", f"{found.items:,}"],
+        ["classes", f"{found.classes:,}"],
+        ["accuracy", f"{found.accuracy:.4f}"],
+        ["calibration error", f"{found.ece:.4f}"],
+        ["temperature", f"{found.temperature:.4f}"],
+        [f"similarity that {true_positive_rate:.0%} reach", f"{found.min_similarity:.4f}"],
+    ]
+    console.print_table(["", ""], rows)
+    wrong = sorted((pair for pair in found.confusion if pair[0] != pair[1]), key=lambda pair: -pair[2])[:10]
+    if wrong:
+        console.print_table(["taken for", "is", "times"], [[b or "(unknown)", a, f"{n:,}"] for a, b, n in wrong])
+    console.say(f"evaluated in {seconds:.1f} s" + (", saved" if save else "; --save lets classifications use it"))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `kindred collection`."""
+    app.command("count")(count)
+    app.command("facet")(facet)
+    app.command("delete")(delete)
+    app.command("evaluate")(evaluate)
+
+
+def parsed(condition: str | None) -> "Condition | None":
+    """Return the condition that a text states, None for none."""
+    from index.filter_text import parse
+
+    return parse(condition) if condition else None
+
+
+class _Remote:
+    """A server that keeps the collection."""
+
+    def __init__(self, client: "Client") -> None:
+        self.client = client
+
+
+@contextlib.contextmanager
+def _opened(
+    ctx: typer.Context,
+    name: str,
+    data_dir: Path | None,
+    address: str | None,
+    token: str | None,
+    tls: bool,
+    ca: Path | None,
+    *,
+    writing: bool = False,
+) -> "Iterator[_Remote | LocalCollection]":
+    data_dir, address = shared.place(ctx, data_dir, address)
+    if data_dir is None:
+        with shared.connect(address or "", token, tls, ca, timeout=60.0) as client:
+            yield _Remote(client)
+        return
+    from index.catalog import Catalog
+
+    if not data_dir.is_dir():
+        raise InvalidArgumentError(f"no folder {data_dir}", field="data_dir")
+    with Catalog(data_dir, read_only=not writing) as catalog:
+        yield catalog.open(name)
