@@ -317,6 +317,7 @@ def _probe(
     """Return the test accuracy of a logistic regression under each penalty."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     # In float32, the embeddings' own type: double precision takes twice the time for the same accuracy.
     train_x, test_x = np.asarray(train_x, dtype=np.float32), np.asarray(test_x, dtype=np.float32)
@@ -325,7 +326,8 @@ def _probe(
     # Each fit starts from the one before, whose penalty is stronger: fewer steps for the same optimum.
     model = LogisticRegression(max_iter=PROBE_ITERATIONS, warm_start=True)
     accuracies = []
-    with progress("linear probe", len(penalties)) as advance:
+    # One thread: the products are so narrow that threads wait for each other, up to ten times longer on busy cores.
+    with threadpool_limits(1), progress("linear probe", len(penalties)) as advance:
         for penalty in penalties:
             model.set_params(C=penalty).fit(train_x, train_y)
             accuracies.append(float(model.score(test_x, test_y)))
