@@ -150,10 +150,15 @@ class LocalCollection:
         Raises:
             InvalidArgumentError: the condition cannot be used.
         """
-        check(condition)
+        # Rows never change: what matches now matches still, if it is there. Only later rows are left for the one thread
+        # that writes.
+        with self._selected(condition) as (_, snapshot, mask):
+            known, last = snapshot.sequences[mask].tolist(), snapshot.sequence
 
         def change(transaction: writes.Transaction) -> DeleteResult:
-            deleted = transaction.delete([key for _, key in matching_rows(transaction.connection, condition)])
+            keys = reads.keys_of(transaction.connection, known)
+            keys += [key for _, key in matching_rows(transaction.connection, condition, last)]
+            deleted = transaction.delete(keys)
             return DeleteResult(deleted, transaction.sequence if deleted else 0)
 
         return self._store.write(change)

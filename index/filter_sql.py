@@ -29,16 +29,16 @@ def to_sql(condition: Condition) -> Sql:
     return _joined([to_sql(part) for part in condition.parts], "AND" if isinstance(condition, AllOf) else "OR")
 
 
-def matching_rows(connection: sqlite3.Connection, condition: Condition) -> Iterator[tuple[int, str]]:
-    """Yield sequence number and key of the rows that match, as of the connection's transaction."""
+def matching_rows(connection: sqlite3.Connection, condition: Condition, after: int = -1) -> Iterator[tuple[int, str]]:
+    """Yield sequence number and key of the rows above `after` that match, as of the connection's transaction."""
     text, values = to_sql(condition)
     if len(values) > _MOST_VALUES:
         raise InvalidArgumentError("the filter cannot be used: it has too many tests of long paths", field="filter")
     # Keys and labels hold no NUL; without this, an index of keys serves a condition on the key.
     cut = " OR instr(payload, '\\u0000')" if "payload" in text else ""
     rows = connection.execute(
-        f"SELECT sequence, key, label, payload FROM item WHERE ({text}){cut}",  # noqa: S608 (question marks)
-        values,
+        f"SELECT sequence, key, label, payload FROM item WHERE sequence > ? AND (({text}){cut})",  # noqa: S608
+        [after, *values],
     )
     while page := rows.fetchmany(_ROWS_AT_ONCE):
         for sequence, key, label, payload in page:

@@ -22,6 +22,8 @@ MAX_LEVELS = 16
 MAX_NODES = 1_000
 MAX_VALUES = 1_000
 MAX_NAMES = 16
+# Each takes a pass over all payloads when it is used for the first time, and memory from then on.
+MAX_FIELDS = 16
 MISSING: Any = object()
 
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
@@ -93,6 +95,7 @@ def check(condition: Condition) -> Condition:
         InvalidArgumentError: it is not; the field of the error is `filter`.
     """
     nodes = 0
+    paths: set[tuple[str, ...]] = set()
     open_nodes = [(condition, 1)]
     while open_nodes:
         node, level = open_nodes.pop()
@@ -102,7 +105,9 @@ def check(condition: Condition) -> Condition:
         if nodes > MAX_NODES:
             raise _wrong(f"a filter has at most {MAX_NODES:,} nodes")
         if isinstance(node, Comparison):
-            _check_comparison(node)
+            paths.add(_check_comparison(node))
+            if len(paths - {()}) > MAX_FIELDS:
+                raise _wrong(f"a filter tests at most {MAX_FIELDS} fields of the payload")
             continue
         parts = (node.part,) if isinstance(node, Not) else node.parts
         if not parts:
@@ -228,8 +233,9 @@ def _kind(value: object) -> str | None:
     return "text" if isinstance(value, str) else None
 
 
-def _check_comparison(comparison: Comparison) -> None:
-    path_of(comparison.field)
+def _check_comparison(comparison: Comparison) -> tuple[str, ...]:
+    """Return the path of the field that a test within the limits is about."""
+    path = path_of(comparison.field)
     operator, values = comparison.operator, comparison.values
     if operator in (Operator.EXISTS, Operator.NOT_EXISTS):
         fits, wanted = not values, "no value"
@@ -241,6 +247,7 @@ def _check_comparison(comparison: Comparison) -> None:
         raise _wrong(f"{operator.value} takes {wanted}, it has {len(values)}")
     for value in values:
         _check_value(value, operator)
+    return path
 
 
 def _check_value(value: Scalar, operator: Operator) -> None:

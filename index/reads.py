@@ -47,6 +47,14 @@ def read_rows(connection: sqlite3.Connection, sequences: Sequence[int], dim: int
     return [_stored_item(row, dim, collection) for row in rows.fetchall()]
 
 
+def keys_of(connection: sqlite3.Connection, sequences: Sequence[int]) -> list[str]:
+    """Return the keys of those of the rows that exist."""
+    rows = connection.execute(
+        "SELECT key FROM item WHERE sequence IN (SELECT value FROM json_each(?))", (as_json(sequences),)
+    )
+    return [key for (key,) in rows.fetchall()]
+
+
 def sequences_of(connection: sqlite3.Connection, keys: Sequence[str]) -> NDArray[np.int64]:
     """Return the sequence numbers of those of `keys` that exist, in no order."""
     rows = connection.execute(

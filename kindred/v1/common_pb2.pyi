@@ -253,7 +253,7 @@ Global___Filter: _TypeAlias = Filter  # noqa: Y015
 
 @_typing.final
 class Condition(_message.Message):
-    """A node of a filter's tree; at most 16 levels and 1,000 nodes."""
+    """A node of a filter's tree; at most 16 levels, 1,000 nodes and 16 fields of the payload."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

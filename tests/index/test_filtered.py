@@ -220,6 +220,24 @@ def test_a_filter_sees_one_state_while_others_write(collection: LocalCollection)
     assert failures == []
 
 
+def test_a_deletion_reaches_what_is_written_before_it_and_nothing_after(collection: LocalCollection) -> None:
+    """Writers and deletions race: no round's items survive the deletion that came after their write."""
+
+    def upsert(worker: int) -> None:
+        for number in range(25):
+            key = f"{worker}-{number}"
+            collection.upsert([Item(key, vector(number), None, {"doomed": True}), Item("keep", vector(1), None, {})])
+            assert collection.delete_matching(parse("payload.doomed = true")).deleted <= 4
+            assert collection.get([key]) == [None]
+
+    workers = [threading.Thread(target=upsert, args=(worker,)) for worker in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [item.key for item in collection.scroll(0, 10)] == ["keep"]
+
+
 def test_a_filter_that_cannot_be_used_is_refused_everywhere(collection: LocalCollection) -> None:
     collection.upsert([Item("k", vector(0), "a")])
     bad = Comparison("price", Operator.EQUAL, (1,))

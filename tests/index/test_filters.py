@@ -143,6 +143,7 @@ def _nested(levels: int) -> Condition:
         AnyOf(()),
         _nested(17),
         AnyOf((LEAF,) * 1000),
+        AnyOf(tuple(Comparison(f"payload.f{n}", Operator.EXISTS) for n in range(17))),
         Comparison("price", Operator.EXISTS),
         Comparison("payload.", Operator.EXISTS),
         Comparison("payload.a..b", Operator.EXISTS),
