@@ -1,7 +1,7 @@
 """A collection: what it promises, whoever keeps it, and the one that keeps its items on this machine."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -29,6 +29,8 @@ from index.types import (
     UpsertResult,
     Vector,
 )
+
+_PAGE = 1000
 
 
 class Collection(Protocol):
@@ -229,6 +231,22 @@ class LocalCollection:
         if options.method is ClassifyMethod.KNN:
             return by_votes(snapshot, units, options, None, excluded)
         return by_prototypes(snapshot, units, options, self._class_sums(snapshot), excluded)
+
+    def items(self) -> Iterator[StoredItem]:
+        """Yield all items as of now in the order of their last write, however long it takes and whatever is written."""
+        with self._store.reading() as (connection, _):
+            after = 0
+            while page := reads.read_page(connection, after, _PAGE, self.dim, self.name):
+                yield from page
+                after = page[-1].sequence
+
+    def seal(self) -> None:
+        """Put what is in memory into segments, so that opening again is quick; also done by itself, now and then."""
+        self._store.seal()
+
+    def compact(self) -> None:
+        """Leave out the dead slots in memory and in segments; also done by itself when they are many."""
+        self._store.compact()
 
     def close(self) -> None:
         """Let go of the collection; it is safe to call this twice."""

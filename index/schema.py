@@ -204,6 +204,13 @@ def prune_tombstones(connection: sqlite3.Connection, state: State, keep: int) ->
     return State(state.sequence, state.count, state.labelled, after)
 
 
+def vacuum(path: Path) -> None:
+    """Write the database anew without the space of deleted rows; nobody else may be writing."""
+    with contextlib.closing(connect(path, read_only=False)) as connection:
+        connection.execute("VACUUM")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
 @contextlib.contextmanager
 def translated(collection: str) -> Iterator[None]:
     """Turn what SQLite raises inside the block into the project's errors, without a path or a trace."""

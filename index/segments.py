@@ -165,7 +165,7 @@ class Segments:
         digest = hashlib.sha256()
         for name, (offset, part) in parts.items():
             _append(folder / name, offset, part, digest.update, stop)
-        _sync_folder(folder)
+        sync_folder(folder)
         dead = np.flatnonzero(~snapshot.alive())
         _write_whole(self._dead_file(snapshot.sequence), dead.tobytes())
         segments = since.segments if since is not None else ()
@@ -306,14 +306,15 @@ def _write_whole(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Put the entries of a folder on disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -124,10 +124,7 @@ class Store:
 
     def write(self, change: Callable[[Transaction], T]) -> T:
         """Run `change` in a transaction; on return it is on disk and visible to readers."""
-        self._check_open()
-        if self._committer is None:
-            raise FailedPreconditionError(f"collection {self.name!r} is open for reading only: open it for writing")
-        return self._committer.run(change)
+        return self._check_writable().run(change)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[tuple[sqlite3.Connection, Snapshot]]:
@@ -149,6 +146,16 @@ class Store:
                     if connection.in_transaction:
                         connection.execute("ROLLBACK")
 
+    def seal(self) -> None:
+        """Seal what is in memory now."""
+        self._check_writable()
+        self._upkeep.seal()
+
+    def compact(self) -> None:
+        """Leave out the dead slots now, and seal the rest."""
+        self._check_writable()
+        self._upkeep.compact()
+
     def close(self) -> None:
         """Finish the writes that wait, let go of the files and the lock. May be called twice."""
         with self._idle_lock:
@@ -168,6 +175,12 @@ class Store:
     def _check_open(self) -> None:
         if self._closed:
             raise FailedPreconditionError(f"collection {self.name!r} is closed: open it again")
+
+    def _check_writable(self) -> Committer:
+        self._check_open()
+        if self._committer is None:
+            raise FailedPreconditionError(f"collection {self.name!r} is open for reading only: open it for writing")
+        return self._committer
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:

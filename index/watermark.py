@@ -58,6 +58,10 @@ class Watermark:
             except OSError:
                 return
 
+    def forget(self) -> None:
+        """Go on without what is missing."""
+        self._path.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Let go of the file; may be called twice."""
         if self._file is not None:

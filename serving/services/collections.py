@@ -137,7 +137,8 @@ class Collections(collections_pb2_grpc.CollectionsServicer):
         raise UnimplementedError("Facet is not served yet by this version")
 
     async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> pb.SnapshotResponse:
-        raise UnimplementedError("Snapshot is not served yet by this version")
+        taken = await self._store.snapshot(request.collection)
+        return pb.SnapshotResponse(name=taken.name, disk_bytes=taken.disk_bytes, sequence=taken.sequence)
 
 
 def _read_token(token: str) -> int:

@@ -246,6 +246,15 @@ def test_limits_on_keys_and_pages(server: Running, name: str) -> None:
         refused(call, grpc.StatusCode.INVALID_ARGUMENT)
 
 
+def test_a_snapshot_is_taken_while_it_is_served(server: Running, name: str) -> None:
+    upsert(server, name, item("a"))
+    taken = server.collections.Snapshot(pb.SnapshotRequest(collection=name))
+    assert taken.name.startswith(f"{name}/")
+    assert taken.sequence == 1
+    assert taken.disk_bytes > 4096
+    refused(lambda: server.collections.Snapshot(pb.SnapshotRequest(collection="missing")), grpc.StatusCode.NOT_FOUND)
+
+
 def test_what_this_version_does_not_serve_says_so_by_name(server: Running, name: str) -> None:
     text = common_pb2.Filter(text='label = "x"')
     query = [common_pb2.Query(key="a")]
@@ -253,7 +262,6 @@ def test_what_this_version_does_not_serve_says_so_by_name(server: Running, name:
     calls: dict[str, Callable[[], object]] = {
         "Update": lambda: server.collections.Update(pb.UpdateRequest(collection=name)),
         "Facet": lambda: server.collections.Facet(pb.FacetRequest(collection=name)),
-        "Snapshot": lambda: server.collections.Snapshot(pb.SnapshotRequest(collection=name)),
         "Reload": lambda: server.admin.Reload(admin_pb2.ReloadRequest()),
         "filter": lambda: server.collections.Count(pb.CountRequest(collection=name, filter=text)),
         "group_by": lambda: server.searcher.Search(
