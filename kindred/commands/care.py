@@ -32,17 +32,7 @@ def verify(
     from training.progress import progress
 
     started = time.perf_counter()
-    with (
-        _catalog(data_dir, read_only=not repair) as catalog,
-        progress("checking", catalog.describe(name).count) as step,
-    ):
-        done = 0
-
-        def advance(checked: int, _: int) -> None:
-            nonlocal done
-            step(checked - done)
-            done = checked
-
+    with _catalog(data_dir, read_only=not repair) as catalog, progress("checking", None) as advance:
         report = catalog.verify(name, repair=repair, on_progress=advance)
     seconds = time.perf_counter() - started
     console.list_failures([(key, "damaged") for key in report.damaged], len(report.damaged))
