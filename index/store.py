@@ -120,7 +120,9 @@ class Store:
         if self.read_only:
             with self.reading():
                 pass
-        return self._snapshot
+        snapshot = self._snapshot
+        self._check_open()  # a closed store's snapshot is empty
+        return snapshot
 
     def write(self, change: Callable[[Transaction], T]) -> T:
         """Run `change` in a transaction; on return it is on disk and visible to readers."""
@@ -169,6 +171,9 @@ class Store:
         for connection in idle:
             connection.close()
         self._watermark.close()
+        # Whoever still searches holds the snapshot; nobody else keeps the memory and the files.
+        self._columns = Columns(self.identity.dim)
+        self._snapshot = self._columns.snapshot(self._state.sequence)
         if self._lock is not None:
             self._lock.close()
 
@@ -208,6 +213,7 @@ class Store:
             elif not self._published.wait_for(lambda: self._state.sequence >= state.sequence, _PUBLISHED_WITHIN):
                 raise UnavailableError(f"collection {self.name!r} must be opened again")
             snapshot = self._snapshot
+        self._check_open()
         return None if snapshot.floor > state.sequence else snapshot.at(state.sequence)
 
     def current(self) -> tuple[Snapshot, Manifest | None, int]:
