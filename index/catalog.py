@@ -12,9 +12,10 @@ from types import TracebackType
 from typing import Self
 
 from encoder.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
-from index import schema, snapshots, validate
+from index import approximate, schema, snapshots, validate
 from index.collection import LocalCollection
 from index.schema import read_identity, read_state, translated
+from index.segments import FOLDER
 from index.snapshots import SnapshotInfo
 from index.store import DATABASE, LOCK, WriterLock
 from index.types import CollectionInfo
@@ -109,6 +110,7 @@ class Catalog:
         with translated(name), contextlib.closing(schema.connect(path, read_only=True)) as connection:
             identity = read_identity(connection, name)
             state = read_state(connection, name)
+        index = approximate.describe(path.parent / FOLDER)
         return CollectionInfo(
             name=name,
             space=identity.space,
@@ -116,9 +118,10 @@ class Catalog:
             count=state.count,
             labelled=state.labelled,
             sequence=state.sequence,
-            index_kind="flat",
+            index_kind="flat" if index is None else index.kind,
             disk_bytes=schema.disk_bytes(path.parent),
             created_at=identity.created_at,
+            recall=None if index is None else index.recall,
         )
 
     def drop(self, name: str) -> int:

@@ -119,6 +119,7 @@ class LocalCollection:
     def info(self) -> CollectionInfo:
         """Return the collection's state."""
         state = self._store.state
+        index = self._store.snapshot().approximate
         return CollectionInfo(
             name=self.name,
             space=self.space,
@@ -126,9 +127,10 @@ class LocalCollection:
             count=state.count,
             labelled=state.labelled,
             sequence=state.sequence,
-            index_kind="flat",
+            index_kind=index.description.kind if index is not None else "flat",
             disk_bytes=self._store.disk_bytes,
             created_at=self._store.identity.created_at,
+            recall=index.description.recall if index is not None else None,
         )
 
     def check_space(self, space: str) -> None:
@@ -243,6 +245,10 @@ class LocalCollection:
     def seal(self) -> None:
         """Put what is in memory into segments, so that opening again is quick; also done by itself, now and then."""
         self._store.seal()
+
+    def build_index(self) -> None:
+        """Build the approximate index that its kind and size ask for; also done by itself, in the background."""
+        self._store.build_index()
 
     def compact(self) -> None:
         """Leave out the dead slots in memory and in segments; also done by itself when they are many."""

@@ -7,12 +7,15 @@ not die up to S, so a writer can go on appending to, and marking, the very array
 
 import hashlib
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index.types import Vector
+
+if TYPE_CHECKING:
+    from index.approximate import Approximate
 
 ALIVE = np.iinfo(np.int64).max
 UNLABELLED = -1
@@ -41,6 +44,7 @@ class Snapshot:
         floor: sequence numbers below it cannot be looked back to: what died before was dropped.
         live: number of slots that this snapshot sees.
         labelled: how many of those have a label.
+        approximate: what proposes neighbours among the first slots; None when every slot is looked at.
     """
 
     vectors: Vector
@@ -55,6 +59,7 @@ class Snapshot:
     floor: int
     live: int
     labelled: int
+    approximate: "Approximate | None" = None
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -116,6 +121,7 @@ class Snapshot:
             floor=self.floor,
             live=int(np.count_nonzero(alive)),
             labelled=int(np.count_nonzero(alive & (self.labels[:end] != UNLABELLED))),
+            approximate=self.approximate,
         )
 
 
@@ -138,6 +144,7 @@ class Columns:
         self._key_bytes = np.empty(size * 16, np.uint8)
         self._label_names: list[str] = []
         self._label_codes: dict[str, int] = {}
+        self.approximate: Approximate | None = None
 
     @classmethod
     def sealed(
@@ -242,6 +249,7 @@ class Columns:
             floor=self._floor,
             live=size - self._dead,
             labelled=self._labelled,
+            approximate=self.approximate,
         )
 
     @property

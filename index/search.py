@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from index.approximate import Approximate
 from index.columns import Mask, Slots, Snapshot
 from index.flat import top_k
 from index.types import SearchOptions, Vector
@@ -18,6 +19,9 @@ _MARGIN = 16
 # Below this share of matching slots it is cheaper to gather them than to propose enough.
 _GATHER_BELOW = 0.5
 _BLOCK = 32_768
+# Fewer matching slots than this, or more neighbours, are not worth an approximate answer.
+_APPROXIMATE_FROM = 20_000
+_APPROXIMATE_TO = 1_000
 _RESCORED_AT_ONCE = 1 << 21  # components
 
 
@@ -65,8 +69,10 @@ def nearest(snapshot: Snapshot, queries: Vector, k: int, mask: Mask | None = Non
     k = min(k, matching)
     if k == 0 or not len(queries):
         return [Found(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
+    if snapshot.approximate is not None and k <= _APPROXIMATE_TO and matching >= _APPROXIMATE_FROM:
+        return _by_approximation(snapshot, snapshot.approximate, queries, k, mask)
     if matching < _GATHER_BELOW * len(snapshot):
-        return _by_scoring(snapshot, queries, k, snapshot.alive() if mask is None else mask)
+        return _by_scoring(snapshot, queries, k, np.flatnonzero(snapshot.alive() if mask is None else mask))
     proposed = min(len(snapshot), int(np.ceil((k + _MARGIN) * len(snapshot) / matching)) + _MARGIN)
     step = max(1, _RESCORED_AT_ONCE // (proposed * queries.shape[1]))
     products, slots = top_k(queries, snapshot.vectors, proposed)
@@ -76,10 +82,34 @@ def nearest(snapshot: Snapshot, queries: Vector, k: int, mask: Mask | None = Non
         answers += _by_candidates(snapshot, queries[part], k, mask, products[part], slots[part])
     unproven = [place for place, answer in enumerate(answers) if answer is None]
     if unproven:
-        rest = _by_scoring(snapshot, queries[unproven], k, snapshot.alive() if mask is None else mask)
+        rest = _by_scoring(snapshot, queries[unproven], k, np.flatnonzero(snapshot.alive() if mask is None else mask))
         for place, answer in zip(unproven, rest, strict=True):
             answers[place] = answer
     return [answer for answer in answers if answer is not None]
+
+
+def _by_approximation(
+    snapshot: Snapshot, approximate: Approximate, queries: Vector, k: int, mask: Mask | None
+) -> list[Found]:
+    """Rank what an index proposes, and what is not in the index yet; every slot where that is too little."""
+    slots = approximate.propose(queries, k, snapshot, mask)
+    begin = min(approximate.rows, len(snapshot))
+    newer = np.flatnonzero(snapshot.died[begin:] > snapshot.sequence if mask is None else mask[begin:]) + begin
+    tail = _by_scoring(snapshot, queries, min(k, len(newer)), newer) if len(newer) else None
+    answers: list[Found] = []
+    for row, query in enumerate(queries):
+        # A lone row, so that an answer does not depend on the others.
+        own = slots[row][slots[row] >= 0]
+        own = own[snapshot.died[own] > snapshot.sequence] if mask is None else own[mask[own]]
+        if tail is not None:
+            own = np.concatenate((own, tail[row].slots))
+        if len(own) < k:
+            matching = np.flatnonzero(snapshot.alive() if mask is None else mask)
+            answers += _by_scoring(snapshot, query[None], k, matching)
+        else:
+            exact = similarities(query[None], snapshot.vectors[own][None])[0]
+            answers.append(_ranked(snapshot, own, exact, k))
+    return answers
 
 
 def similarities(queries: Vector, vectors: Vector) -> NDArray[np.float32]:
@@ -126,9 +156,8 @@ def _by_candidates(
     return answers
 
 
-def _by_scoring(snapshot: Snapshot, queries: Vector, k: int, mask: Mask) -> list[Found]:
+def _by_scoring(snapshot: Snapshot, queries: Vector, k: int, matching: Slots) -> list[Found]:
     """Score every matching slot, block by block, and keep what may be among the k nearest."""
-    matching = np.flatnonzero(mask)
     kept: list[tuple[Slots, NDArray[np.float32]]] = [
         (np.empty(0, np.int64), np.empty(0, np.float32)) for _ in range(len(queries))
     ]

@@ -167,7 +167,7 @@ class Segments:
             _append(folder / name, offset, part, digest.update, stop)
         sync_folder(folder)
         dead = np.flatnonzero(~snapshot.alive())
-        _write_whole(self._dead_file(snapshot.sequence), dead.tobytes())
+        write_whole(self._dead_file(snapshot.sequence), dead.tobytes())
         segments = since.segments if since is not None else ()
         if rows > (since.rows if since is not None else -1):
             segments = (*segments, Segment(rows, keys, digest.hexdigest()))
@@ -183,7 +183,7 @@ class Segments:
             segments=segments,
         )
         text = json.dumps({"format": _FORMAT} | _fields(manifest), ensure_ascii=False).encode()
-        _write_whole(self.folder / _MANIFEST, text + b"\n" + hashlib.sha256(text).hexdigest().encode())
+        write_whole(self.folder / _MANIFEST, text + b"\n" + hashlib.sha256(text).hexdigest().encode())
         self._remove_all_but(manifest)
         return manifest
 
@@ -297,7 +297,7 @@ def _digest(values: NDArray[Any]) -> str:
     return hashlib.sha256(values.tobytes()).hexdigest()
 
 
-def _write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Put a file in its place, whole and on disk, or not at all."""
     temporary = path.with_name(f".{path.name}.new")
     try:

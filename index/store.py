@@ -17,6 +17,7 @@ import numpy as np
 
 from encoder.errors import DataLossError, FailedPreconditionError, NotFoundError, UnavailableError
 from index import schema
+from index.approximate import Approximate
 from index.columns import Columns, Snapshot
 from index.commits import Committer
 from index.loading import load, load_sealed, load_since
@@ -158,6 +159,11 @@ class Store:
         self._check_writable()
         self._upkeep.compact()
 
+    def build_index(self) -> None:
+        """Seal, and build the approximate index that the collection should have, now."""
+        self._check_writable()
+        self._upkeep.index()
+
     def close(self) -> None:
         """Finish the writes that wait, let go of the files and the lock. May be called twice."""
         with self._idle_lock:
@@ -226,6 +232,13 @@ class Store:
         with self._published:
             if lineage == self._lineage:
                 self.sealed = manifest
+
+    def use_index(self, approximate: Approximate, lineage: int) -> None:
+        """Let searches ask an index from now on, unless the slots have been laid out anew since it was made."""
+        with self._published:
+            if lineage == self._lineage:
+                self._columns.approximate = approximate
+                self._show(self._state)
 
     def replace_columns(self, fresh: Columns, since: int, lineage: int) -> bool:
         """Go on with other columns, which are as of `since`; False when the slots have been laid out anew meanwhile."""

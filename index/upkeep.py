@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from encoder.errors import KindredError
+from index.approximate import Description, build, describe, kind_for, load, save
 from index.columns import Columns
 from index.segments import Manifest, StoppedError
 
@@ -29,6 +30,8 @@ _SCRUB_AFTER_SECONDS = 1.0
 # The check after opening reads one block and then rests for so many times the time that it took.
 _RESTS = 3.0
 _LONGEST_REST = 0.5
+# An index is built anew when this many times its rows are sealed; what it lacks is looked at one by one.
+_OUTGROWN = 1.1
 
 
 class Upkeep:
@@ -46,6 +49,7 @@ class Upkeep:
         self._thread: threading.Thread | None = None
         self._unchecked: Manifest | None = store.sealed
         self._full_at = -1
+        self._refused: Description | None = None
         self._working = threading.RLock()
         if self._unchecked is not None:
             self._start()
@@ -100,6 +104,7 @@ class Upkeep:
                     self._attempt(lambda _: self._compact(), self._stop.is_set)
                 if self._is_due(sequence) or (idle and self._is_stale(sequence, SEAL_WHEN_IDLE_FROM)):
                     self._attempt(self._seal, self._stop.is_set)
+            self._attempt(self._keep_index, self._stop.is_set)
             if self._unchecked is not None and time.monotonic() - opened >= _SCRUB_AFTER_SECONDS:
                 self._attempt(self._scrub, self._paced())
 
@@ -132,6 +137,38 @@ class Upkeep:
         with self._working:
             snapshot, _, lineage = self._store.current()
             self._store.replace_columns(Columns.of_live(snapshot), snapshot.sequence, lineage)
+
+    def index(self) -> None:
+        """Build the index that the collection should have now."""
+        with self._working:
+            self._seal(lambda: False)
+            self._keep_index(lambda: False)
+
+    def _keep_index(self, stop: Callable[[], bool]) -> None:
+        """Load the approximate index, or build it when there is none, or one of far fewer rows."""
+        with self._working:
+            snapshot, sealed, lineage = self._store.current()
+            kind = kind_for(self._store.identity.index_kind, sealed.rows if sealed else 0)
+            if sealed is None or kind == "flat":
+                return
+            known = snapshot.approximate
+            folder = self._store.segments.folder
+            if known is None and (self._store.read_only and describe(folder) == self._refused):
+                return
+            if known is None:
+                known = load(folder, stop)
+                self._refused = describe(folder) if known is None else None
+                fits = known is not None and (known.description.kind, known.description.generation) == (
+                    kind,
+                    sealed.generation,
+                )
+                known = known if fits else None
+                if known is not None and known.rows <= len(snapshot):
+                    self._store.use_index(known, lineage)
+            if not self._store.read_only and (known is None or known.rows * _OUTGROWN < sealed.rows):
+                self._store.use_index(
+                    save(folder, build(kind, sealed.generation, snapshot, sealed.rows, stop)), lineage
+                )
 
     def _scrub(self, stop: Callable[[], bool]) -> None:
         """Check what was found sealed; when it is damaged, go on with what the database says."""
