@@ -179,9 +179,11 @@ def _empty(kind: str, dim: int, rows: int) -> Any:
     codes = "SQ8" if kind == "ivf" else f"PQ{_subquantisers(dim)}"
     index = _FAISS.index_factory(dim, f"IVF{lists},{codes}", _FAISS.METRIC_INNER_PRODUCT)
     index.cp.niter = 8
+    index.cp.min_points_per_centroid = 1  # else it warns on standard error
     if kind == "pq":
         index.pq.cp.niter = 8
-        index.pq.cp.max_points_per_centroid = 64
+        index.pq.cp.min_points_per_centroid = 1
+        index.do_polysemous_training = False  # orders the codes for a search that is not ours, and takes minutes
     return index
 
 
