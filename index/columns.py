@@ -7,7 +7,7 @@ not die up to S, so a writer can go on appending to, and marking, the very array
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from index.types import Vector
 
 if TYPE_CHECKING:
     from index.approximate import Approximate
+    from index.combine import Combiner
 
 ALIVE = np.iinfo(np.int64).max
 UNLABELLED = -1
@@ -44,6 +45,7 @@ class Snapshot:
         floor: sequence numbers below it cannot be looked back to: what died before was dropped.
         live: number of slots that this snapshot sees.
         labelled: how many of those have a label.
+        combiner: lets single searches of all threads come together; None when they do not.
         approximate: what proposes neighbours among the first slots; None when every slot is looked at.
     """
 
@@ -60,6 +62,7 @@ class Snapshot:
     live: int
     labelled: int
     approximate: "Approximate | None" = None
+    combiner: "Combiner[Any, Any] | None" = None
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -122,6 +125,7 @@ class Snapshot:
             live=int(np.count_nonzero(alive)),
             labelled=int(np.count_nonzero(alive & (self.labels[:end] != UNLABELLED))),
             approximate=self.approximate,
+            combiner=self.combiner,
         )
 
 
@@ -145,6 +149,7 @@ class Columns:
         self._label_names: list[str] = []
         self._label_codes: dict[str, int] = {}
         self.approximate: Approximate | None = None
+        self.combiner: Combiner[Any, Any] | None = None
 
     @classmethod
     def sealed(
@@ -250,6 +255,7 @@ class Columns:
             live=size - self._dead,
             labelled=self._labelled,
             approximate=self.approximate,
+            combiner=self.combiner,
         )
 
     @property

@@ -5,6 +5,7 @@ that an answer depends neither on the kernel nor on how many queries came togeth
 that they hold the true k (many dead or unmatched slots among them, or a tie that goes on), every slot is scored.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,8 @@ _BLOCK = 32_768
 # Fewer matching slots than this, or more neighbours, are not worth an approximate answer.
 _APPROXIMATE_FROM = 20_000
 _APPROXIMATE_TO = 1_000
+# Below, a pass is so quick that waiting for each other costs more than it saves.
+_COMBINED_FROM = 2_000
 _RESCORED_AT_ONCE = 1 << 21  # components
 
 
@@ -40,7 +43,10 @@ class Found:
 def neighbours(snapshot: Snapshot, queries: Vector, options: SearchOptions, mask: Mask | None = None) -> list[Found]:
     """Return what a search finds: `nearest`, less the excluded keys, cut at `k` and at `min_similarity`."""
     more = max((len(keys) for keys in options.exclude), default=0)
-    answers = nearest(snapshot, queries, options.k + more, mask)
+    if mask is None and len(queries) == 1 and snapshot.combiner is not None and len(snapshot) >= _COMBINED_FROM:
+        answers = [snapshot.combiner.ask((snapshot, queries, options.k + more))]
+    else:
+        answers = nearest(snapshot, queries, options.k + more, mask)
     if more:
         answers = [
             _without(snapshot, found, keys).first(options.k)
@@ -51,6 +57,19 @@ def neighbours(snapshot: Snapshot, queries: Vector, options: SearchOptions, mask
         bound = np.float32(options.min_similarity)
         answers = [found.first(int(np.count_nonzero(found.similarities >= bound))) for found in answers]
     return answers
+
+
+def nearest_of_all(asked: Sequence[tuple[Snapshot, Vector, int]]) -> list[Found]:
+    """Answer single queries, each with its snapshot and its k; those of one snapshot together."""
+    answers: dict[int, Found] = {}
+    places: dict[int, list[int]] = {}
+    for place, (snapshot, _, _) in enumerate(asked):
+        places.setdefault(id(snapshot), []).append(place)
+    for together in places.values():
+        snapshot, most = asked[together[0]][0], max(asked[place][2] for place in together)
+        found = nearest(snapshot, np.concatenate([asked[place][1] for place in together]), most)
+        answers |= {place: one.first(asked[place][2]) for place, one in zip(together, found, strict=True)}
+    return [answers[place] for place in range(len(asked))]
 
 
 def nearest(snapshot: Snapshot, queries: Vector, k: int, mask: Mask | None = None) -> list[Found]:

@@ -19,10 +19,13 @@ from encoder.errors import DataLossError, FailedPreconditionError, NotFoundError
 from index import schema
 from index.approximate import Approximate
 from index.columns import Columns, Snapshot
+from index.combine import Combiner
 from index.commits import Committer
 from index.loading import load, load_sealed, load_since
 from index.schema import State, read_identity, read_state, translated
+from index.search import Found, nearest_of_all
 from index.segments import Manifest, Segments
+from index.types import Vector
 from index.upkeep import Upkeep
 from index.watermark import Watermark
 from index.writes import Changes, Transaction
@@ -84,6 +87,8 @@ class Store:
                     state = schema.prune_tombstones(connection, state, self._kept_tombstones(manifest, state))
                 self._columns, self.sealed = self._load(connection, state, manifest)
                 connection.execute("COMMIT")
+            self._combiner: Combiner[tuple[Snapshot, Vector, int], Found] = Combiner(nearest_of_all)
+            self._columns.combiner = self._combiner
             self._snapshot = self._columns.snapshot(state.sequence)
             self._state = state
             self._lineage = 0
@@ -319,6 +324,7 @@ class Store:
             self._lay_out(self._columns.compacted(state.sequence))
 
     def _lay_out(self, columns: Columns, sealed: Manifest | None = None) -> None:
+        columns.combiner = self._combiner
         self._columns, self.sealed = columns, sealed
         self._lineage += 1
 
