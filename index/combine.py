@@ -51,13 +51,28 @@ class Combiner(Generic[Question, Answer]):
             else:
                 self._waiting.append(own)
         if not begin:
-            own.ready.wait()
+            self._wait(own)
         if not own.done:
             self._lead(own)
         if own.error is not None:
             raise own.error
         assert own.answer is not None  # noqa: S101  the work answers every question
         return own.answer
+
+    def _wait(self, own: _Asked[Question, Answer]) -> None:
+        try:
+            own.ready.wait()
+        except BaseException:  # Ctrl-C
+            with self._lock:
+                left = own in self._waiting
+                if left:
+                    self._waiting.remove(own)
+            if not left:
+                # Somebody answers it, or has handed on a place, which must not be lost.
+                own.ready.wait()
+                if not own.done:
+                    self._lead(own)
+            raise
 
     def _lead(self, own: _Asked[Question, Answer]) -> None:
         """Answer what waits, one's own question with it, and hand the place on."""
