@@ -11,7 +11,7 @@ import numpy as np
 from encoder.errors import FailedPreconditionError, InvalidArgumentError, UnimplementedError
 from index import reads, validate, writes
 from index.classify import ClassSums, by_prototypes, by_votes, class_sums, slots_of_hash
-from index.columns import Slots, Snapshot
+from index.columns import UNLABELLED, Slots, Snapshot
 from index.filters import Condition
 from index.search import Found, neighbours
 from index.store import Store
@@ -318,13 +318,22 @@ def _check_per_query(field: str, values: Sequence[object], queries: int) -> None
 def _neighbours(
     snapshot: Snapshot, found: Found, payloads: Mapping[int, Payload], with_vector: bool
 ) -> list[Neighbour]:
+    sequences = snapshot.sequences[found.slots].tolist() if payloads else None
     return [
         Neighbour(
-            snapshot.key(slot),
+            key,
             similarity,
-            snapshot.label(slot),
-            payloads.get(int(snapshot.sequences[slot])) if payloads else None,
+            None if code == UNLABELLED else snapshot.label_names[code],
+            payloads.get(sequences[place]) if sequences is not None else None,
             snapshot.vectors[slot].copy() if with_vector else None,
         )
-        for slot, similarity in zip(found.slots.tolist(), found.similarities.tolist(), strict=True)
+        for place, (slot, key, code, similarity) in enumerate(
+            zip(
+                found.slots.tolist(),
+                snapshot.keys(found.slots),
+                snapshot.labels[found.slots].tolist(),
+                found.similarities.tolist(),
+                strict=True,
+            )
+        )
     ]

@@ -80,6 +80,12 @@ class Snapshot:
         """Return the slot's key."""
         return self.key_utf8(slot).decode()
 
+    def keys(self, slots: Slots) -> list[str]:
+        """Return the keys of slots."""
+        text, lengths = self.keys_utf8(slots)
+        whole, ends = text.tobytes(), np.cumsum(lengths).tolist()
+        return [whole[begin:end].decode() for begin, end in zip([0, *ends], ends, strict=False)]
+
     def label(self, slot: int) -> str | None:
         """Return the slot's label, None when it has none."""
         code = self.labels[slot]

@@ -115,19 +115,24 @@ def _by_approximation(
     begin = min(approximate.rows, len(snapshot))
     newer = np.flatnonzero(snapshot.died[begin:] > snapshot.sequence if mask is None else mask[begin:]) + begin
     tail = _by_scoring(snapshot, queries, min(k, len(newer)), newer) if len(newer) else None
+    matches = snapshot.died[slots] > snapshot.sequence if mask is None else mask[slots]
+    matches &= slots >= 0
+    exact = similarities(queries, snapshot.vectors[slots])
+    exact[~matches] = -np.inf
     answers: list[Found] = []
-    for row, query in enumerate(queries):
-        # A lone row, so that an answer does not depend on the others.
-        own = slots[row][slots[row] >= 0]
-        own = own[snapshot.died[own] > snapshot.sequence] if mask is None else own[mask[own]]
+    for row in range(len(queries)):
+        own, near = slots[row][matches[row]], exact[row][matches[row]]
         if tail is not None:
-            own = np.concatenate((own, tail[row].slots))
+            own, near = np.concatenate((own, tail[row].slots)), np.concatenate((near, tail[row].similarities))
         if len(own) < k:
-            matching = np.flatnonzero(snapshot.alive() if mask is None else mask)
-            answers += _by_scoring(snapshot, query[None], k, matching)
+            every = np.flatnonzero(snapshot.alive() if mask is None else mask)
+            answers += _by_scoring(snapshot, queries[row : row + 1], k, every)
+            continue
+        order = np.argsort(-near, kind="stable")[: k + 1]
+        if np.any(near[order[1:]] == near[order[:-1]]):
+            answers.append(_ranked(snapshot, own, near, k))
         else:
-            exact = similarities(query[None], snapshot.vectors[own][None])[0]
-            answers.append(_ranked(snapshot, own, exact, k))
+            answers.append(Found(own[order[:k]], near[order[:k]]))
     return answers
 
 
