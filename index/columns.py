@@ -6,6 +6,7 @@ not die up to S, so a writer can go on appending to, and marking, the very array
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -138,7 +139,7 @@ class Snapshot:
 class Columns:
     """The growing columns. One thread at a time may change them; snapshots are for any thread."""
 
-    def __init__(self, dim: int, capacity: int = 0) -> None:
+    def __init__(self, dim: int, capacity: int = 0, label_names: Sequence[str] = ()) -> None:
         size = max(capacity, _FIRST_CAPACITY)
         self._size = 0
         self._floor = 0
@@ -152,8 +153,8 @@ class Columns:
         self._key_ends = np.empty(size, np.int64)
         self._key_size = 0
         self._key_bytes = np.empty(size * 16, np.uint8)
-        self._label_names: list[str] = []
-        self._label_codes: dict[str, int] = {}
+        self._label_names: list[str] = list(label_names)
+        self._label_codes = {name: code for code, name in enumerate(self._label_names)}
         self.approximate: Approximate | None = None
         self.combiner: Combiner[Any, Any] | None = None
 
@@ -178,7 +179,7 @@ class Columns:
 
         The arrays become the columns' own; what they hold after the first `rows` rows is room to grow.
         """
-        columns = cls(vectors.shape[1], 0)
+        columns = cls(vectors.shape[1], 0, label_names)
         columns._size, columns._key_size, columns._floor = rows, key_size, sequence
         columns._dead, columns._labelled = len(dead), labelled
         columns._vectors, columns._sequences = vectors, sequences
@@ -187,8 +188,6 @@ class Columns:
         columns._died = np.empty(len(sequences), np.int64)
         columns._died[:rows] = ALIVE
         columns._died[dead] = sequence
-        columns._label_names = label_names
-        columns._label_codes = {name: code for code, name in enumerate(label_names)}
         return columns
 
     def reserve(self, items: int, key_bytes: int) -> None:
@@ -287,7 +286,7 @@ class Columns:
     def of_live(cls, view: Snapshot) -> "Columns":
         """Return columns of what a snapshot sees; to be brought up to a later one with `catch_up`."""
         live = np.flatnonzero(view.alive())
-        fresh = cls(view.vectors.shape[1], len(live))
+        fresh = cls(view.vectors.shape[1], len(live), view.label_names)  # the same codes: who knows them goes on
         fresh.forget_before(view.sequence)
         for begin in range(0, len(live), _COPIED_AT_ONCE):
             fresh._copy(view, live[begin : begin + _COPIED_AT_ONCE])

@@ -5,7 +5,7 @@ rows are compared with the database, so that segments of another history of the 
 """
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -70,13 +70,15 @@ def _died_since(connection: sqlite3.Connection, sequences: Mapping[int, object])
     return int(count)
 
 
-def load(connection: sqlite3.Connection, state: State, dim: int, collection: str) -> Columns:
-    """Return the columns of all rows as of the connection's transaction.
+def load(
+    connection: sqlite3.Connection, state: State, dim: int, collection: str, label_names: Sequence[str] = ()
+) -> Columns:
+    """Return the columns of all rows as of the connection's transaction; the labels that are given keep their codes.
 
     Raises:
         DataLossError: a row fails its checksum (its key is named), or rows are missing.
     """
-    columns = Columns(dim, state.count)
+    columns = Columns(dim, state.count, label_names)
     _append_rows(connection, columns, 0, dim, collection)
     snapshot = columns.snapshot(state.sequence)
     last = int(snapshot.sequences[-1]) if len(snapshot) else 0

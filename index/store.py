@@ -265,7 +265,8 @@ class Store:
         with translated(self.name), contextlib.closing(schema.connect(self._path, read_only=True)) as connection:
             connection.execute("BEGIN")
             state = read_state(connection, self.name)
-            return load(connection, state, self.identity.dim, self.name), state.sequence
+            names = list(self._snapshot.label_names)
+            return load(connection, state, self.identity.dim, self.name, names), state.sequence
 
     def wants_compaction(self) -> bool:
         """Return whether too many slots are dead."""
