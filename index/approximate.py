@@ -39,7 +39,7 @@ _K = 10
 _ADDED_AT_ONCE = 20_000
 _LINKS = 32
 _TRAINED_ON = 40  # vectors a centroid
-_EFFORTS = {"hnsw": (48, 96, 192, 384, 768), "ivf": (4, 8, 16, 32, 64, 128, 256), "pq": (8, 16, 32, 64, 128)}
+_EFFORTS = {"hnsw": (32, 64, 128, 256, 512), "ivf": (2, 4, 8, 16, 32, 64, 128, 256), "pq": (2, 4, 8, 16, 32, 64, 128)}
 # Candidates that are scored exactly, a neighbour: the coarser the codes, the more.
 _PROPOSALS = {"hnsw": (2.0,), "ivf": (2.0,), "pq": (8.0, 32.0)}
 _QUERIES_A_THREAD = 8
