@@ -12,11 +12,14 @@ from types import TracebackType
 from typing import Self
 
 from encoder.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
-from index import schema, validate
+from index import approximate, schema, snapshots, validate
 from index.collection import LocalCollection
 from index.schema import read_identity, read_state, translated
+from index.segments import FOLDER
+from index.snapshots import SnapshotInfo
 from index.store import DATABASE, LOCK, WriterLock
 from index.types import CollectionInfo
+from index.verify import Progress, VerifyReport, verify
 
 _FOLDER = "collections"
 _TEMPORARY = ".new-"
@@ -33,6 +36,7 @@ class Catalog:
 
     def __init__(self, data_dir: Path, *, read_only: bool = False) -> None:
         self._folder = data_dir / _FOLDER
+        self._snapshots = data_dir / snapshots.SNAPSHOTS
         self._read_only = read_only
         self._lock = threading.Lock()
         self._open: dict[str, LocalCollection] = {}
@@ -102,12 +106,11 @@ class Catalog:
             NotFoundError: there is none of that name.
             DataLossError: it is damaged.
         """
-        path = self._folder / validate.collection_name(name) / DATABASE
-        if not path.is_file():
-            raise NotFoundError(f"there is no collection {name!r}: make it first, or check the data folder")
+        path = self._existing(name) / DATABASE
         with translated(name), contextlib.closing(schema.connect(path, read_only=True)) as connection:
             identity = read_identity(connection, name)
             state = read_state(connection, name)
+        index = approximate.describe(path.parent / FOLDER)
         return CollectionInfo(
             name=name,
             space=identity.space,
@@ -115,9 +118,10 @@ class Catalog:
             count=state.count,
             labelled=state.labelled,
             sequence=state.sequence,
-            index_kind="flat",
+            index_kind="flat" if index is None else index.kind,
             disk_bytes=schema.disk_bytes(path.parent),
             created_at=identity.created_at,
+            recall=None if index is None else index.recall,
         )
 
     def drop(self, name: str) -> int:
@@ -131,15 +135,89 @@ class Catalog:
         self._check_writable()
         with self._changing():
             count = self.describe(name).count
-            known = self._open.pop(name, None)
-            if known is not None:
-                known.close()
-            with contextlib.closing(WriterLock(self._folder / name / LOCK, name)):
-                grave = Path(tempfile.mkdtemp(prefix=_DROPPED, dir=self._folder))
-                (self._folder / name).rename(grave / name)
-                _sync(self._folder)
-        shutil.rmtree(grave, ignore_errors=True)
+            self._bury(name)
         return count
+
+    def verify(self, name: str, *, repair: bool = False, on_progress: Progress | None = None) -> VerifyReport:
+        """Check every row, checksum and segment of a collection; see `index.verify.verify`.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            FailedPreconditionError: it is to be repaired, and is open for writing, here or in another process.
+            DataLossError: the database is damaged beyond reading.
+        """
+        folder = self._existing(name)
+        if not repair:
+            return verify(folder, name, on_progress=on_progress)
+        self._check_writable()
+        with self._changing():
+            self._let_go(name)
+            return verify(folder, name, repair=True, on_progress=on_progress)
+
+    def compact(self, name: str) -> tuple[int, int]:
+        """Give back the space of what was deleted; return the bytes on disk before and after.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            FailedPreconditionError: another process has it open for writing.
+            ResourceExhaustedError: there is no room for a second copy of what is kept; nothing has changed.
+        """
+        folder = self._existing(name)
+        self._check_writable()
+        before = schema.disk_bytes(folder)
+        with self._changing():
+            self._let_go(name)
+            with contextlib.closing(WriterLock(folder / LOCK, name)), translated(name):
+                schema.vacuum(folder / DATABASE)
+            with LocalCollection(folder, name) as collection:
+                collection.compact()
+        return before, schema.disk_bytes(folder)
+
+    def snapshot(self, name: str) -> SnapshotInfo:
+        """Copy a collection as of now into the data folder's `snapshots`, also while it is served and written.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            DataLossError: it is damaged.
+            ResourceExhaustedError: the disk is full.
+        """
+        self._check_writable()
+        return snapshots.take(self._existing(name) / DATABASE, name, self._snapshots)
+
+    def snapshots(self) -> tuple[SnapshotInfo, ...]:
+        """Return all snapshots, the oldest first."""
+        return tuple(snapshots.all_snapshots(self._snapshots))
+
+    def restore(self, snapshot: str, name: str | None = None, *, replace: bool = False) -> CollectionInfo:
+        """Make a collection from a snapshot.
+
+        Args:
+            snapshot: the snapshot's name.
+            name: the collection's; None takes the one that was copied.
+            replace: take the place of a collection that exists.
+
+        Raises:
+            NotFoundError: there is no such snapshot.
+            AlreadyExistsError: there is a collection of that name, and `replace` was not asked for.
+            FailedPreconditionError: it is to be replaced, and another process has it open for writing.
+            DataLossError: the snapshot is damaged; what exists is left as it is.
+        """
+        info = snapshots.find(self._snapshots, snapshot)
+        name = validate.collection_name(name or info.collection)
+        self._check_writable()
+        self._check_free(name, replace)
+        # Made apart from the collections, so that those go on being opened and made meanwhile.
+        with snapshots.workplace(self._snapshots, info.collection) as made:
+            snapshots.put_back(self._snapshots, info, made)
+            with LocalCollection(made, name) as collection:
+                collection.seal()
+            with self._changing():
+                self._check_free(name, replace)
+                if (self._folder / name).exists():
+                    self._bury(name)
+                made.rename(self._folder / name)
+                _sync(self._folder)
+        return self.describe(name)
 
     def close(self) -> None:
         """Close every open collection; it is safe to call this twice."""
@@ -156,6 +234,31 @@ class Catalog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _existing(self, name: str) -> Path:
+        folder = self._folder / validate.collection_name(name)
+        if not (folder / DATABASE).is_file():
+            raise NotFoundError(f"there is no collection {name!r}: make it first, or check the data folder")
+        return folder
+
+    def _check_free(self, name: str, replace: bool) -> None:
+        if (self._folder / name).exists() and not replace:
+            raise AlreadyExistsError(f"there is a collection {name!r}: replace it, or restore under another name")
+
+    def _let_go(self, name: str) -> None:
+        """Close the collection where it is open here."""
+        known = self._open.pop(name, None)
+        if known is not None:
+            known.close()
+
+    def _bury(self, name: str) -> None:
+        """Remove a collection's folder, in one step for whoever looks."""
+        self._let_go(name)
+        with contextlib.closing(WriterLock(self._folder / name / LOCK, name)):
+            grave = Path(tempfile.mkdtemp(prefix=_DROPPED, dir=self._folder))
+            (self._folder / name).rename(grave / name)
+            _sync(self._folder)
+        shutil.rmtree(grave, ignore_errors=True)
 
     def _check_writable(self) -> None:
         if self._read_only:

@@ -13,7 +13,7 @@ import numpy as np
 from encoder.errors import FailedPreconditionError, InvalidArgumentError
 from index import evaluation, reads, updates, validate, writes
 from index.classify import ClassSums, by_prototypes, by_votes, class_sums, slots_of_hash
-from index.columns import Mask, Slots, Snapshot
+from index.columns import UNLABELLED, Mask, Slots, Snapshot
 from index.fields import Fields
 from index.filter_sql import matching_rows
 from index.filters import Condition, check
@@ -41,6 +41,8 @@ from index.types import (
     UpsertResult,
     Vector,
 )
+
+_PAGE = 1000
 
 
 class LocalCollection:
@@ -85,6 +87,7 @@ class LocalCollection:
     def info(self) -> CollectionInfo:
         """Return the collection's state."""
         state = self._store.state
+        index = self._store.snapshot().approximate
         return CollectionInfo(
             name=self.name,
             space=self.space,
@@ -92,9 +95,10 @@ class LocalCollection:
             count=state.count,
             labelled=state.labelled,
             sequence=state.sequence,
-            index_kind="flat",
+            index_kind=index.description.kind if index is not None else "flat",
             disk_bytes=self._store.disk_bytes,
             created_at=self._store.identity.created_at,
+            recall=index.description.recall if index is not None else None,
         )
 
     def check_space(self, space: str) -> None:
@@ -297,6 +301,26 @@ class LocalCollection:
         with self._store.reading() as (connection, _):
             return evaluation.read(connection, method)
 
+    def items(self) -> Iterator[StoredItem]:
+        """Yield all items as of now in the order of their last write, however long it takes and whatever is written."""
+        with self._store.reading() as (connection, _):
+            after = 0
+            while page := reads.read_page(connection, after, _PAGE, self.dim, self.name):
+                yield from page
+                after = page[-1].sequence
+
+    def seal(self) -> None:
+        """Put what is in memory into segments, so that opening again is quick; also done by itself, now and then."""
+        self._store.seal()
+
+    def build_index(self) -> None:
+        """Build the approximate index that its kind and size ask for; also done by itself, in the background."""
+        self._store.build_index()
+
+    def compact(self) -> None:
+        """Leave out the dead slots in memory and in segments; also done by itself when they are many."""
+        self._store.compact()
+
     def close(self) -> None:
         """Let go of the collection; it is safe to call this twice."""
         self._store.close()
@@ -392,13 +416,22 @@ def _check_per_query(field: str, values: Sequence[object], queries: int) -> None
 def _neighbours(
     snapshot: Snapshot, found: Found, payloads: Mapping[int, Payload], with_vector: bool
 ) -> list[Neighbour]:
+    sequences = snapshot.sequences[found.slots].tolist() if payloads else None
     return [
         Neighbour(
-            snapshot.key(slot),
+            key,
             similarity,
-            snapshot.label(slot),
-            payloads.get(int(snapshot.sequences[slot])) if payloads else None,
+            None if code == UNLABELLED else snapshot.label_names[code],
+            payloads.get(sequences[place]) if sequences is not None else None,
             snapshot.vectors[slot].copy() if with_vector else None,
         )
-        for slot, similarity in zip(found.slots.tolist(), found.similarities.tolist(), strict=True)
+        for place, (slot, key, code, similarity) in enumerate(
+            zip(
+                found.slots.tolist(),
+                snapshot.keys(found.slots),
+                snapshot.labels[found.slots].tolist(),
+                found.similarities.tolist(),
+                strict=True,
+            )
+        )
     ]

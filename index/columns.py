@@ -6,17 +6,23 @@ not die up to S, so a writer can go on appending to, and marking, the very array
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index.types import Vector
 
+if TYPE_CHECKING:
+    from index.approximate import Approximate
+    from index.combine import Combiner
+
 ALIVE = np.iinfo(np.int64).max
 UNLABELLED = -1
 _FIRST_CAPACITY = 1024
+_COPIED_AT_ONCE = 65_536
 
 Slots = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -40,6 +46,8 @@ class Snapshot:
         floor: sequence numbers below it cannot be looked back to: what died before was dropped.
         live: number of slots that this snapshot sees.
         labelled: how many of those have a label.
+        combiner: lets single searches of all threads come together; None when they do not.
+        approximate: what proposes neighbours among the first slots; None when every slot is looked at.
     """
 
     vectors: Vector
@@ -54,6 +62,8 @@ class Snapshot:
     floor: int
     live: int
     labelled: int
+    approximate: "Approximate | None" = None
+    combiner: "Combiner[Any, Any] | None" = None
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -71,6 +81,12 @@ class Snapshot:
         """Return the slot's key."""
         return self.key_utf8(slot).decode()
 
+    def keys(self, slots: Slots) -> list[str]:
+        """Return the keys of slots."""
+        text, lengths = self.keys_utf8(slots)
+        whole, ends = text.tobytes(), np.cumsum(lengths).tolist()
+        return [whole[begin:end].decode() for begin, end in zip([0, *ends], ends, strict=False)]
+
     def label(self, slot: int) -> str | None:
         """Return the slot's label, None when it has none."""
         code = self.labels[slot]
@@ -78,9 +94,23 @@ class Snapshot:
 
     def slots_of(self, sequences: NDArray[np.int64]) -> Slots:
         """Return the slots of those of `sequences` that the columns hold."""
-        slots = np.searchsorted(self.sequences, sequences)
-        slots = np.minimum(slots, max(len(self) - 1, 0))
-        return slots[self.sequences[slots] == sequences] if len(self) else slots[:0]
+        return np.searchsorted(self.sequences, sequences[self.holds(sequences)])
+
+    def holds(self, sequences: NDArray[np.int64]) -> Mask:
+        """Return which of the sequence numbers are a slot's."""
+        if not len(self):
+            return np.zeros(len(sequences), np.bool_)
+        slots = np.minimum(np.searchsorted(self.sequences, sequences), len(self) - 1)
+        held: Mask = self.sequences[slots] == sequences
+        return held
+
+    def keys_utf8(self, slots: Slots) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Return the keys of slots, one after the other in UTF-8, and the length of each in bytes."""
+        ends = self.key_ends[slots]
+        begins = np.where(slots > 0, self.key_ends[slots - 1], 0)
+        lengths = ends - begins
+        places = np.repeat(begins - (np.cumsum(lengths) - lengths), lengths) + np.arange(int(lengths.sum()))
+        return self.key_bytes[places], lengths
 
     def at(self, sequence: int) -> "Snapshot":
         """Return the collection as of an earlier sequence number, at least `floor`."""
@@ -101,13 +131,15 @@ class Snapshot:
             floor=self.floor,
             live=int(np.count_nonzero(alive)),
             labelled=int(np.count_nonzero(alive & (self.labels[:end] != UNLABELLED))),
+            approximate=self.approximate,
+            combiner=self.combiner,
         )
 
 
 class Columns:
     """The growing columns. One thread at a time may change them; snapshots are for any thread."""
 
-    def __init__(self, dim: int, capacity: int = 0) -> None:
+    def __init__(self, dim: int, capacity: int = 0, label_names: Sequence[str] = ()) -> None:
         size = max(capacity, _FIRST_CAPACITY)
         self._size = 0
         self._floor = 0
@@ -121,8 +153,42 @@ class Columns:
         self._key_ends = np.empty(size, np.int64)
         self._key_size = 0
         self._key_bytes = np.empty(size * 16, np.uint8)
-        self._label_names: list[str] = []
-        self._label_codes: dict[str, int] = {}
+        self._label_names: list[str] = list(label_names)
+        self._label_codes = {name: code for code, name in enumerate(self._label_names)}
+        self.approximate: Approximate | None = None
+        self.combiner: Combiner[Any, Any] | None = None
+
+    @classmethod
+    def sealed(
+        cls,
+        sequence: int,
+        rows: int,
+        key_size: int,
+        *,
+        vectors: Vector,
+        sequences: NDArray[np.int64],
+        labels: NDArray[np.int32],
+        hashes: NDArray[np.uint64],
+        key_ends: NDArray[np.int64],
+        key_bytes: NDArray[np.uint8],
+        label_names: list[str],
+        dead: Slots,
+        labelled: int,
+    ) -> "Columns":
+        """Return columns over arrays that hold `rows` rows already, as of `sequence`, of which the slots `dead` died.
+
+        The arrays become the columns' own; what they hold after the first `rows` rows is room to grow.
+        """
+        columns = cls(vectors.shape[1], 0, label_names)
+        columns._size, columns._key_size, columns._floor = rows, key_size, sequence
+        columns._dead, columns._labelled = len(dead), labelled
+        columns._vectors, columns._sequences = vectors, sequences
+        columns._labels, columns._hashes = labels, hashes
+        columns._key_ends, columns._key_bytes = key_ends, key_bytes
+        columns._died = np.empty(len(sequences), np.int64)
+        columns._died[:rows] = ALIVE
+        columns._died[dead] = sequence
+        return columns
 
     def reserve(self, items: int, key_bytes: int) -> None:
         """Make room, so that the next `append` of as much cannot fail for want of memory."""
@@ -171,7 +237,7 @@ class Columns:
 
     def holds(self, sequences: NDArray[np.int64]) -> Mask:
         """Return which of the sequence numbers are a slot's."""
-        return np.isin(sequences, self._sequences[: self._size])
+        return self.snapshot(0).holds(sequences)
 
     def forget_before(self, sequence: int) -> None:
         """Declare that what died before `sequence` is not here, so that no snapshot looks back beyond it."""
@@ -193,6 +259,8 @@ class Columns:
             floor=self._floor,
             live=size - self._dead,
             labelled=self._labelled,
+            approximate=self.approximate,
+            combiner=self.combiner,
         )
 
     @property
@@ -201,27 +269,53 @@ class Columns:
         return self._dead / self._size if self._size else 0.0
 
     @property
+    def dim(self) -> int:
+        """Number of components of a vector."""
+        return int(self._vectors.shape[1])
+
+    @property
     def size(self) -> int:
         """Number of slots, dead ones included."""
         return self._size
 
     def compacted(self, sequence: int) -> "Columns":
         """Return columns of the live slots alone, as of `sequence`; these stay as they are for who reads them."""
-        live = np.flatnonzero(self._died[: self._size] == ALIVE)
-        fresh = Columns(self._vectors.shape[1], len(live))
-        fresh.forget_before(sequence)
-        view = self.snapshot(sequence)
-        for begin in range(0, len(live), 65_536):
-            slots = live[begin : begin + 65_536]
-            fresh.append(
-                self._sequences[slots],
-                [view.key_utf8(slot) for slot in slots],
-                [view.label(slot) for slot in slots],
-                [None] * len(slots),
-                self._vectors[slots],
-            )
-        fresh._hashes[: len(live)] = self._hashes[live]
+        return Columns.of_live(self.snapshot(sequence))
+
+    @classmethod
+    def of_live(cls, view: Snapshot) -> "Columns":
+        """Return columns of what a snapshot sees; to be brought up to a later one with `catch_up`."""
+        live = np.flatnonzero(view.alive())
+        fresh = cls(view.vectors.shape[1], len(live), view.label_names)  # the same codes: who knows them goes on
+        fresh.forget_before(view.sequence)
+        for begin in range(0, len(live), _COPIED_AT_ONCE):
+            fresh._copy(view, live[begin : begin + _COPIED_AT_ONCE])
         return fresh
+
+    def catch_up(self, view: Snapshot, since: int) -> None:
+        """Take over what was written up to a snapshot of other columns after `since`, which these are as of."""
+        begin = int(np.searchsorted(view.sequences, since, side="right"))
+        for first in range(begin, len(view), _COPIED_AT_ONCE):
+            self._copy(view, np.arange(first, min(first + _COPIED_AT_ONCE, len(view))))
+        died = np.flatnonzero((view.died > since) & (view.died <= view.sequence))
+        self.kill(view.sequences[died], view.died[died])
+
+    def _copy(self, view: Snapshot, slots: Slots) -> None:
+        """Append slots of other columns, as live ones."""
+        text, lengths = view.keys_utf8(slots)
+        self.reserve(len(slots), len(text))
+        new = slice(self._size, self._size + len(slots))
+        codes = np.array([self._label_code(name) for name in list(view.label_names)] + [UNLABELLED], np.int32)
+        self._vectors[new] = view.vectors[slots]
+        self._sequences[new] = view.sequences[slots]
+        self._died[new] = ALIVE
+        self._labels[new] = codes[view.labels[slots]]
+        self._hashes[new] = view.hashes[slots]
+        self._key_ends[new] = self._key_size + np.cumsum(lengths)
+        self._key_bytes[self._key_size : self._key_size + len(text)] = text
+        self._key_size += len(text)
+        self._size += len(slots)
+        self._labelled += int(np.count_nonzero(self._labels[new] != UNLABELLED))
 
     def _label_code(self, label: str | None) -> int:
         if label is None:

@@ -1,23 +1,84 @@
-"""Reads a collection's rows into columns, checking every row's checksum on the way."""
+"""Brings a collection into columns: from its sealed segments and the rows since, or, without those, from every row.
+
+Every row that is read from the database has its checksum checked. What the segments hold is not read: a few of their
+rows are compared with the database, so that segments of another history of the collection are not taken for its own.
+"""
 
 import sqlite3
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from encoder.errors import DataLossError
 from index.columns import Columns
 from index.schema import State, row_checksum
+from index.segments import Manifest, Segments
+from index.writes import as_json
 
 _ROWS_AT_ONCE = 20_000
+_COMPARED = 16
 
 
-def load(connection: sqlite3.Connection, state: State, dim: int, collection: str) -> Columns:
-    """Return the columns of all rows as of the connection's transaction.
+def load_sealed(
+    connection: sqlite3.Connection, segments: Segments, manifest: Manifest, state: State, collection: str
+) -> Columns | None:
+    """Return the columns as of the connection's transaction by way of the segments; None when those are of no use.
+
+    Raises:
+        DataLossError: a row that was written after the segments fails its checksum; its key is named.
+    """
+    # The tombstones since the segments were written must all be there.
+    if not state.tombstones_after <= manifest.watermark <= state.sequence:
+        return None
+    columns = segments.open(manifest)
+    if columns is None or not _agrees(connection, columns, manifest.watermark):
+        return None
+    load_since(connection, columns, manifest.watermark, columns.dim, collection)
+    snapshot = columns.snapshot(state.sequence)
+    if (snapshot.live, snapshot.labelled) != (state.count, state.labelled):
+        return None
+    columns.forget_before(state.sequence)
+    return columns
+
+
+def _agrees(connection: sqlite3.Connection, columns: Columns, watermark: int) -> bool:
+    """Return whether some rows, from the first slot to the last, are in the database as the segments have them."""
+    snapshot = columns.snapshot(watermark)
+    if not len(snapshot):
+        return True
+    slots = np.unique(np.linspace(0, len(snapshot) - 1, _COMPARED).astype(np.int64))
+    if not 0 < snapshot.sequences[0] <= snapshot.sequences[-1] <= watermark:
+        return False
+    by_sequence = {int(snapshot.sequences[slot]): slot for slot in slots[snapshot.alive()[slots]]}
+    rows = connection.execute(
+        "SELECT sequence, CAST(key AS BLOB), CAST(label AS BLOB), content_hash, checksum FROM item"
+        " WHERE sequence IN (SELECT value FROM json_each(?))",
+        (as_json(list(by_sequence)),),
+    ).fetchall()
+    for sequence, key, label, content_hash, checksum in rows:
+        slot = by_sequence[sequence]
+        if row_checksum(key, label, content_hash, snapshot.vectors[slot].tobytes()) != checksum:
+            return False
+    # A row that died since then is gone from the database.
+    return len(rows) == len(by_sequence) or len(rows) >= len(by_sequence) - _died_since(connection, by_sequence)
+
+
+def _died_since(connection: sqlite3.Connection, sequences: Mapping[int, object]) -> int:
+    (count,) = connection.execute(
+        "SELECT count(*) FROM tombstone WHERE dead IN (SELECT value FROM json_each(?))", (as_json(list(sequences)),)
+    ).fetchone()
+    return int(count)
+
+
+def load(
+    connection: sqlite3.Connection, state: State, dim: int, collection: str, label_names: Sequence[str] = ()
+) -> Columns:
+    """Return the columns of all rows as of the connection's transaction; the labels that are given keep their codes.
 
     Raises:
         DataLossError: a row fails its checksum (its key is named), or rows are missing.
     """
-    columns = Columns(dim, state.count)
+    columns = Columns(dim, state.count, label_names)
     _append_rows(connection, columns, 0, dim, collection)
     snapshot = columns.snapshot(state.sequence)
     last = int(snapshot.sequences[-1]) if len(snapshot) else 0

@@ -8,6 +8,7 @@ when the collection is made. A row never changes: writing an item again gives it
 
 import contextlib
 import sqlite3
+import stat
 import time
 import zlib
 from collections.abc import Iterator
@@ -151,9 +152,10 @@ def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
 def disk_bytes(folder: Path) -> int:
     """Return the bytes of a collection's files."""
     total = 0
-    for path in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # the log goes when its last reader does
-            total += path.stat().st_size
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # the log goes when its last reader does, and old segments do
+            status = path.stat()
+            total += status.st_size if stat.S_ISREG(status.st_mode) else 0
     return total
 
 
@@ -200,6 +202,13 @@ def prune_tombstones(connection: sqlite3.Connection, state: State, keep: int) ->
     connection.execute("DELETE FROM tombstone WHERE sequence <= ?", (after,))
     connection.execute("UPDATE state SET tombstones_after = ? WHERE id = 1", (after,))
     return State(state.sequence, state.count, state.labelled, after)
+
+
+def vacuum(path: Path) -> None:
+    """Write the database anew without the space of deleted rows; nobody else may be writing."""
+    with contextlib.closing(connect(path, read_only=False)) as connection:
+        connection.execute("VACUUM")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 @contextlib.contextmanager

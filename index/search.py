@@ -5,11 +5,13 @@ that an answer depends neither on the kernel nor on how many queries came togeth
 that they hold the true k (many dead or unmatched slots among them, or a tie that goes on), every slot is scored.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from index.approximate import Approximate
 from index.columns import Mask, Slots, Snapshot
 from index.flat import top_k
 from index.types import SearchOptions, Vector
@@ -18,6 +20,11 @@ _MARGIN = 16
 # Below this share of matching slots it is cheaper to gather them than to propose enough.
 _GATHER_BELOW = 0.5
 _BLOCK = 32_768
+# Fewer matching slots than this, or more neighbours, are not worth an approximate answer.
+_APPROXIMATE_FROM = 20_000
+_APPROXIMATE_TO = 1_000
+# Below, a pass is so quick that waiting for each other costs more than it saves.
+_COMBINED_FROM = 2_000
 _RESCORED_AT_ONCE = 1 << 21  # components
 
 
@@ -36,7 +43,10 @@ class Found:
 def neighbours(snapshot: Snapshot, queries: Vector, options: SearchOptions, mask: Mask | None = None) -> list[Found]:
     """Return what a search finds: `nearest`, less the excluded keys, cut at `k` and at `min_similarity`."""
     more = max((len(keys) for keys in options.exclude), default=0)
-    answers = nearest(snapshot, queries, options.k + more, mask)
+    if mask is None and len(queries) == 1 and snapshot.combiner is not None and len(snapshot) >= _COMBINED_FROM:
+        answers = [snapshot.combiner.ask((snapshot, queries, options.k + more))]
+    else:
+        answers = nearest(snapshot, queries, options.k + more, mask)
     if more:
         answers = [
             _without(snapshot, found, keys).first(options.k)
@@ -51,6 +61,19 @@ def cut(found: Found, min_similarity: float | None) -> Found:
         return found
     # float32, as the similarities are: an item exactly at the bound stays.
     return found.first(int(np.count_nonzero(found.similarities >= np.float32(min_similarity))))
+
+
+def nearest_of_all(asked: Sequence[tuple[Snapshot, Vector, int]]) -> list[Found]:
+    """Answer single queries, each with its snapshot and its k; those of one snapshot together."""
+    answers: dict[int, Found] = {}
+    places: dict[int, list[int]] = {}
+    for place, (snapshot, _, _) in enumerate(asked):
+        places.setdefault(id(snapshot), []).append(place)
+    for together in places.values():
+        snapshot, most = asked[together[0]][0], max(asked[place][2] for place in together)
+        found = nearest(snapshot, np.concatenate([asked[place][1] for place in together]), most)
+        answers |= {place: one.first(asked[place][2]) for place, one in zip(together, found, strict=True)}
+    return [answers[place] for place in range(len(asked))]
 
 
 def nearest(snapshot: Snapshot, queries: Vector, k: int, mask: Mask | None = None) -> list[Found]:
@@ -69,8 +92,10 @@ def nearest(snapshot: Snapshot, queries: Vector, k: int, mask: Mask | None = Non
     k = min(k, matching)
     if k == 0 or not len(queries):
         return [Found(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
+    if snapshot.approximate is not None and k <= _APPROXIMATE_TO and matching >= _APPROXIMATE_FROM:
+        return _by_approximation(snapshot, snapshot.approximate, queries, k, mask)
     if matching < _GATHER_BELOW * len(snapshot):
-        return _by_scoring(snapshot, queries, k, snapshot.alive() if mask is None else mask)
+        return _by_scoring(snapshot, queries, k, np.flatnonzero(snapshot.alive() if mask is None else mask))
     proposed = min(len(snapshot), int(np.ceil((k + _MARGIN) * len(snapshot) / matching)) + _MARGIN)
     step = max(1, _RESCORED_AT_ONCE // (proposed * queries.shape[1]))
     products, slots = top_k(queries, snapshot.vectors, proposed)
@@ -80,10 +105,39 @@ def nearest(snapshot: Snapshot, queries: Vector, k: int, mask: Mask | None = Non
         answers += _by_candidates(snapshot, queries[part], k, mask, products[part], slots[part])
     unproven = [place for place, answer in enumerate(answers) if answer is None]
     if unproven:
-        rest = _by_scoring(snapshot, queries[unproven], k, snapshot.alive() if mask is None else mask)
+        rest = _by_scoring(snapshot, queries[unproven], k, np.flatnonzero(snapshot.alive() if mask is None else mask))
         for place, answer in zip(unproven, rest, strict=True):
             answers[place] = answer
     return [answer for answer in answers if answer is not None]
+
+
+def _by_approximation(
+    snapshot: Snapshot, approximate: Approximate, queries: Vector, k: int, mask: Mask | None
+) -> list[Found]:
+    """Rank what an index proposes, and what is not in the index yet; every slot where that is too little."""
+    slots = approximate.propose(queries, k, snapshot, mask)
+    begin = min(approximate.rows, len(snapshot))
+    newer = np.flatnonzero(snapshot.died[begin:] > snapshot.sequence if mask is None else mask[begin:]) + begin
+    tail = _by_scoring(snapshot, queries, min(k, len(newer)), newer) if len(newer) else None
+    matches = snapshot.died[slots] > snapshot.sequence if mask is None else mask[slots]
+    matches &= slots >= 0
+    exact = similarities(queries, snapshot.vectors[slots])
+    exact[~matches] = -np.inf
+    answers: list[Found] = []
+    for row in range(len(queries)):
+        own, near = slots[row][matches[row]], exact[row][matches[row]]
+        if tail is not None:
+            own, near = np.concatenate((own, tail[row].slots)), np.concatenate((near, tail[row].similarities))
+        if len(own) < k:
+            every = np.flatnonzero(snapshot.alive() if mask is None else mask)
+            answers += _by_scoring(snapshot, queries[row : row + 1], k, every)
+            continue
+        order = np.argsort(-near, kind="stable")[: k + 1]
+        if np.any(near[order[1:]] == near[order[:-1]]):
+            answers.append(_ranked(snapshot, own, near, k))
+        else:
+            answers.append(Found(own[order[:k]], near[order[:k]]))
+    return answers
 
 
 def similarities(queries: Vector, vectors: Vector) -> NDArray[np.float32]:
@@ -130,9 +184,8 @@ def _by_candidates(
     return answers
 
 
-def _by_scoring(snapshot: Snapshot, queries: Vector, k: int, mask: Mask) -> list[Found]:
+def _by_scoring(snapshot: Snapshot, queries: Vector, k: int, matching: Slots) -> list[Found]:
     """Score every matching slot, block by block, and keep what may be among the k nearest."""
-    matching = np.flatnonzero(mask)
     kept: list[tuple[Slots, NDArray[np.float32]]] = [
         (np.empty(0, np.int64), np.empty(0, np.float32)) for _ in range(len(queries))
     ]

@@ -1,7 +1,7 @@
 """A collection's items, on disk and in memory: opening, reading and writing them.
 
-The database is the truth; the columns in memory are read from it when the store is opened and follow every commit.
-Readers take a snapshot and never wait for a writer.
+The database is the truth; the columns are mapped from sealed segments, brought up to it when the store is opened, and
+follow every commit. Readers take a snapshot and never wait for a writer.
 """
 
 import contextlib
@@ -17,10 +17,17 @@ import numpy as np
 
 from encoder.errors import DataLossError, FailedPreconditionError, NotFoundError, UnavailableError
 from index import schema
-from index.columns import Snapshot
+from index.approximate import Approximate
+from index.columns import Columns, Snapshot
+from index.combine import Combiner
 from index.commits import Committer
-from index.loading import load, load_since
+from index.loading import load, load_sealed, load_since
 from index.schema import State, read_identity, read_state, translated
+from index.search import Found, nearest_of_all
+from index.segments import Manifest, Segments
+from index.types import Vector
+from index.upkeep import Upkeep
+from index.watermark import Watermark
 from index.writes import Changes, Transaction
 
 T = TypeVar("T")
@@ -28,6 +35,8 @@ DATABASE = "items.sqlite"
 LOCK = "lock"
 _COMPACT_ABOVE = 0.2
 COMPACT_FROM = 1024
+# From here on dead slots are left out by another thread than the one that commits.
+COMPACT_APART_FROM = 16_384
 KEPT_TOMBSTONES = 100_000
 _KEPT_CONNECTIONS = 8
 _PUBLISHED_WITHIN = 60.0
@@ -66,14 +75,23 @@ class Store:
                 connection = schema.connect(self._path, read_only=read_only)
                 undo.callback(connection.close)
                 self.identity = read_identity(connection, name)
+                self.segments = Segments(folder, self.identity)
+                # Before the transaction begins: what is sealed was committed before.
+                manifest = self.segments.manifest()
                 connection.execute("BEGIN" if read_only else "BEGIN IMMEDIATE")
                 state = read_state(connection, name)
+                self._watermark = Watermark(folder, name, read_only=read_only)
+                undo.callback(self._watermark.close)
+                self._watermark.check(state.sequence)
                 if not read_only:
-                    state = schema.prune_tombstones(connection, state, KEPT_TOMBSTONES)
-                self._columns = load(connection, state, self.identity.dim, name)
+                    state = schema.prune_tombstones(connection, state, self._kept_tombstones(manifest, state))
+                self._columns, self.sealed = self._load(connection, state, manifest)
                 connection.execute("COMMIT")
+            self._combiner: Combiner[tuple[Snapshot, Vector, int], Found] = Combiner(nearest_of_all)
+            self._columns.combiner = self._combiner
             self._snapshot = self._columns.snapshot(state.sequence)
             self._state = state
+            self._lineage = 0
             self._lock: WriterLock | None = None if read_only else lock
             self._committer: Committer | None = None
             if read_only:
@@ -83,6 +101,8 @@ class Store:
                     connection, state, reserve=self._reserve, publish=self._publish, collection=name
                 )
             undo.pop_all()
+        self._upkeep = Upkeep(self)
+        self._upkeep.consider(state.sequence)
 
     @property
     def closed(self) -> bool:
@@ -106,14 +126,13 @@ class Store:
         if self.read_only:
             with self.reading():
                 pass
-        return self._snapshot
+        snapshot = self._snapshot
+        self._check_open()  # a closed store's snapshot is empty
+        return snapshot
 
     def write(self, change: Callable[[Transaction], T]) -> T:
         """Run `change` in a transaction; on return it is on disk and visible to readers."""
-        self._check_open()
-        if self._committer is None:
-            raise FailedPreconditionError(f"collection {self.name!r} is open for reading only: open it for writing")
-        return self._committer.run(change)
+        return self._check_writable().run(change)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[tuple[sqlite3.Connection, Snapshot]]:
@@ -135,6 +154,21 @@ class Store:
                     if connection.in_transaction:
                         connection.execute("ROLLBACK")
 
+    def seal(self) -> None:
+        """Seal what is in memory now."""
+        self._check_writable()
+        self._upkeep.seal()
+
+    def compact(self) -> None:
+        """Leave out the dead slots now, and seal the rest."""
+        self._check_writable()
+        self._upkeep.compact()
+
+    def build_index(self) -> None:
+        """Seal, and build the approximate index that the collection should have, now."""
+        self._check_writable()
+        self._upkeep.index()
+
     def close(self) -> None:
         """Finish the writes that wait, let go of the files and the lock. May be called twice."""
         with self._idle_lock:
@@ -142,16 +176,27 @@ class Store:
                 return
             self._closed = True
             idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
         if self._committer is not None:
             self._committer.close()
+        self._upkeep.close()
+        for connection in idle:
+            connection.close()
+        self._watermark.close()
+        # Whoever still searches holds the snapshot; nobody else keeps the memory and the files.
+        self._columns = Columns(self.identity.dim)
+        self._snapshot = self._columns.snapshot(self._state.sequence)
         if self._lock is not None:
             self._lock.close()
 
     def _check_open(self) -> None:
         if self._closed:
             raise FailedPreconditionError(f"collection {self.name!r} is closed: open it again")
+
+    def _check_writable(self) -> Committer:
+        self._check_open()
+        if self._committer is None:
+            raise FailedPreconditionError(f"collection {self.name!r} is open for reading only: open it for writing")
+        return self._committer
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -179,12 +224,75 @@ class Store:
             elif not self._published.wait_for(lambda: self._state.sequence >= state.sequence, _PUBLISHED_WITHIN):
                 raise UnavailableError(f"collection {self.name!r} must be opened again")
             snapshot = self._snapshot
+        self._check_open()
         return None if snapshot.floor > state.sequence else snapshot.at(state.sequence)
+
+    def current(self) -> tuple[Snapshot, Manifest | None, int]:
+        """Return the latest snapshot, what of it is sealed, and the lineage of its slots."""
+        with self._published:
+            return self._snapshot, self.sealed, self._lineage
+
+    def note_sealed(self, manifest: Manifest, lineage: int) -> None:
+        """Take note of what was sealed, unless the slots have been laid out anew since."""
+        with self._published:
+            if lineage == self._lineage:
+                self.sealed = manifest
+
+    def use_index(self, approximate: Approximate, lineage: int) -> None:
+        """Let searches ask an index from now on, unless the slots have been laid out anew since it was made."""
+        with self._published:
+            if lineage == self._lineage:
+                self._columns.approximate = approximate
+                self._show(self._state)
+
+    def replace_columns(self, fresh: Columns, since: int, lineage: int) -> bool:
+        """Go on with other columns, which are as of `since`; False when the slots have been laid out anew meanwhile."""
+        snapshot, _, now = self.current()
+        if lineage != now:
+            return False
+        fresh.catch_up(snapshot, since)
+        with self._published:
+            if lineage != self._lineage:
+                return False
+            # What little came meanwhile; the rest was caught up with while writers went on.
+            fresh.catch_up(self._columns.snapshot(self._state.sequence), snapshot.sequence)
+            self._lay_out(fresh)
+            self._show(self._state)
+            return True
+
+    def read_all(self) -> tuple[Columns, int]:
+        """Return columns made from the database alone, and the sequence number that they are as of."""
+        with translated(self.name), contextlib.closing(schema.connect(self._path, read_only=True)) as connection:
+            connection.execute("BEGIN")
+            state = read_state(connection, self.name)
+            names = list(self._snapshot.label_names)
+            return load(connection, state, self.identity.dim, self.name, names), state.sequence
+
+    def wants_compaction(self) -> bool:
+        """Return whether too many slots are dead."""
+        return self._columns.size >= COMPACT_FROM and self._columns.dead_share > _COMPACT_ABOVE
+
+    def _load(
+        self, connection: sqlite3.Connection, state: State, manifest: Manifest | None
+    ) -> tuple[Columns, Manifest | None]:
+        if manifest is not None:
+            columns = load_sealed(connection, self.segments, manifest, state, self.name)
+            if columns is not None:
+                return columns, manifest
+            if not self.read_only:
+                self.segments.remove()
+        return load(connection, state, self.identity.dim, self.name), None
+
+    @staticmethod
+    def _kept_tombstones(manifest: Manifest | None, state: State) -> int:
+        """Return how many sequence numbers back the tombstones are kept: at least to the segments' watermark."""
+        return KEPT_TOMBSTONES if manifest is None else max(KEPT_TOMBSTONES, state.sequence - manifest.watermark)
 
     def _follow(self, connection: sqlite3.Connection, state: State) -> None:
         """Bring the columns up to what another process committed."""
         if state.tombstones_after > self._state.sequence:
-            self._columns = load(connection, state, self.identity.dim, self.name)
+            columns, self.sealed = self._load(connection, state, self.segments.manifest())
+            self._lay_out(columns, self.sealed)
         else:
             load_since(connection, self._columns, self._state.sequence, self.identity.dim, self.name)
             self._compact(state)
@@ -195,24 +303,31 @@ class Store:
         self._columns.reserve(len(rows), sum(len(row.key_utf8) for row in rows))
 
     def _publish(self, changes: Changes, state: State) -> None:
-        for first, batch in changes.added:
-            self._columns.append(
-                np.arange(first, first + len(batch.rows), dtype=np.int64),
-                [row.key_utf8 for row in batch.rows],
-                [row.label for row in batch.rows],
-                [row.content_hash for row in batch.rows],
-                batch.vectors,
-            )
-        if changes.dead:
-            self._columns.kill(np.array(changes.dead, np.int64), np.array(changes.dead_at, np.int64))
-        self._compact(state)
+        self._watermark.write(state.sequence)
         with self._published:
+            for first, batch in changes.added:
+                self._columns.append(
+                    np.arange(first, first + len(batch.rows), dtype=np.int64),
+                    [row.key_utf8 for row in batch.rows],
+                    [row.label for row in batch.rows],
+                    [row.content_hash for row in batch.rows],
+                    batch.vectors,
+                )
+            if changes.dead:
+                self._columns.kill(np.array(changes.dead, np.int64), np.array(changes.dead_at, np.int64))
+            self._compact(state)
             self._show(state)
             self._published.notify_all()
+        self._upkeep.consider(state.sequence)
 
     def _compact(self, state: State) -> None:
-        if self._columns.size >= COMPACT_FROM and self._columns.dead_share > _COMPACT_ABOVE:
-            self._columns = self._columns.compacted(state.sequence)
+        if self._columns.size < COMPACT_APART_FROM and self.wants_compaction():
+            self._lay_out(self._columns.compacted(state.sequence))
+
+    def _lay_out(self, columns: Columns, sealed: Manifest | None = None) -> None:
+        columns.combiner = self._combiner
+        self._columns, self.sealed = columns, sealed
+        self._lineage += 1
 
     def _show(self, state: State) -> None:
         self._snapshot = self._columns.snapshot(state.sequence)

@@ -20,7 +20,7 @@ MAX_PAYLOAD_DEPTH = 64
 MAX_SPACE_BYTES = 128
 MAX_DIM = 65_536
 MAX_K = 10_000
-INDEX_KINDS = ("auto", "flat")
+INDEX_KINDS = ("auto", "flat", "hnsw", "ivf", "pq")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")

@@ -25,6 +25,7 @@ from kindred.types import (
     Neighbour,
     Outcome,
     Prediction,
+    Snapshot,
     StoredItem,
     UpdateResult,
     Upserted,
@@ -442,6 +443,11 @@ class AsyncClient:
         return (
             await self._transport.call(calls.DROP_COLLECTION, collections_pb2.DropCollectionRequest(name=name))
         ).count
+
+    async def snapshot(self, name: str) -> Snapshot:
+        """Let the server copy a collection as of now into its snapshot folder, while it is served."""
+        answer = await self._transport.call(calls.SNAPSHOT, collections_pb2.SnapshotRequest(collection=name))
+        return Snapshot(answer.name, answer.disk_bytes, answer.sequence)
 
     async def models(self) -> list[Model]:
         """Return the models that the server has loaded, the default one first."""

@@ -75,6 +75,12 @@ CREATE_COLLECTION = Call(
     collections.CreateCollectionResponse,
     idempotent=False,
 )
+SNAPSHOT = Call(
+    "/kindred.v1.Collections/Snapshot",
+    collections.SnapshotRequest,
+    collections.SnapshotResponse,
+    idempotent=False,
+)
 DROP_COLLECTION = Call(
     "/kindred.v1.Collections/DropCollection",
     collections.DropCollectionRequest,

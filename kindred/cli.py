@@ -35,6 +35,7 @@ COMMANDS = {
 # Modules that an extra brings, by the extra.
 EXTRAS = {
     "cpu": {"faiss", "onnxruntime", "grpc_health", "grpc_reflection", "prometheus_client"},
+    "parquet": {"pyarrow"},
     "train": {"torch", "sklearn", "onnx", "onnxscript", "scipy", "tensorboard", "matplotlib"},
 }
 HELP = """From a folder of images to a service that knows which images are alike and what they are.

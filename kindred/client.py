@@ -28,6 +28,7 @@ from kindred.types import (
     Neighbour,
     Outcome,
     Prediction,
+    Snapshot,
     StoredItem,
     UpdateResult,
     Upserted,
@@ -428,6 +429,11 @@ class Client:
     def drop_collection(self, name: str) -> int:
         """Remove a collection for good and return how many items it held."""
         return self._transport.call(calls.DROP_COLLECTION, collections_pb2.DropCollectionRequest(name=name)).count
+
+    def snapshot(self, name: str) -> Snapshot:
+        """Let the server copy a collection as of now into its snapshot folder, while it is served."""
+        answer = self._transport.call(calls.SNAPSHOT, collections_pb2.SnapshotRequest(collection=name))
+        return Snapshot(answer.name, answer.disk_bytes, answer.sequence)
 
     def models(self) -> list[Model]:
         """Return the models that the server has loaded, the default one first."""

@@ -44,7 +44,7 @@ class ClientSink:
         return UpsertResult(outcomes, written.sequence)
 
 
-def remote_collection(client: Client, name: str, *, space: str, dim: int) -> CollectionInfo:
+def remote_collection(client: Client, name: str, *, space: str, dim: int, index_kind: str = "auto") -> CollectionInfo:
     """Return the server's collection, made if there is none.
 
     Raises:
@@ -53,7 +53,7 @@ def remote_collection(client: Client, name: str, *, space: str, dim: int) -> Col
     try:
         info = client.collection(name)
     except NotFoundError:
-        info = client.create_collection(name, space=space, dim=dim)
+        info = client.create_collection(name, space=space, dim=dim, index_kind=index_kind)
     check_space(info, space)
     return info
 

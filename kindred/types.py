@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,3 +162,11 @@ class Model:
     image_width: int
     class_names: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Snapshot(NamedTuple):
+    """A copy of a collection: its name in the server's snapshot folder, its bytes, the last write that it holds."""
+
+    name: str
+    disk_bytes: int
+    sequence: int

@@ -12,6 +12,7 @@ from typing import ParamSpec, TypeVar
 from encoder.errors import FailedPreconditionError, KindredError, NotFoundError
 from index.catalog import Catalog
 from index.interface import Collection
+from index.snapshots import SnapshotInfo
 from index.types import CollectionInfo
 from serving.batcher import SearchBatcher
 from serving.settings import Settings, cores
@@ -154,6 +155,15 @@ class Store:
             if (entry := self._open.pop(name, None)) is not None:
                 await entry.retire()
             return await self._in_thread(catalog.drop, name)
+
+    async def snapshot(self, name: str) -> SnapshotInfo:
+        """Copy a collection as of now into the data folder's snapshots, while it is served.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            FailedPreconditionError: the server is a read-only replica.
+        """
+        return await self._in_thread(self._given(writing=True).snapshot, name)
 
     async def describe_all(self) -> list[CollectionInfo]:
         """Return the state of every collection, by name; one that cannot be opened is logged and left out."""

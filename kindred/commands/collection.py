@@ -1,4 +1,4 @@
-"""`kindred collection list|info|scroll|drop`: looks after collections, in a folder here or on a server."""
+"""`kindred collection list|info|scroll|drop`, and what `care` adds: looks after collections, here or on a server."""
 
 import dataclasses
 import itertools
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import typer
 
 from encoder.errors import InvalidArgumentError
-from kindred.commands import select, shared
+from kindred.commands import care, select, shared
 
 if TYPE_CHECKING:
     from index.types import CollectionInfo
@@ -169,6 +169,7 @@ def drop_collection(
 
 
 select.register(app)
+care.register(app)
 
 
 def keeper_of(

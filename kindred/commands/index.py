@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from training.progress import Advance
 
 Device = Literal["auto", "cpu", "cuda"]
+IndexKind = Literal["auto", "flat", "hnsw", "ivf", "pq"]
 
 
 def index(
@@ -30,6 +31,9 @@ def index(
     address: shared.RemoteAddress = None,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images embedded and stored at once.", min=1)] = 64,
     workers: Annotated[int, typer.Option("--workers", help="Threads that decode; 0 is one per core.", min=0)] = 0,
+    index_kind: Annotated[
+        IndexKind, typer.Option("--index", help="Kind of index of a collection that is made; auto follows its size.")
+    ] = "auto",
     device: Annotated[Device, typer.Option("--device", help="Where the model runs.")] = "auto",
     token: shared.Token = None,
     tls: shared.TlsFlag = False,
@@ -50,7 +54,7 @@ def index(
 
     source = open_sources(sources)
     encoder = Encoder.open(model, device=device)
-    with _opened(collection, encoder, data_dir, address, token, tls, ca, timeout) as sink:
+    with _opened(collection, encoder, index_kind, data_dir, address, token, tls, ca, timeout) as sink:
         total = source.count()
         with progress("index", total) as advance:
             report = index_images(
@@ -79,6 +83,7 @@ def index(
 def _opened(
     name: str,
     encoder: "Encoder",
+    index_kind: str,
     data_dir: Path | None,
     address: str | None,
     token: str | None,
@@ -92,7 +97,7 @@ def _opened(
         from kindred.sink import ClientSink, remote_collection
 
         with shared.connect(address, token, tls, ca, timeout) as client:
-            remote_collection(client, name, space=space, dim=dim)
+            remote_collection(client, name, space=space, dim=dim, index_kind=index_kind)
             yield ClientSink(client, name)
         return
     assert data_dir is not None  # noqa: S101  place() has seen to it
@@ -103,7 +108,7 @@ def _opened(
         try:
             collection = catalog.open(name)
         except NotFoundError:
-            collection = catalog.create(name, space=space, dim=dim)
+            collection = catalog.create(name, space=space, dim=dim, index_kind=index_kind)
         with collection:
             collection.check_space(space)
             yield collection

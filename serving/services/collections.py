@@ -5,7 +5,7 @@
 import contextlib
 from collections.abc import AsyncIterator
 
-from encoder.errors import InvalidArgumentError, UnimplementedError
+from encoder.errors import InvalidArgumentError
 from kindred.v1 import collections_pb2 as pb
 from kindred.v1 import collections_pb2_grpc, common_pb2
 from serving.conditions import given_filter, write_value
@@ -153,7 +153,8 @@ class Collections(collections_pb2_grpc.CollectionsServicer):
         return pb.FacetResponse(counts=counts)
 
     async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> pb.SnapshotResponse:
-        raise UnimplementedError("Snapshot is not served yet by this version")
+        taken = await self._store.snapshot(request.collection)
+        return pb.SnapshotResponse(name=taken.name, disk_bytes=taken.disk_bytes, sequence=taken.sequence)
 
 
 def _read_token(token: str) -> int:

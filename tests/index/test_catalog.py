@@ -51,7 +51,7 @@ def test_a_name_is_only_a_name(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("space", "dim", "kind"),
-    [("", 2, "auto"), ("x" * 129, 2, "auto"), ("s", 0, "auto"), ("s", 65_537, "auto"), ("s", 2, "hnsw")],
+    [("", 2, "auto"), ("x" * 129, 2, "auto"), ("s", 0, "auto"), ("s", 65_537, "auto"), ("s", 2, "best")],
 )
 def test_a_collection_out_of_range_is_refused(tmp_path: Path, space: str, dim: int, kind: str) -> None:
     with Catalog(tmp_path) as catalog:

@@ -246,9 +246,17 @@ def test_limits_on_keys_and_pages(server: Running, name: str) -> None:
         refused(call, grpc.StatusCode.INVALID_ARGUMENT)
 
 
+def test_a_snapshot_is_taken_while_it_is_served(server: Running, name: str) -> None:
+    upsert(server, name, item("a"))
+    taken = server.collections.Snapshot(pb.SnapshotRequest(collection=name))
+    assert taken.name.startswith(f"{name}/")
+    assert taken.sequence == 1
+    assert taken.disk_bytes > 4096
+    refused(lambda: server.collections.Snapshot(pb.SnapshotRequest(collection="missing")), grpc.StatusCode.NOT_FOUND)
+
+
 def test_what_this_version_does_not_serve_says_so_by_name(server: Running, name: str) -> None:
     calls: dict[str, Callable[[], object]] = {
-        "Snapshot": lambda: server.collections.Snapshot(pb.SnapshotRequest(collection=name)),
         "Reload": lambda: server.admin.Reload(admin_pb2.ReloadRequest()),
     }
     for what, call in calls.items():

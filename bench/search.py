@@ -1,0 +1,364 @@
+"""How fast the store answers and writes, beside FAISS as people call it and embedded vector databases.
+
+    python bench/search.py                       every section, 1,000,000 × 128 where the target says so (some minutes)
+    python bench/search.py --short               every section on a twentieth of the data (about a minute)
+    python bench/search.py --sections exact,open
+
+Sections: exact, clients, fresh, writes, open, approximate. Peers (pip install lancedb qdrant-client milvus-lite
+pymilvus hnswlib) that are not installed are left out. Random unit vectors, except `approximate`: 1,000 clusters. Ratios
+are taken round by round, interleaved, and their median is reported. Every section runs in its own process.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench import search_peers
+from bench.harness import Target, interleave, ratio, report
+from bench.search_common import (
+    BLAS_DEFAULT,
+    CORES,
+    FAISS,
+    OURS,
+    K,
+    Result,
+    Vectors,
+    as_people_call_it,
+    fill,
+    sgemm_peak,
+    timed,
+    unit_vectors,
+)
+from index import search
+from index.catalog import Catalog
+from index.collection import LocalCollection
+from index.types import Item
+
+
+def exact(folder: Path, scale: float) -> Result:
+    """Batches of 64, exactly."""
+    result = Result()
+    for dim, count in ((128, int(100_000 * max(scale, 0.2))), (512, int(50_000 * max(scale, 0.2)))):
+        vectors, queries = unit_vectors(count, dim), unit_vectors(64, dim, 5)
+        index = FAISS.IndexFlatIP(dim)
+        index.add(vectors)
+        with Catalog(folder / str(dim)) as catalog:
+            collection = fill(catalog, vectors)
+            same = as_people_call_it(index, queries).tolist() == [
+                [int(one.key) for one in found] for found in collection.search(queries, OURS)
+            ]
+            times = interleave(
+                {
+                    "kindred": lambda c=collection, q=queries: timed(lambda: c.search(q, OURS)),  # type: ignore[misc]
+                    "faiss": lambda i=index, q=queries: timed(lambda: as_people_call_it(i, q)),  # type: ignore[misc]
+                },
+                9,
+            )
+        ours = statistics.median(times["kindred"])
+        shape = f"64 × {count:,} × {dim}"
+        result.add(f"exact {shape}: kindred", 1e3 * ours, "ms")
+        result.add(f"exact {shape}: faiss default", 1e3 * statistics.median(times["faiss"]), "ms")
+        result.add(f"exact {shape}: same ids", float(same), "", 1)
+        result.add(f"exact {shape}: times faiss default", ratio(times["faiss"], times["kindred"]), "×", 5)
+        peak = sgemm_peak()
+        result.add(f"exact {shape}: share of SGEMM peak", 2 * 64 * count * dim / ours / 1e9 / peak, "", 0.7)
+    return result
+
+
+def clients(folder: Path, scale: float) -> Result:
+    """Eight clients, one query at a time each."""
+    result = Result()
+    vectors, queries = unit_vectors(int(100_000 * max(scale, 0.2)), 128), unit_vectors(512, 128, 5)
+    index = FAISS.IndexFlatIP(128)
+    index.add(vectors)
+
+    def rate(ask: Callable[[Vectors], object], count: int) -> float:
+        with ThreadPoolExecutor(8) as pool:
+            return count / timed(lambda: list(pool.map(lambda n: ask(queries[n : n + 1]), range(count))))
+
+    def naive(query: Vectors) -> None:
+        FAISS.omp_set_num_threads(CORES)
+        index.search(query, K)
+
+    def naive_rate() -> float:
+        FAISS.cvar.distance_compute_blas_threshold = BLAS_DEFAULT
+        try:
+            return rate(naive, 64)
+        finally:
+            FAISS.cvar.distance_compute_blas_threshold = 1
+
+    with Catalog(folder) as catalog:
+        collection = fill(catalog, vectors)
+        rates = interleave(
+            {
+                "kindred": lambda: rate(lambda query: collection.search(query, OURS), 512),
+                "faiss": naive_rate,
+            },
+            5,
+        )
+    result.add("8 clients: kindred", statistics.median(rates["kindred"]), "queries/s")
+    result.add("8 clients: faiss a request", statistics.median(rates["faiss"]), "queries/s")
+    result.add("8 clients: times faiss", ratio(rates["kindred"], rates["faiss"]), "×", 10)
+    return result
+
+
+def fresh(folder: Path, scale: float) -> Result:
+    """One query right after a write, on 20,000 × 128."""
+    result = Result()
+    vectors, queries, extra = unit_vectors(20_000, 128), unit_vectors(100, 128, 5), unit_vectors(100, 128, 6)
+    peers = {
+        name: search_peers.opened(name, kind, folder, vectors)
+        for name, kind in search_peers.present(list(search_peers.PEERS)).items()
+    }
+    peers = {name: peer for name, peer in peers.items() if peer is not None}
+    with Catalog(folder) as catalog:
+        collection = fill(catalog, vectors)
+        turn = dict.fromkeys(("kindred", *peers), 0)
+
+        def ours() -> float:
+            number = turn["kindred"] = turn["kindred"] + 1
+            collection.upsert([Item(str(20_000 + number), extra[number])])
+            return timed(lambda: collection.search(queries[number : number + 1], OURS))
+
+        def theirs(name: str) -> float:
+            number = turn[name] = turn[name] + 1
+            peers[name].add(20_000 + number, extra[number : number + 1])
+            return timed(lambda: peers[name].search(queries[number], K))
+
+        contenders: dict[str, Callable[[], float]] = {"kindred": ours}
+        contenders |= {name: lambda name=name: theirs(name) for name in peers}  # type: ignore[misc]
+        times = interleave(contenders, 15)
+    bounds = {"qdrant": 1, "lancedb": 10, "milvus-lite": 100}
+    for name, seconds in times.items():
+        result.add(f"query after a write: {name}", 1e3 * statistics.median(seconds), "ms")
+    for name in peers:
+        result.add(f"query after a write: times {name}", ratio(times[name], times["kindred"]), "×", bounds[name])
+    return result
+
+
+def writes(folder: Path, scale: float) -> Result:
+    """Durable single upserts of 32 writers, one delete among many, import."""
+    result = Result()
+    dim, count = 128, int(500_000 * scale)
+    vectors = unit_vectors(count, dim)
+    with Catalog(folder) as catalog:
+        collection = catalog.create("bench", space="bench", dim=dim)
+        items = [Item(str(n), vectors[n], f"c{n % 100}") for n in range(count)]
+        seconds = timed(lambda: [collection.upsert(items[begin : begin + 4096]) for begin in range(0, count, 4096)])
+        result.add(f"import of {count:,} × {dim}", count / seconds, "items/s", 30_000)
+        random = np.random.default_rng(0)
+        keys = [str(n) for n in random.permutation(count)[:200]]
+        deletes = [timed(lambda key=key: collection.delete([key])) for key in keys]  # type: ignore[misc]
+        result.add(f"one delete among {count:,}: kindred", 1e3 * statistics.median(deletes), "ms", 0.25, False)
+        index = FAISS.IndexIDMap2(FAISS.IndexFlatIP(dim))
+        index.add_with_ids(vectors, np.arange(count))
+        removes = [timed(lambda n=n: index.remove_ids(np.array([n]))) for n in range(5, 500, 100)]  # type: ignore[misc]
+        times = statistics.median(removes) / statistics.median(deletes)
+        result.add(f"one delete among {count:,}: times IDMap2", times, "×", 100)
+
+        def upserts(upsert: Callable[[int], object], writers: int, each: int) -> float:
+            with ThreadPoolExecutor(writers) as pool:
+                return writers * each / timed(lambda: list(pool.map(upsert, range(writers * each))))
+
+        single = catalog.create("single", space="bench", dim=dim)
+        ours = upserts(lambda n: single.upsert([Item(str(n), vectors[n])]), 32, 60)
+        result.add("32 writers, single upserts: kindred", ours, "items/s")
+    for name, kind in search_peers.present(["lancedb"]).items():
+        peer = search_peers.opened(name, kind, folder, vectors[:1])
+        lock = threading.Lock()  # its tables refuse concurrent commits
+
+        def add(n: int, peer: Any = peer, lock: threading.Lock = lock) -> None:
+            with lock:
+                peer.add(n, vectors[n : n + 1])
+
+        theirs = upserts(add, 32, 4)
+        result.add(f"32 writers, single upserts: {name}", theirs, "items/s")
+        result.add(f"32 writers, single upserts: times {name}", ours / theirs, "×", 10)
+    return result
+
+
+OPENING = """
+import json, sys, time
+from pathlib import Path
+import numpy as np
+import faiss
+from index.catalog import Catalog
+from index.types import SearchOptions
+def resident():
+    return {line.split()[0]: int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("Rss")}
+query = np.random.default_rng(5).standard_normal((1, 128)).astype(np.float32)
+before = sum(resident().values())
+start = time.perf_counter()
+if sys.argv[1] == "faiss":
+    faiss.read_index(sys.argv[2]).search(query, 10)
+else:
+    collection = Catalog(Path(sys.argv[2])).open("bench")
+    collection.search(query, SearchOptions(k=10))
+seconds = time.perf_counter() - start
+if sys.argv[1] != "faiss":
+    for _ in range(20):
+        collection.search(query, SearchOptions(k=10))
+print(json.dumps({"seconds": seconds, "kib": sum(resident().values()) - before}))
+"""
+
+
+def opening(folder: Path, scale: float) -> Result:
+    """Open to the first answer, in fresh processes; memory; a search among one in a hundred."""
+    result = Result()
+    count = int(1_000_000 * scale)
+    vectors = unit_vectors(count, 128)
+    with Catalog(folder) as catalog:
+        fill(catalog, vectors)
+    index = FAISS.IndexFlatIP(128)
+    index.add(vectors)
+    FAISS.write_index(index, str(folder / "faiss"))
+
+    def ask(what: str, place: Path) -> dict[str, float]:
+        command = [sys.executable, "-c", OPENING, what, str(place)]
+        answer: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        return answer
+
+    times = interleave(
+        {
+            "kindred": lambda: ask("kindred", folder)["seconds"],
+            "faiss": lambda: ask("faiss", folder / "faiss")["seconds"],
+        },
+        5,
+    )
+    shape = f"{count:,} × 128"
+    result.add(f"open to first answer, {shape}: kindred", 1e3 * statistics.median(times["kindred"]), "ms", 100, False)
+    result.add(f"open to first answer, {shape}: faiss", 1e3 * statistics.median(times["faiss"]), "ms")
+    result.add(f"open to first answer, {shape}: times faiss", ratio(times["faiss"], times["kindred"]), "×", 10)
+    memory = ask("kindred", folder)["kib"] * 1024 / vectors.nbytes
+    result.add(f"memory serving flat, {shape}: times its vectors", memory, "×", 1.15, False)
+    with Catalog(folder) as catalog:
+        collection = catalog.open("bench")
+        snapshot = collection._store.snapshot()
+        queries = unit_vectors(1, 128, 5)
+        code = snapshot.label_names.index("c7")
+
+        def among() -> float:
+            return timed(lambda: search.nearest(snapshot, queries[:1], K, snapshot.labels == code))
+
+        pair = interleave({"1 %": among, "all": lambda: timed(lambda: search.nearest(snapshot, queries[:1], K))}, 9)
+        result.add(f"exact query among 1 % of {shape}", 1e3 * statistics.median(pair["1 %"]), "ms")
+        result.add(f"exact query among 1 % of {shape}: times all", ratio(pair["all"], pair["1 %"]), "×", 3)
+    return result
+
+
+def approximate(folder: Path, scale: float) -> Result:
+    """Recall and rate of the approximate kinds in batches of 64 beside hnswlib, on clustered vectors."""
+    result = Result()
+    count, dim = int(1_000_000 * scale), 128
+    vectors, queries = unit_vectors(count, dim, clusters=1000), unit_vectors(512, dim, 5, clusters=1000)
+    index = FAISS.IndexFlatIP(dim)
+    index.add(vectors)
+    truth = [set(row) for row in index.search(queries, K)[1].tolist()]
+    del index
+
+    def recall(found: list[list[int]]) -> float:
+        return statistics.mean(len(best & set(one)) / K for best, one in zip(truth, found, strict=True))
+
+    best = 0.0
+    for kind in ("flat", "ivf", "hnsw", "pq"):
+        with Catalog(folder / kind) as catalog:
+            collection = fill(catalog, vectors, kind)
+            built = timed(collection.build_index)
+
+            def ask(collection: LocalCollection = collection) -> list[list[int]]:
+                parts = [collection.search(queries[n : n + 64], OURS) for n in range(0, 512, 64)]
+                return [[int(one.key) for one in found] for part in parts for found in part]
+
+            rate = 512 / statistics.median(timed(ask) for _ in range(5))
+            info = collection.info()
+            reached = recall(ask())
+        result.add(f"{kind}: recall@10", reached, "", 0.95 if kind != "flat" else 0.9999)
+        if info.recall is not None:
+            result.add(f"{kind}: recall@10 as info says", info.recall, "")
+        result.add(f"{kind}: batches of 64", rate, "queries/s")
+        result.add(f"{kind}: building", built, "s")
+        if kind != "flat" and reached >= 0.95:
+            best = max(best, rate)
+    try:
+        import hnswlib
+    except ImportError:
+        print("hnswlib: left out, it is not installed")
+        return result
+    graph = hnswlib.Index(space="ip", dim=dim)
+    graph.init_index(max_elements=count, ef_construction=100, M=16)
+    graph.set_num_threads(CORES)
+    result.add("hnswlib: building", timed(lambda: graph.add_items(vectors)), "s")
+    for effort in (16, 32, 64, 128, 256, 512):
+        graph.set_ef(effort)
+        reached = recall(graph.knn_query(queries, K)[0].tolist())
+        if reached >= 0.95:
+            break
+    batches = [timed(lambda: [graph.knn_query(queries[n : n + 64], K) for n in range(0, 512, 64)]) for _ in range(5)]
+    rate = 512 / statistics.median(batches)
+    result.add("hnswlib: recall@10", reached, "")
+    result.add("hnswlib: batches of 64", rate, "queries/s")
+    result.add("approximate: times hnswlib at recall ≥ 0.95", best / rate, "×", 1)
+    return result
+
+
+SECTIONS: dict[str, Callable[[Path, float], Result]] = {
+    "exact": exact,
+    "clients": clients,
+    "fresh": fresh,
+    "writes": writes,
+    "open": opening,
+    "approximate": approximate,
+}
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = argparse.ArgumentParser(description="The store beside FAISS and embedded vector databases.")
+    parser.add_argument("--sections", default=",".join(SECTIONS), help="comma-separated")
+    parser.add_argument("--short", action="store_true", help="a twentieth of the data")
+    parser.add_argument("--scale", type=float, default=None, help="share of the data, 1 by default")
+    parser.add_argument("--folder", type=Path, default=None, help="where the data go; default a temporary folder")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    scale = options.scale or (0.05 if options.short else 1.0)
+    if options.one:
+        found = SECTIONS[options.one](options.folder, scale)
+        targets = [(one.name, one.value, one.bound, one.at_least) for one in found.targets]
+        print(json.dumps({"rows": found.rows, "targets": targets, "figures": found.figures}))
+        return
+    whole = Result()
+    for name in options.sections.split(","):
+        with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+            command = [sys.executable, __file__, "--one", name, "--scale", str(scale), "--folder", temporary]
+            root = str(Path(__file__).resolve().parents[1])
+            paths = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+            run = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths})
+        *said, last = run.stdout.splitlines() or [""]
+        print(*said, sep="\n", end="\n" if said else "")
+        if run.returncode:
+            print(f"{name}: failed, see above")
+            continue
+        answer = json.loads(last)
+        whole.rows += [tuple(row) for row in answer["rows"]]
+        whole.targets += [Target(*target) for target in answer["targets"]]
+        whole.figures |= answer["figures"]
+    packages = ["faiss-cpu", "numpy", "lancedb", "qdrant-client", "milvus-lite", "hnswlib"]
+    report(f"search, scale {scale:g}", ("what", "figure"), whole.rows, whole.targets, whole.figures, packages)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""Approximate indexes over a collection's sealed rows: they propose slots, whose similarities are computed exactly.
+
+    hnsw   graph over vectors of 8 bits a component (Malkov and Yashunin 2018)
+    ivf    inverted lists, 8 bits a component
+    pq     inverted lists, product quantisation to a quarter of a byte a component (Jégou et al. 2011)
+
+All of them are smaller than the vectors, which stay where they are, mapped. An index is built in the background and its
+effort (`efSearch`, `nprobe`, number of proposals) raised until its recall, measured on the collection's own vectors,
+is what it should be. The file's SHA-256 is checked before it is loaded; without an index, searches are exact.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from index.columns import Mask, Snapshot
+from index.flat import top_k
+from index.segments import StoppedError, sync_folder, write_whole
+from index.types import Vector
+
+AUTO_FROM = 200_000
+BUILD_FROM = 5_000
+_AUTO_KIND = "ivf"
+_GOOD_RECALL = 0.98
+_ASKED = 200
+_K = 10
+_ADDED_AT_ONCE = 20_000
+_LINKS = 32
+_TRAINED_ON = 40  # vectors a centroid
+_EFFORTS = {"hnsw": (32, 64, 128, 256, 512), "ivf": (2, 4, 8, 16, 32, 64, 128, 256), "pq": (2, 4, 8, 16, 32, 64, 128)}
+# Candidates that are scored exactly, a neighbour: the coarser the codes, the more.
+_PROPOSALS = {"hnsw": (2.0,), "ivf": (2.0,), "pq": (8.0, 32.0)}
+_QUERIES_A_THREAD = 8
+# FAISS's own type hints lack much of what is used here.
+_FAISS: Any = faiss
+_THREADS: int = _FAISS.omp_get_max_threads()
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What an index file is.
+
+    Attributes:
+        kind: `hnsw`, `ivf` or `pq`.
+        generation: of the segments whose slots it holds.
+        rows: it holds the slots below this one.
+        effort: `efSearch` or `nprobe`.
+        proposals: candidates a neighbour.
+        recall: recall@10 on the collection's own vectors.
+        sha256: of the file.
+    """
+
+    kind: str
+    generation: str
+    rows: int
+    effort: int
+    proposals: float
+    recall: float
+    sha256: str
+
+
+class Approximate:
+    """An index in memory. Any number of threads may ask it.
+
+    Args:
+        index: FAISS's index.
+        description: what it is.
+    """
+
+    def __init__(self, index: Any, description: Description) -> None:
+        self._index = index
+        self.description = description
+        self._lock = threading.Lock()
+        self._live: tuple[int, NDArray[np.uint8]] | None = None
+
+    @property
+    def rows(self) -> int:
+        """It holds the slots below this one."""
+        return self.description.rows
+
+    def propose(self, queries: Vector, k: int, snapshot: Snapshot, mask: Mask | None) -> NDArray[np.int64]:
+        """Return slots that may be among the `k` nearest, int64 [N, m]; -1 where fewer were found.
+
+        Args:
+            queries: float32 [N, D] of unit length, C-contiguous.
+            k: neighbours that are wanted.
+            snapshot: the collection; of its slots those are proposed that it sees, as far as the index goes.
+            mask: bool [n], live slots that match; None means every live slot.
+        """
+        count = min(self.rows, int(np.ceil(k * self.description.proposals)) + _K)
+        selector, bits = None, self._bits(snapshot, mask)
+        if bits is not None:
+            selector = _FAISS.IDSelectorBitmap(bits)  # wraps the bits, and does not keep them alive
+        if self.description.kind == "hnsw":
+            options = _FAISS.SearchParametersHNSW(efSearch=max(self.description.effort, count), sel=selector)
+        else:
+            options = _FAISS.SearchParametersIVF(nprobe=self.description.effort, sel=selector)
+        slots = np.empty((len(queries), count), np.int64)
+
+        def scan(begin: int, end: int) -> None:
+            _FAISS.omp_set_num_threads(1)  # counts for this thread alone
+            slots[begin:end] = self._index.search(queries[begin:end], count, params=options)[1]
+
+        parts = max(1, min(_THREADS, len(queries) // _QUERIES_A_THREAD))
+        edges = [len(queries) * part // parts for part in range(parts + 1)]
+        others = [_pool().submit(scan, begin, end) for begin, end in itertools.pairwise(edges[1:])]
+        scan(0, edges[1])
+        for other in others:
+            other.result()
+        slots[slots >= len(snapshot)] = -1  # the snapshot is of before
+        return slots
+
+    def _bits(self, snapshot: Snapshot, mask: Mask | None) -> NDArray[np.uint8] | None:
+        """Return which slots may be proposed as FAISS's bitmap; None for all of them."""
+        if mask is not None:
+            return _packed(mask, self.rows)
+        if snapshot.live == len(snapshot):
+            return None
+        with self._lock:
+            known = self._live
+        if known is None or known[0] != snapshot.sequence:
+            known = (snapshot.sequence, _packed(snapshot.alive(), self.rows))
+            with self._lock:
+                self._live = known
+        return known[1]
+
+
+def _packed(mask: Mask, rows: int) -> NDArray[np.uint8]:
+    bits = np.packbits(mask[:rows], bitorder="little")
+    return np.pad(bits, (0, max(0, (rows + 7) // 8 - len(bits))))
+
+
+def kind_for(wanted: str, rows: int) -> str:
+    """Return the kind of index that a collection of so many rows should have."""
+    if wanted == "auto":
+        return _AUTO_KIND if rows >= AUTO_FROM else "flat"
+    return wanted if rows >= BUILD_FROM else "flat"
+
+
+def build(
+    kind: str, generation: str, snapshot: Snapshot, rows: int, stop: Callable[[], bool] = lambda: False
+) -> Approximate:
+    """Build an index over the first `rows` slots and measure it.
+
+    Raises:
+        StoppedError: `stop` said so.
+    """
+    vectors = snapshot.vectors[:rows]
+    _FAISS.omp_set_num_threads(max(1, _THREADS // 2))  # counts for this thread alone
+    index = _empty(kind, vectors.shape[1], rows)
+    count = min(rows, max(50_000 if kind == "hnsw" else 0, _TRAINED_ON * getattr(index, "nlist", 0)))
+    random = np.random.default_rng(0)
+    index.train(vectors[np.sort(random.choice(rows, count, replace=False))])
+    for begin in range(0, rows, _ADDED_AT_ONCE):
+        if stop():
+            raise StoppedError
+        index.add(vectors[begin : begin + _ADDED_AT_ONCE])
+    return _tuned(index, Description(kind, generation, rows, 0, 0.0, 0.0, ""), snapshot, stop)
+
+
+def _empty(kind: str, dim: int, rows: int) -> Any:
+    if kind == "hnsw":
+        index = _FAISS.IndexHNSWSQ(dim, _FAISS.ScalarQuantizer.QT_8bit, _LINKS, _FAISS.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = 80
+        return index
+    lists = int(2 ** np.clip(np.floor(np.log2(min(4 * np.sqrt(rows), rows / _TRAINED_ON))), 0, 16))
+    codes = "SQ8" if kind == "ivf" else f"PQ{_subquantisers(dim)}"
+    index = _FAISS.index_factory(dim, f"IVF{lists},{codes}", _FAISS.METRIC_INNER_PRODUCT)
+    index.cp.niter = 8
+    index.cp.min_points_per_centroid = 1  # else it warns on standard error
+    if kind == "pq":
+        index.pq.cp.niter = 8
+        index.pq.cp.min_points_per_centroid = 1
+        index.do_polysemous_training = False  # orders the codes for a search that is not ours, and takes minutes
+    return index
+
+
+def _subquantisers(dim: int) -> int:
+    return next(parts for parts in range(max(1, dim // 4), 0, -1) if dim % parts == 0)
+
+
+def _tuned(index: Any, description: Description, snapshot: Snapshot, stop: Callable[[], bool]) -> Approximate:
+    """Raise the effort until the recall is good, and say what it is."""
+    rows = description.rows
+    live = np.flatnonzero(snapshot.died[:rows] > snapshot.sequence)
+    random = np.random.default_rng(1)
+    asked = np.sort(random.choice(live, min(_ASKED, len(live)), replace=False))
+    queries = np.ascontiguousarray(snapshot.vectors[asked])
+    # A vector finds itself at once; that proves nothing, and is left out.
+    truth = _others(top_k(queries, snapshot.vectors[:rows], min(rows, _K + 1))[1], asked)
+    best = Approximate(index, description)
+    for proposals in _PROPOSALS[description.kind]:
+        for effort in _EFFORTS[description.kind]:
+            if stop():
+                raise StoppedError
+            best = Approximate(index, replace(description, effort=effort, proposals=proposals))
+            slots = best.propose(queries, _K + 1, snapshot, np.ones(rows, np.bool_))
+            recall = _recall(truth, [row[row != own] for row, own in zip(slots, asked, strict=True)])
+            best.description = replace(best.description, recall=recall)
+            if recall >= _GOOD_RECALL:
+                return best
+    return best
+
+
+def _others(slots: NDArray[np.int64], own: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return [row[row != slot][:_K] for row, slot in zip(slots, own, strict=True)]
+
+
+def _recall(truth: Sequence[NDArray[np.int64]], found: Sequence[NDArray[np.int64]]) -> float:
+    hits = [len(np.intersect1d(one, other)) / max(1, len(one)) for one, other in zip(truth, found, strict=True)]
+    return float(np.mean(hits)) if hits else 1.0
+
+
+def save(folder: Path, approximate: Approximate) -> Approximate:
+    """Put an index on disk; return it with its SHA-256.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
+    folder.mkdir(exist_ok=True)
+    path, temporary = folder / "index-data", folder / ".index-data.new"
+    digest = hashlib.sha256()
+    failures: list[OSError] = []
+    with temporary.open("wb") as file:
+
+        def write(block: bytes) -> int:
+            try:
+                file.write(block)
+            except OSError as error:
+                failures.append(error)
+            digest.update(block)
+            return len(block)
+
+        _FAISS.write_index(approximate._index, _FAISS.PyCallbackIOWriter(write))
+        if failures:
+            temporary.unlink()
+            raise failures[0]
+        file.flush()
+        os.fsync(file.fileno())
+    description = replace(approximate.description, sha256=digest.hexdigest())
+    temporary.replace(path)
+    sync_folder(folder)
+    write_whole(folder / "index-description", json.dumps(asdict(description)).encode())
+    approximate.description = description
+    return approximate
+
+
+def describe(folder: Path) -> Description | None:
+    """Return what the index on disk is; None when there is none."""
+    try:
+        return Description(**json.loads((folder / "index-description").read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def load(folder: Path, stop: Callable[[], bool] = lambda: False) -> Approximate | None:
+    """Load the index from disk; None when there is none that is whole.
+
+    Raises:
+        StoppedError: `stop` said so.
+    """
+    description = describe(folder)
+    if description is None:
+        return None
+    path = folder / "index-data"
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 23):
+                digest.update(block)
+                if stop():
+                    raise StoppedError
+        if digest.hexdigest() != description.sha256:
+            return None
+        return Approximate(_FAISS.read_index(str(path)), description)
+    except (OSError, RuntimeError):
+        return None
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(1, _THREADS - 1), thread_name_prefix="propose")

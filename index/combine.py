@@ -1,0 +1,100 @@
+"""Lets single queries that come at the same time share one pass over the vectors.
+
+A query that finds nobody at work begins at once. Those that come meanwhile wait for a place, and whoever gets it takes
+all that wait along: many queries cost little more than one, because reading the vectors is what takes the time.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+Question = TypeVar("Question")
+Answer = TypeVar("Answer")
+
+_MOST = 64
+
+
+@dataclass(slots=True, eq=False)
+class _Asked(Generic[Question, Answer]):
+    """A question and what became of it; `ready` is set when it has its answer, or its turn to work."""
+
+    question: Question
+    ready: threading.Event = field(default_factory=threading.Event)
+    done: bool = False
+    answer: Answer | None = None
+    error: BaseException | None = None
+
+
+class Combiner(Generic[Question, Answer]):
+    """Answers questions of many threads, those together that wait together.
+
+    Args:
+        work: answers some questions, in their order.
+        at_once: threads that work at the same time; None for one a core.
+    """
+
+    def __init__(self, work: Callable[[Sequence[Question]], Sequence[Answer]], at_once: int | None = None) -> None:
+        self._work = work
+        self._lock = threading.Lock()
+        self._free = at_once or _cores()
+        self._waiting: list[_Asked[Question, Answer]] = []
+
+    def ask(self, question: Question) -> Answer:
+        """Return the answer; raises what the work raised."""
+        own: _Asked[Question, Answer] = _Asked(question)
+        with self._lock:
+            begin = self._free > 0
+            if begin:
+                self._free -= 1
+            else:
+                self._waiting.append(own)
+        if not begin:
+            self._wait(own)
+        if not own.done:
+            self._lead(own)
+        if own.error is not None:
+            raise own.error
+        assert own.answer is not None  # noqa: S101  the work answers every question
+        return own.answer
+
+    def _wait(self, own: _Asked[Question, Answer]) -> None:
+        try:
+            own.ready.wait()
+        except BaseException:  # Ctrl-C
+            with self._lock:
+                left = own in self._waiting
+                if left:
+                    self._waiting.remove(own)
+            if not left:
+                # Somebody answers it, or has handed on a place, which must not be lost.
+                own.ready.wait()
+                if not own.done:
+                    self._lead(own)
+            raise
+
+    def _lead(self, own: _Asked[Question, Answer]) -> None:
+        """Answer what waits, one's own question with it, and hand the place on."""
+        with self._lock:
+            others = self._waiting[: _MOST - 1]
+            del self._waiting[: _MOST - 1]
+        batch = [own, *others]
+        try:
+            for asked, answer in zip(batch, self._work([asked.question for asked in batch]), strict=True):
+                asked.answer = answer
+        except BaseException as error:
+            for asked in batch:
+                asked.error = error
+        with self._lock:
+            following = self._waiting.pop(0) if self._waiting else None
+            self._free += following is None
+        if following is not None:
+            following.ready.set()
+        for asked in batch:
+            asked.done = True
+            asked.ready.set()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

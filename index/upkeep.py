@@ -1,0 +1,196 @@
+"""What a store does by itself, on a thread of its own: seal, compact, and check what is sealed.
+
+The thread starts when there is something to do for it. Nothing that it does holds up a reader, and a writer only for
+the moment in which new columns take the place of old ones.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from encoder.errors import KindredError
+from index.approximate import Description, build, describe, kind_for, load, save
+from index.columns import Columns
+from index.segments import Manifest, StoppedError
+
+if TYPE_CHECKING:
+    from index.store import Store
+
+log = logging.getLogger("kindred.index")
+
+# Sequence numbers since the last seal from which on sealing pays: at once, or when nothing else is written for a while.
+SEAL_FROM = 8192
+SEAL_WHEN_IDLE_FROM = 2048
+# … and at once only when they are this share of what is sealed already.
+_SEAL_SHARE = 1 / 16
+_IDLE_SECONDS = 2.0
+_SCRUB_AFTER_SECONDS = 1.0
+# The check after opening reads one block and then rests for so many times the time that it took.
+_RESTS = 3.0
+_LONGEST_REST = 0.5
+# An index is built anew when this many times its rows are sealed; what it lacks is looked at one by one.
+_OUTGROWN = 1.1
+
+
+class Upkeep:
+    """Keeps one store in order.
+
+    Args:
+        store: the store; a read-only one is checked, and never written.
+    """
+
+    def __init__(self, store: "Store") -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._unchecked: Manifest | None = store.sealed
+        self._full_at = -1
+        self._refused: Description | None = None
+        self._working = threading.RLock()
+        if self._unchecked is not None:
+            self._start()
+
+    def consider(self, sequence: int) -> None:
+        """Look, after a commit, whether there is something to do."""
+        if self._store.read_only:
+            return
+        if self._is_stale(sequence, SEAL_WHEN_IDLE_FROM) or self._store.wants_compaction():
+            self._start()
+            if self._is_due(sequence) or self._store.wants_compaction():
+                self._wake.set()
+
+    def close(self) -> None:
+        """Stop, and seal what is worth it so that opening again is quick."""
+        with self._lock:
+            self._stop.set()
+            self._wake.set()
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+        snapshot, _, _ = self._store.current()
+        if not self._store.read_only and self._is_stale(snapshot.sequence, SEAL_WHEN_IDLE_FROM):
+            self._attempt(self._seal, lambda: False)
+
+    def seal(self) -> None:
+        """Seal now, whatever there is."""
+        self._seal(lambda: False)
+
+    def compact(self) -> None:
+        """Leave out the dead slots now, and seal the rest."""
+        with self._working:
+            self._compact()
+            self._seal(lambda: False)
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None and not self._stop.is_set():
+                self._thread = threading.Thread(target=self._run, name=f"upkeep-{self._store.name}", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        opened = time.monotonic()
+        before = -1
+        while not self._stop.is_set():
+            woken = self._wake.wait(_SCRUB_AFTER_SECONDS if self._unchecked is not None else _IDLE_SECONDS)
+            self._wake.clear()
+            sequence = self._store.current()[0].sequence
+            idle, before = not woken and sequence == before, sequence
+            if not self._store.read_only:
+                if self._store.wants_compaction():
+                    self._attempt(lambda _: self._compact(), self._stop.is_set)
+                if self._is_due(sequence) or (idle and self._is_stale(sequence, SEAL_WHEN_IDLE_FROM)):
+                    self._attempt(self._seal, self._stop.is_set)
+            self._attempt(self._keep_index, self._stop.is_set)
+            if self._unchecked is not None and time.monotonic() - opened >= _SCRUB_AFTER_SECONDS:
+                self._attempt(self._scrub, self._paced())
+
+    def _is_stale(self, sequence: int, numbers: int) -> bool:
+        sealed = self._store.sealed
+        return sequence - (sealed.watermark if sealed else 0) >= numbers and sequence != self._full_at
+
+    def _is_due(self, sequence: int) -> bool:
+        sealed = self._store.sealed
+        return self._is_stale(sequence, max(SEAL_FROM, int(_SEAL_SHARE * sealed.rows) if sealed else 0))
+
+    def _attempt(self, work: Callable[[Callable[[], bool]], object], stop: Callable[[], bool]) -> None:
+        try:
+            work(stop)
+        except StoppedError:
+            pass
+        except (OSError, MemoryError) as error:
+            # Nothing is lost: the next write, or opening again, tries once more.
+            self._full_at = self._store.current()[0].sequence
+            log.warning("collection %s: its segments cannot be written (%s)", self._store.name, error)
+        except KindredError as error:
+            log.error("%s", error)
+
+    def _seal(self, stop: Callable[[], bool]) -> None:
+        with self._working:
+            snapshot, sealed, lineage = self._store.current()
+            self._store.note_sealed(self._store.segments.seal(snapshot, sealed, stop), lineage)
+
+    def _compact(self) -> None:
+        with self._working:
+            snapshot, _, lineage = self._store.current()
+            self._store.replace_columns(Columns.of_live(snapshot), snapshot.sequence, lineage)
+
+    def index(self) -> None:
+        """Build the index that the collection should have now."""
+        with self._working:
+            self._seal(lambda: False)
+            self._keep_index(lambda: False)
+
+    def _keep_index(self, stop: Callable[[], bool]) -> None:
+        """Load the approximate index, or build it when there is none, or one of far fewer rows."""
+        with self._working:
+            snapshot, sealed, lineage = self._store.current()
+            kind = kind_for(self._store.identity.index_kind, sealed.rows if sealed else 0)
+            if sealed is None or kind == "flat":
+                return
+            known = snapshot.approximate
+            folder = self._store.segments.folder
+            if known is None and (self._store.read_only and describe(folder) == self._refused):
+                return
+            if known is None:
+                known = load(folder, stop)
+                self._refused = describe(folder) if known is None else None
+                fits = known is not None and (known.description.kind, known.description.generation) == (
+                    kind,
+                    sealed.generation,
+                )
+                known = known if fits else None
+                if known is not None and known.rows <= len(snapshot):
+                    self._store.use_index(known, lineage)
+            if not self._store.read_only and (known is None or known.rows * _OUTGROWN < sealed.rows):
+                self._store.use_index(
+                    save(folder, build(kind, sealed.generation, snapshot, sealed.rows, stop)), lineage
+                )
+
+    def _scrub(self, stop: Callable[[], bool]) -> None:
+        """Check what was found sealed; when it is damaged, go on with what the database says."""
+        with self._working:
+            manifest, self._unchecked = self._unchecked, None
+            if manifest is None or self._store.segments.scrub(manifest, stop):
+                return
+            _, sealed, lineage = self._store.current()
+            if sealed is None or sealed.generation != manifest.generation:
+                return  # compacted or replaced meanwhile
+            log.warning("collection %s: a segment is damaged and is made again from the database", self._store.name)
+            fresh, since = self._store.read_all()
+            if self._store.replace_columns(fresh, since, lineage) and not self._store.read_only:
+                self._seal(self._stop.is_set)
+
+    def _paced(self) -> Callable[[], bool]:
+        last = time.monotonic()
+
+        def stop() -> bool:
+            nonlocal last
+            stopped = self._stop.wait(min(_RESTS * (time.monotonic() - last), _LONGEST_REST))
+            last = time.monotonic()
+            return stopped
+
+        return stop

@@ -1,0 +1,329 @@
+"""Kills a writer again and again; after each time nothing acknowledged may be lost and nothing gone may return.
+
+    python -m tests.index.crash --kills 1000 [--seed 0] [--folder DIR]
+
+A process writes to one collection with two threads (upserts, deletions), while it seals, compacts, vacuums and takes
+snapshots, all far more often than it would by itself. It is killed with SIGKILL at a random moment. Then, now and then,
+a derived file is damaged or garbage is appended to the log, and another process opens the collection, reads every item
+and compares searches with NumPy. The parent keeps the account: what was acknowledged, and what was under way.
+
+Processes are forked, not started, so that a kill costs some tenths of a second; the parent itself opens nothing.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from encoder.errors import FailedPreconditionError
+from index import store, upkeep
+from index.catalog import Catalog
+from index.types import Item, SearchOptions, Vector
+from tests.index.reference import unit
+
+NAME = "shop"
+DIM = 16
+THREADS = 2
+KEYS = 400
+_LONGEST = 0.12
+_PATIENCE = 60.0
+
+
+def vector_of(key: str, version: int) -> Vector:
+    """Return the vector of a version of an item, float32 [D]."""
+    seed = [version, *key.encode()]
+    return np.random.default_rng(seed).standard_normal(DIM).astype(np.float32)
+
+
+@dataclass(slots=True)
+class Account:
+    """What the collection must hold.
+
+    Attributes:
+        items: version of every key, as acknowledged.
+        open_writes: by number, the writes that were begun and not acknowledged: the version of each key, None for gone.
+        acknowledged: number of writes that were acknowledged.
+        doing: what the writer was at when it was killed, by how often.
+    """
+
+    items: dict[str, int] = field(default_factory=dict)
+    open_writes: dict[int, dict[str, int | None]] = field(default_factory=dict)
+    acknowledged: int = 0
+    doing: Counter[str] = field(default_factory=Counter)
+
+    def read(self, lines: list[str]) -> None:
+        """Take in what a writer said."""
+        under_way: Counter[str] = Counter()
+        for line in lines:
+            said = json.loads(line)
+            if "begin" in said:
+                self.open_writes[said["begin"]] = said["to"]
+                under_way["delete" if None in said["to"].values() else "upsert"] += 1
+            elif "done" in said:
+                self.acknowledged += 1
+                versions = self.open_writes.pop(said["done"])
+                under_way["delete" if None in versions.values() else "upsert"] -= 1
+                self._apply(versions)
+            else:
+                under_way[said["doing"]] += 1 if said["on"] else -1
+        self.doing.update(+under_way)
+
+    def settle(self, found: dict[str, int]) -> None:
+        """Compare with what was found after a kill, and go on from there; raises AssertionError."""
+        for versions in self.open_writes.values():
+            done = {key: found.get(key) == version for key, version in versions.items()}
+            before = {key: found.get(key) == self.items.get(key) for key in versions}
+            assert all(done.values()) or all(before.values()), f"half of a write is there: {versions}, {found}"
+            if all(done.values()):
+                self._apply(versions)
+        self.open_writes.clear()
+        lost = {key: version for key, version in self.items.items() if found.get(key) != version}
+        assert not lost, f"acknowledged and lost: {lost}, found {[found.get(key) for key in lost]}"
+        returned = found.keys() - self.items.keys()
+        assert not returned, f"deleted and back: {returned}"
+
+    def _apply(self, versions: dict[str, int | None]) -> None:
+        for key, version in versions.items():
+            if version is None:
+                self.items.pop(key, None)
+            else:
+                self.items[key] = version
+
+
+def write_on(folder: Path, seed: int, say: Callable[[dict[str, Any]], None]) -> None:
+    """Write without end; to be killed."""
+    _hurry()
+    catalog = Catalog(folder)
+    collection = catalog.open(NAME)
+    numbers = iter(range(sys.maxsize))
+    lock = threading.Lock()
+
+    def change(random: np.random.Generator, own: int) -> None:
+        count = int(random.integers(1, 12))
+        keys = {f"{own}-{number}" for number in random.integers(0, KEYS, count).tolist()}
+        with lock:
+            number = next(numbers)
+        if random.random() < 0.3:
+            say({"begin": number, "to": dict.fromkeys(keys)})
+            collection.delete(list(keys))
+        else:
+            version = int(random.integers(1 << 30))
+            say({"begin": number, "to": dict.fromkeys(keys, version)})
+            collection.upsert([Item(key, vector_of(key, version), str(version), {"version": version}) for key in keys])
+        say({"done": number})
+
+    def work(own: int) -> None:
+        random = np.random.default_rng([seed, own])
+        while True:
+            change(random, own)
+
+    def look_after() -> None:
+        random = np.random.default_rng([seed, THREADS])
+        acts: dict[str, Callable[[], object]] = {
+            "seal": collection.seal,
+            "compact": collection.compact,
+            "snapshot": lambda: catalog.snapshot(NAME),
+        }
+        while True:
+            what = str(random.choice(list(acts), p=[0.45, 0.45, 0.1]))
+            say({"doing": what, "on": True})
+            acts[what]()
+            say({"doing": what, "on": False})
+            time.sleep(float(random.random()) * 0.01)
+
+    threads = [threading.Thread(target=work, args=(own,)) for own in range(THREADS)]
+    threads.append(threading.Thread(target=look_after))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def check(folder: Path, seed: int, say: Callable[[dict[str, Any]], None]) -> None:
+    """Open the collection, read all of it, compare searches with NumPy, and say what it holds."""
+    _hurry()
+    random = np.random.default_rng(seed)
+    with Catalog(folder) as catalog:
+        collection = catalog.open(NAME)
+        sealed = collection._store.sealed is not None
+        stored = list(collection.items())
+        if collection._store._upkeep._unchecked is not None:
+            end = time.monotonic() + _PATIENCE
+            while collection._store._upkeep._unchecked is not None and time.monotonic() < end:
+                time.sleep(0.002)
+        with collection._store._upkeep._working:
+            assert len(stored) == collection.count() == collection.info().count
+        found = {}
+        for item in stored:
+            assert item.label is not None
+            found[item.key] = int(item.label)
+            assert item.payload == {"version": int(item.label)}
+            np.testing.assert_allclose(item.vector, unit(vector_of(item.key, int(item.label)))[0], atol=1e-6)
+        if stored:
+            queries = random.standard_normal((4, DIM)).astype(np.float32)
+            products = unit(queries) @ np.stack([item.vector for item in stored]).T
+            for row, answer in enumerate(collection.search(queries, SearchOptions(k=5))):
+                best = np.argsort(-products[row], kind="stable")[:5]
+                assert [one.key for one in answer] == [stored[place].key for place in best]
+    with Catalog(folder) as catalog:
+        assert catalog.verify(NAME).intact
+        taken = catalog.snapshots()
+        if taken and random.random() < 0.2:
+            one = taken[int(random.integers(len(taken)))]
+            assert catalog.restore(one.name, "copy").count == one.count
+            assert catalog.verify("copy").intact
+            catalog.drop("copy")
+        if len(taken) > 5:
+            shutil.rmtree(folder / "snapshots")
+    say({"found": found, "sealed": sealed})
+
+
+def refused(folder: Path, _: int, say: Callable[[dict[str, Any]], None]) -> None:
+    """Try to be a second writer."""
+    try:
+        Catalog(folder).open(NAME)
+        say({"refused": False})
+    except FailedPreconditionError:
+        say({"refused": True})
+
+
+def damage(folder: Path, random: np.random.Generator) -> str:
+    """Damage a derived file, or leave garbage after the log's end; return what was done."""
+    collection = folder / "collections" / NAME
+    files = [path for path in sorted((collection / "segments").rglob("*")) if path.is_file()]
+    kind = str(random.choice(["none", "flip", "cut", "remove", "tail"], p=[0.6, 0.1, 0.1, 0.1, 0.1]))
+    if kind == "tail":
+        log = collection / "items.sqlite-wal"
+        if log.exists():
+            with log.open("ab") as file:
+                file.write(random.bytes(int(random.integers(1, 9000))))
+        return kind
+    if kind == "none" or not files:
+        return "none"
+    path = files[int(random.integers(len(files)))]
+    data = bytearray(path.read_bytes())
+    if kind == "remove":
+        path.unlink()
+    elif kind == "cut":
+        path.write_bytes(data[: int(random.integers(len(data) + 1))])
+    elif data:
+        data[int(random.integers(len(data)))] ^= 1 << int(random.integers(8))
+        path.write_bytes(data)
+    return kind
+
+
+def run(folder: Path, kills: int, seed: int, on_kill: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
+    """Kill a writer `kills` times and return what was seen; raises AssertionError when something is lost."""
+    random = np.random.default_rng(seed)
+    account = Account()
+    damages: Counter[str] = Counter()
+    sealed = 0
+    _wait(*_fork(_make, folder, seed))
+    for number in range(kills):
+        child, output = _fork(write_on, folder, seed * 1_000_003 + number)
+        # Not before it began to write, most often: else only opening would be tested.
+        first = [output.readline()] if random.random() < 0.95 else []
+        if random.random() < 0.05 and first:
+            assert _wait(*_fork(refused, folder, 0)) == [{"refused": True}]
+        time.sleep(float(random.random()) * _LONGEST)
+        os.kill(child, signal.SIGKILL)
+        with output:
+            lines = first + output.readlines()
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status), "the writer ended by itself"
+        account.read([line for line in lines if line.endswith("\n")])
+        damages[damage(folder, random)] += 1
+        (answer,) = _wait(*_fork(check, folder, seed + number))
+        account.settle(answer["found"])
+        sealed += bool(answer["sealed"])
+        on_kill(number + 1)
+    return {
+        "kills": kills,
+        "acknowledged_writes": account.acknowledged,
+        "items": len(account.items),
+        "killed_during": dict(account.doing),
+        "damages": dict(damages),
+        "opened_from_segments": sealed,
+    }
+
+
+def _make(folder: Path, _: int, say: Callable[[dict[str, Any]], None]) -> None:
+    Catalog(folder).create(NAME, space="ks1-a", dim=DIM).close()
+    say({})
+
+
+def _hurry() -> None:
+    """Let the store do by itself, all the time, what it does now and then."""
+    upkeep.SEAL_FROM, upkeep.SEAL_WHEN_IDLE_FROM = 100, 50
+    upkeep._SCRUB_AFTER_SECONDS, upkeep._RESTS = 0.0, 0.0
+    store.COMPACT_FROM, store.COMPACT_APART_FROM, store.KEPT_TOMBSTONES = 64, 128, 300
+
+
+def _fork(work: Callable[[Path, int, Callable[[dict[str, Any]], None]], None], folder: Path, seed: int) -> Any:
+    """Run work in another process and return its id and what it says, a file of JSON lines."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writing)
+        return child, os.fdopen(reading, encoding="utf-8", errors="replace")
+    status = 1
+    try:
+        os.close(reading)
+
+        def say(said: dict[str, Any]) -> None:
+            # One write a line, so that a line is whole or not there.
+            os.write(writing, json.dumps(said).encode() + b"\n")
+
+        work(folder, seed, say)
+        status = 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _wait(child: int, output: Any) -> list[dict[str, Any]]:
+    with output:
+        lines = output.readlines()
+    _, status = os.waitpid(child, 0)
+    assert status == 0, f"the process failed ({status}), see above"
+    return [json.loads(line) for line in lines]
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description="Kill a writer again and again; nothing acknowledged may be lost.")
+    parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=None, help="default: a temporary one")
+    options = parser.parse_args()
+    started = time.monotonic()
+
+    def tell(number: int) -> None:
+        if number % 50 == 0:
+            print(f"{number} kills, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+    with contextlib.ExitStack() as stack:
+        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        seen = run(folder, options.kills, options.seed, tell)
+    print(json.dumps({"crash": seen, "seconds": time.monotonic() - started}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The short form of the crash suite (see `crash`), and disks that are really full."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index.catalog import Catalog
+from index.types import SearchOptions
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def start(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=300, check=False
+    )
+
+
+def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
+    ended = start("-m", "tests.index.crash", "--kills", "20", "--seed", "7", "--folder", str(tmp_path))
+    assert ended.returncode == 0, ended.stderr
+    seen = json.loads(ended.stdout.splitlines()[-1])["crash"]
+    assert seen["kills"] == 20
+    assert seen["acknowledged_writes"] > 20
+    assert seen["opened_from_segments"] > 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system of 3 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
+    try:
+        refused = subprocess.run(mount, capture_output=True, text=True, check=False).stderr
+    except FileNotFoundError:
+        refused = "there is no mount"
+    if refused:
+        pytest.skip(f"a small file system cannot be mounted here: {refused.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+# Fills the disk, goes on writing and reading, deletes, and says what was acknowledged.
+FILL = textwrap.dedent(
+    """
+    import json, sys
+    from pathlib import Path
+    import numpy as np
+    from encoder.errors import KindredError
+    from index import upkeep
+    from index.catalog import Catalog
+    from index.types import Item, SearchOptions
+    upkeep.SEAL_FROM = 500
+    kept, failed, gone = [], 0, []
+    with Catalog(Path(sys.argv[1])) as catalog:
+        collection = catalog.create("shop", space="ks1-a", dim=32)
+        for number in range(10_000):
+            vectors = np.random.default_rng(number).standard_normal((50, 32)).astype(np.float32)
+            items = [Item(f"{number}-{n}", vector, str(number)) for n, vector in enumerate(vectors)]
+            try:
+                collection.upsert(items)
+                kept += [item.key for item in items]
+            except KindredError as error:
+                assert type(error).__name__ in ("ResourceExhaustedError", "UnavailableError"), error
+                failed += 1
+                if failed == 5:
+                    break
+        assert collection.count() == len(kept)
+        assert len(collection.search(vectors, SearchOptions(k=3))) == 50
+        try:
+            collection.seal()
+            collection.compact()
+        except OSError:
+            pass
+        assert collection.count() == len(kept)
+    print(json.dumps({"kept": kept, "failed": failed}))
+    """
+)
+
+
+def test_a_full_disk_loses_nothing(small_disk: Path) -> None:
+    ended = start("-c", FILL, str(small_disk))
+    assert ended.returncode == 0, ended.stderr
+    said = json.loads(ended.stdout.splitlines()[-1])
+    assert said["failed"] == 5
+    assert len(said["kept"]) > 1000
+    with Catalog(small_disk, read_only=True) as catalog:
+        reading = catalog.open("shop")
+        assert [item.key for item in reading.items()] == said["kept"]
+        vectors = np.random.default_rng(3).standard_normal((50, 32)).astype(np.float32)
+        assert [found[0].key for found in reading.search(vectors, SearchOptions(k=1))] == [f"3-{n}" for n in range(50)]
