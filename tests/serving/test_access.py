@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -86,7 +87,7 @@ def test_each_rpc_is_let_in_or_refused_by_its_scope(guarded: Running, method: st
     needed = SCOPES[method]
     metadata = () if token is None else (("authorization", f"Bearer {token}"),)
     # An invalid request, so that whoever is let in does no harm; as a stream, which carries any method.
-    call = guarded.channel.stream_stream(method)
+    call: Any = guarded.channel.stream_stream(method)
     answers = call(iter([b"\xff"]), metadata=metadata, timeout=20)
     with contextlib.suppress(grpc.RpcError):
         list(answers)

@@ -87,8 +87,9 @@ def test_a_client_with_a_certificate_is_served(mutual: Running, authority: Autho
 def test_clients_with_no_a_wrong_or_an_expired_certificate_are_not(
     mutual: Running, authority: Authority, stranger: Authority
 ) -> None:
-    for wrong in (None, stranger.issue("client"), authority.issue("late", expired=True)):
-        tls = Tls(authority.certificate, wrong and wrong.certificate, wrong and wrong.key)
+    pairs = (stranger.issue("client"), authority.issue("late", expired=True))
+    wrong = [Tls(authority.certificate, pair.certificate, pair.key) for pair in pairs]
+    for tls in (Tls(authority.certificate), *wrong):
         with pytest.raises(UnavailableError):
             embed(mutual, tls)
     own = authority.issue("client")
