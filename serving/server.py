@@ -131,6 +131,8 @@ class Server:
 
     async def reload(self) -> None:
         """Load everything anew from disk, see `serving.reload`; what cannot be loaded stays as it was and is logged."""
+        if not self._serving:
+            return
         try:
             await self._reloader.reload()
         except KindredError as error:
