@@ -21,8 +21,9 @@ log = logging.getLogger("kindred.serving")
 
 PATH = "/metrics"
 
-# A scraper that stalls holds one thread for so long.
+# A scraper that stalls holds one thread for so long; more scrapers than threads are turned away.
 _STALL_SECONDS = 10.0
+_MAX_SCRAPERS = 16
 
 
 class Exposition:
@@ -98,6 +99,7 @@ class _HttpServer(ThreadingMixIn, WSGIServer):
     def __init__(self, address: tuple[str, int], family: socket.AddressFamily, context: ssl.SSLContext | None) -> None:
         self.address_family = family
         self._context = context
+        self._places = threading.Semaphore(_MAX_SCRAPERS)
         super().__init__(address, _Handler)
 
     def get_request(self) -> tuple[socket.socket, Any]:
@@ -106,6 +108,20 @@ class _HttpServer(ThreadingMixIn, WSGIServer):
         if self._context is None:
             return connection, peer
         return self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), peer
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread, if there is one left."""
+        if self._places.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer one scraper."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Note a scraper that failed or went away."""

@@ -1,5 +1,6 @@
 """What Prometheus reads: its own parser takes it, it counts what happened, and counting costs next to nothing."""
 
+import contextlib
 import socket
 import threading
 import time
@@ -138,6 +139,20 @@ def test_a_scraper_that_stalls_holds_up_nobody(measured: Running) -> None:
     with socket.create_connection(("127.0.0.1", measured.server.metrics_port)) as stalled:
         stalled.sendall(b"GET /met")
         assert value(measured, "kindred_calls_in_flight") == 0
+
+
+def test_many_scrapers_that_stall_take_few_threads(measured: Running) -> None:
+    before = threading.active_count()
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(socket.create_connection(("127.0.0.1", measured.server.metrics_port)))
+        time.sleep(0.5)
+        assert threading.active_count() - before <= 16
+    end = time.monotonic() + 10
+    while threading.active_count() > before:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert value(measured, "kindred_calls_in_flight") == 0
 
 
 def test_a_token_is_needed_where_calls_need_one(model_path: Path, tmp_path: Path) -> None:
