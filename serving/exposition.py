@@ -95,6 +95,7 @@ class _Handler(WSGIRequestHandler):
 class _HttpServer(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 64
 
     def __init__(self, address: tuple[str, int], family: socket.AddressFamily, context: ssl.SSLContext | None) -> None:
         self.address_family = family

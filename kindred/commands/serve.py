@@ -1,6 +1,7 @@
 """`kindred serve`."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,6 +86,8 @@ def serve(
 
     SIGHUP loads models, collections, certificates and tokens anew, without failing a call.
     """
+    # Before gRPC is imported: its core would write a line of its own for each failed handshake of a port scanner.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from serving.server import serve as run
     from serving.settings import Limits, Settings, parse_model
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 
 from index.catalog import Catalog
@@ -92,6 +93,37 @@ def test_a_collection_restored_from_a_copy_is_served_after_a_reload(server: Runn
     with pytest.raises(grpc.RpcError) as failed:
         server.collections.Count(collections_pb2.CountRequest(collection="shop"))
     assert code(failed.value) == grpc.StatusCode.NOT_FOUND
+
+
+def test_every_answer_is_of_one_model_while_it_is_replaced(server: Running, model: Path) -> None:
+    expected: dict[str, bytes] = {}
+    for seed in (7, 0):
+        replace_model(model, seed)
+        server.run(server.server.reload())
+        answer = server.embedder.Embed(embedder_pb2.EmbedRequest(images=[image(1)]), timeout=30)
+        expected[answer.space] = answer.results[0].vector
+    assert len(set(expected.values())) == 2
+    stopping = threading.Event()
+
+    def embed() -> set[str]:
+        seen: set[str] = set()
+        while not stopping.is_set():
+            answer = server.embedder.Embed(embedder_pb2.EmbedRequest(images=[image(1)] * 4), timeout=30)
+            seen.add(answer.space)
+            for result in answer.results:
+                ours, right = (np.frombuffer(data, "<f4") for data in (result.vector, expected[answer.space]))
+                np.testing.assert_allclose(ours, right, atol=1e-5)
+        return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(embed) for _ in range(4)]
+        try:
+            for number in range(10):
+                replace_model(model, 7 if number % 2 else 0)
+                server.admin.Reload(admin_pb2.ReloadRequest(models=["tiny"]), timeout=30)
+        finally:
+            stopping.set()
+        assert set().union(*(future.result(60) for future in futures)) == set(expected)
 
 
 def test_no_call_fails_while_everything_is_reloaded_again_and_again(tmp_path: Path) -> None:
