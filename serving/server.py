@@ -48,6 +48,9 @@ SERVICES = tuple(service.full_name for module in _PACKAGES for service in module
 _FLUSH_SECONDS = 0.5
 _HOLD_SECONDS = 0.1
 
+# How often a replica looks for collections that the writer has dropped or made anew.
+_FOLLOW_SECONDS = 1.0
+
 
 class Server:
     """A server on the running event loop.
@@ -71,6 +74,7 @@ class Server:
         self._health = health.aio.HealthServicer()
         self.metrics_port = 0
         self._exposition: Exposition | None = None
+        self._following: asyncio.Task[None] | None = None
         self._certificates: Certificates | None = None
         if settings.tls_cert is not None and settings.tls_key is not None:
             self._certificates = Certificates(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
@@ -114,10 +118,14 @@ class Server:
         await self._server.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._serving = True
+        if self.settings.read_only and self.settings.data_dir is not None:
+            self._following = asyncio.create_task(self._follow())
 
     async def stop(self) -> None:
         """Say NOT_SERVING, take no new calls, finish those in flight within `drain_seconds`, close everything."""
         self._serving = False
+        if self._following is not None:
+            self._following.cancel()
         await self._health.enter_graceful_shutdown()
         drained = asyncio.ensure_future(self._calls.drain())
         hurry = asyncio.ensure_future(self._hurry.wait())
@@ -157,6 +165,11 @@ class Server:
         inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(_FOLLOW_SECONDS)
+            await self.store.follow()
 
     def _make_reloader(self) -> Reloader:
         return Reloader(self.settings, self.models, self.store, self._certificates, self._guard, self._metrics)

@@ -223,6 +223,23 @@ class Store:
                 log.error("collection %s cannot be described: %s", name, error)
         return states
 
+    async def follow(self) -> None:
+        """Let go of collections that another process has dropped, or made anew; the next call opens what is there."""
+        catalog = self._given()
+        for name, entry in list(self._open.items()):
+            try:
+                there = await self._in_thread(catalog.describe, name)
+                if there.created_at == (await entry.read(entry.state)).created_at:
+                    continue
+            except NotFoundError:
+                pass
+            except (KindredError, OSError) as error:
+                log.error("collection %s cannot be followed: %s", name, error)
+                continue
+            async with self._changing:
+                if self._open.get(name) is entry:
+                    await self._open.pop(name).retire()
+
     async def reload(self, names: Names[str]) -> list[str]:
         """Open collections anew; calls wait for that and do not fail.
 
