@@ -37,6 +37,7 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _DETAILS_KEY = "grpc-status-details-bin"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _LAST_WRITE_SECONDS = 0.1
+_EARLY_SECONDS = 0.05
 
 
 log = logging.getLogger("kindred.calls")
@@ -198,7 +199,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if (self._metrics is None and not log.isEnabledFor(logging.DEBUG)) or call.method.startswith("/grpc."):
             yield
             return
-        outcome = Outcome(lambda: (left := context.time_remaining()) is not None and left <= 0)
+        # A client that gives up at its deadline may be heard a moment before our own clock has reached it.
+        outcome = Outcome(lambda: (left := context.time_remaining()) is not None and left <= _EARLY_SECONDS)
         try:
             with outcome:
                 yield
