@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoder.errors import DeadlineExceededError, ResourceExhaustedError
+from serving.metrics import Metrics
 
 Vectors = NDArray[np.float32]
 Exclusion = TypeVar("Exclusion")
@@ -30,6 +31,7 @@ class _Job(Generic[Exclusion, Answer]):
     ask: Callable[[Vectors, Sequence[Exclusion]], Sequence[Answer]]
     queries: Vectors
     exclusions: Sequence[Exclusion]
+    began: float
     deadline: float | None
     answer: "asyncio.Future[Sequence[Answer]]"
 
@@ -42,16 +44,31 @@ class SearchBatcher:
         workers: searches of this collection at one time.
         max_batch: queries of one search; a call that has more is searched alone.
         max_queued: queries waiting; more are refused.
+        metrics: told of the stages; None for nobody.
     """
 
-    def __init__(self, run: Callable[..., Awaitable[Any]], *, workers: int, max_batch: int, max_queued: int) -> None:
+    def __init__(
+        self,
+        run: Callable[..., Awaitable[Any]],
+        *,
+        workers: int,
+        max_batch: int,
+        max_queued: int,
+        metrics: Metrics | None = None,
+    ) -> None:
         self._in_thread = run
         self._free = workers
         self._max_batch = max_batch
         self._max_queued = max_queued
+        self._metrics = metrics
         self._waiting: deque[_Job[object, object]] = deque()
         self._queued = 0
         self._running: set[asyncio.Task[None]] = set()
+
+    @property
+    def queued(self) -> int:
+        """Queries waiting."""
+        return self._queued
 
     async def ask(
         self,
@@ -80,10 +97,13 @@ class SearchBatcher:
             KindredError: what the search raised.
         """
         if self._queued and self._queued + len(queries) > self._max_queued:
+            if self._metrics is not None:
+                self._metrics.rejected("searches_full")
             raise ResourceExhaustedError("too many searches wait: try again later", retry_after=0.1)
-        deadline = None if timeout is None else time.monotonic() + timeout
+        began = time.monotonic()
+        deadline = None if timeout is None else began + timeout
         answer: asyncio.Future[Sequence[Answer]] = asyncio.get_running_loop().create_future()
-        job = _Job(kind, ask, queries, exclusions, deadline, answer)
+        job = _Job(kind, ask, queries, exclusions, began, deadline, answer)
         self._waiting.append(job)  # type: ignore[arg-type]  # each job's own types never mix: `kind` keeps them apart
         self._queued += len(queries)
         self._start()
@@ -110,6 +130,8 @@ class SearchBatcher:
                 self._queued -= len(job.queries)
             elif job.deadline is not None and time.monotonic() >= job.deadline:
                 self._queued -= len(job.queries)
+                if self._metrics is not None:
+                    self._metrics.rejected("deadline")
                 job.answer.set_exception(DeadlineExceededError("the deadline passed before the search began"))
             elif not taken or (job.kind == taken[0].kind and size + len(job.queries) <= self._max_batch):
                 taken.append(job)
@@ -123,6 +145,7 @@ class SearchBatcher:
     async def _run(self, jobs: list[_Job[object, object]]) -> None:
         queries = jobs[0].queries if len(jobs) == 1 else np.concatenate([job.queries for job in jobs])
         exclusions = [exclusion for job in jobs for exclusion in job.exclusions]
+        start = time.monotonic()
         try:
             answers = await self._in_thread(jobs[0].ask, queries, exclusions)
         except Exception as error:
@@ -138,3 +161,8 @@ class SearchBatcher:
         finally:
             self._free += 1
             self._start()
+            if self._metrics is not None:
+                for job in jobs:
+                    self._metrics.stage("search_queue", start - job.began)
+                self._metrics.stage("search", time.monotonic() - start)
+                self._metrics.batch("search", len(queries))

@@ -1,4 +1,4 @@
-"""What every call has in common: requests parsed, answers serialised, errors turned into statuses.
+"""What every call has in common: let in or not, request parsed, answer serialised, errors turned into statuses.
 
 Messages are parsed here and not by gRPC, which answers a malformed one as if the server had a bug; and serialised here,
 so that an answer too large for the client is a clear error. Streams end here, too, when the server drains: an idle one
@@ -8,14 +8,26 @@ would hold it up for as long as its client likes.
 import asyncio
 import contextlib
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, EncodeError, Message
 
-from encoder.errors import InvalidArgumentError, ResourceExhaustedError, UnavailableError
+from encoder.errors import (
+    InvalidArgumentError,
+    KindredError,
+    ResourceExhaustedError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from serving.access import Guard
+from serving.logs import REQUEST_ID, request_id
+from serving.metrics import Metrics, Outcome, Reason
 from serving.status import public_error, to_status
 
 # As text, because these classes are generic in their type stubs only.
@@ -25,6 +37,25 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _DETAILS_KEY = "grpc-status-details-bin"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _LAST_WRITE_SECONDS = 0.1
+_EARLY_SECONDS = 0.05
+
+
+log = logging.getLogger("kindred.calls")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call.
+
+    Attributes:
+        method: `/package.Service/Method`.
+        request_id: the caller's own id for it, or a new one.
+        began: `time.monotonic()` when it came.
+    """
+
+    method: str
+    request_id: str
+    began: float
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -33,9 +64,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     Args:
         max_message_bytes: ceiling on an answer.
         max_calls: calls at one time, those for health and reflection not counted.
+        guard: says who may call what; None lets everyone.
+        metrics: told of every call but those for health and reflection; None for nobody.
     """
 
-    def __init__(self, max_message_bytes: int, max_calls: int) -> None:
+    def __init__(
+        self, max_message_bytes: int, max_calls: int, guard: Guard | None = None, metrics: Metrics | None = None
+    ) -> None:
+        self._guard = guard
+        self._metrics = metrics
         self._max_bytes = max_message_bytes
         self._max_calls = max_calls
         self._calls = 0
@@ -44,6 +81,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._draining = asyncio.Event()
         self._held: asyncio.Event | None = None
         self._reading: set[asyncio.Task[Any]] = set()
+
+    @property
+    def in_flight(self) -> int:
+        """Calls in work."""
+        return self._calls
 
     async def drain(self) -> None:
         """Return when no call is in flight any more; new ones fail with UNAVAILABLE.
@@ -74,45 +116,67 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         handler: Any = await continuation(handler_call_details)
         if handler is None:
             return None
-        method = handler_call_details.method
+        metadata: Any = handler_call_details.invocation_metadata or ()
+        call = Call(handler_call_details.method, request_id(metadata), time.monotonic())
+        if self._guard is not None:
+            try:
+                self._guard.check(call.method, metadata)
+            except KindredError as error:
+                return self._refuse(error, call)
         if not handler.response_streaming:
-            return self._wrap_unary(handler, method)
+            return self._wrap_unary(handler, call)
         inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
         if inspect.isasyncgenfunction(inner):
-            return self._wrap_stream(handler, inner, method)
-        return self._wrap_writer(handler, inner, method)
+            return self._wrap_stream(handler, inner, call)
+        return self._wrap_writer(handler, inner, call)
 
-    def _wrap_unary(self, handler: Any, method: str) -> Handler:
+    def _refuse(self, error: KindredError, call: Call) -> Handler:
+        """Return a handler that refuses. As a stream, whatever the method is, so that no request is read."""
+        if self._metrics is not None:
+            self._rejected("unauthenticated" if isinstance(error, UnauthenticatedError) else "permission_denied")
+            self._metrics.ended(call.method, error.code, None)
+
+        async def refuse(raw: Any, context: Context) -> AsyncIterator[bytes]:
+            await abort(context, error, call)
+            yield b""  # not reached: abort always raises
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+    def _wrap_unary(self, handler: Any, call: Call) -> Handler:
         async def answer(raw: bytes, context: Context) -> bytes:
+            context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
             try:
-                async with self._place(method):
-                    response = await handler.unary_unary(_parse(handler, raw), context)
-                return self._serialise(handler, response)
+                with self._watched(call, context, streamed=False):
+                    async with self._place(call.method):
+                        response = await handler.unary_unary(_parse(handler, raw), context)
+                    return self._serialise(handler, response)
             except Exception as error:
-                await abort(context, error, method)
+                await abort(context, error, call)
                 raise  # not reached: abort always raises
 
         return grpc.unary_unary_rpc_method_handler(answer)
 
-    def _wrap_stream(self, handler: Any, inner: Callable[..., Any], method: str) -> Handler:
+    def _wrap_stream(self, handler: Any, inner: Callable[..., Any], call: Call) -> Handler:
         async def requests(raw: AsyncIterator[bytes]) -> AsyncIterator[Message]:
             while (data := await self._read(raw)) is not None:
                 yield _parse(handler, data)
 
         async def answers(raw: Any, context: Context) -> AsyncIterator[bytes]:
+            context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
             given = requests(raw) if handler.request_streaming else _parse(handler, raw)
             try:
-                async with self._place(method), contextlib.aclosing(inner(given, context)) as responses:
-                    async for response in responses:
-                        yield self._serialise(handler, response)
+                with self._watched(call, context, streamed=True):
+                    async with self._place(call.method), contextlib.aclosing(inner(given, context)) as responses:
+                        async for response in responses:
+                            yield self._serialise(handler, response)
             except Exception as error:
-                await abort(context, error, method)
+                await abort(context, error, call)
 
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(answers)
         return grpc.unary_stream_rpc_method_handler(answers)
 
-    def _wrap_writer(self, handler: Any, write: Callable[..., Awaitable[None]], method: str) -> Handler:
+    def _wrap_writer(self, handler: Any, write: Callable[..., Awaitable[None]], call: Call) -> Handler:
         """Wrap a stream that writes by itself and has no end: health's Watch."""
 
         async def watch(raw: bytes, context: Context) -> None:
@@ -125,9 +189,30 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             finally:
                 drain.cancel()
                 writer.cancel()
-            await abort(context, going_away(), method)
+            await abort(context, going_away(), call)
 
         return grpc.unary_stream_rpc_method_handler(watch, response_serializer=handler.response_serializer)
+
+    @contextlib.contextmanager
+    def _watched(self, call: Call, context: Context, *, streamed: bool) -> Iterator[None]:
+        """Count and, if the log is that fine, write down how a call ended."""
+        if (self._metrics is None and not log.isEnabledFor(logging.DEBUG)) or call.method.startswith("/grpc."):
+            yield
+            return
+        # A client that gives up at its deadline may be heard a moment before our own clock has reached it.
+        outcome = Outcome(lambda: (left := context.time_remaining()) is not None and left <= _EARLY_SECONDS)
+        try:
+            with outcome:
+                yield
+        finally:
+            seconds = time.monotonic() - call.began
+            if self._metrics is not None:
+                self._metrics.ended(call.method, outcome.code, None if streamed else seconds)
+            log.debug(
+                "%s",
+                call.method,
+                extra={"request_id": call.request_id, "code": outcome.code, "seconds": round(seconds, 6)},
+            )
 
     @contextlib.asynccontextmanager
     async def _place(self, method: str) -> AsyncIterator[None]:
@@ -138,8 +223,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if self._draining.is_set():
             if self._held is not None:
                 await self._held.wait()
+            self._rejected("draining")
             raise going_away()
         if self._calls >= self._max_calls:
+            self._rejected("calls_full")
             raise ResourceExhaustedError("too many calls at one time: try again later")
         self._calls += 1
         self._idle.clear()
@@ -149,6 +236,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._calls -= 1
             if not self._calls:
                 self._idle.set()
+
+    def _rejected(self, reason: Reason) -> None:
+        if self._metrics is not None:
+            self._metrics.rejected(reason)
 
     async def _read(self, raw: AsyncIterator[bytes]) -> bytes | None:
         """Return a stream's next message, None at its end."""
@@ -185,12 +276,13 @@ def _parse(handler: Any, data: bytes) -> Any:
         raise InvalidArgumentError("the request is no valid protobuf message of this method") from None
 
 
-async def abort(context: Context, error: Exception, method: str) -> None:
+async def abort(context: Context, error: Exception, call: Call) -> None:
     """End a call with the status of an error. Always raises."""
     if isinstance(error, grpc.aio.AbortError):
         raise error
-    status = to_status(public_error(error, method))
-    await context.abort(_CODES[status.code], status.message, ((_DETAILS_KEY, status.SerializeToString()),))
+    status = to_status(public_error(error, call.method, call.request_id))
+    metadata = ((_DETAILS_KEY, status.SerializeToString()), (REQUEST_ID, call.request_id))
+    await context.abort(_CODES[status.code], status.message, metadata)
 
 
 def going_away() -> UnavailableError:

@@ -1,12 +1,18 @@
-"""The models that a server has loaded, each with its pipeline."""
+"""The models that a server has loaded, each with its pipeline; all of them can be replaced while they are used."""
 
-from collections.abc import Sequence
+import asyncio
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self, cast
+
+import numpy as np
 
 from encoder.errors import FailedPreconditionError, NotFoundError
 from encoder.metadata import Metadata
 from encoder.session import Device, Encoder
+from serving.metrics import Metrics
 from serving.pipeline import Pipeline
 from serving.settings import Settings, cores
 
@@ -25,6 +31,16 @@ class Model:
     metadata: Metadata
     pipeline: Pipeline
 
+    @property
+    def queued(self) -> int:
+        """Images waiting or in work."""
+        return self.pipeline.queued
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of these images."""
+        return self.pipeline.queued_bytes
+
 
 class Models:
     """The loaded models; the first one is the default.
@@ -37,19 +53,15 @@ class Models:
         self._models = {model.name: model for model in models}
 
     @classmethod
-    def open(cls, settings: Settings) -> Self:
-        """Load the models that the settings name. Blocks.
+    def open(cls, settings: Settings, metrics: Metrics | None = None) -> Self:
+        """Load the models that the settings name. Blocks; call it on no event loop's thread.
 
         Raises:
             NotFoundError: there is no such file.
             InvalidArgumentError: a file is no model artifact.
             FailedPreconditionError: the device is not there.
         """
-        encoders = [
-            (name, Encoder.open(path, device=cast(Device, settings.device), threads=settings.encoder_threads or None))
-            for name, path in settings.models
-        ]
-        return cls([Model(name, encoder.metadata, _pipeline(encoder, settings)) for name, encoder in encoders])
+        return cls(_load(settings.models, settings, metrics))
 
     @property
     def all(self) -> tuple[Model, ...]:
@@ -72,9 +84,41 @@ class Models:
             raise NotFoundError(f"no model {name[:64]!r}: this server has {known}", field="model")
         return self._models[name]
 
+    @contextlib.contextmanager
+    def use(self, name: str) -> Iterator[Model]:
+        """Return the model of a name, which a reload leaves alone for the length of the block; raises as `get`."""
+        model = self.get(name)
+        with model.pipeline.leased():
+            yield model
+
     def for_space(self, space: str) -> Model | None:
         """Return the first model that embeds into a space, None when there is none."""
         return next((model for model in self._models.values() if model.metadata.space == space), None)
+
+    async def reload(self, names: Collection[str], settings: Settings, metrics: Metrics | None) -> list[str]:
+        """Load models anew and swap them in together; calls in flight finish on the old ones.
+
+        Args:
+            names: which ones; empty means all.
+            settings: the server's settings.
+            metrics: the server's metrics.
+
+        Returns:
+            The names of the models loaded.
+
+        Raises:
+            NotFoundError: there is no such model, or its file has gone; nothing is swapped.
+            InvalidArgumentError: a file is no model artifact; nothing is swapped.
+        """
+        for name in names:
+            self.get(name)
+        wanted = [(name, path) for name, path in settings.models if not names or name in names]
+        fresh = await asyncio.get_running_loop().run_in_executor(None, _load, wanted, settings, metrics)
+        old = [self._models[model.name] for model in fresh]
+        self._models.update((model.name, model) for model in fresh)
+        for model in old:
+            await model.pipeline.retire()
+        return [model.name for model in fresh]
 
     def close(self) -> None:
         """Stop all pipelines. Blocks."""
@@ -82,6 +126,26 @@ class Models:
             model.pipeline.close()
 
 
-def _pipeline(encoder: Encoder, settings: Settings) -> Pipeline:
+def _load(models: Sequence[tuple[str, Path]], settings: Settings, metrics: Metrics | None) -> list[Model]:
+    """Load models; threads are started only when all could be loaded."""
+    device, threads = cast(Device, settings.device), settings.encoder_threads or None
+    encoders = [(name, Encoder.open(path, device=device, threads=threads)) for name, path in models]
+    for _, encoder in encoders:
+        side = encoder.metadata.preprocess
+        # The first inference is slow, and one that fails must do so before the model is served.
+        encoder.run(np.zeros((1, side.height, side.width, 3), np.uint8))
     workers = settings.decode_workers or cores()
-    return Pipeline(encoder, settings.limits, decode_workers=workers, max_batch=settings.max_encode_batch)
+    return [
+        Model(
+            name,
+            encoder.metadata,
+            Pipeline(
+                encoder,
+                settings.limits,
+                decode_workers=workers,
+                max_batch=settings.max_encode_batch,
+                metrics=metrics,
+            ),
+        )
+        for name, encoder in encoders
+    ]

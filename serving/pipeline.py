@@ -12,7 +12,7 @@ import hashlib
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from encoder.errors import DeadlineExceededError, KindredError, ResourceExhauste
 from encoder.images import DecodeLimits
 from encoder.metadata import Metadata
 from encoder.session import Outputs
+from serving.metrics import Metrics
 from serving.settings import Limits
 
 Source = bytes | NDArray[np.uint8]
@@ -74,6 +75,7 @@ class Work:
         self.outcomes: list[Outcome | None] = [None] * len(images)
         self.failure: Exception | None = None
         self.abandoned = False
+        self.began = time.monotonic()
         self._deadline = deadline
         self._left = len(images)
         self._lock = threading.Lock()
@@ -104,6 +106,10 @@ class Work:
             self.done.set_result(None)
 
 
+# An image on its way to the encoder: its request and place there, pixels, content hash, and when it was decoded.
+Decoded = tuple[Work, int, NDArray[np.uint8], bytes, float]
+
+
 class Pipeline:
     """Embeds images with one model.
 
@@ -112,15 +118,22 @@ class Pipeline:
         limits: ceilings.
         decode_workers: decoding threads.
         max_batch: images of one inference.
+        metrics: told of the stages; None for nobody.
     """
 
-    def __init__(self, runner: Runner, limits: Limits, *, decode_workers: int, max_batch: int) -> None:
+    def __init__(
+        self, runner: Runner, limits: Limits, *, decode_workers: int, max_batch: int, metrics: Metrics | None = None
+    ) -> None:
         self._runner = runner
         self._limits = limits
         self._decode_limits = DecodeLimits(max_bytes=limits.max_image_bytes, max_pixels=limits.max_pixels)
         self._max_batch = max_batch
+        self._metrics = metrics
+        self._leases = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
         self._files: queue.SimpleQueue[tuple[Work, int] | None] = queue.SimpleQueue()
-        self._pixels: queue.Queue[tuple[Work, int, NDArray[np.uint8], bytes] | None] = queue.Queue(2 * max_batch)
+        self._pixels: queue.Queue[Decoded | None] = queue.Queue(2 * max_batch)
         self._queued = 0
         self._queued_bytes = 0
         self._rate = 100.0  # images/s, a running mean; the first guess only colours the first RetryInfo
@@ -137,6 +150,28 @@ class Pipeline:
     def queued(self) -> int:
         """Images waiting or in work."""
         return self._queued
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of these images."""
+        return self._queued_bytes
+
+    @contextlib.contextmanager
+    def leased(self) -> Iterator[None]:
+        """Keep the pipeline from being retired for the length of a block."""
+        self._leases += 1
+        self._unused.clear()
+        try:
+            yield
+        finally:
+            self._leases -= 1
+            if not self._leases:
+                self._unused.set()
+
+    async def retire(self) -> None:
+        """Wait until nobody leases the pipeline any more and close it. Nobody may begin to meanwhile."""
+        await self._unused.wait()
+        await asyncio.get_running_loop().run_in_executor(None, self.close)
 
     async def embed(
         self, images: Sequence[Source], *, timeout: float | None = None, hashes: bool = False, patient: bool = False
@@ -170,6 +205,8 @@ class Pipeline:
         if work.failure is not None:
             raise work.failure
         if any(outcome is None for outcome in work.outcomes):
+            if self._metrics is not None:
+                self._metrics.rejected("deadline")
             raise DeadlineExceededError("the deadline passed while the images were queued")
         return [outcome for outcome in work.outcomes if outcome is not None]
 
@@ -188,6 +225,8 @@ class Pipeline:
         share = 2 if patient else 1
         while self._queued and not self._fits(work, share):
             if not patient:
+                if self._metrics is not None:
+                    self._metrics.rejected("queue_full")
                 raise ResourceExhaustedError(
                     "the queue is full: try again later", retry_after=min(max(self._queued / self._rate, 0.05), 30.0)
                 )
@@ -214,6 +253,7 @@ class Pipeline:
             if work.is_dead():
                 work.put(position, None)
                 continue
+            start = time.monotonic()
             try:
                 pixels, content_hash = self._decode(work.images[position], work.hashes)
             except KindredError as error:
@@ -222,7 +262,11 @@ class Pipeline:
                 work.failure = error
                 work.put(position, None)
             else:
-                self._pixels.put((work, position, pixels, content_hash))
+                end = time.monotonic()
+                if self._metrics is not None:
+                    self._metrics.stage("queue", start - work.began)
+                    self._metrics.stage("decode", end - start)
+                self._pixels.put((work, position, pixels, content_hash, end))
 
     def _decode(self, image: Source, with_hash: bool) -> tuple[NDArray[np.uint8], bytes]:
         if not isinstance(image, bytes):
@@ -234,7 +278,7 @@ class Pipeline:
         closing = False
         while not closing:
             entry = self._pixels.get()
-            batch: list[tuple[Work, int, NDArray[np.uint8], bytes]] = []
+            batch: list[Decoded] = []
             while True:
                 if entry is None:
                     closing = True
@@ -254,25 +298,34 @@ class Pipeline:
             # Hold no image of the last request while waiting for the next one.
             del batch, entry
 
-    def _encode(self, batch: list[tuple[Work, int, NDArray[np.uint8], bytes]]) -> None:
+    def _encode(self, batch: list[Decoded]) -> None:
         start = time.monotonic()
         try:
-            outputs = self._runner.run(np.stack([pixels for _, _, pixels, _ in batch]))
+            outputs = self._runner.run(np.stack([pixels for _, _, pixels, _, _ in batch]))
         except KindredError as error:
             self._encode_singly(batch, error)
             return
         except Exception as error:
-            for work, position, _, _ in batch:
+            for work, position, _, _, _ in batch:
                 work.failure = error
                 work.put(position, None)
             return
-        for row, (work, position, _, content_hash) in enumerate(batch):
+        seconds = max(time.monotonic() - start, 1e-6)
+        self._note(batch, start, seconds)
+        for row, (work, position, _, content_hash, _) in enumerate(batch):
             logits = None if outputs.logits is None else outputs.logits[row]
             work.put(position, Embedded(outputs.embeddings[row], logits, content_hash))
-        seconds = max(time.monotonic() - start, 1e-6)
-        self._rate = 0.9 * self._rate + 0.1 * len(batch) / seconds
 
-    def _encode_singly(self, batch: list[tuple[Work, int, NDArray[np.uint8], bytes]], error: KindredError) -> None:
+    def _note(self, batch: list[Decoded], start: float, seconds: float) -> None:
+        self._rate = 0.9 * self._rate + 0.1 * len(batch) / seconds
+        if self._metrics is None:
+            return
+        for _, _, _, _, decoded in batch:
+            self._metrics.stage("batch", start - decoded)
+        self._metrics.stage("inference", seconds)
+        self._metrics.batch("inference", len(batch))
+
+    def _encode_singly(self, batch: list[Decoded], error: KindredError) -> None:
         """Find out whose image the model cannot take: the others in the batch are strangers to it."""
         if len(batch) == 1:
             batch[0][0].put(batch[0][1], error)

@@ -104,7 +104,9 @@ async def resolve(
     if images:
         await _embed(images, found, entry, models, timeout, hashes)
     if keys:
-        for position, item in zip(keys, await entry.read(entry.collection.get, list(keys.values())), strict=True):
+        wanted = list(keys.values())
+        stored = await entry.read(lambda: entry.collection.get(wanted))
+        for position, item in zip(keys, stored, strict=True):
             if item is None:
                 name = keys[position][:200]
                 found[position] = NotFoundError(f"no item {name!r} in {entry.name}", field=f"queries[{position}].key")
@@ -173,7 +175,8 @@ async def _embed(
         for position in images:
             found[position] = error
         return
-    outcomes = await model.pipeline.embed(list(images.values()), timeout=timeout, hashes=hashes)
+    with model.pipeline.leased():
+        outcomes = await model.pipeline.embed(list(images.values()), timeout=timeout, hashes=hashes)
     for position, outcome in zip(images, outcomes, strict=True):
         if isinstance(outcome, Embedded):
             found[position] = Resolved(outcome.vector, frozenset(), outcome.content_hash or None, outcome.logits)

@@ -4,16 +4,14 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 
-import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
-from encoder.errors import FailedPreconditionError
+from encoder.errors import KindredError
 from kindred.kserve import inference_pb2, inference_pb2_grpc
 from kindred.v1 import (
     admin_pb2,
@@ -25,27 +23,33 @@ from kindred.v1 import (
     searcher_pb2,
     searcher_pb2_grpc,
 )
+from serving import listening, logs
+from serving.access import Guard, Scope
+from serving.exposition import Exposition
 from serving.interceptor import CallInterceptor
+from serving.metrics import Metrics
 from serving.models import Models
+from serving.reload import Reloader
 from serving.services.admin import Admin
 from serving.services.collections import Collections
 from serving.services.embedder import Embedder
 from serving.services.kserve import Inference
 from serving.services.searcher import Searcher
-from serving.settings import Settings, split_address
+from serving.settings import Settings
 from serving.store import Store
+from serving.tls import Certificates
 
 log = logging.getLogger("kindred.serving")
 
 _PACKAGES = (embedder_pb2, searcher_pb2, collections_pb2, admin_pb2, inference_pb2)
 SERVICES = tuple(service.full_name for module in _PACKAGES for service in module.DESCRIPTOR.services_by_name.values())
 
-# Room for the framing of a message that is just small enough.
-_FRAMING_BYTES = 64 * 1024
-
 # How long the last answers get to leave, and how long calls are held back before.
 _FLUSH_SECONDS = 0.5
 _HOLD_SECONDS = 0.1
+
+# How often a replica looks for collections that the writer has dropped or made anew.
+_FOLLOW_SECONDS = 1.0
 
 
 class Server:
@@ -53,6 +57,13 @@ class Server:
 
     Args:
         settings: what to serve, and where.
+
+    Attributes:
+        port: the port of the services, 0 before the start.
+        metrics_port: the port of /metrics, 0 before the start or without.
+
+    Raises:
+        KindredError: the certificates or tokens cannot be used.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -61,7 +72,20 @@ class Server:
         self._serving = False
         self._hurry = asyncio.Event()
         self._health = health.aio.HealthServicer()
-        self._calls = CallInterceptor(settings.limits.max_message_bytes, settings.limits.max_concurrent_calls)
+        self.metrics_port = 0
+        self._exposition: Exposition | None = None
+        self._following: asyncio.Task[None] | None = None
+        self._certificates: Certificates | None = None
+        if settings.tls_cert is not None and settings.tls_key is not None:
+            self._certificates = Certificates(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+        self._guard = None if settings.tokens_file is None else Guard(settings.tokens_file)
+        # Who does not scrape does not pay for what is measured.
+        self._metrics = None if settings.metrics_address is None else Metrics()
+        limits = settings.limits
+        self._calls = CallInterceptor(limits.max_message_bytes, limits.max_concurrent_calls, self._guard, self._metrics)
+        self.models = Models(())
+        self.store = Store(settings, self._metrics)
+        self._reloader = self._make_reloader()
 
     async def start(self) -> None:
         """Load models and collections, listen, and become healthy.
@@ -71,10 +95,10 @@ class Server:
             FailedPreconditionError: the address cannot be listened on.
         """
         settings = self.settings
-        self.models = Models(())
-        self.store = Store(settings)
+        loop = asyncio.get_running_loop()
         try:
-            self.models = await asyncio.get_running_loop().run_in_executor(None, Models.open, settings)
+            self.models = await loop.run_in_executor(None, Models.open, settings, self._metrics)
+            self._reloader = self._make_reloader()
             await self.store.open_all()
             await self._listen()
         except BaseException:
@@ -85,17 +109,23 @@ class Server:
         settings = self.settings
         self._server = grpc.aio.server(
             interceptors=(self._calls,),
-            options=_options(settings),
+            options=listening.options(settings.limits),
         )
         self._add_services()
-        self.port = _bind(self._server, settings.address)
+        credentials = None if self._certificates is None else self._certificates.credentials()
+        self.port = listening.bind(self._server, settings.address, credentials)
+        self._expose()
         await self._server.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._serving = True
+        if self.settings.read_only and self.settings.data_dir is not None:
+            self._following = asyncio.create_task(self._follow())
 
     async def stop(self) -> None:
         """Say NOT_SERVING, take no new calls, finish those in flight within `drain_seconds`, close everything."""
         self._serving = False
+        if self._following is not None:
+            self._following.cancel()
         await self._health.enter_graceful_shutdown()
         drained = asyncio.ensure_future(self._calls.drain())
         hurry = asyncio.ensure_future(self._hurry.wait())
@@ -106,6 +136,15 @@ class Server:
         drained.cancel()
         await self._server.stop(_FLUSH_SECONDS)
         await self._close()
+
+    async def reload(self) -> None:
+        """Load everything anew from disk, see `serving.reload`; what cannot be loaded stays as it was and is logged."""
+        if not self._serving:
+            return
+        try:
+            await self._reloader.reload()
+        except KindredError as error:
+            log.error("reload: %s", error)
 
     def cut_short(self) -> None:
         """Let `stop` wait no longer for calls in flight."""
@@ -121,13 +160,34 @@ class Server:
         embedder_pb2_grpc.add_EmbedderServicer_to_server(Embedder(self.models, limits), server)
         searcher_pb2_grpc.add_SearcherServicer_to_server(Searcher(self.store, self.models, limits), server)
         collections_pb2_grpc.add_CollectionsServicer_to_server(Collections(self.store, self.models, limits), server)
-        admin_pb2_grpc.add_AdminServicer_to_server(Admin(), server)
+        admin_pb2_grpc.add_AdminServicer_to_server(Admin(self._reloader), server)
         inference = Inference(self.models, limits, self.is_serving)
         inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
 
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(_FOLLOW_SECONDS)
+            await self.store.follow()
+
+    def _make_reloader(self) -> Reloader:
+        return Reloader(self.settings, self.models, self.store, self._certificates, self._guard, self._metrics)
+
+    def _expose(self) -> None:
+        address, metrics, guard = self.settings.metrics_address, self._metrics, self._guard
+        if address is None or metrics is None:
+            return
+        metrics.watch(lambda: self.models.all, lambda: self.store.all, lambda: self._calls.in_flight)
+        context = None if self._certificates is None else self._certificates.context
+        check = None if guard is None else lambda header: guard.check_header(header, Scope.READ)
+        self._exposition = Exposition(address, metrics.registry, context, check)
+        self.metrics_port = self._exposition.port
+
     async def _close(self) -> None:
+        if self._exposition is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self._exposition.close)
+        await self._reloader.finish()
         await self.store.close()
         await asyncio.get_running_loop().run_in_executor(None, self.models.close)
 
@@ -139,11 +199,13 @@ class Server:
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return. A second signal cuts the drain short.
 
-    One line on standard error, `kindred: serving on HOST:PORT`, says that the server is ready.
+    SIGHUP loads models, collections, certificates and tokens anew. One line on standard error, `kindred: serving on
+    HOST:PORT`, says that the server is ready; in the JSON log it is an entry with that message.
 
     Raises:
         KindredError: the server cannot start; the message says what to do.
     """
+    logs.configure(settings.log_level, settings.log_format)
     asyncio.run(_serve(settings))
 
 
@@ -152,9 +214,18 @@ async def _serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    # Until there is something to reload, a signal to do so must not end the process.
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)
     server = Server(settings)
     await server.start()
-    _announce(settings, server.port)
+    reloads: set[asyncio.Task[None]] = set()
+
+    def reload() -> None:
+        reloads.add(task := asyncio.create_task(server.reload()))
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    _announce(server)
     await stopping.wait()
     stopping.clear()
     draining = asyncio.create_task(server.stop())
@@ -167,11 +238,18 @@ async def _serve(settings: Settings) -> None:
     await draining
 
 
-def _announce(settings: Settings, port: int) -> None:
+def _announce(server: Server) -> None:
+    settings = server.settings
+    if settings.metrics_port_file is not None:
+        write_atomically(settings.metrics_port_file, f"{server.metrics_port}\n")
     if settings.port_file is not None:
-        write_atomically(settings.port_file, f"{port}\n")
+        write_atomically(settings.port_file, f"{server.port}\n")
     host = settings.address.rpartition(":")[0]
-    print(f"kindred: serving on {host}:{port}", file=sys.stderr, flush=True)
+    line = f"serving on {host}:{server.port}"
+    if settings.log_format == "json":
+        logs.announce(line)
+    else:
+        print(f"kindred: {line}", file=sys.stderr, flush=True)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -179,38 +257,3 @@ def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
-
-
-def _options(settings: Settings) -> list[tuple[str, int]]:
-    limits = settings.limits
-    return [
-        ("grpc.max_receive_message_length", limits.max_message_bytes),
-        ("grpc.max_send_message_length", limits.max_message_bytes + _FRAMING_BYTES),
-        ("grpc.max_concurrent_streams", limits.max_concurrent_streams),
-        # Without this a second server on the same port would silently take half of the connections.
-        ("grpc.so_reuseport", 0),
-    ]
-
-
-def _bind(server: grpc.aio.Server, address: str) -> int:
-    """Listen on an address and return the port."""
-    _try_to_bind(address)
-    try:
-        return server.add_insecure_port(address)
-    except RuntimeError:
-        raise FailedPreconditionError(f"cannot listen on {address}: choose another address", field="address") from None
-
-
-def _try_to_bind(address: str) -> None:
-    """Bind once and let go, because gRPC says on standard error, and not to us, why it cannot."""
-    host, port = split_address(address)
-    try:
-        family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(target)
-    except OSError as error:
-        reason = (error.strerror or "no such host").lower()
-        raise FailedPreconditionError(
-            f"cannot listen on {address} ({reason}): choose another address", field="address"
-        ) from None

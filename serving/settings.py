@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from encoder.errors import InvalidArgumentError
+from serving.logs import FORMATS, LEVELS
 
 MEBIBYTE = 2**20
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
@@ -77,6 +78,14 @@ class Settings:
         max_search_batch: queries of one index search.
         drain_seconds: time that calls in flight get to finish after SIGTERM.
         port_file: file that receives the port as text once the server is ready; None for none.
+        metrics_address: `HOST:PORT` of /metrics for Prometheus; None for none.
+        metrics_port_file: the same for the port of /metrics.
+        log_level: `debug`, `info`, `warning` or `error`.
+        log_format: `text` or `json`.
+        tls_cert: PEM file of the server's certificate chain; None speaks plain text.
+        tls_key: PEM file of its private key.
+        tls_client_ca: PEM file of the authorities of clients' certificates, which clients then must have.
+        tokens_file: TOML file of the bearer tokens that calls then must have, see `serving.access`.
 
     Raises:
         InvalidArgumentError: a setting is out of range, or the address is open to others without protection.
@@ -96,15 +105,17 @@ class Settings:
     max_search_batch: int = 64
     drain_seconds: float = 30.0
     port_file: Path | None = None
+    metrics_address: str | None = None
+    metrics_port_file: Path | None = None
+    log_level: str = "info"
+    log_format: str = "text"
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    tokens_file: Path | None = None
 
     def __post_init__(self) -> None:
-        host, _ = split_address(self.address)
-        if not self.allow_insecure and not is_loopback(host):
-            raise InvalidArgumentError(
-                f"{self.address} can be reached from other machines, without encryption or a token: "
-                "listen on 127.0.0.1, or allow it with --allow-insecure",
-                field="address",
-            )
+        self._check_protection()
         if not self.models and self.data_dir is None:
             raise InvalidArgumentError("nothing to serve: give a model, a data folder or both", field="models")
         names = [name for name, _ in self.models]
@@ -121,6 +132,25 @@ class Settings:
         for name in ("max_encode_batch", "max_search_batch"):
             if getattr(self, name) < 1:
                 raise InvalidArgumentError(f"{name} must be at least 1", field=name)
+        for name, known in (("log_level", LEVELS), ("log_format", FORMATS)):
+            if getattr(self, name) not in known:
+                raise InvalidArgumentError(f"{name} must be one of {', '.join(known)}", field=name)
+
+    def _check_protection(self) -> None:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise InvalidArgumentError("TLS needs both a certificate and its key", field="tls_cert")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise InvalidArgumentError("clients' certificates need TLS: give --tls-cert, too", field="tls_client_ca")
+        for name, address in (("address", self.address), ("metrics_address", self.metrics_address)):
+            if address is None:
+                continue
+            host, _ = split_address(address, name)
+            if not (self.allow_insecure or self.tls_cert or self.tokens_file or is_loopback(host)):
+                raise InvalidArgumentError(
+                    f"{address} can be reached from other machines, without encryption or a token: listen on "
+                    "127.0.0.1, protect it with --tls-cert or --tokens-file, or allow it with --allow-insecure",
+                    field=name,
+                )
 
 
 def parse_model(text: str) -> tuple[str, Path]:
@@ -137,7 +167,7 @@ def parse_model(text: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-def split_address(address: str) -> tuple[str, int]:
+def split_address(address: str, field: str = "address") -> tuple[str, int]:
     """Return host and port of `HOST:PORT`.
 
     Raises:
@@ -145,7 +175,7 @@ def split_address(address: str) -> tuple[str, int]:
     """
     match = _ADDRESS.match(address)
     if match is None or int(match["port"]) > 65_535:
-        raise InvalidArgumentError(f"{address[:200]!r} is no address: give HOST:PORT", field="address")
+        raise InvalidArgumentError(f"{address[:200]!r} is no address: give HOST:PORT", field=field)
     return match["six"] or match["host"], int(match["port"])
 
 

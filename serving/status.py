@@ -5,7 +5,7 @@ INTERNAL and an id, the log gets the same id and the trace.
 """
 
 import logging
-import uuid
+import secrets
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -41,17 +41,20 @@ def item_error(error: KindredError) -> common_pb2.ItemError:
     return common_pb2.ItemError(status=to_status(error))
 
 
-def public_error(error: BaseException, where: str) -> KindredError:
+def public_error(error: BaseException, where: str, request_id: str = "") -> KindredError:
     """Return what the caller gets to see of an error, and log what the caller does not.
 
     Args:
         error: whatever was raised.
         where: the call, for the log.
+        request_id: the call's id, which becomes the error's id; empty makes one.
     """
     if isinstance(error, KindredError):
         return error
-    identity = uuid.uuid4().hex[:12]
-    log.error("%s failed, error id %s", where, identity, exc_info=error)
+    identity = request_id or secrets.token_hex(8)
+    log.error(
+        "%s failed, error id %s", where, identity, exc_info=error, extra={"request_id": identity, "method": where}
+    )
     return InternalError(f"internal error {identity}: the server's log has more under this id")
 
 

@@ -5,7 +5,9 @@ A collection is dropped only when no thread is inside it any more, also when the
 
 import asyncio
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
+from collections.abc import Collection as Names
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
@@ -15,6 +17,7 @@ from index.interface import Collection
 from index.snapshots import SnapshotInfo
 from index.types import CollectionInfo
 from serving.batcher import SearchBatcher
+from serving.metrics import Metrics
 from serving.settings import Settings, cores
 
 log = logging.getLogger("kindred.serving")
@@ -35,10 +38,17 @@ class OpenCollection:
         readers: threads for searches and reads.
         writers: threads for writes.
         settings: the server's settings.
+        metrics: told of the stages; None for nobody.
     """
 
     def __init__(
-        self, collection: Collection, info: CollectionInfo, readers: Executor, writers: Executor, settings: Settings
+        self,
+        collection: Collection,
+        info: CollectionInfo,
+        readers: Executor,
+        writers: Executor,
+        settings: Settings,
+        metrics: Metrics | None,
     ) -> None:
         self.collection = collection
         self.name = info.name
@@ -46,16 +56,29 @@ class OpenCollection:
         self.dim = info.dim
         self._readers = readers
         self._writers = writers
+        self._metrics = metrics
         self._inside = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._retired = False
+        self._ready = asyncio.Event()
+        self._ready.set()
+        self._end: KindredError | None = None
         self.searches = SearchBatcher(
             self.read,
             workers=settings.search_workers or cores(),
             max_batch=settings.max_search_batch,
             max_queued=settings.limits.max_queued_searches,
+            metrics=metrics,
         )
+
+    @property
+    def queued(self) -> int:
+        """Queries waiting."""
+        return self.searches.queued
+
+    def state(self) -> CollectionInfo:
+        """Return the collection's state. From any thread."""
+        return self.collection.info()
 
     async def read(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a method that reads the collection, in a thread."""
@@ -63,17 +86,42 @@ class OpenCollection:
 
     async def write(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a method that writes the collection, in a thread."""
-        return await self._run(self._writers, call, *args, **kwargs)
+        start = time.monotonic()
+        result = await self._run(self._writers, call, *args, **kwargs)
+        if self._metrics is not None:
+            self._metrics.stage("write", time.monotonic() - start)
+        return result
 
     async def retire(self) -> None:
         """Let no new call in, wait for those inside and close the collection."""
-        self._retired = True
+        self._end = self._end or unknown_collection(self.name)
         await self._idle.wait()
         await asyncio.get_running_loop().run_in_executor(self._writers, self.collection.close)
 
+    async def reopen(self, opened: Callable[[], Awaitable[tuple[Collection, CollectionInfo]]]) -> None:
+        """Close the collection and go on with what `opened` gives; calls wait meanwhile.
+
+        Raises:
+            KindredError: it cannot be opened, or is of another space now; nothing comes in any more.
+        """
+        self._ready.clear()
+        try:
+            await self._idle.wait()
+            await asyncio.get_running_loop().run_in_executor(self._writers, self.collection.close)
+            self.collection, info = await opened()
+            if (info.space, info.dim) != (self.space, self.dim):
+                raise FailedPreconditionError(f"collection {self.name} was replaced by another one: try again")
+        except KindredError as error:
+            self._end = error
+            raise
+        finally:
+            self._ready.set()
+
     async def _run(self, executor: Executor, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        if self._retired:
-            raise unknown_collection(self.name)
+        while not self._ready.is_set():
+            await self._ready.wait()
+        if self._end is not None:
+            raise self._end
         loop = asyncio.get_running_loop()
         future = executor.submit(call, *args, **kwargs)
         self._inside += 1
@@ -93,16 +141,23 @@ class Store:
 
     Args:
         settings: the server's settings.
+        metrics: told of the stages; None for nobody.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
         self._settings = settings
+        self._metrics = metrics
         self._catalog = None if settings.data_dir is None else Catalog(settings.data_dir, read_only=settings.read_only)
         self._open: dict[str, OpenCollection] = {}
         self._changing = asyncio.Lock()
         workers = settings.search_workers or max(4, cores())
         self._readers = ThreadPoolExecutor(workers, thread_name_prefix="read")
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
+
+    @property
+    def all(self) -> tuple[OpenCollection, ...]:
+        """The collections that are open. From any thread."""
+        return tuple(self._open.values())
 
     async def open_all(self) -> None:
         """Open every collection; one that cannot be opened is logged and answers with its error when it is used."""
@@ -141,7 +196,7 @@ class Store:
         async with self._changing:
             made = await self._in_thread(lambda: catalog.create(name, space=space, dim=dim, index_kind=index_kind))
             entry = self._open[name] = await self._enter(made)
-        return await entry.read(made.info)
+        return await entry.read(lambda: entry.collection.info())
 
     async def drop(self, name: str) -> int:
         """Remove a collection for good and return how many items it held.
@@ -171,12 +226,76 @@ class Store:
         for name in await self._in_thread(self._given().names):
             try:
                 entry = await self.get(name)
-                states.append(await entry.read(entry.collection.info))
+                states.append(await entry.read(entry.state))
             except NotFoundError:
                 continue  # dropped meanwhile
             except KindredError as error:
                 log.error("collection %s cannot be described: %s", name, error)
         return states
+
+    async def follow(self) -> None:
+        """Let go of collections that another process has dropped, or made anew; the next call opens what is there."""
+        catalog = self._given()
+        for name, entry in list(self._open.items()):
+            try:
+                there = await self._in_thread(catalog.describe, name)
+                if there.created_at == (await entry.read(entry.state)).created_at:
+                    continue
+            except NotFoundError:
+                pass
+            except (KindredError, OSError) as error:
+                log.error("collection %s cannot be followed: %s", name, error)
+                continue
+            async with self._changing:
+                if self._open.get(name) is entry:
+                    await self._open.pop(name).retire()
+
+    async def reload(self, names: Names[str]) -> list[str]:
+        """Open collections anew; calls wait for that and do not fail.
+
+        Args:
+            names: which ones; empty means all that exist now, and those that do no longer are let go.
+
+        Returns:
+            The names of the collections opened.
+
+        Raises:
+            KindredError: one of them could not be opened; the others were.
+        """
+        if self._catalog is None:
+            return []
+        catalog, failure = self._catalog, None
+        async with self._changing:
+            existing = await self._in_thread(catalog.names)
+            for name in names or existing:
+                try:
+                    await self._reopen(catalog, name)
+                except KindredError as error:
+                    log.error("collection %s cannot be opened anew: %s", name, error)
+                    failure = failure or error
+            gone = () if names else self._open.keys() - set(existing)
+            for name in gone:
+                await self._open.pop(name).retire()
+        if failure is not None:
+            raise failure
+        return sorted(names or existing)
+
+    async def _reopen(self, catalog: Catalog, name: str) -> None:
+        async def opened() -> tuple[Collection, CollectionInfo]:
+            collection = await self._in_thread(catalog.open, name)
+            return collection, await self._in_thread(collection.info)
+
+        entry = self._open.get(name)
+        if entry is not None:
+            try:
+                await entry.reopen(opened)
+            except KindredError:
+                # The next call finds out whether it can be opened, or is another one now.
+                del self._open[name]
+                raise
+            return
+        collection, info = await opened()
+        self._open[name] = self._entry(collection, info)
 
     def check_writable(self) -> None:
         """Raise FailedPreconditionError when the server is a read-only replica or has no data folder."""
@@ -200,8 +319,10 @@ class Store:
         return self._catalog
 
     async def _enter(self, collection: Collection) -> OpenCollection:
-        info = await self._in_thread(collection.info)
-        return OpenCollection(collection, info, self._readers, self._writers, self._settings)
+        return self._entry(collection, await self._in_thread(collection.info))
+
+    def _entry(self, collection: Collection, info: CollectionInfo) -> OpenCollection:
+        return OpenCollection(collection, info, self._readers, self._writers, self._settings, self._metrics)
 
     async def _in_thread(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._writers, lambda: call(*args, **kwargs))

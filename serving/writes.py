@@ -86,7 +86,7 @@ class Writer:
         if not good:
             errors = [item_error(item) for item in prepared.items if isinstance(item, KindredError)]
             return pb.UpsertResponse(results=[pb.UpsertResult(error=error) for error in errors])
-        written = await entry.write(entry.collection.upsert, good)
+        written = await entry.write(lambda: entry.collection.upsert(good))
         outcomes = iter(written.outcomes)
         results = [
             pb.UpsertResult(error=item_error(item))
@@ -113,7 +113,9 @@ class Writer:
                 raise
             checked[:] = [error if position in images else item for position, item in enumerate(checked)]
             return
-        outcomes = await model.pipeline.embed(list(images.values()), timeout=timeout, hashes=True, patient=patient)
+        files = list(images.values())
+        with model.pipeline.leased():
+            outcomes = await model.pipeline.embed(files, timeout=timeout, hashes=True, patient=patient)
         for position, outcome in zip(images, outcomes, strict=True):
             item = checked[position]
             if isinstance(outcome, KindredError):

@@ -1,7 +1,9 @@
 """`kindred serve`."""
 
+import json
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,6 +11,7 @@ from kindred.commands import shared
 
 
 def serve(
+    ctx: typer.Context,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -48,25 +51,90 @@ def serve(
     port_file: Annotated[
         Path | None, typer.Option("--port-file", metavar="FILE", help="Gets the port as text once the server is ready.")
     ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option("--tls-cert", metavar="FILE", help="Encrypt, with this certificate chain (PEM).")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option("--tls-key", metavar="FILE", help="The certificate's private key (PEM).")
+    ] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option("--tls-client-ca", metavar="FILE", help="Let in only clients with a certificate of these (PEM)."),
+    ] = None,
+    tokens_file: Annotated[
+        Path | None,
+        typer.Option("--tokens-file", metavar="FILE", help="Let in only calls with a token of this file (TOML)."),
+    ] = None,
+    metrics_address: Annotated[
+        str | None,
+        typer.Option("--metrics-address", metavar="HOST:PORT", help="Serve /metrics for Prometheus here."),
+    ] = None,
+    metrics_port_file: Annotated[
+        Path | None, typer.Option("--metrics-port-file", metavar="FILE", help="Gets the port of /metrics as text.")
+    ] = None,
+    log_level: Annotated[
+        str, typer.Option("--log-level", metavar="debug|info|warning|error", help="debug has one line per call.")
+    ] = "info",
+    log_format: Annotated[
+        str, typer.Option("--log-format", metavar="text|json", help="Form of the log on standard error.")
+    ] = "text",
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Show the settings and where each is from, and serve nothing.")
+    ] = False,
 ) -> None:
-    """Answer requests over gRPC until SIGTERM or Ctrl-C: embed, search, classify, keep collections."""
+    """Answer requests over gRPC until SIGTERM or Ctrl-C: embed, search, classify, keep collections.
+
+    SIGHUP loads models, collections, certificates and tokens anew, without failing a call.
+    """
+    # Before gRPC is imported: its core would write a line of its own for each failed handshake of a port scanner.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from serving.server import serve as run
     from serving.settings import Limits, Settings, parse_model
 
     limits = Limits(max_batch_items=max_batch_items, max_image_bytes=max_image_bytes, max_pixels=max_pixels)
-    run(
-        Settings(
-            address=address,
-            models=tuple(parse_model(text) for text in model or ()),
-            data_dir=data_dir,
-            read_only=read_only,
-            allow_insecure=allow_insecure,
-            device=device,
-            limits=limits,
-            decode_workers=decode_workers,
-            encoder_threads=encoder_threads,
-            search_workers=search_workers,
-            drain_seconds=drain_seconds,
-            port_file=port_file,
-        )
+    settings = Settings(
+        address=address,
+        models=tuple(parse_model(text) for text in model or ()),
+        data_dir=data_dir,
+        read_only=read_only,
+        allow_insecure=allow_insecure,
+        device=device,
+        limits=limits,
+        decode_workers=decode_workers,
+        encoder_threads=encoder_threads,
+        search_workers=search_workers,
+        drain_seconds=drain_seconds,
+        port_file=port_file,
+        metrics_address=metrics_address,
+        metrics_port_file=metrics_port_file,
+        log_level=log_level,
+        log_format=log_format,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
+        tokens_file=tokens_file,
     )
+    if print_config:
+        print(effective(ctx))
+        return
+    run(settings)
+
+
+def effective(ctx: Any) -> str:
+    """Return a command's settings as a TOML table that could be kindred.toml, each with where it is from."""
+    sources = {"COMMANDLINE": "command line", "ENVIRONMENT": "environment", "DEFAULT_MAP": "file"}
+    lines = [f"[{ctx.command.name}]"]
+    for name, value in ctx.params.items():
+        if name == "print_config":
+            continue
+        found = ctx.get_parameter_source(name)
+        source = sources.get("" if found is None else found.name, "default")
+        key = name.replace("_", "-")
+        if value is None:
+            lines.append(f"# {key} is not set")
+        else:
+            plain = [str(each) for each in value] if isinstance(value, list | tuple) else value
+            # JSON's texts, numbers, truth values and lists are TOML's, too.
+            written = json.dumps(str(plain) if isinstance(plain, Path) else plain, ensure_ascii=False)
+            lines.append(f"{key} = {written}  # {source}")
+    return "\n".join(lines)

@@ -2,13 +2,21 @@
 
 # ruff: noqa: N802, D102 (the contract names and describes the methods)
 
-from encoder.errors import UnimplementedError
 from kindred.v1 import admin_pb2, admin_pb2_grpc
 from serving.interceptor import Context
+from serving.reload import Reloader
 
 
 class Admin(admin_pb2_grpc.AdminServicer):
-    """Operates a running server."""
+    """Operates a running server.
+
+    Args:
+        reloader: loads models and collections anew.
+    """
+
+    def __init__(self, reloader: Reloader) -> None:
+        self._reloader = reloader
 
     async def Reload(self, request: admin_pb2.ReloadRequest, context: Context) -> admin_pb2.ReloadResponse:
-        raise UnimplementedError("Reload is not served yet by this version: restart the server")
+        loaded = await self._reloader.reload(tuple(request.models), tuple(request.collections))
+        return admin_pb2.ReloadResponse(models=loaded.models, collections=loaded.collections)

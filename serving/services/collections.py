@@ -60,7 +60,8 @@ class Collections(collections_pb2_grpc.CollectionsServicer):
         self, request: pb.DescribeCollectionRequest, context: Context
     ) -> pb.DescribeCollectionResponse:
         entry = await self._store.get(request.name)
-        return pb.DescribeCollectionResponse(collection=write_collection(await entry.read(entry.collection.info)))
+        info = await entry.read(lambda: entry.collection.info())
+        return pb.DescribeCollectionResponse(collection=write_collection(info))
 
     async def DropCollection(self, request: pb.DropCollectionRequest, context: Context) -> pb.DropCollectionResponse:
         return pb.DropCollectionResponse(count=await self._store.drop(request.name))
@@ -85,7 +86,7 @@ class Collections(collections_pb2_grpc.CollectionsServicer):
         self._store.check_writable()
         entry = await self._store.get(request.collection)
         changes = await entry.read(read_updates, request.updates)
-        done = await entry.write(entry.collection.update, changes)
+        done = await entry.write(lambda: entry.collection.update(changes))
         return pb.UpdateResponse(updated=done.updated, missing_keys=done.missing, sequence=done.sequence)
 
     async def Delete(self, request: pb.DeleteRequest, context: Context) -> pb.DeleteResponse:
@@ -97,9 +98,10 @@ class Collections(collections_pb2_grpc.CollectionsServicer):
         self._store.check_writable()
         entry = await self._store.get(request.collection)
         if condition is not None:
-            deleted, sequence = await entry.write(entry.collection.delete_matching, condition)
+            deleted, sequence = await entry.write(lambda: entry.collection.delete_matching(condition))
             return pb.DeleteResponse(deleted=deleted, sequence=sequence)
-        deleted, sequence = await entry.write(entry.collection.delete, list(request.keys))
+        keys = list(request.keys)
+        deleted, sequence = await entry.write(lambda: entry.collection.delete(keys))
         return pb.DeleteResponse(deleted=deleted, sequence=sequence)
 
     async def Get(self, request: pb.GetRequest, context: Context) -> pb.GetResponse:
@@ -142,13 +144,13 @@ class Collections(collections_pb2_grpc.CollectionsServicer):
     async def Count(self, request: pb.CountRequest, context: Context) -> pb.CountResponse:
         condition = given_filter(request)
         entry = await self._store.get(request.collection)
-        return pb.CountResponse(count=await entry.read(entry.collection.count, condition))
+        return pb.CountResponse(count=await entry.read(lambda: entry.collection.count(condition)))
 
     async def Facet(self, request: pb.FacetRequest, context: Context) -> pb.FacetResponse:
         condition = given_filter(request)
         limit = request.limit or DEFAULT_FACETS
         entry = await self._store.get(request.collection)
-        found = await entry.read(entry.collection.facet, request.field, condition, limit)
+        found = await entry.read(lambda: entry.collection.facet(request.field, condition, limit))
         counts = [pb.FacetCount(value=write_value(one.value), count=one.count) for one in found]
         return pb.FacetResponse(counts=counts)
 

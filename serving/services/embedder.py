@@ -49,10 +49,10 @@ class Embedder(embedder_pb2_grpc.EmbedderServicer):
     async def _embed(
         self, request: embedder_pb2.EmbedRequest, *, timeout: float | None, patient: bool
     ) -> embedder_pb2.EmbedResponse:
-        model = self._models.get(request.model)
         check_count(request.images, self._limits.max_batch_items, "images")
         images = [image.data for image in request.images]
-        outcomes = await model.pipeline.embed(images, timeout=timeout, patient=patient)
+        with self._models.use(request.model) as model:
+            outcomes = await model.pipeline.embed(images, timeout=timeout, patient=patient)
         return embedder_pb2.EmbedResponse(
             results=[_result(outcome) for outcome in outcomes], dim=model.metadata.dim, space=model.metadata.space
         )

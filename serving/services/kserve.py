@@ -72,9 +72,11 @@ class Inference(inference_pb2_grpc.GRPCInferenceServiceServicer):
         model = self._model(request.model_name, request.model_version)
         wanted = _wanted(request, model)
         # In a thread, because pixels that come as typed contents are millions of Python integers.
-        images = await asyncio.to_thread(read_images, request, model, self._limits.max_batch_items)
+        with model.pipeline.leased():
+            images = await asyncio.to_thread(read_images, request, model, self._limits.max_batch_items)
+            outcomes = await model.pipeline.embed(images, timeout=context.time_remaining())
         embedded: list[Embedded] = []
-        for position, outcome in enumerate(await model.pipeline.embed(images, timeout=context.time_remaining())):
+        for position, outcome in enumerate(outcomes):
             if isinstance(outcome, KindredError):
                 raise type(outcome)(f"image {position}: {outcome}", field=f"inputs[0][{position}]")
             embedded.append(outcome)

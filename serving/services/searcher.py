@@ -100,7 +100,7 @@ class Searcher(searcher_pb2_grpc.SearcherServicer):
         method = _method(request.method)
         temperature, bound = _temperature(request.temperature), _similarity(request)
         if not temperature or bound is None:
-            own = await entry.read(entry.collection.calibration, method)
+            own = await entry.read(lambda: entry.collection.calibration(method))
             temperature = temperature or (own.temperature if own else DEFAULT_TEMPERATURE)
             bound = own.min_similarity if own and bound is None else bound
         options = ClassifyOptions(

@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import grpc
@@ -42,12 +43,18 @@ def test_it_indexes_searches_and_classifies_and_remembers_after_a_restart(model:
 
 def test_sigterm_finishes_what_is_in_flight(model: Path, tmp_path: Path) -> None:
     images = [picture(COLOURS["red"], seed, side=256) for seed in range(200)]
-    with running_server(model, tmp_path / "data") as server, Client(server.address) as client:
+    port_file = tmp_path / "metrics-port"
+    options = ("--metrics-address", "127.0.0.1:0", "--metrics-port-file", str(port_file))
+    with running_server(model, tmp_path / "data", *options) as server, Client(server.address) as client:
         client.embed(images[:1])
+        metrics = f"http://127.0.0.1:{port_file.read_text().strip()}/metrics"
         answers: list[np.ndarray] = []
         call = threading.Thread(target=lambda: answers.append(client.embed(images[:60])))
         call.start()
-        time.sleep(0.05)
+        in_flight = False
+        while call.is_alive() and not in_flight:
+            with urllib.request.urlopen(metrics, timeout=20) as answer:
+                in_flight = b"kindred_calls_in_flight 1.0" in answer.read()
         assert server.stop() == 0
         call.join(30)
     assert [answer.shape[0] for answer in answers] == [60]

@@ -34,8 +34,8 @@ class GatedIndex:
     async def in_thread(self, call: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(None, call, *args)
 
-    def batcher(self, **changes: int) -> SearchBatcher:
-        return SearchBatcher(self.in_thread, **{"workers": 1, "max_batch": 8, "max_queued": 10, **changes})
+    def batcher(self, *, workers: int = 1, max_batch: int = 8, max_queued: int = 10) -> SearchBatcher:
+        return SearchBatcher(self.in_thread, workers=workers, max_batch=max_batch, max_queued=max_queued)
 
 
 def queries(*values: int) -> Vectors:

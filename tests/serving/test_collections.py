@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from encoder.errors import KindredError
-from kindred.v1 import admin_pb2, collections_pb2, common_pb2
+from kindred.v1 import collections_pb2, common_pb2
 from kindred.v1.collections_pb2 import UpsertResult
 from serving.settings import Limits, Settings
 from tests.serving.running import Running, details, fields, image, png, running, vector
@@ -253,14 +253,6 @@ def test_a_snapshot_is_taken_while_it_is_served(server: Running, name: str) -> N
     assert taken.sequence == 1
     assert taken.disk_bytes > 4096
     refused(lambda: server.collections.Snapshot(pb.SnapshotRequest(collection="missing")), grpc.StatusCode.NOT_FOUND)
-
-
-def test_what_this_version_does_not_serve_says_so_by_name(server: Running, name: str) -> None:
-    calls: dict[str, Callable[[], object]] = {
-        "Reload": lambda: server.admin.Reload(admin_pb2.ReloadRequest()),
-    }
-    for what, call in calls.items():
-        assert what in refused(call, grpc.StatusCode.UNIMPLEMENTED).message
 
 
 def test_labels_and_payloads_are_updated(server: Running, name: str) -> None:

@@ -162,11 +162,13 @@ def gated(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running
     """A server with a queue of 32 images, whose inference waits for the test."""
     real_open = Encoder.open
     monkeypatch.setattr(Encoder, "open", lambda path, **options: GatedEncoder(real_open(path, **options)))
-    GatedEncoder.gate.clear()
-    GatedEncoder.inferred = 0
+    # Open for the inference that every model begins with.
+    GatedEncoder.gate.set()
     limits = Limits(max_queue=32, max_batch_items=32)
     models = (("tiny", model_path),)
     with running(Settings(address="127.0.0.1:0", models=models, limits=limits, max_encode_batch=4)) as server:
+        GatedEncoder.gate.clear()
+        GatedEncoder.inferred = 0
         yield server
         GatedEncoder.gate.set()
 

@@ -1,0 +1,53 @@
+"""How the server listens: channel options, credentials, and a clear error for an address that cannot be had."""
+
+import socket
+
+import grpc
+import grpc.aio
+
+from encoder.errors import FailedPreconditionError
+from serving.settings import Limits, split_address
+
+# Room for the framing of a message that is just small enough.
+_FRAMING_BYTES = 64 * 1024
+
+
+def options(limits: Limits) -> list[tuple[str, int]]:
+    """Return the options of the gRPC server."""
+    return [
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        ("grpc.max_send_message_length", limits.max_message_bytes + _FRAMING_BYTES),
+        ("grpc.max_concurrent_streams", limits.max_concurrent_streams),
+        # Without this a second server on the same port would silently take half of the connections.
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> int:
+    """Listen on an address and return the port; without credentials in plain text.
+
+    Raises:
+        FailedPreconditionError: the address cannot be listened on.
+    """
+    _try_to_bind(address)
+    try:
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
+    except RuntimeError:
+        raise FailedPreconditionError(f"cannot listen on {address}: choose another address", field="address") from None
+
+
+def _try_to_bind(address: str) -> None:
+    """Bind once and let go, because gRPC says on standard error, and not to us, why it cannot."""
+    host, port = split_address(address)
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(target)
+    except OSError as error:
+        reason = (error.strerror or "no such host").lower()
+        raise FailedPreconditionError(
+            f"cannot listen on {address} ({reason}): choose another address", field="address"
+        ) from None
