@@ -36,7 +36,7 @@ from training.optimise import build_optimiser, learning_rate, set_learning_rate
 from training.progress import progress
 from training.randomness import derived_seed, generator
 from training.rundir import last_loss, open_run
-from training.sampling import Sampler, ShuffleSampler
+from training.sampling import ClassSampler, Sampler, ShuffleSampler
 from training.settings import CHECKPOINT_FILE, METRICS_FILE, TrainSettings
 from training.views import Views
 
@@ -112,7 +112,7 @@ def pretrain(settings: TrainSettings, *, resume: bool = False, overwrite: bool =
         same_size = settings.crop_from in (0, settings.image_size)
         report = export_run(settings.out, train=train if same_size else None, test=test)
     position = trainer.position
-    images = trainer.sampler.batches_per_epoch * min(len(train), settings.batch_size) * position.epoch
+    images = trainer.sampler.batches_per_epoch * trainer.sampler.batch_size * position.epoch
     return TrainReport(
         run=report,
         position=position,
@@ -150,13 +150,14 @@ class Trainer:
         self.data_name = train.name
         self.encoder, self.normalisation = _build_encoder(settings, train, saved)
         views = Views.named(settings.views, settings.image_size, self.normalisation)
-        feature_dim, class_count = self.encoder.feature_dim, len(train.class_names)
-        self.objective = objective_class.build(Setup(settings, views, feature_dim, class_count, len(train)))
+        self.data = _device_data(settings, train, device)
+        feature_dim, class_count = self.encoder.feature_dim, self.data.class_count * self.data.rotations
+        setup = Setup(settings, views, self.encoder, feature_dim, class_count, len(self.data))
+        self.objective = objective_class.build(setup)
         self.encoder.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.objective.to(device)
         self.optimiser: Optimizer = build_optimiser(settings, (self.encoder, self.objective))
-        self.sampler: Sampler = ShuffleSampler(len(train), settings.batch_size, settings.seed)
-        self.data = DeviceData(_planes(train).to(device), torch.from_numpy(train.labels).to(device))
+        self.sampler = _build_sampler(settings, self.data)
         self.autocast = settings.precision == "bfloat16" or (
             settings.precision == "auto" and has_native_bfloat16(device)
         )
@@ -201,7 +202,8 @@ class Trainer:
         """Take one step on the images at `rows` (int64 [B], on the CPU) and return its loss, detached."""
         rows = rows.to(self.device)
         draws = generator(self.settings.seed, "step", self.position.step, device=self.device)
-        batch = Batch(self.data.images[rows], self.data.labels[rows], rows, draws)
+        rows = self.objective.pick(rows, draws)
+        batch = Batch(*self.data.take(rows), rows, draws)
         inputs = self.objective.make_inputs(batch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             features = self.encoder(inputs.images)
@@ -333,6 +335,21 @@ def _check_labels(train: ImageSet, settings: TrainSettings, *, needed: bool) -> 
     if lonely:
         shown = ", ".join(lonely[:3]) + " …" * (len(lonely) > 3)
         logger.warning("%d of %d classes have a single image (%s)", len(lonely), len(sizes), shown)
+
+
+def _device_data(settings: TrainSettings, train: ImageSet, device: torch.device) -> DeviceData:
+    """Put the training set on the device."""
+    rotations = 4 if settings.rotations_as_classes else 1
+    labels = torch.from_numpy(train.labels).to(device)
+    return DeviceData(_planes(train).to(device), labels, len(train.class_names), rotations)
+
+
+def _build_sampler(settings: TrainSettings, data: DeviceData) -> Sampler:
+    """Build the sampler that the settings name."""
+    if settings.sampler == "pk":
+        labels = data.all_labels().cpu()
+        return ClassSampler(labels, settings.batch_size, settings.images_per_class, settings.seed)
+    return ShuffleSampler(len(data), settings.batch_size, settings.seed)
 
 
 def _planes(images: ImageSet) -> Tensor:

@@ -3,9 +3,10 @@
 from encoder.errors import InvalidArgumentError
 from training.objectives.base import Objective
 from training.objectives.simclr import SimCLR
+from training.objectives.sincere import Sincere
 from training.objectives.supcon import SupCon
 
-OBJECTIVES: dict[str, type[Objective]] = {"supcon": SupCon, "simclr": SimCLR}
+OBJECTIVES: dict[str, type[Objective]] = {"supcon": SupCon, "simclr": SimCLR, "sincere": Sincere}
 
 
 def find_objective(name: str) -> type[Objective]:
