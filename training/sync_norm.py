@@ -17,7 +17,7 @@ class SyncNorm(nn.BatchNorm2d):
         """Map float [N, C, H, W] to normalised ones."""
         if not self.training or world_size() == 1:
             return super().forward(images)
-        wide = images.float()
+        wide = images if images.dtype == torch.float64 else images.float()
         sums = torch.cat((wide.mean((0, 2, 3)), wide.square().mean((0, 2, 3))))
         whole: Tensor = collective.all_reduce(sums, distributed.ReduceOp.SUM)  # type: ignore[no-untyped-call]
         mean, square = (whole / world_size()).chunk(2)

@@ -90,6 +90,7 @@ def test_stopped_within_an_epoch_it_goes_on_bit_for_bit(
         {"sampler": "pk", "objective": "triplet", "mining": "semi-hard", "num_views": 1},
         {"objective": "cross-entropy", "mixup": 0.4, "label_smoothing": 0.1, "rotations_as_classes": True},
         {"loss_form": "in", "max_positives": 3, "num_views": 3},
+        {"ema": 0.5, "clip_norm": 1.0, "optimiser": "lars", "chunk_size": 16, "online_knn": 1, "tensorboard": True},
     ],
 )
 def test_options_of_the_objectives_work_in_a_run_and_over_a_stop(
