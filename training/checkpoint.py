@@ -7,7 +7,7 @@ open somebody's checkpoint is never to run somebody's code.
 import os
 import pickle
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ class Checkpoint:
         encoder: state dict of the encoder.
         objective: state dict of the objective: its head, and whatever else it remembers.
         optimiser: state dict of the optimiser.
+        average: state dict of the running mean of the encoder, empty when there is none; it is what is exported.
         rng: states of torch's global generators, by device type. The generators of views and of the data's order need
             none: each step and each epoch seeds its own from the run's seed (`training.randomness`).
     """
@@ -73,6 +74,7 @@ class Checkpoint:
     objective: StateDict
     optimiser: StateDict
     rng: dict[str, Tensor]
+    average: StateDict = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class Run:
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
     """Write `path` so that at every moment, power cut or kill included, there is a whole checkpoint under that name."""
-    values = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
+    values = {part.name: getattr(checkpoint, part.name) for part in fields(checkpoint)}
     values |= {
         "format": FORMAT,
         "settings": checkpoint.settings.to_dict(),
@@ -142,6 +144,7 @@ def load(path: Path) -> Checkpoint:
             objective=values["objective"],
             optimiser=values["optimiser"],
             rng=values["rng"],
+            average=values.get("average", {}),
         )
     except (KeyError, TypeError) as error:
         raise DataLossError(f"{path} is damaged: {error}") from error
@@ -157,7 +160,7 @@ def load_run(run_dir: Path) -> Run:
     checkpoint = load(run_dir / CHECKPOINT_FILE)
     settings = checkpoint.settings
     encoder = build_encoder(settings.encoder, settings.image_size, stem=stem_of(checkpoint.encoder))
-    load_state(encoder, checkpoint.encoder)
+    load_state(encoder, checkpoint.average or checkpoint.encoder)
     preprocess = Preprocess(height=settings.image_size, width=settings.image_size, resize=settings.resize)
     return Run(
         settings=settings,
@@ -183,7 +186,7 @@ def load_weights(path: Path) -> tuple[StateDict, Normalisation]:
     """
     values = _read(path / CHECKPOINT_FILE if path.is_dir() else path)
     if values.get("format") == FORMAT and isinstance(values.get("encoder"), Mapping):
-        return dict(values["encoder"]), _normalisation(values["normalisation"])
+        return dict(values.get("average") or values["encoder"]), _normalisation(values["normalisation"])
     state = values.get("state_dict", values)
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise InvalidArgumentError(f"{path} holds no weights: neither a checkpoint nor a state dict", field="weights")

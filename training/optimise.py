@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from training.lars import LARS
 from training.settings import TrainSettings
 
 MOMENTUM = 0.9
@@ -20,6 +21,8 @@ def build_optimiser(settings: TrainSettings, modules: Iterable[nn.Module]) -> Op
     ]
     if settings.optimiser == "sgd":
         return SGD(groups, lr=settings.learning_rate, momentum=MOMENTUM, nesterov=True, fused=True)
+    if settings.optimiser == "lars":
+        return LARS(groups, lr=settings.learning_rate, momentum=MOMENTUM)
     return AdamW(groups, lr=settings.learning_rate, fused=True)
 
 

@@ -14,7 +14,17 @@ from typing import Annotated, Any
 import typer
 
 from encoder.errors import InvalidArgumentError
-from training.settings import CONFIG_FILE, OptimiserName, Precision, Resize, TrainSettings, recommended
+from training.settings import (
+    CONFIG_FILE,
+    LossForm,
+    Mining,
+    OptimiserName,
+    Precision,
+    Resize,
+    SamplerName,
+    TrainSettings,
+    recommended,
+)
 
 DataArgument = Annotated[
     str,
@@ -29,7 +39,13 @@ DataArgument = Annotated[
 def train_command(
     data: DataArgument = "",
     out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder that the run is written to.")] = Path("run"),
-    objective: Annotated[str | None, typer.Option(help="What to minimise: supcon or simclr.")] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help="What to minimise. With labels: supcon, sincere, mixup-supcon, supmoco, triplet, n-pairs, "
+            "cross-entropy, self-distillation. Without: simclr, moco, rotation, jigsaw, context, exemplar, deepcluster."
+        ),
+    ] = None,
     encoder: Annotated[str | None, typer.Option(help="The network: tiny, resnet18 or resnet50.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the encoder's input in pixels.")] = None,
     crop_from: Annotated[int | None, typer.Option(help="Side at which training images are kept for cropping.")] = None,
@@ -44,6 +60,65 @@ def train_command(
     warmup_epochs: Annotated[float | None, typer.Option(help="Epochs during which the rate rises.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Temperature of the contrastive loss.")] = None,
     projection_dim: Annotated[int | None, typer.Option(help="Size of the vectors that the loss compares.")] = None,
+    sampler: Annotated[
+        SamplerName | None, typer.Option(help="shuffle: every image once an epoch; pk: P classes × K images a batch.")
+    ] = None,
+    images_per_class: Annotated[
+        int | None, typer.Option(help="K of --sampler pk; P is the batch size divided by K.")
+    ] = None,
+    rotations_as_classes: Annotated[
+        bool | None,
+        typer.Option(
+            "--rotations-as-classes/--no-rotations-as-classes",
+            help="Add the images in three more rotations, each a class of its own.",
+        ),
+    ] = None,
+    loss_form: Annotated[
+        LossForm | None, typer.Option(help="SupCon's mean over positives: outside the logarithm or inside.")
+    ] = None,
+    max_positives: Annotated[
+        int | None, typer.Option(help="Positives of an anchor that SupCon counts at most; 0 is all.")
+    ] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="Label smoothing of cross-entropy.")] = None,
+    mixup: Annotated[
+        float | None, typer.Option(help="Mix images, with this α; for cross-entropy and mixup-supcon.")
+    ] = None,
+    margin: Annotated[float | None, typer.Option(help="Margin of the triplet loss.")] = None,
+    mining: Annotated[Mining | None, typer.Option(help="Which triplets of a batch count.")] = None,
+    queue_size: Annotated[int | None, typer.Option(help="Keys that moco and supmoco remember.")] = None,
+    teacher_momentum: Annotated[
+        float | None, typer.Option(help="Momentum of moco's and self-distillation's second encoder.")
+    ] = None,
+    distillation: Annotated[
+        float | None, typer.Option(help="Weight of the teacher's answers in self-distillation.")
+    ] = None,
+    permutations: Annotated[int | None, typer.Option(help="Classes of jigsaw.")] = None,
+    surrogate_classes: Annotated[int | None, typer.Option(help="Images that exemplar tells apart.")] = None,
+    clusters: Annotated[int | None, typer.Option(help="Clusters of deepcluster.")] = None,
+    chunk_size: Annotated[
+        int | None, typer.Option(help="Gradient caching: views that the encoder sees at a time; 0 is all.")
+    ] = None,
+    gather: Annotated[
+        bool | None,
+        typer.Option(
+            "--gather/--local-loss", help="Several processes: compare with the vectors of all, or of one's own only."
+        ),
+    ] = None,
+    sync_batchnorm: Annotated[
+        bool | None,
+        typer.Option("--sync-batchnorm/--no-sync-batchnorm", help="Several processes: BatchNorm over all of them."),
+    ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(help="Export a running mean of the weights with this decay; 0 exports the last weights."),
+    ] = None,
+    clip_norm: Annotated[float | None, typer.Option(help="Longest gradient; 0 is no limit.")] = None,
+    online_knn: Annotated[
+        int | None, typer.Option(help="Log kNN accuracy on training images every so many epochs; 0 is never.")
+    ] = None,
+    tensorboard: Annotated[
+        bool | None, typer.Option("--tensorboard/--no-tensorboard", help="Also write RUN/tensorboard.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     precision: Annotated[Precision | None, typer.Option(help="auto: bfloat16 where it is native.")] = None,
@@ -83,6 +158,28 @@ def train_command(
         "warmup_epochs": warmup_epochs,
         "temperature": temperature,
         "projection_dim": projection_dim,
+        "sampler": sampler,
+        "images_per_class": images_per_class,
+        "rotations_as_classes": rotations_as_classes,
+        "loss_form": loss_form,
+        "max_positives": max_positives,
+        "label_smoothing": label_smoothing,
+        "mixup": mixup,
+        "margin": margin,
+        "mining": mining,
+        "queue_size": queue_size,
+        "teacher_momentum": teacher_momentum,
+        "distillation": distillation,
+        "permutations": permutations,
+        "surrogate_classes": surrogate_classes,
+        "clusters": clusters,
+        "chunk_size": chunk_size,
+        "gather": gather,
+        "sync_batchnorm": sync_batchnorm,
+        "ema": ema,
+        "clip_norm": clip_norm,
+        "online_knn": online_knn,
+        "tensorboard": tensorboard,
         "seed": seed,
         "device": device,
         "precision": precision,

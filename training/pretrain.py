@@ -24,21 +24,26 @@ from torch.optim import Optimizer
 from encoder.errors import FailedPreconditionError, InvalidArgumentError
 from encoder.metadata import JSON
 from training import checkpoint as checkpoints
+from training.average import Follower
+from training.caching import backward_in_chunks
 from training.checkpoint import Checkpoint, Position
 from training.data import ImageSet, Split, has_split, load_images
 from training.devices import find_device, has_native_bfloat16, refuse_many_processes, torch_settings
+from training.distributed import average, average_gradients, own_part, rank, share_buffers
 from training.encoders import Encoder, Normalisation, build_encoder, load_state, stem_of
 from training.evaluate import align_labels
 from training.export import RunReport, export_run
-from training.objectives.base import Batch, DeviceData, Objective, Setup
+from training.objectives.base import Batch, DeviceData, Inputs, Objective, Setup
 from training.objectives.registry import find_objective
 from training.optimise import build_optimiser, learning_rate, set_learning_rate
 from training.progress import progress
 from training.randomness import derived_seed, generator
 from training.rundir import last_loss, open_run
-from training.sampling import Sampler, ShuffleSampler
+from training.sampling import ClassSampler, Sampler, ShuffleSampler
 from training.settings import CHECKPOINT_FILE, METRICS_FILE, TrainSettings
+from training.sync_norm import synchronise_norms
 from training.views import Views
+from training.watch import check_collapse, online_knn, write_tensorboard
 
 FINITE_CHECK_STEPS = 20
 """On an accelerator the loss is only looked at so often, because looking means waiting for it."""
@@ -112,7 +117,7 @@ def pretrain(settings: TrainSettings, *, resume: bool = False, overwrite: bool =
         same_size = settings.crop_from in (0, settings.image_size)
         report = export_run(settings.out, train=train if same_size else None, test=test)
     position = trainer.position
-    images = trainer.sampler.batches_per_epoch * min(len(train), settings.batch_size) * position.epoch
+    images = trainer.sampler.batches_per_epoch * trainer.sampler.batch_size * position.epoch
     return TrainReport(
         run=report,
         position=position,
@@ -149,14 +154,18 @@ class Trainer:
         self.class_names = train.class_names
         self.data_name = train.name
         self.encoder, self.normalisation = _build_encoder(settings, train, saved)
-        views = Views.named(settings.views, settings.image_size, self.normalisation)
-        feature_dim, class_count = self.encoder.feature_dim, len(train.class_names)
-        self.objective = objective_class.build(Setup(settings, views, feature_dim, class_count, len(train)))
+        self.views = Views.named(settings.views, settings.image_size, self.normalisation)
+        self.data = _device_data(settings, train, device)
+        feature_dim, class_count = self.encoder.feature_dim, self.data.class_count * self.data.rotations
+        setup = Setup(settings, self.views, self.encoder, feature_dim, class_count, len(self.data))
+        self.objective = objective_class.build(setup)
+        if settings.sync_batchnorm:
+            synchronise_norms(self.encoder)
+        self.average = Follower(self.encoder, settings.ema).to(device) if settings.ema else None
         self.encoder.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.objective.to(device)
         self.optimiser: Optimizer = build_optimiser(settings, (self.encoder, self.objective))
-        self.sampler: Sampler = ShuffleSampler(len(train), settings.batch_size, settings.seed)
-        self.data = DeviceData(_planes(train).to(device), torch.from_numpy(train.labels).to(device))
+        self.sampler = _build_sampler(settings, self.data)
         self.autocast = settings.precision == "bfloat16" or (
             settings.precision == "auto" and has_native_bfloat16(device)
         )
@@ -180,6 +189,7 @@ class Trainer:
                 clock = time.perf_counter() - position.seconds
                 loss_sum = torch.tensor(position.loss_sum, dtype=torch.float64, device=self.device)
                 if position.batch == 0:
+                    share_buffers(self.encoder)
                     self.objective.begin_epoch(self.encoder, self.data, position.epoch)
                 for rows in islice(self.sampler.batches(position.epoch), position.batch, None):
                     rate = learning_rate(position.step, steps, warmup, settings.learning_rate)
@@ -199,22 +209,49 @@ class Trainer:
 
     def step(self, rows: Tensor, rate: float) -> Tensor:
         """Take one step on the images at `rows` (int64 [B], on the CPU) and return its loss, detached."""
-        rows = rows.to(self.device)
-        draws = generator(self.settings.seed, "step", self.position.step, device=self.device)
-        batch = Batch(self.data.images[rows], self.data.labels[rows], rows, draws)
+        rows = own_part(rows).to(self.device)
+        # The first process draws what a single one would; the others need draws of their own.
+        purpose = f"step of process {rank()}" if rank() else "step"
+        draws = generator(self.settings.seed, purpose, self.position.step, device=self.device)
+        rows = self.objective.pick(rows, draws)
+        batch = Batch(*self.data.take(rows), rows, draws)
         inputs = self.objective.make_inputs(batch)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            features = self.encoder(inputs.images)
-        loss = self.objective.loss(features.float(), inputs.targets)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = average(self._backward(inputs))
+        modules = (self.encoder, self.objective)
+        average_gradients(modules)
+        if self.settings.clip_norm:
+            parameters = [parameter for module in modules for parameter in module.parameters()]
+            torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
         set_learning_rate(self.optimiser, rate)
         self.optimiser.step()
         self.objective.after_step(self.encoder)
+        if self.average is not None:
+            self.average.follow(self.encoder)
+        return loss
+
+    def _backward(self, inputs: Inputs) -> Tensor:
+        """Make the gradients of one step and return its loss, detached."""
+
+        def autocast() -> torch.autocast:
+            return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
+
+        def loss_of(features: Tensor) -> Tensor:
+            return self.objective.loss(features.float(), inputs.targets)
+
+        if 0 < self.settings.chunk_size < len(inputs.images):
+            return backward_in_chunks(self.encoder, inputs.images, self.settings.chunk_size, loss_of, autocast)
+        with autocast():
+            features = self.encoder(inputs.images)
+        loss = loss_of(features)
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint; of several processes only the first does."""
+        self._saved_at = time.monotonic()
+        if rank():
+            return
         rng = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -229,16 +266,16 @@ class Trainer:
                 objective=self.objective.state_dict(),
                 optimiser=self.optimiser.state_dict(),
                 rng=rng,
+                average={} if self.average is None else self.average.copy.state_dict(),
             ),
             self.settings.out / CHECKPOINT_FILE,
         )
-        self._saved_at = time.monotonic()
 
     def _end_epoch(self, metrics: TextIO, loss: float, rate: float, seconds: float) -> None:
         """Log the epoch, move to the next one, and write a checkpoint unless the last one is only just written."""
         position = self.position
         self.last_loss = loss
-        line = {
+        line: dict[str, float | int] = {
             "epoch": position.epoch + 1,
             "step": position.step,
             "loss": loss,
@@ -246,7 +283,16 @@ class Trainer:
             "images_per_second": round(position.images / seconds, 1),
             "seconds": round(seconds, 4),
         }
-        metrics.write(json.dumps(line) + "\n")
+        if self.settings.online_knn and (position.epoch + 1) % self.settings.online_knn == 0:
+            share_buffers(self.encoder)
+            judged = self.encoder if self.average is None else self.average.copy
+            accuracy = online_knn(judged, self.data, self.views, self.settings.seed)
+            line |= {} if accuracy is None else {"online_knn": accuracy}
+        if rank() == 0:
+            metrics.write(json.dumps(line) + "\n")
+            if self.settings.tensorboard:
+                write_tensorboard(self.settings.out, line)
+            check_collapse(self.settings, self.objective.chance_loss(self.sampler.batch_size))
         position.epoch += 1
         position.batch = position.images = 0
         position.loss_sum = position.seconds = 0.0
@@ -264,6 +310,8 @@ class Trainer:
     def _restore(self, saved: Checkpoint) -> None:
         self.objective.load_state_dict(saved.objective)
         self.optimiser.load_state_dict(saved.optimiser)
+        if self.average is not None:
+            self.average.copy.load_state_dict(saved.average)
         self.position = saved.position
         torch.set_rng_state(saved.rng["cpu"])
         if self.device.type == "cuda" and "cuda" in saved.rng:
@@ -333,6 +381,21 @@ def _check_labels(train: ImageSet, settings: TrainSettings, *, needed: bool) -> 
     if lonely:
         shown = ", ".join(lonely[:3]) + " …" * (len(lonely) > 3)
         logger.warning("%d of %d classes have a single image (%s)", len(lonely), len(sizes), shown)
+
+
+def _device_data(settings: TrainSettings, train: ImageSet, device: torch.device) -> DeviceData:
+    """Put the training set on the device."""
+    rotations = 4 if settings.rotations_as_classes else 1
+    labels = torch.from_numpy(train.labels).to(device)
+    return DeviceData(_planes(train).to(device), labels, len(train.class_names), rotations)
+
+
+def _build_sampler(settings: TrainSettings, data: DeviceData) -> Sampler:
+    """Build the sampler that the settings name."""
+    if settings.sampler == "pk":
+        labels = data.all_labels().cpu()
+        return ClassSampler(labels, settings.batch_size, settings.images_per_class, settings.seed)
+    return ShuffleSampler(len(data), settings.batch_size, settings.seed)
 
 
 def _planes(images: ImageSet) -> Tensor:

@@ -15,13 +15,27 @@ from training.cifar import is_cifar
 
 Resize = Literal["squash", "crop", "pad"]
 Precision = Literal["auto", "float32", "bfloat16"]
-OptimiserName = Literal["sgd", "adamw"]
+OptimiserName = Literal["sgd", "adamw", "lars"]
+SamplerName = Literal["shuffle", "pk"]
+LossForm = Literal["out", "in"]
+Mining = Literal["hard", "semi-hard"]
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINT_FILE = "checkpoint.pt"
 MODEL_FILE = "model.onnx"
 REPORT_FILE = "report.json"
+
+POSITIVE = ("image_size", "batch_size", "num_views", "projection_dim", "images_per_class", "queue_size")
+NOT_NEGATIVE = ("limit", "epochs", "seed", "threads", "crop_from", "max_positives", "chunk_size", "online_knn")
+CHOICES = {
+    "resize": Resize,
+    "precision": Precision,
+    "optimiser": OptimiserName,
+    "sampler": SamplerName,
+    "loss_form": LossForm,
+    "mining": Mining,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +57,34 @@ class TrainSettings:
         batch_size: images a step, each of which gives `num_views` views.
         num_views: views of each image.
         views: name of the preset that the views are drawn with, see `training.views`.
-        optimiser: `sgd` (Nesterov momentum 0.9) or `adamw`.
+        optimiser: `sgd` (Nesterov momentum 0.9), `adamw` or `lars`.
         learning_rate: peak of the schedule, for the batch size given.
         weight_decay: decay of the weights; biases and norms have none.
         warmup_epochs: epochs during which the rate rises linearly from zero; then it falls along a half cosine.
         temperature: of the contrastive loss.
         projection_dim: size of the vectors that the contrastive loss compares.
+        sampler: `shuffle` (every image once an epoch) or `pk` (classes × images_per_class in every batch).
+        images_per_class: K of the pk sampler; the batch size must be a multiple of it.
+        rotations_as_classes: every image is there in four rotations, each of which is a class of its own.
+        loss_form: of SupCon: `out` (the mean over positives outside the logarithm) or `in`.
+        max_positives: SupCon counts at most so many positives of an anchor, other views first; 0 is all.
+        label_smoothing: of cross-entropy, 0 to below 1.
+        mixup: α of the Beta distribution that images are mixed by; 0 is no mixing (1 in mixup-supcon).
+        margin: of the triplet loss.
+        mining: the triplets of a batch: `hard` or `semi-hard`.
+        queue_size: keys that moco and supmoco remember.
+        teacher_momentum: how much of itself a momentum encoder keeps each step.
+        distillation: weight of the teacher's answers in self-distillation, 0 to 1.
+        permutations: classes of jigsaw.
+        surrogate_classes: images that exemplar tells apart; all when there are fewer.
+        clusters: of deepcluster.
+        chunk_size: gradient caching: the encoder sees at most so many views at a time; 0 is all of a batch.
+        gather: with several processes, compare with the vectors of all of them, not of one's own only.
+        sync_batchnorm: with several processes, BatchNorm takes its statistics over all of them.
+        ema: the exported encoder is a running mean of the weights that keeps so much of itself each step; 0 is none.
+        clip_norm: longest gradient of all weights together; 0 is no limit.
+        online_knn: log leave-one-out kNN accuracy on a sample of the training images every so many epochs; 0 is never.
+        tensorboard: also write the metrics for TensorBoard.
         precision: of the encoder's forward pass; `auto` is bfloat16 where the device multiplies it natively.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         seed: of everything random.
@@ -77,6 +113,28 @@ class TrainSettings:
     warmup_epochs: float = 5.0
     temperature: float = 0.1
     projection_dim: int = 128
+    sampler: SamplerName = "shuffle"
+    images_per_class: int = 4
+    rotations_as_classes: bool = False
+    loss_form: LossForm = "out"
+    max_positives: int = 0
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    margin: float = 0.2
+    mining: Mining = "hard"
+    queue_size: int = 4096
+    teacher_momentum: float = 0.99
+    distillation: float = 0.5
+    permutations: int = 100
+    surrogate_classes: int = 2000
+    clusters: int = 100
+    chunk_size: int = 0
+    gather: bool = True
+    sync_batchnorm: bool = False
+    ema: float = 0.0
+    clip_norm: float = 0.0
+    online_knn: int = 0
+    tensorboard: bool = False
     precision: Precision = "auto"
     device: str = "auto"
     seed: int = 0
@@ -86,17 +144,24 @@ class TrainSettings:
     def __post_init__(self) -> None:
         """Check each value; raises InvalidArgumentError that names the option."""
         _require(bool(self.data), "data", "name the images to train on")
-        for name in ("image_size", "batch_size", "num_views", "projection_dim"):
+        for name in POSITIVE:
             _require(getattr(self, name) >= 1, name, "must be at least 1")
-        for name in ("limit", "epochs", "seed", "threads", "crop_from"):
+        for name in NOT_NEGATIVE:
             _require(getattr(self, name) >= 0, name, "must not be negative")
-        for name in ("weight_decay", "warmup_epochs", "checkpoint_seconds"):
+        for name in ("weight_decay", "warmup_epochs", "checkpoint_seconds", "mixup", "margin", "clip_norm"):
             _require(0 <= getattr(self, name) < float("inf"), name, "must be a number of at least 0")
         for name in ("learning_rate", "temperature"):
             _require(0 < getattr(self, name) < float("inf"), name, "must be a number above 0")
+        for name in ("label_smoothing", "teacher_momentum", "ema"):
+            _require(0 <= getattr(self, name) < 1, name, "must be at least 0 and below 1")
+        _require(0 <= self.distillation <= 1, "distillation", "must be from 0 to 1")
+        for name in ("permutations", "clusters", "surrogate_classes"):
+            _require(getattr(self, name) >= 2, name, "must be at least 2")
+        divides = self.sampler != "pk" or self.batch_size % self.images_per_class == 0
+        _require(divides, "batch_size", f"must be a multiple of --images-per-class {self.images_per_class}")
         _require(self.image_size >= 8, "image_size", "must be at least 8")
         _require(self.crop_from == 0 or self.crop_from >= self.image_size, "crop_from", "must be at least image-size")
-        for name, kind in (("resize", Resize), ("precision", Precision), ("optimiser", OptimiserName)):
+        for name, kind in CHOICES.items():
             allowed = get_args(kind)
             _require(getattr(self, name) in allowed, name, f"must be one of {', '.join(allowed)}")
 

@@ -171,6 +171,11 @@ class Views:
             views = _change(views, chosen, lambda some: blur(some, sigma[chosen]))
         return views
 
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return float images [N, 3, H, W] in [0, 1] as the encoder wants them."""
+        scale, shift = self._affine(images.device)
+        return torch.addcmul(shift, images, scale)
+
     def _recolour(self, views: Tensor, generator: torch.Generator) -> Tensor:
         """Change tone and hue of the chosen images; a gray view has saturation 0, which leaves no hue to turn."""
         preset, count = self.preset, len(views)

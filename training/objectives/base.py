@@ -6,9 +6,9 @@ The loop knows nothing else of an objective. It calls, each step,
     features = encoder(inputs.images)
     loss = objective.loss(features, inputs.targets)    # head and loss, in float32
 
-and around that `begin_epoch` (where pseudo-labels are made anew) and `after_step` (where a momentum encoder or a queue
-follows). An objective is a module: its head's parameters are trained, and whatever it keeps in buffers is in the
-checkpoint.
+and around that `begin_epoch` (where pseudo-labels are made anew), `pick` (which of the images are shown) and
+`after_step` (where a momentum encoder or a queue follows). An objective is a module: its head's parameters are trained,
+and whatever it keeps in buffers is in the checkpoint.
 """
 
 from abc import ABC, abstractmethod
@@ -32,15 +32,38 @@ class DeviceData:
     """The training set on the device.
 
     Attributes:
-        images: uint8 [N, 3, H, W].
+        images: uint8 [N, 3, H, W], H = W.
         labels: int64 [N]; −1 where there is none.
+        class_count: number of classes.
+        rotations: how often each image is there, 1 or 4: row r·N + n is image n turned by r quarters, and every turn
+            of a class is a class of its own.
     """
 
     images: Tensor
     labels: Tensor
+    class_count: int
+    rotations: int = 1
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.labels) * self.rotations
+
+    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the images uint8 [B, 3, H, W] and labels int64 [B] at `rows`, int64 [B]."""
+        count = len(self.labels)
+        places = rows % count
+        images, labels = self.images[places], self.labels[places]
+        if self.rotations == 1:
+            return images, labels
+        turns = rows // count
+        for turn in range(1, self.rotations):
+            chosen = (turns == turn).nonzero().squeeze(1)
+            images[chosen] = images[chosen].rot90(turn, (2, 3))
+        return images, torch.where(labels < 0, labels, labels + turns * self.class_count)
+
+    def all_labels(self) -> Tensor:
+        """Return the label of every row, int64 [len(self)]."""
+        turned = [torch.where(self.labels < 0, -1, self.labels + r * self.class_count) for r in range(self.rotations)]
+        return torch.cat(turned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +103,15 @@ class Setup:
     Attributes:
         settings: of the run.
         views: draws the views of the settings' preset.
+        encoder: with its first weights; an objective that wants another one copies it.
         feature_dim: D, number of the encoder's features.
-        class_count: number of classes in the training set.
-        image_count: number of images in the training set.
+        class_count: number of classes in the training set, each rotation counted when they are classes.
+        image_count: number of images in the training set, likewise.
     """
 
     settings: TrainSettings
     views: Views
+    encoder: Encoder
     feature_dim: int
     class_count: int
     image_count: int
@@ -113,6 +138,17 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def loss(self, features: Tensor, targets: Targets) -> Tensor:
         """Return the loss, a float32 scalar, of features float32 [M, D] (not of unit length)."""
+
+    def pick(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the rows to show instead of those that the sampler chose, int64 [B]; by default the same."""
+        return rows
+
+    def chance_loss(self, batch_size: int) -> float | None:
+        """Return the loss of an encoder that tells nothing apart, for batches of that many images; None if unknown.
+
+        A loss that rests there has collapsed.
+        """
+        return None
 
     def begin_epoch(self, encoder: Encoder, data: DeviceData, epoch: int) -> None:
         """Prepare for an epoch: pseudo-labels, a new head. By default there is nothing to do.

@@ -1,11 +1,14 @@
 """SupCon: views of images of one class attract each other (Khosla et al. 2020, arXiv:2004.11362)."""
 
+import math
 from typing import ClassVar, Self
 
 from torch import Tensor
 
+from training.distributed import gather, gather_rows, world_size
 from training.objectives.base import Batch, Inputs, Objective, Setup, Targets
-from training.objectives.contrastive import ProjectionHead, contrastive_loss, stack_views
+from training.objectives.contrastive import PairLoss, ProjectionHead, contrastive_loss, stack_views
+from training.settings import TrainSettings
 from training.views import Views
 
 
@@ -16,35 +19,76 @@ class SupCon(Objective):
         views: draws one view of each image.
         feature_dim: number of the encoder's features.
         projection_dim: size of the vectors compared.
-        temperature: τ of the loss.
+        pair_loss: the loss of vectors, their groups and their images.
         num_views: views of each image.
+        gathered: with several processes, whether vectors are compared with those of all of them.
     """
 
     needs_labels: ClassVar[bool] = True
 
     def __init__(
-        self, views: Views, feature_dim: int, projection_dim: int, temperature: float, num_views: int = 2
+        self,
+        views: Views,
+        feature_dim: int,
+        projection_dim: int,
+        pair_loss: PairLoss,
+        num_views: int = 2,
+        *,
+        gathered: bool = True,
     ) -> None:
         super().__init__()
         self.head = ProjectionHead(feature_dim, projection_dim)
         self._views = views
-        self._temperature = temperature
+        self._pair_loss = pair_loss
         self._num_views = num_views
+        self._gathered = gathered
 
     @classmethod
     def build(cls, setup: Setup) -> Self:
         """Build it from a run's settings."""
         settings = setup.settings
-        return cls(setup.views, setup.feature_dim, settings.projection_dim, settings.temperature, settings.num_views)
+        return cls(
+            setup.views,
+            setup.feature_dim,
+            settings.projection_dim,
+            cls.pair_loss(settings),
+            settings.num_views,
+            gathered=settings.gather,
+        )
+
+    @classmethod
+    def pair_loss(cls, settings: TrainSettings) -> PairLoss:
+        """Return the loss over pairs of vectors that the settings ask for."""
+
+        def loss(vectors: Tensor, groups: Tensor, sources: Tensor) -> Tensor:
+            return contrastive_loss(
+                vectors,
+                groups,
+                settings.temperature,
+                form=settings.loss_form,
+                max_positives=settings.max_positives,
+                sources=sources,
+            )
+
+        return loss
 
     def make_inputs(self, batch: Batch) -> Inputs:
-        """Return the views of all images, and each view's class."""
+        """Return the views of all images, each view's class, and which image it is of."""
         images = stack_views(batch, self._views, self._num_views)
-        return Inputs(images, {"groups": self.groups(batch).repeat(self._num_views)})
+        groups = self.groups(batch).repeat(self._num_views)
+        return Inputs(images, {"groups": groups, "sources": batch.rows.repeat(self._num_views)})
 
     def loss(self, features: Tensor, targets: Targets) -> Tensor:
-        """Return L_out of the projected features."""
-        return contrastive_loss(self.head(features), targets["groups"], self._temperature)
+        """Return the loss over pairs of the projected features."""
+        vectors, groups, sources = self.head(features), targets["groups"], targets["sources"]
+        if self._gathered:
+            vectors, groups, sources = gather(vectors), gather_rows(groups), gather_rows(sources)
+        return self._pair_loss(vectors, groups, sources)
+
+    def chance_loss(self, batch_size: int) -> float | None:
+        """Return log of the number of candidates: all vectors equal."""
+        count = batch_size * self._num_views // (1 if self._gathered else world_size())
+        return math.log(count - 1) if count > 2 else None
 
     def groups(self, batch: Batch) -> Tensor:
         """Return what makes two images alike, int64 [B]: their class."""

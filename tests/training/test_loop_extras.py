@@ -1,0 +1,121 @@
+"""Gradient caching, several processes, LARS, and what is watched: each does what it says, to the last digits."""
+
+import os
+import socket
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from encoder.errors import FailedPreconditionError
+from training.caching import backward_in_chunks
+from training.lars import LARS, TRUST
+from training.objectives.contrastive import contrastive_loss
+from training.settings import METRICS_FILE, TrainSettings
+from training.watch import check_collapse
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TWO_PROCESSES = """
+import torch
+from torch import nn
+from training.distributed import average_gradients, gather, gather_rows, process_group, rank
+from training.objectives.contrastive import contrastive_loss
+from training.sync_norm import synchronise_norms
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 6)).double()
+images, groups = torch.randn(8, 3, 8, 8).double(), torch.tensor([0, 1, 0, 2, 1, 2, 0, 3])
+loss = contrastive_loss(encoder(images), groups, 0.1)
+alone = torch.autograd.grad(loss, list(encoder.parameters()))
+with process_group(torch.device("cpu")):
+    synchronise_norms(encoder)
+    part = slice(rank() * 4, rank() * 4 + 4)
+    together = contrastive_loss(gather(encoder(images[part])), gather_rows(groups[part]), 0.1)
+    together.backward()
+    average_gradients([encoder])
+    torch.testing.assert_close(together, loss, rtol=1e-6, atol=0)
+    for one, parameter in zip(alone, encoder.parameters()):
+        torch.testing.assert_close(parameter.grad, one, rtol=1e-5, atol=1e-6)
+print("equal")
+"""
+
+
+def test_two_processes_give_the_loss_and_gradient_of_one() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_PROCESSES],
+            env={**shared, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        answers = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    for out, error in answers:
+        assert out.strip() == "equal", error
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 8])
+def test_chunks_give_the_gradient_of_the_whole_batch(chunk_size: int) -> None:
+    torch.manual_seed(0)
+    encoder, images = nn.Linear(5, 4).double(), torch.randn(8, 5).double()
+    groups = torch.arange(8) % 3
+    loss = contrastive_loss(encoder(images), groups, 0.1)
+    expected = torch.autograd.grad(loss, list(encoder.parameters()))
+    value = backward_in_chunks(
+        encoder, images, chunk_size, lambda features: contrastive_loss(features, groups, 0.1), nullcontext
+    )
+    torch.testing.assert_close(value, loss.detach().to(value.dtype), rtol=1e-5, atol=1e-6)
+    for slope, parameter in zip(expected, encoder.parameters(), strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, slope, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norm_remembers_every_image_of_a_cached_batch_once() -> None:
+    torch.manual_seed(0)
+    cached, plain = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    images = torch.randn(12, 3)
+    for chunk in images.split(4):  # type: ignore[no-untyped-call]
+        plain(chunk)
+    backward_in_chunks(cached, images, 4, lambda features: features.square().sum(), nullcontext)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(cached.state_dict()[name], value)
+
+
+def test_lars_scales_a_layers_step_to_its_weights() -> None:
+    weight = nn.Parameter(torch.tensor([[3.0, 4.0]]))
+    bias = nn.Parameter(torch.tensor([1.0]))
+    weight.grad, bias.grad = torch.tensor([[0.0, 100.0]]), torch.tensor([2.0])
+    groups = [{"params": [weight], "weight_decay": 1e-9}, {"params": [bias], "weight_decay": 0.0}]
+    LARS(groups, lr=10.0).step()
+    torch.testing.assert_close(weight.detach(), torch.tensor([[3.0, 4.0 - 10 * TRUST * 5.0]]))
+    torch.testing.assert_close(bias.detach(), torch.tensor([-19.0]))
+
+
+def test_a_loss_that_rests_at_chance_stops_the_run_and_a_falling_one_does_not(tmp_path: Path) -> None:
+    settings = TrainSettings(data="digits", out=tmp_path, warmup_epochs=2)
+    metrics = tmp_path / METRICS_FILE
+    metrics.write_text("".join(f'{{"loss": {loss}}}\n' for loss in (4.0, 4.0, 4.0, 4.0)))
+    check_collapse(settings, 4.0)  # only two epochs after the warm-up
+    metrics.write_text("".join(f'{{"loss": {loss}}}\n' for loss in (5.0, 4.5, 4.0, 4.001, 3.999)))
+    check_collapse(settings, None)
+    check_collapse(settings, 4.1)
+    with pytest.raises(FailedPreconditionError, match="tells nothing apart"):
+        check_collapse(settings, 4.0)

@@ -1,0 +1,121 @@
+"""Several processes (torchrun) that train one encoder: each takes its part of every batch.
+
+Gradients are *averaged* over the processes, as DistributedDataParallel does, but as one flat tensor after the backward
+pass: nothing wraps the encoder, so objectives, gradient caching and heads work as they do alone. A loss over all
+vectors is computed by every process from the gathered vectors; each gets the gradient of its own vectors from it.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from encoder.errors import FailedPreconditionError, InvalidArgumentError
+
+TIMEOUT = timedelta(hours=2)
+"""Longest wait for another process: the first one exports and scores alone."""
+
+
+def world_size() -> int:
+    """Return the number of processes, 1 when there is no group of them."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return this process's number, from 0."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the processes that torchrun started: nccl between GPUs, gloo otherwise. Alone it does nothing."""
+    if int(os.environ.get("WORLD_SIZE", "1") or 1) == 1 or distributed.is_initialized():
+        yield
+        return
+    try:
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise FailedPreconditionError(f"the processes cannot meet ({reason}); start them with torchrun") from error
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def own_part(rows: Tensor) -> Tensor:
+    """Return this process's part of a batch's rows.
+
+    Raises:
+        InvalidArgumentError: the batch does not part evenly.
+    """
+    count = world_size()
+    if len(rows) % count:
+        raise InvalidArgumentError(f"--batch-size {len(rows)} must be a multiple of {count} processes")
+    return rows.chunk(count)[rank()]
+
+
+def gather(vectors: Tensor) -> Tensor:
+    """Return the vectors of all processes [W·M, P]; the gradient flows to one's own."""
+    if world_size() == 1:
+        return vectors
+    gathered: Tensor = _Gather.apply(vectors)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+def gather_rows(values: Tensor) -> Tensor:
+    """Return the values of all processes, one after the other; no gradient."""
+    if world_size() == 1:
+        return values
+    parts = [torch.empty_like(values) for _ in range(world_size())]
+    distributed.all_gather(parts, values.contiguous())
+    return torch.cat(parts)
+
+
+def average(value: Tensor) -> Tensor:
+    """Return the mean of a tensor over the processes; no gradient."""
+    if world_size() > 1:
+        value = value.clone()
+        distributed.all_reduce(value)
+        value /= world_size()
+    return value
+
+
+def average_gradients(modules: Iterable[nn.Module]) -> None:
+    """Replace every gradient by its mean over the processes; parameters without one count as zero."""
+    if world_size() == 1:
+        return
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    distributed.all_reduce(flat)
+    flat /= world_size()
+    for gradient, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give all processes the first one's buffers: BatchNorm's running statistics differ between them."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            distributed.broadcast(buffer, 0)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor) -> Tensor:
+        ctx.count = len(vectors)
+        return gather_rows(vectors)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
+        start = rank() * ctx.count
+        # Every process has the whole loss, and the mean over processes follows: hence the factor.
+        return slopes[0][start : start + ctx.count] * world_size()

@@ -1,0 +1,119 @@
+"""MoCo: views against a queue of keys that a slow copy of the encoder made (He et al. 2020, arXiv:1911.05722).
+
+The queue remembers each key's group. In `moco` that is its image, so an older key of the same image is no negative; in
+`supmoco` its class, so that thousands of labelled keys are compared with whatever the batch size.
+"""
+
+import math
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from training.average import Follower
+from training.distributed import gather_rows
+from training.encoders import Encoder
+from training.objectives.base import Batch, Inputs, Objective, Setup, Targets
+from training.objectives.contrastive import ProjectionHead, attraction, stack_views, unit_vectors
+from training.views import Views
+
+
+class MoCo(Objective):
+    """L_out of each query over the batch's keys and the queue.
+
+    With several processes, the keys of all go to every queue.
+
+    Args:
+        views: draws one view of each image.
+        encoder: what the keys' encoder starts as.
+        projection_dim: size of the vectors compared.
+        temperature: τ.
+        queue_size: keys remembered.
+        teacher_momentum: how much of itself the keys' encoder keeps each step.
+    """
+
+    needs_labels: ClassVar[bool] = False
+
+    queue: Tensor
+    queue_groups: Tensor
+    queue_place: Tensor
+
+    def __init__(
+        self,
+        views: Views,
+        encoder: Encoder,
+        projection_dim: int,
+        temperature: float,
+        *,
+        queue_size: int,
+        teacher_momentum: float,
+    ) -> None:
+        super().__init__()
+        self.head = ProjectionHead(encoder.feature_dim, projection_dim)
+        self.teacher = Follower(nn.Sequential(encoder, self.head), teacher_momentum)
+        self.register_buffer("queue", torch.zeros(queue_size, projection_dim))
+        self.register_buffer("queue_groups", torch.full((queue_size,), -1))
+        self.register_buffer("queue_place", torch.zeros((), dtype=torch.int64))
+        self._views = views
+        self._temperature = temperature
+        self._new: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def build(cls, setup: Setup) -> Self:
+        """Build it from a run's settings."""
+        settings = setup.settings
+        return cls(
+            setup.views,
+            setup.encoder,
+            settings.projection_dim,
+            settings.temperature,
+            queue_size=settings.queue_size,
+            teacher_momentum=settings.teacher_momentum,
+        )
+
+    def make_inputs(self, batch: Batch) -> Inputs:
+        """Return one view of each image as queries, and the keys of another one."""
+        images, others = stack_views(batch, self._views, 2).chunk(2)
+        keys = unit_vectors(self.teacher(others))
+        return Inputs(images, {"keys": gather_rows(keys), "groups": self.groups(batch)})
+
+    def loss(self, features: Tensor, targets: Targets) -> Tensor:
+        """Return the loss of the queries."""
+        groups = targets["groups"]
+        key_groups = gather_rows(groups)
+        self._new = (targets["keys"], key_groups)
+        candidates = torch.cat((targets["keys"], self.queue))
+        candidate_groups = torch.cat((key_groups, self.queue_groups))
+        with torch.autocast(features.device.type, enabled=False):
+            similarities = unit_vectors(self.head(features)) @ candidates.T / self._temperature
+            similarities = similarities.masked_fill(candidate_groups < 0, -torch.inf)
+            return attraction(similarities, groups.view(-1, 1) == candidate_groups.view(1, -1))
+
+    def after_step(self, encoder: Encoder) -> None:
+        """Move the keys' encoder, and put the batch's keys over the oldest ones of the queue."""
+        self.teacher.follow(nn.Sequential(encoder, self.head))
+        if self._new is None:
+            return
+        keys, groups = (values[: len(self.queue)] for values in self._new)
+        places = (self.queue_place + torch.arange(len(keys), device=keys.device)) % len(self.queue)
+        self.queue[places], self.queue_groups[places] = keys, groups
+        self.queue_place.add_(len(keys)).remainder_(len(self.queue))
+        self._new = None
+
+    def chance_loss(self, batch_size: int) -> float | None:
+        """Return log of the number of candidates, once the queue is full."""
+        return math.log(batch_size + len(self.queue))
+
+    def groups(self, batch: Batch) -> Tensor:
+        """Return what makes a query and a key alike, int64 [B]: the image they were drawn from."""
+        return batch.rows
+
+
+class SupMoCo(MoCo):
+    """MoCo with labels: keys of the query's class attract it (Majumder et al. 2021, arXiv:2101.11058)."""
+
+    needs_labels: ClassVar[bool] = True
+
+    def groups(self, batch: Batch) -> Tensor:
+        """Return the classes of the images, int64 [B]."""
+        return batch.labels

@@ -1,0 +1,77 @@
+"""The contrastive loss of large batches, a block of rows at a time: exact, in memory that grows with M and not M².
+
+The value needs, of each anchor, the logarithm of its sum of exponentials and the mean similarity of its positives; the
+latter is z_i·(sum of its group − z_i), so no pair is looked at for it. The gradient of the mean over A anchors is
+
+    ∂L/∂z_i = 1/(A·τ) · ( Σ_j (p_ij + p_ji) z_j − 2·(g_i − z_i)/|P(i)| ),   p_ij = exp(s_ij − logsumexp_i),
+
+where g_i is the sum of i's group and p_ij counts for anchors with positives only. Both passes make the block's
+similarities anew.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TILED_FROM = 1024
+"""Vectors from which tiles are faster than the whole matrix (and below which memory is no matter)."""
+
+BLOCK_VALUES = {"cpu": 2**20, "cuda": 2**24}
+"""Similarities held at a time: on a CPU so many as stay in its cache."""
+
+
+def tiled_loss(unit: Tensor, groups: Tensor, temperature: float, block_values: int = 0) -> Tensor:
+    """Return SupCon's L_out (NT-Xent when groups are pairs), see `contrastive.contrastive_loss`.
+
+    Args:
+        unit: float32 or float64 [M, P], of unit length, M >= 2.
+        groups: int64 [M].
+        temperature: τ.
+        block_values: similarities held at a time; 0 chooses by the device.
+    """
+    values = block_values or BLOCK_VALUES.get(unit.device.type, BLOCK_VALUES["cuda"])
+    loss: Tensor = _TiledLoss.apply(unit, groups, temperature, values)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _TiledLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, unit: Tensor, groups: Tensor, temperature: float, block_values: int) -> Tensor:
+        _, group, sizes = torch.unique(groups, return_inverse=True, return_counts=True)
+        sums = unit.new_zeros(len(sizes), unit.shape[1]).index_add_(0, group, unit)
+        partners = (sizes - 1)[group]
+        counted = partners > 0
+        # Of the anchor's positives, the mean vector; its product with the anchor is their mean similarity.
+        means = (sums[group] - unit) / partners.clamp_min(1).unsqueeze(1)
+        log_sums = torch.empty(len(unit), dtype=unit.dtype, device=unit.device)
+        rows = max(1, block_values // len(unit))
+        scaled = unit / temperature
+        for start in range(0, len(unit), rows):
+            block = scaled[start : start + rows] @ unit.T
+            block.diagonal(start).fill_(-torch.inf)
+            log_sums[start : start + rows] = block.logsumexp(1)
+        each = log_sums - (unit * means).sum(1) / temperature
+        anchors = counted.sum().clamp_min(1)
+        ctx.save_for_backward(unit, log_sums, means, counted, anchors)
+        ctx.temperature, ctx.rows = temperature, rows
+        loss: Tensor = torch.where(counted, each, 0.0).sum() / anchors
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None, None]:
+        unit, log_sums, means, counted, anchors = ctx.saved_tensors
+        scaled = unit / ctx.temperature
+        # exp(−logsumexp), as an exponent: an anchor that does not count contributes exp(−∞) = 0.
+        exponents = torch.where(counted, -log_sums, -torch.inf)
+        gradient = torch.empty_like(unit)
+        for start in range(0, len(unit), ctx.rows):
+            part = slice(start, start + ctx.rows)
+            block = scaled[part] @ unit.T
+            block.diagonal(start).fill_(-torch.inf)
+            both = (block + exponents[part].unsqueeze(1)).exp_()
+            both += block.add_(exponents).exp_()
+            torch.mm(both, unit, out=gradient[part])
+        # Positives are mutual and groups equal in size for both sides of a pair, hence the factor of two.
+        gradient -= 2 * torch.where(counted.unsqueeze(1), means, 0.0)
+        return gradient * (slopes[0] / (anchors * ctx.temperature)), None, None, None
