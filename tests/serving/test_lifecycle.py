@@ -30,7 +30,7 @@ def models(model_path: Path) -> str:
 def slow_request(count: int = 64) -> embedder_pb2.EmbedRequest:
     """Return a request of few bytes and much work: large images of one colour."""
     file = io.BytesIO()
-    PIL.Image.new("RGB", (1500, 1500)).save(file, "PNG")
+    PIL.Image.new("RGB", (4500, 4500)).save(file, "PNG")
     return embedder_pb2.EmbedRequest(images=[Image(data=file.getvalue())] * count)
 
 
