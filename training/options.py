@@ -98,16 +98,6 @@ def train_command(
     chunk_size: Annotated[
         int | None, typer.Option(help="Gradient caching: views that the encoder sees at a time; 0 is all.")
     ] = None,
-    gather: Annotated[
-        bool | None,
-        typer.Option(
-            "--gather/--local-loss", help="Several processes: compare with the vectors of all, or of one's own only."
-        ),
-    ] = None,
-    sync_batchnorm: Annotated[
-        bool | None,
-        typer.Option("--sync-batchnorm/--no-sync-batchnorm", help="Several processes: BatchNorm over all of them."),
-    ] = None,
     ema: Annotated[
         float | None,
         typer.Option(help="Export a running mean of the weights with this decay; 0 exports the last weights."),
@@ -174,8 +164,6 @@ def train_command(
         "surrogate_classes": surrogate_classes,
         "clusters": clusters,
         "chunk_size": chunk_size,
-        "gather": gather,
-        "sync_batchnorm": sync_batchnorm,
         "ema": ema,
         "clip_norm": clip_norm,
         "online_knn": online_knn,
