@@ -110,11 +110,6 @@ PRESETS = {
 }
 
 
-def preset_names() -> tuple[str, ...]:
-    """Return the names that `Views.named` takes."""
-    return tuple(PRESETS)
-
-
 class Views:
     """Makes views of images: float [N, 3, size, size], normalised, ready for the encoder.
 

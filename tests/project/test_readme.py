@@ -20,11 +20,7 @@ ELSEWHERE = {
     "make demo": "tests/e2e/test_demo.py runs the demo; .ci/run runs make's set-up",
     "make test": "this is it",
     "make check": ".ci/run",
-    "make proto": "tests/project/test_contract.py",
-    "pip install '.[cpu]'": "tests/project/test_install.py",
     "pip install '.[cpu,train]'": ".ci/run installs it with the development tools",
-    "docker build --target serve -t kindred .": "tests/project/test_dockerfile.py and test_install.py",
-    "python bench/footprint.py": "a measurement; test_install.py checks its limits",
 }
 
 
