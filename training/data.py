@@ -66,7 +66,15 @@ class ImageSet:
         return ImageSet(pixels, labels, self.class_names, keys, self.name, self.preprocess, self.failed)
 
 
-def load_images(spec: str, *, size: int, split: Split = "all", limit: int = 0, resize: Resize = "crop") -> ImageSet:
+def load_images(
+    spec: str,
+    *,
+    size: int = 0,
+    split: Split = "all",
+    limit: int = 0,
+    resize: Resize = "crop",
+    preprocess: Preprocess | None = None,
+) -> ImageSet:
     """Load the images that `spec` names.
 
     Args:
@@ -75,12 +83,13 @@ def load_images(spec: str, *, size: int, split: Split = "all", limit: int = 0, r
         split: which part of a source that has a fixed split (`has_split`); other sources have only `all`.
         limit: at most this many images of each class, the first in order of key; 0 is all of them.
         resize: how an image becomes a square, see `Preprocess`.
+        preprocess: how files become pixels, as a model's metadata say; instead of `size` and `resize`.
 
     Raises:
         NotFoundError: there is nothing at `spec`.
         InvalidArgumentError: it holds no image, has no such split, or is a damaged archive.
     """
-    preprocess = Preprocess(height=size, width=size, resize=resize)
+    preprocess = preprocess or Preprocess(height=size, width=size, resize=resize)
     if spec == DIGITS:
         images = _load_digits(preprocess, split)
     elif is_cifar(Path(spec)):
@@ -124,7 +133,7 @@ def _load_digits(preprocess: Preprocess, split: Split) -> ImageSet:
 
 def _load_cifar(path: Path, preprocess: Preprocess, split: Split) -> ImageSet:
     pixels, labels, names, keys = read_cifar(path, split)
-    if pixels.shape[1:3] != (preprocess.height, preprocess.width):
+    if pixels.shape[1:3] != (preprocess.height, preprocess.width) or preprocess.crop_fraction != 1:
         pixels = np.stack([fit(from_array(image), preprocess) for image in pixels])
     return ImageSet(pixels, labels, names, keys, "cifar10", preprocess)
 

@@ -75,18 +75,10 @@ def export_command(
 
 def _load(spec: str, metadata: "Metadata", split: "Split") -> "ImageSet":
     """Load images as the model is served them; `split` counts where the source has one."""
-    from encoder.errors import FailedPreconditionError
-    from encoder.metadata import Preprocess
     from training.data import has_split, load_images
 
-    wanted = metadata.preprocess
-    if wanted != Preprocess(height=wanted.height, width=wanted.height, resize=wanted.resize):
-        raise FailedPreconditionError(
-            "evaluate prepares square images by bilinear resizing on white only; "
-            "this model's metadata ask for something else"
-        )
     part = split if has_split(spec) else "all"
-    return load_images(spec, size=wanted.height, split=part, resize=wanted.resize)
+    return load_images(spec, split=part, preprocess=metadata.preprocess)
 
 
 def _show(title: str, figures: Mapping[str, object], *, as_json: bool) -> None:

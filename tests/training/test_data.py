@@ -319,3 +319,12 @@ def test_a_missing_cifar_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="data_batch_5"):
         load_images(str(folder), size=32, split="train")
     assert len(load_images(str(folder), size=32, split="test")) == 4
+
+
+def test_a_models_own_preprocess_is_what_prepares_the_images(tmp_path: Path) -> None:
+    preprocess = Preprocess(12, 20, "crop", "bicubic", (0, 0, 0), crop_fraction=0.8)
+    files = {"a/1.png": png(1, size=40), "b/2.png": png(2, size=40)}
+    images = load_images(str(write_folder(tmp_path, files)), preprocess=preprocess)
+    wanted = [load_pixels(data, preprocess) for _, data in sorted(files.items())]
+    assert images.preprocess == preprocess
+    assert np.array_equal(images.pixels, np.stack(wanted))
