@@ -62,5 +62,17 @@ def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
     return result
 
 
+def drop_channel(images: Tensor, channels: Tensor, fill: Tensor) -> Tensor:
+    """Replace one channel of each image by a constant.
+
+    Args:
+        images: float [N, 3, H, W].
+        channels: int64 [N], which one: 0, 1 or 2; any other number leaves the image as it is.
+        fill: value [3] of each channel when it is missing, in the units of `images`.
+    """
+    missing = channels.view(-1, 1) == torch.arange(3, device=images.device)
+    return torch.where(missing.view(-1, 3, 1, 1), fill.view(1, 3, 1, 1), images)
+
+
 def _each(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""Crops, flips, turns and blurs of a batch of images, drawn for each image: the geometric half of the views.
+"""Crops, flips, turns, blurs and holes of a batch of images, drawn for each image: the geometric half of the views.
 
 Crop, resize and flip together are one linear map of the rows and one of the columns, so they are two batched matrix
 products. That filters as Pillow's antialiased bilinear resize does, which `grid_sample` cannot, and is faster.
@@ -122,6 +122,22 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
     tall = torch.bmm(rows, interleaved.view(count, height, channels * width))
     wide = torch.bmm(tall.view(count, height * channels, width), columns.transpose(1, 2))
     return wide.view(count, height, channels, width).permute(0, 2, 1, 3)
+
+
+def cut_out(images: Tensor, boxes: Tensor, fill: Tensor) -> Tensor:
+    """Fill a box in each image: the pixels whose centres lie in it.
+
+    Args:
+        images: float [N, 3, H, W].
+        boxes: float [N, 4]: top, left, height, width in parts of the image's sides; one without height fills nothing.
+        fill: colour [3], in the units of `images`.
+    """
+    inside = []
+    for start, extent, pixels in zip(boxes[:, :2].T, boxes[:, 2:].T, images.shape[2:], strict=True):
+        centre = (torch.arange(pixels, device=images.device) + 0.5) / pixels
+        inside.append((centre >= start.view(-1, 1)) & (centre < (start + extent).view(-1, 1)))
+    hole = inside[0].unsqueeze(2) & inside[1].unsqueeze(1)
+    return torch.where(hole.unsqueeze(1), fill.view(1, 3, 1, 1), images)
 
 
 def _gaussian(sigma: Tensor, pixels: int) -> Tensor:

@@ -53,7 +53,9 @@ def train_command(
     epochs: Annotated[int | None, typer.Option(help="Passes over the data; 0 exports random weights.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
     num_views: Annotated[int | None, typer.Option(help="Views of each image.")] = None,
-    views: Annotated[str | None, typer.Option(help="How views are drawn: supcon, simclr, photos or strokes.")] = None,
+    views: Annotated[
+        str | None, typer.Option(help="How views are drawn: supcon, simclr, photos, strokes or cutout.")
+    ] = None,
     optimiser: Annotated[OptimiserName | None, typer.Option(help="The optimiser.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak of the learning rate.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Decay of the weights.")] = None,

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from encoder.errors import InvalidArgumentError
-from training.colour import adjust_tone, shift_hue
+from training.colour import adjust_tone, drop_channel, shift_hue
 from training.encoders import Normalisation
-from training.geometry import blur, crop_resize, draw_affine, draw_boxes, warp
+from training.geometry import blur, crop_resize, cut_out, draw_affine, draw_boxes, warp
 
 CHUNK_VALUES = 2**19
 """Views are made for so many numbers at a time on a CPU: a chunk that stays in its cache is made twice as fast."""
@@ -40,6 +40,9 @@ class Preset:
         gray: probability of a gray view.
         blur: probability of a Gaussian blur.
         blur_sigma: its standard deviation, in parts of the view's side.
+        channel_drop: probability of losing one of the three channels, which becomes the data's mean.
+        cutout: probability of a hole, a box filled with the data's mean colour (DeVries & Taylor 2017).
+        cutout_scale: part of the view's area that a hole takes.
     """
 
     about: str
@@ -58,6 +61,9 @@ class Preset:
     gray: float = 0.0
     blur: float = 0.0
     blur_sigma: tuple[float, float] = (0.005, 0.02)
+    channel_drop: float = 0.0
+    cutout: float = 0.0
+    cutout_scale: tuple[float, float] = (0.06, 0.25)
 
 
 PRESETS = {
@@ -105,6 +111,19 @@ PRESETS = {
         jitter=0.8,
         brightness=0.2,
         contrast=0.2,
+    ),
+    "cutout": Preset(
+        about="small natural images, as supcon, that must also be known with a part or a channel missing",
+        crop_scale=(0.2, 1.0),
+        flip=0.5,
+        jitter=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.1,
+        gray=0.2,
+        channel_drop=0.1,
+        cutout=0.5,
     ),
     "none": Preset(about="no change at all", crop_ratio=(1.0, 1.0)),
 }
@@ -164,7 +183,7 @@ class Views:
             chosen = _chance(count, preset.blur, generator).nonzero().squeeze(1)
             sigma = _uniform(count, *preset.blur_sigma, generator).mul_(self.size)
             views = _change(views, chosen, lambda some: blur(some, sigma[chosen]))
-        return views
+        return self._hide(views, generator)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return float images [N, 3, H, W] in [0, 1] as the encoder wants them."""
@@ -186,6 +205,20 @@ class Views:
             turns = _uniform(count, -preset.hue, preset.hue, generator)
             chosen = (jittered & ~gray).nonzero().squeeze(1)
             views = _change(views, chosen, lambda some: shift_hue(some, turns[chosen]))
+        return views
+
+    def _hide(self, views: Tensor, generator: torch.Generator) -> Tensor:
+        """Take a channel or a box away; what is missing is the data's mean, which is 0 to the encoder."""
+        preset, count = self.preset, len(views)
+        mean = torch.tensor(self.normalisation.mean, device=views.device)
+        if preset.channel_drop:
+            chosen = _chance(count, preset.channel_drop, generator)
+            channels = torch.randint(3, (count,), generator=generator, device=generator.device)
+            views = drop_channel(views, channels.masked_fill_(~chosen, -1), mean)
+        if preset.cutout:
+            chosen = _chance(count, preset.cutout, generator)
+            holes = draw_boxes(count, preset.cutout_scale, (0.5, 2.0), generator)
+            views = cut_out(views, holes.mul_(chosen.view(-1, 1)), mean)
         return views
 
     def _affine(self, device: torch.device) -> tuple[Tensor, Tensor]:

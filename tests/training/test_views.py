@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from encoder.errors import InvalidArgumentError
-from training.colour import adjust_tone, luma, shift_hue
+from training.colour import adjust_tone, drop_channel, luma, shift_hue
 from training.encoders import Normalisation, normalise
-from training.geometry import blur, crop_resize, draw_affine, draw_boxes, warp
+from training.geometry import blur, crop_resize, cut_out, draw_affine, draw_boxes, warp
 from training.views import PRESETS, Preset, Views
 
 PLAIN = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -143,6 +143,54 @@ def test_blur_keeps_the_mean_and_spreads_a_point_as_a_gaussian() -> None:
     assert float((across * place**2).sum()) == pytest.approx(4.0, rel=1e-3)
     flat = torch.full((1, 3, 8, 8), 0.3)
     torch.testing.assert_close(blur(flat, torch.tensor([5.0])), flat)
+
+
+FILL = torch.tensor([0.1, 0.2, 0.3])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    top=st.floats(0, 0.6), left=st.floats(0, 0.6), height=st.floats(0, 0.4), width=st.floats(0, 0.4),
+    cut=st.integers(0, 4),
+)  # fmt: skip
+def test_a_hole_is_its_box_and_nothing_else(top: float, left: float, height: float, width: float, cut: int) -> None:
+    images = torch.rand(4, 3, 20, 30, generator=seeded()) + 1
+    boxes = torch.tensor([[top, left, height, width], [0, 0, 0, 0], WHOLE, [left, top, width, height]])
+    result = cut_out(images, boxes, FILL)
+    filled = (result == FILL.view(1, 3, 1, 1)).all(1)
+    assert torch.equal(result.masked_select(~filled.unsqueeze(1)), images.masked_select(~filled.unsqueeze(1)))
+    assert filled.sum((1, 2))[1:3].tolist() == [0, 600]
+    rows, columns = filled[0].any(1).sum(), filled[0].any(0).sum()
+    assert filled[0].sum() == rows * columns
+    if rows and columns:  # a box narrower than a pixel may lie between two centres
+        assert abs(float(rows) - 20 * height) <= 1
+        assert abs(float(columns) - 30 * width) <= 1
+    parts = [cut_out(images[part], boxes[part], FILL) for part in (slice(cut), slice(cut, None))]
+    assert torch.equal(torch.cat(parts), result)
+
+
+def test_one_channel_goes_missing_and_only_where_asked() -> None:
+    images = torch.rand(4, 3, 5, 6, generator=seeded()) + 1
+    result = drop_channel(images, torch.tensor([0, 2, -1, 1]), FILL)
+    expected = images.clone()
+    expected[0, 0], expected[1, 2], expected[3, 1] = FILL[0], FILL[2], FILL[1]
+    assert torch.equal(result, expected)
+    assert torch.equal(drop_channel(images[1:2], torch.tensor([2]), FILL), result[1:2])
+
+
+def test_what_is_hidden_is_zero_to_the_encoder_as_often_and_as_large_as_the_preset_says() -> None:
+    preset = Preset(about="", crop_ratio=(1.0, 1.0), channel_drop=0.3, cutout=0.5, cutout_scale=(0.1, 0.3))
+    images = torch.full((2000, 3, 16, 16), 255, dtype=torch.uint8)
+    views = Views(preset, 16, Normalisation((0.5, 0.4, 0.3), (0.2, 0.2, 0.2)))(images, seeded())
+    hidden = views.abs() < 1e-5
+    holes = hidden.all(1).float().mean((1, 2))
+    assert float((holes > 0).float().mean()) == pytest.approx(0.5, abs=0.04)
+    assert float(holes[holes > 0].mean()) == pytest.approx(0.2, abs=0.02)
+    assert float(holes.max()) < 0.4
+    dropped = hidden.flatten(2).all(2)
+    assert dropped.any(1).float().mean().item() == pytest.approx(0.3, abs=0.04)
+    assert dropped.sum(1).max() == 1
+    assert dropped.float().mean(0).tolist() == pytest.approx([0.1] * 3, abs=0.03)
 
 
 @pytest.mark.parametrize("name", PRESETS)
