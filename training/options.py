@@ -56,6 +56,10 @@ def train_command(
     views: Annotated[
         str | None, typer.Option(help="How views are drawn: supcon, simclr, photos, strokes or cutout.")
     ] = None,
+    show_views: Annotated[
+        Path | None,
+        typer.Option(metavar="PICTURE", help="Write a picture of views as they would be drawn, and train nothing."),
+    ] = None,
     optimiser: Annotated[OptimiserName | None, typer.Option(help="The optimiser.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak of the learning rate.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Decay of the weights.")] = None,
@@ -183,6 +187,13 @@ def train_command(
         raise InvalidArgumentError("--resume and --overwrite exclude each other", field="resume")
     settings = resolve_settings(data, out, given, resume=resume)
     logging.basicConfig(format="kindred train: %(message)s", level=logging.WARNING, stream=sys.stderr)
+
+    if show_views is not None:
+        from training.view_sheet import save_view_sheet
+
+        save_view_sheet(settings, show_views)
+        print(json.dumps({"picture": str(show_views)}) if as_json else f"views            {show_views}")
+        return
 
     from training.pretrain import pretrain
 
