@@ -1,7 +1,8 @@
 """The encoders: images in, features out, by name.
 
 `resnet18` and `resnet50` (He et al. 2016) carry torchvision's parameter names, so that any of its weight files is a
-start. `tiny` is for quick work on a CPU: a digit or a 64-pixel photo does not need eleven million weights.
+start. `tiny` is for quick work on a CPU: a digit or a 64-pixel photo does not need eleven million weights. `strokes` is
+for characters and drawings.
 
 An encoder is fed normalised pixels; the mean and standard deviation it was trained with travel beside it as a
 `Normalisation`, which export writes into the graph.
@@ -168,10 +169,45 @@ class Tiny(Encoder):
         return x.mean((2, 3))
 
 
+class Strokes(Encoder):
+    """A small residual network for drawings and characters; its features keep their places, 4×4×256 at most.
+
+    Where a stroke lies is what tells characters apart, so nothing is averaged over places; and colour says nothing,
+    so the three channels become one at the entry. 1.2 million weights.
+    """
+
+    WIDTHS = (64, 128, 256)
+    SIDE = 4
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__()
+        in_channels = self.WIDTHS[0]
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, in_channels, 3, 2, 1, bias=False), nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True)
+        )
+        blocks: list[nn.Module] = []
+        side = (image_size + 1) // 2
+        for index, channels in enumerate(self.WIDTHS):
+            stride = 2 if index else 1
+            blocks.append(BasicBlock(in_channels, channels, stride))
+            side = (side + stride - 1) // stride
+            in_channels = channels
+        self.blocks = nn.Sequential(*blocks)
+        self.pool: nn.Module = nn.AdaptiveAvgPool2d(self.SIDE) if side > self.SIDE else nn.Identity()
+        # Torch's own initialisation is left: smaller weights than He's are turned faster by the same learning rate.
+        self.feature_dim = in_channels * min(side, self.SIDE) ** 2
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalised images, float [N, 3, H, W], to features, float [N, D]."""
+        x: Tensor = self.pool(self.blocks(self.stem(images.mean(1, keepdim=True))))
+        return x.flatten(1)
+
+
 _BUILDERS: dict[str, Callable[[int, Stem], Encoder]] = {
     "tiny": lambda size, stem: Tiny(size),
     "resnet18": lambda size, stem: ResNet(BasicBlock, (2, 2, 2, 2), stem),
     "resnet50": lambda size, stem: ResNet(Bottleneck, (3, 4, 6, 3), stem),
+    "strokes": lambda size, stem: Strokes(size),
 }
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+ELASTIC_KNOTS = 4
+
 
 def draw_boxes(
     count: int, scale: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
@@ -81,9 +83,17 @@ def resize_weights(start: Tensor, extent: Tensor, pixels: int, size: int) -> Ten
 
 
 def draw_affine(
-    count: int, degrees: float, shear: float, zoom: tuple[float, float], shift: float, generator: torch.Generator
+    count: int,
+    degrees: float,
+    shear: float,
+    zoom: tuple[float, float],
+    shift: float,
+    generator: torch.Generator,
+    stretch: float = 0.0,
 ) -> Tensor:
     """Draw affine maps: rotation and shear in ±degrees, zoom log-uniform, shift in ± parts of the side; each uniform.
+
+    `stretch` is the largest logarithm, either way, of a factor by which the width grows and the height shrinks.
 
     Returns:
         Float [N, 2, 3]: from coordinates of the result to those of the image, both from −1 to 1.
@@ -95,17 +105,44 @@ def draw_affine(
     cos, sin = angle.cos() * scale, angle.sin() * scale
     first = torch.stack((cos, slant * cos - sin, draws[3] * 2 * shift), dim=1)
     second = torch.stack((sin, slant * sin + cos, draws[4] * 2 * shift), dim=1)
-    return torch.stack((first, second), dim=1)
+    maps = torch.stack((first, second), dim=1)
+    if stretch:
+        wider = torch.exp((torch.rand(count, generator=generator, device=generator.device) * 2 - 1) * stretch)
+        maps[:, :, :2] *= torch.stack((1 / wider, wider), dim=1).unsqueeze(1)
+    return maps
 
 
-def warp(images: Tensor, maps: Tensor) -> Tensor:
+def draw_elastic(count: int, amount: float, size: int, generator: torch.Generator) -> Tensor:
+    """Draw smooth random fields of displacement: normal at 4×4 knots, cubic between them (Simard et al. 2003's idea).
+
+    Args:
+        count: N.
+        amount: standard deviation at the knots, in parts of the image's side.
+        size: S, side of the field.
+        generator: of the draws; its device is the result's.
+
+    Returns:
+        Float [N, S, S, 2], in coordinates from −1 to 1, to be added to a grid.
+    """
+    device = generator.device
+    knots = torch.randn(count, 2, ELASTIC_KNOTS, ELASTIC_KNOTS, generator=generator, device=device) * (2 * amount)
+    # The interpolation is linear, and as two small products many times faster than done for each field.
+    each = torch.eye(ELASTIC_KNOTS, device=device).view(1, 1, ELASTIC_KNOTS, ELASTIC_KNOTS)
+    weights = functional.interpolate(each, size=(size, ELASTIC_KNOTS), mode="bicubic", align_corners=False)[0, 0]
+    return (weights @ knots @ weights.T).permute(0, 2, 3, 1)
+
+
+def warp(images: Tensor, maps: Tensor, fields: Tensor | None = None) -> Tensor:
     """Apply an affine map to each image, bilinear; what lies outside repeats the border.
 
     Args:
         images: float [N, 3, H, W].
         maps: float [N, 2, 3], see `draw_affine`.
+        fields: float [N, H, W, 2], further displacements, see `draw_elastic`; None for none.
     """
     grid = functional.affine_grid(maps, list(images.shape), align_corners=False)
+    if fields is not None:
+        grid += fields
     return functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 

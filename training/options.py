@@ -46,7 +46,7 @@ def train_command(
             "cross-entropy, self-distillation. Without: simclr, moco, rotation, jigsaw, context, exemplar, deepcluster."
         ),
     ] = None,
-    encoder: Annotated[str | None, typer.Option(help="The network: tiny, resnet18 or resnet50.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="The network: tiny, resnet18, resnet50 or strokes.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the encoder's input in pixels.")] = None,
     crop_from: Annotated[int | None, typer.Option(help="Side at which training images are kept for cropping.")] = None,
     resize: Annotated[Resize | None, typer.Option(help="How an image becomes a square.")] = None,
@@ -54,7 +54,7 @@ def train_command(
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
     num_views: Annotated[int | None, typer.Option(help="Views of each image.")] = None,
     views: Annotated[
-        str | None, typer.Option(help="How views are drawn: supcon, simclr, photos, strokes or cutout.")
+        str | None, typer.Option(help="How views are drawn: supcon, simclr, photos, strokes, characters or cutout.")
     ] = None,
     show_views: Annotated[
         Path | None,
@@ -65,7 +65,9 @@ def train_command(
     weight_decay: Annotated[float | None, typer.Option(help="Decay of the weights.")] = None,
     warmup_epochs: Annotated[float | None, typer.Option(help="Epochs during which the rate rises.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Temperature of the contrastive loss.")] = None,
-    projection_dim: Annotated[int | None, typer.Option(help="Size of the vectors that the loss compares.")] = None,
+    projection_dim: Annotated[
+        int | None, typer.Option(help="Size of the vectors that the loss compares; 0 compares the features.")
+    ] = None,
     sampler: Annotated[
         SamplerName | None, typer.Option(help="shuffle: every image once an epoch; pk: P classes × K images a batch.")
     ] = None,
@@ -77,6 +79,13 @@ def train_command(
         typer.Option(
             "--rotations-as-classes/--no-rotations-as-classes",
             help="Add the images in three more rotations, each a class of its own.",
+        ),
+    ] = None,
+    mirrors_as_classes: Annotated[
+        bool | None,
+        typer.Option(
+            "--mirrors-as-classes/--no-mirrors-as-classes",
+            help="Add the images (with --rotations-as-classes each rotation) mirrored, each a class of its own.",
         ),
     ] = None,
     loss_form: Annotated[
@@ -157,6 +166,7 @@ def train_command(
         "sampler": sampler,
         "images_per_class": images_per_class,
         "rotations_as_classes": rotations_as_classes,
+        "mirrors_as_classes": mirrors_as_classes,
         "loss_form": loss_form,
         "max_positives": max_positives,
         "label_smoothing": label_smoothing,

@@ -156,7 +156,7 @@ class Trainer:
         self.encoder, self.normalisation = _build_encoder(settings, train, saved)
         self.views = Views.named(settings.views, settings.image_size, self.normalisation)
         self.data = _device_data(settings, train, device)
-        feature_dim, class_count = self.encoder.feature_dim, self.data.class_count * self.data.rotations
+        feature_dim, class_count = self.encoder.feature_dim, self.data.class_count * self.data.copies
         setup = Setup(settings, self.views, self.encoder, feature_dim, class_count, len(self.data))
         self.objective = objective_class.build(setup)
         if settings.sync_batchnorm:
@@ -385,9 +385,9 @@ def _check_labels(train: ImageSet, settings: TrainSettings, *, needed: bool) -> 
 
 def _device_data(settings: TrainSettings, train: ImageSet, device: torch.device) -> DeviceData:
     """Put the training set on the device."""
-    rotations = 4 if settings.rotations_as_classes else 1
+    rotations, mirrors = 4 if settings.rotations_as_classes else 1, 2 if settings.mirrors_as_classes else 1
     labels = torch.from_numpy(train.labels).to(device)
-    return DeviceData(_planes(train).to(device), labels, len(train.class_names), rotations)
+    return DeviceData(_planes(train).to(device), labels, len(train.class_names), rotations, mirrors)
 
 
 def _build_sampler(settings: TrainSettings, data: DeviceData) -> Sampler:

@@ -26,8 +26,11 @@ CHECKPOINT_FILE = "checkpoint.pt"
 MODEL_FILE = "model.onnx"
 REPORT_FILE = "report.json"
 
-POSITIVE = ("image_size", "batch_size", "num_views", "projection_dim", "images_per_class", "queue_size")
-NOT_NEGATIVE = ("limit", "epochs", "seed", "threads", "crop_from", "max_positives", "chunk_size", "online_knn")
+POSITIVE = ("image_size", "batch_size", "num_views", "images_per_class", "queue_size")
+NOT_NEGATIVE = (
+    *("limit", "epochs", "seed", "threads", "crop_from", "projection_dim", "max_positives", "chunk_size"),
+    "online_knn",
+)
 CHOICES = {
     "resize": Resize,
     "precision": Precision,
@@ -62,10 +65,11 @@ class TrainSettings:
         weight_decay: decay of the weights; biases and norms have none.
         warmup_epochs: epochs during which the rate rises linearly from zero; then it falls along a half cosine.
         temperature: of the contrastive loss.
-        projection_dim: size of the vectors that the contrastive loss compares.
+        projection_dim: size of the vectors that the contrastive loss compares; 0 compares the features themselves.
         sampler: `shuffle` (every image once an epoch) or `pk` (classes × images_per_class in every batch).
         images_per_class: K of the pk sampler; the batch size must be a multiple of it.
         rotations_as_classes: every image is there in four rotations, each of which is a class of its own.
+        mirrors_as_classes: every image, in every rotation, is there mirrored as well, likewise.
         loss_form: of SupCon: `out` (the mean over positives outside the logarithm) or `in`.
         max_positives: SupCon counts at most so many positives of an anchor, other views first; 0 is all.
         label_smoothing: of cross-entropy, 0 to below 1.
@@ -116,6 +120,7 @@ class TrainSettings:
     sampler: SamplerName = "shuffle"
     images_per_class: int = 4
     rotations_as_classes: bool = False
+    mirrors_as_classes: bool = False
     loss_form: LossForm = "out"
     max_positives: int = 0
     label_smoothing: float = 0.0

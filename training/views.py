@@ -13,7 +13,7 @@ from torch import Tensor
 from encoder.errors import InvalidArgumentError
 from training.colour import adjust_tone, drop_channel, shift_hue
 from training.encoders import Normalisation
-from training.geometry import blur, crop_resize, cut_out, draw_affine, draw_boxes, warp
+from training.geometry import blur, crop_resize, cut_out, draw_affine, draw_boxes, draw_elastic, warp
 
 CHUNK_VALUES = 2**19
 """Views are made for so many numbers at a time on a CPU: a chunk that stays in its cache is made twice as fast."""
@@ -32,6 +32,8 @@ class Preset:
         shear: largest shear in degrees, either way.
         zoom: factor of the affine map.
         shift: largest shift in parts of the side, either way.
+        stretch: largest logarithm, either way, of a factor by which the width grows and the height shrinks.
+        elastic: standard deviation of a smooth random displacement, in parts of the side; only with `rotate`.
         jitter: probability of changing colours at all.
         brightness: amount.
         contrast: amount.
@@ -53,6 +55,8 @@ class Preset:
     shear: float = 0.0
     zoom: tuple[float, float] = (1.0, 1.0)
     shift: float = 0.0
+    stretch: float = 0.0
+    elastic: float = 0.0
     jitter: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
@@ -125,6 +129,16 @@ PRESETS = {
         channel_drop=0.1,
         cutout=0.5,
     ),
+    "characters": Preset(
+        about="handwritten characters, where orientation counts and colour says nothing: as strokes, and bent a little",
+        crop_ratio=(1.0, 1.0),
+        rotate=12.0,
+        shear=10.0,
+        zoom=(1 / 1.15, 1.15),
+        shift=0.08,
+        stretch=0.1,
+        elastic=0.02,
+    ),
     "none": Preset(about="no change at all", crop_ratio=(1.0, 1.0)),
 }
 
@@ -173,10 +187,14 @@ class Views:
         preset, count = self.preset, len(images)
         boxes = draw_boxes(count, preset.crop_scale, preset.crop_ratio, generator)
         flip = _chance(count, preset.flip, generator) if preset.flip else None
-        views = crop_resize(images, boxes, self.size, flip).mul_(1 / 255)
+        if flip is None and preset.crop_scale == (1.0, 1.0) and images.shape[2] == images.shape[3] == self.size:
+            views = images.float().mul_(1 / 255)  # nothing to cut, nothing to resize
+        else:
+            views = crop_resize(images, boxes, self.size, flip).mul_(1 / 255)
         if preset.rotate:
-            maps = draw_affine(count, preset.rotate, preset.shear, preset.zoom, preset.shift, generator)
-            views = warp(views, maps)
+            maps = draw_affine(count, preset.rotate, preset.shear, preset.zoom, preset.shift, generator, preset.stretch)
+            fields = draw_elastic(count, preset.elastic, self.size, generator) if preset.elastic else None
+            views = warp(views, maps, fields)
         if preset.jitter or preset.gray:
             views = self._recolour(views, generator)
         if preset.blur:

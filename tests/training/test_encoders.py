@@ -75,5 +75,18 @@ def test_normalised_pixels_have_the_mean_taken_off_and_the_deviation_divided_out
     assert result.flatten().tolist() == pytest.approx([-2.0, 0.0, 1.0], abs=1e-6)
 
 
+def test_strokes_sees_no_colour_but_where_things_lie() -> None:
+    encoder = build_encoder("strokes", 32).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        features, recoloured, moved = encoder(images), encoder(images[:, [2, 0, 1]]), encoder(images.roll(8, 3))
+    assert features.shape == (2, 4 * 4 * 256)
+    torch.testing.assert_close(recoloured, features, rtol=1e-4, atol=1e-5)
+    # Eight pixels are one place of the 4×4: what the features say has moved by one, but for what the borders add.
+    places, shifted = features.view(2, 256, 4, 4)[:, :, 2], moved.view(2, 256, 4, 4)[:, :, 2]
+    followed, stayed = (shifted[..., 2] - places[..., 1]).norm(), (shifted[..., 2] - places[..., 2]).norm()
+    assert followed < stayed / 2
+
+
 def test_tiny_is_small() -> None:
     assert sum(parameter.numel() for parameter in build_encoder("tiny", 32).parameters()) < 2_000_000

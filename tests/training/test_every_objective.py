@@ -86,7 +86,10 @@ def test_stopped_within_an_epoch_it_goes_on_bit_for_bit(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"sampler": "pk", "images_per_class": 2, "rotations_as_classes": True},
+        {
+            **{"sampler": "pk", "images_per_class": 2, "rotations_as_classes": True, "mirrors_as_classes": True},
+            **{"projection_dim": 0, "views": "characters", "num_views": 1},
+        },
         {"sampler": "pk", "objective": "triplet", "mining": "semi-hard", "num_views": 1},
         {"objective": "cross-entropy", "mixup": 0.4, "label_smoothing": 0.1, "rotations_as_classes": True},
         {"loss_form": "in", "max_positives": 3, "num_views": 3},

@@ -124,6 +124,15 @@ def batch_of(labels: list[int]) -> Batch:
     return Batch(images, torch.tensor(labels), torch.arange(len(labels)) + 100, torch.Generator().manual_seed(0))
 
 
+def test_without_a_projection_the_features_themselves_are_compared() -> None:
+    views = Views.named("none", 8, Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    loss = SupCon.pair_loss(TrainSettings(data="none", out=Path("run"), projection_dim=0))
+    objective = SupCon(views, feature_dim=6, projection_dim=0, pair_loss=loss)
+    features, targets = torch.randn(8, 6), objective.make_inputs(batch_of([4, 4, 9, 9])).targets
+    assert not list(objective.parameters())
+    assert torch.equal(objective.loss(features, targets), contrastive_loss(features, targets["groups"], 0.1))
+
+
 @pytest.mark.parametrize(("kind", "groups"), [(SupCon, [4, 4, 9]), (SimCLR, [100, 101, 102])])
 @pytest.mark.parametrize("num_views", [1, 2, 3])
 def test_every_image_gives_its_views_and_each_knows_its_group(

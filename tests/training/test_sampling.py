@@ -61,6 +61,20 @@ def test_images_without_labels_cannot_be_sampled_by_class() -> None:
         ClassSampler(torch.tensor([0, -1]), 4, 2, seed=0)
 
 
+def test_mirror_images_are_further_images_of_further_classes_in_every_rotation() -> None:
+    images = torch.randint(0, 256, (3, 3, 4, 4), dtype=torch.uint8)
+    data = DeviceData(images, torch.tensor([1, 0, -1]), class_count=2, rotations=4, mirrors=2)
+    assert len(data) == 24
+    shown, labels = data.take(torch.arange(24))
+    assert torch.equal(labels, data.all_labels())
+    assert labels.tolist() == [label for copy in range(8) for label in (2 * copy + 1, 2 * copy, -1)]
+    for copy in range(8):
+        expected = images.flip(3) if copy >= 4 else images
+        assert torch.equal(shown[copy * 3 : copy * 3 + 3], expected.rot90(copy % 4, (2, 3)))
+    alone = DeviceData(images, torch.tensor([1, 0, -1]), class_count=2, mirrors=2)
+    assert torch.equal(alone.take(torch.arange(3, 6))[0], images.flip(3))
+
+
 def test_rotations_are_further_images_of_further_classes() -> None:
     images = torch.randint(0, 256, (3, 3, 4, 4), dtype=torch.uint8)
     data = DeviceData(images, torch.tensor([1, 0, -1]), class_count=2, rotations=4)

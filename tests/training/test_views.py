@@ -13,7 +13,7 @@ from torch import Tensor
 from encoder.errors import InvalidArgumentError
 from training.colour import adjust_tone, drop_channel, luma, shift_hue
 from training.encoders import Normalisation, normalise
-from training.geometry import blur, crop_resize, cut_out, draw_affine, draw_boxes, warp
+from training.geometry import blur, crop_resize, cut_out, draw_affine, draw_boxes, draw_elastic, warp
 from training.views import PRESETS, Preset, Views
 
 PLAIN = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -95,6 +95,31 @@ def test_affine_maps_stay_within_what_was_asked() -> None:
     assert 1.8 < zoom.max() <= 2 + 1e-4
     assert 29 < angle.abs().max() <= 30 + 1e-3
     assert 0.19 < maps[:, :, 2].abs().max() <= 0.2
+
+
+def test_a_stretch_changes_the_sides_and_not_the_area() -> None:
+    maps = draw_affine(3000, 0.0, 0.0, (1.0, 1.0), 0.0, seeded(), stretch=0.1)
+    width, height = 1 / maps[:, 0, 0], 1 / maps[:, 1, 1]
+    torch.testing.assert_close(width * height, torch.ones(3000))
+    assert 0.099 < width.log().max() <= 0.1 + 1e-6
+    assert -0.1 - 1e-6 <= width.log().min() < -0.099
+
+
+def test_elastic_fields_have_the_deviation_asked_for_and_are_smooth() -> None:
+    knots = draw_elastic(4000, 0.02, 4, seeded())
+    assert knots.shape == (4000, 4, 4, 2)
+    assert float(knots.std()) == pytest.approx(2 * 0.02, rel=0.02)
+    fields = draw_elastic(4000, 0.02, 32, seeded())
+    torch.testing.assert_close(fields.mean((1, 2)), knots.mean((1, 2)), atol=0.01, rtol=0)
+    assert fields.diff(dim=1).std() < fields.std() / 4
+
+
+def test_a_field_of_one_pixel_moves_an_image_by_one_pixel() -> None:
+    images = noise(2).float()
+    same = torch.tensor([[1.0, 0, 0], [0, 1, 0]]).repeat(2, 1, 1)
+    right = torch.tensor([2 / 16, 0.0]).expand(2, 16, 16, 2)
+    moved = warp(images, same, right)
+    torch.testing.assert_close(moved[..., :-1], images[..., 1:], atol=1e-2, rtol=1e-4)
 
 
 @settings(max_examples=60, deadline=None)
@@ -221,11 +246,12 @@ def test_without_any_change_a_view_is_the_normalised_image() -> None:
     torch.testing.assert_close(result, normalise(images, normalisation), atol=1e-4, rtol=1e-4)
 
 
-def test_strokes_are_never_mirrored() -> None:
-    assert PRESETS["strokes"].flip == 0
+@pytest.mark.parametrize("name", ["strokes", "characters"])
+def test_strokes_are_never_mirrored(name: str) -> None:
+    assert PRESETS[name].flip == 0
     images = torch.zeros(64, 3, 16, 16, dtype=torch.uint8)
     images[:, :, :, :4] = 255  # a bar at the left
-    result = Views.named("strokes", 16, PLAIN)(images, seeded())
+    result = Views.named(name, 16, PLAIN)(images, seeded())
     assert (result[..., :8].mean((1, 2, 3)) > result[..., 8:].mean((1, 2, 3))).all()
 
 

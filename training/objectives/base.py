@@ -35,35 +35,45 @@ class DeviceData:
         images: uint8 [N, 3, H, W], H = W.
         labels: int64 [N]; −1 where there is none.
         class_count: number of classes.
-        rotations: how often each image is there, 1 or 4: row r·N + n is image n turned by r quarters, and every turn
-            of a class is a class of its own.
+        rotations: turns that each image is there in, 1 or 4; each turn of a class is a class of its own.
+        mirrors: 2 when each of those is there mirrored left to right as well (before it is turned), else 1. Row
+            (m·rotations + r)·N + n is image n, mirrored if m, turned by r quarters.
     """
 
     images: Tensor
     labels: Tensor
     class_count: int
     rotations: int = 1
+    mirrors: int = 1
+
+    @property
+    def copies(self) -> int:
+        """How often each image, and each class, is there."""
+        return self.rotations * self.mirrors
 
     def __len__(self) -> int:
-        return len(self.labels) * self.rotations
+        return len(self.labels) * self.copies
 
     def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the images uint8 [B, 3, H, W] and labels int64 [B] at `rows`, int64 [B]."""
         count = len(self.labels)
         places = rows % count
         images, labels = self.images[places], self.labels[places]
-        if self.rotations == 1:
+        if self.copies == 1:
             return images, labels
-        turns = rows // count
+        copies = rows // count
+        if self.mirrors > 1:
+            chosen = (copies >= self.rotations).nonzero().squeeze(1)
+            images[chosen] = images[chosen].flip(3)
         for turn in range(1, self.rotations):
-            chosen = (turns == turn).nonzero().squeeze(1)
+            chosen = (copies % self.rotations == turn).nonzero().squeeze(1)
             images[chosen] = images[chosen].rot90(turn, (2, 3))
-        return images, torch.where(labels < 0, labels, labels + turns * self.class_count)
+        return images, torch.where(labels < 0, labels, labels + copies * self.class_count)
 
     def all_labels(self) -> Tensor:
         """Return the label of every row, int64 [len(self)]."""
-        turned = [torch.where(self.labels < 0, -1, self.labels + r * self.class_count) for r in range(self.rotations)]
-        return torch.cat(turned)
+        each = [torch.where(self.labels < 0, -1, self.labels + copy * self.class_count) for copy in range(self.copies)]
+        return torch.cat(each)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +115,7 @@ class Setup:
         views: draws the views of the settings' preset.
         encoder: with its first weights; an objective that wants another one copies it.
         feature_dim: D, number of the encoder's features.
-        class_count: number of classes in the training set, each rotation counted when they are classes.
+        class_count: number of classes in the training set, rotations and mirror images counted when they are classes.
         image_count: number of images in the training set, likewise.
     """
 

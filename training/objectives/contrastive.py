@@ -18,12 +18,17 @@ from training.views import Views
 
 
 class ProjectionHead(nn.Sequential):
-    """Linear, ReLU, linear: features [M, D] to vectors [M, P] (SimCLR, SupCon). Dropped after pretraining."""
+    """Linear, ReLU, linear: features [M, D] to vectors [M, P] (SimCLR, SupCon). Dropped after pretraining.
+
+    With a projection_dim of 0 there is no head: the features themselves are compared.
+    """
 
     def __init__(self, feature_dim: int, projection_dim: int) -> None:
-        super().__init__(
-            nn.Linear(feature_dim, feature_dim), nn.ReLU(inplace=True), nn.Linear(feature_dim, projection_dim)
-        )
+        super().__init__()
+        if projection_dim:
+            self.append(nn.Linear(feature_dim, feature_dim))
+            self.append(nn.ReLU(inplace=True))
+            self.append(nn.Linear(feature_dim, projection_dim))
 
 
 def stack_views(batch: Batch, views: Views, count: int) -> Tensor:

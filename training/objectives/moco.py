@@ -26,7 +26,7 @@ class MoCo(Objective):
     Args:
         views: draws one view of each image.
         encoder: what the keys' encoder starts as.
-        projection_dim: size of the vectors compared.
+        projection_dim: size of the vectors compared; 0 compares the features.
         temperature: τ.
         queue_size: keys remembered.
         teacher_momentum: how much of itself the keys' encoder keeps each step.
@@ -51,7 +51,7 @@ class MoCo(Objective):
         super().__init__()
         self.head = ProjectionHead(encoder.feature_dim, projection_dim)
         self.teacher = Follower(nn.Sequential(encoder, self.head), teacher_momentum)
-        self.register_buffer("queue", torch.zeros(queue_size, projection_dim))
+        self.register_buffer("queue", torch.zeros(queue_size, projection_dim or encoder.feature_dim))
         self.register_buffer("queue_groups", torch.full((queue_size,), -1))
         self.register_buffer("queue_place", torch.zeros((), dtype=torch.int64))
         self._views = views

@@ -18,7 +18,7 @@ class SupCon(Objective):
     Args:
         views: draws one view of each image.
         feature_dim: number of the encoder's features.
-        projection_dim: size of the vectors compared.
+        projection_dim: size of the vectors compared; 0 compares the features.
         pair_loss: the loss of vectors, their groups and their images.
         num_views: views of each image.
         gathered: with several processes, whether vectors are compared with those of all of them.
