@@ -14,6 +14,7 @@ COPY encoder encoder
 COPY index index
 COPY kindred kindred
 COPY serving serving
+COPY sources sources
 COPY training training
 RUN python -m venv /opt/kindred
 

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from encoder.errors import ImageError, InvalidArgumentError
 from encoder.images import DecodeLimits
 from index.prefetch import Prefetch
-from index.records import Record
 from index.report import Failure, IndexInterruptedError, IndexReport, Progress, Tally
 from index.seen import Seen, SeenKeys
 from index.types import Item, Payload, UpsertResult
+from sources.records import Record
 
 __all__ = ["Failure", "IndexInterruptedError", "IndexReport", "Progress", "Sink", "available_cores", "index_images"]
 

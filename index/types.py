@@ -5,7 +5,7 @@ on the way out. Everything here is plain data: neither FAISS nor SQLite is impor
 """
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.filters import Condition
+from sources.values import JSON as JSON
+from sources.values import Payload as Payload
 
-JSON: TypeAlias = bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"] | None
-Payload: TypeAlias = Mapping[str, JSON]
 Vector: TypeAlias = NDArray[np.float32]
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from encoder.errors import KindredError
-from index.records import Record
-from index.sources import open_sources
 from kindred.types import ImageLike
+from sources.opening import open_sources
+from sources.records import Record
 
 Result = TypeVar("Result")
 # Failures that are kept by name; further ones are only counted.

@@ -48,8 +48,8 @@ def index(
     data_dir, address = shared.place(ctx, data_dir, address)
     from encoder.session import Encoder
     from index.batch import index_images
-    from index.sources import open_sources
     from kindred import console
+    from sources.opening import open_sources
     from training.progress import progress
 
     source = open_sources(sources)

@@ -16,12 +16,12 @@ from encoder.errors import ImageError, InvalidArgumentError
 from encoder.images import DecodeLimits
 from encoder.session import Encoder
 from index.batch import IndexInterruptedError, IndexReport, index_images
-from index.records import Record
-from index.sources import open_source, open_sources
 from index.types import Item, Outcome, UpsertResult
+from sources.opening import open_source, open_sources
+from sources.records import Record
 from tests.artifacts import tiny_artifact
 from tests.data import shared_data
-from tests.index.pictures import png, write_files
+from tests.sources.pictures import png, write_files
 
 
 class CountingModel:

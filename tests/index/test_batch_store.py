@@ -13,9 +13,9 @@ import pytest
 from encoder.session import Encoder
 from index.batch import index_images
 from index.catalog import Catalog
-from index.sources import open_source
+from sources.opening import open_source
 from tests.artifacts import tiny_artifact
-from tests.index.pictures import png, tar_bytes, write_files
+from tests.sources.pictures import png, tar_bytes, write_files
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ from pathlib import Path
 from encoder.session import Encoder
 from index.batch import index_images
 from index.catalog import Catalog
-from index.sources import open_source
+from sources.opening import open_source
 from encoder.errors import NotFoundError
 
 model, source, data = map(Path, sys.argv[1:4])

@@ -1,4 +1,4 @@
-"""Imports run one way: serving → index → encoder ← training, composed by kindred, with the contract at the bottom."""
+"""Imports run one way: serving → index → sources → encoder, training → sources; kindred composes them."""
 
 import ast
 import subprocess
@@ -12,14 +12,15 @@ ROOT = Path(__file__).resolve().parents[2]
 # What the modules below each folder may import of the project. The longest matching folder counts.
 ALLOWED = {
     "encoder": {"encoder"},
-    "training": {"encoder", "training"},
-    "index": {"encoder", "index"},
+    "sources": {"encoder", "sources"},
+    "training": {"encoder", "sources", "training"},
+    "index": {"encoder", "index", "sources"},
     "serving": {"encoder", "index", "kindred.kserve", "kindred.v1", "serving"},
-    "kindred": {"encoder", "index", "kindred", "serving", "training"},
+    "kindred": {"encoder", "index", "kindred", "serving", "sources", "training"},
     "kindred/v1": {"kindred.v1"},
     "kindred/kserve": {"kindred.kserve"},
 }
-PACKAGES = ("encoder", "index", "kindred", "serving", "training")
+PACKAGES = ("encoder", "index", "kindred", "serving", "sources", "training")
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -71,6 +72,7 @@ def loaded_by(statement: str) -> set[str]:
         ("import serving.server", {"torch", "sklearn", "onnx"}),
         ("import index.batch, index.catalog", {"torch", "sklearn", "onnx", "grpc"}),
         ("import encoder.images, encoder.metadata, encoder.errors", {"torch", "faiss", "onnxruntime", "onnx", "grpc"}),
+        ("import sources.opening", {"torch", "faiss", "onnxruntime", "sklearn", "onnx", "grpc", "pyarrow", "fsspec"}),
         ("import index.types", {"faiss", "torch", "onnxruntime"}),
     ],
 )

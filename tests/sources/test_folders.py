@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from encoder.images import DecodeLimits
-from index.sources import count_records, open_source
-from index.validate import MAX_KEY_BYTES
-from tests.index.pictures import FILES, bad, good, write_files
+from sources.opening import count_records, open_source
+from sources.values import MAX_KEY_BYTES
+from tests.sources.pictures import FILES, bad, good, write_files
 
 
 def test_every_image_below_it_in_the_order_of_names_with_its_folder_as_label(tmp_path: Path) -> None:

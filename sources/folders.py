@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from index.records import Record, is_hidden, is_image_name, record_of, too_large
+from sources.records import Record, is_hidden, is_image_name, record_of, too_large
 
 
 class FolderSource:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from encoder.errors import ImageError
 from encoder.images import DecodeLimits
-from index.sources import count_records, open_source
+from sources.opening import count_records, open_source
 from tests.data import shared_data
-from tests.index.pictures import FILES, bad, good, tar_bytes, write_files
+from tests.sources.pictures import FILES, bad, good, tar_bytes, write_files
 
 
 @pytest.mark.parametrize(("name", "mode"), [("x.tar", "w"), ("x.tar.gz", "w:gz"), ("x.TGZ", "w:gz")])

@@ -7,9 +7,9 @@ from PIL import Image
 
 from encoder.errors import InvalidArgumentError, NotFoundError
 from encoder.images import FORMATS
-from index.records import IMAGE_SUFFIXES, Record
-from index.sources import count_records, open_source, open_sources
-from tests.index.pictures import FILES, tar_bytes, write_files
+from sources.opening import count_records, open_source, open_sources
+from sources.records import IMAGE_SUFFIXES, Record
+from tests.sources.pictures import FILES, tar_bytes, write_files
 
 
 def test_the_suffixes_are_those_of_the_formats_that_the_decoder_takes() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Self, cast
 
-from index.records import Record, is_image_name, printable, record_of, too_large
+from sources.records import Record, is_image_name, printable, record_of, too_large
 
 # Large enough to make system calls rare, small enough to stay in the processor's cache.
 _BUFFER_BYTES = 64 * 1024

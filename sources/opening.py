@@ -5,9 +5,9 @@ from pathlib import Path
 
 from encoder.errors import InvalidArgumentError, NotFoundError
 from encoder.images import DecodeLimits
-from index.folders import FileSource, FolderSource
-from index.records import Record, Source, is_image_name, printable
-from index.tars import TarSource
+from sources.folders import FileSource, FolderSource
+from sources.records import Record, Source, is_image_name, printable
+from sources.tars import TarSource
 
 __all__ = ["Record", "Source", "count_records", "open_source", "open_sources"]
 

@@ -10,8 +10,8 @@ from pathlib import PurePosixPath
 from typing import Protocol
 
 from encoder.errors import ImageError, InvalidArgumentError, KindredError
-from index import validate
-from index.types import Payload
+from sources import values
+from sources.values import Payload
 
 # Names that the decoder's formats go by. Everything else in a folder or an archive is passed over.
 _SUFFIXES = {
@@ -97,7 +97,7 @@ def key_problem(key: str) -> str | None:
     """Return why a collection cannot know an image by this key, None when it can."""
     try:
         key.encode()
-        validate.key(key)
+        values.key(key)
     except UnicodeEncodeError:
         return "its name is not UTF-8; rename it"
     except InvalidArgumentError as error:
