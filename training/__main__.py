@@ -6,6 +6,7 @@ import typer
 
 from encoder.errors import KindredError
 from training.options import train_command
+from training.together import has_to_say, is_first
 
 
 def main() -> int:
@@ -15,16 +16,19 @@ def main() -> int:
     try:
         app(prog_name="python -m training", standalone_mode=False)
     except KindredError as error:
-        print(f"kindred train: {error}", file=sys.stderr)
+        if has_to_say(error):
+            print(f"kindred train: {error}", file=sys.stderr)
         return error.exit_status
     except (KeyboardInterrupt, typer.Abort):
-        print("kindred train: stopped; the same command with --resume goes on", file=sys.stderr)
+        if is_first():
+            print("kindred train: stopped; the same command with --resume goes on", file=sys.stderr)
         return 130
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
         # Wrong use; the command-line library has no public name for the base class of these.
-        print(f"kindred train: {error.format_message()}", file=sys.stderr)
+        if is_first():
+            print(f"kindred train: {error.format_message()}", file=sys.stderr)
         return 2
     return 0
 

@@ -1,12 +1,11 @@
 """Where a run trains: which device, how many threads, which number format."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-from encoder.errors import FailedPreconditionError, InvalidArgumentError
+from encoder.errors import InvalidArgumentError
 from training.settings import TrainSettings
 
 
@@ -38,12 +37,6 @@ def find_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InvalidArgumentError(f"torch finds no {name} here; use --device cpu", field="device")
     return device
-
-
-def refuse_many_processes() -> None:
-    """Raise FailedPreconditionError in one of several processes that torchrun started: they would train apart."""
-    if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
-        raise FailedPreconditionError("this version trains in one process; start it with torchrun --nproc-per-node 1")
 
 
 @contextmanager

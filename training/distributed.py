@@ -6,6 +6,7 @@ vectors is computed by every process from the gathered vectors; each gets the gr
 """
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,11 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.rendezvous import rendezvous
 
-from encoder.errors import FailedPreconditionError, InvalidArgumentError
+from encoder.errors import FailedPreconditionError, InvalidArgumentError, KindredError
+from training.together import ElsewhereError, OneProcessError
 
 TIMEOUT = timedelta(hours=2)
 """Longest wait for another process: the first one exports and scores alone."""
+HEAD_START_SECONDS = 1.0
+"""A process waits so long before it speaks of its failure: when all fail alike, the first one speaks."""
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+"""What gloo says when another process is gone."""
 
 
 def world_size() -> int:
@@ -32,19 +39,50 @@ def rank() -> int:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the processes that torchrun started: nccl between GPUs, gloo otherwise. Alone it does nothing."""
+    """Join the processes that torchrun started: nccl between GPUs, gloo otherwise. Alone it does nothing.
+
+    Each process takes the GPU of its local number. A failure inside ends all of them, and one of them has the reason.
+
+    Raises:
+        FailedPreconditionError: the processes cannot meet, or there are more of them than GPUs.
+        ElsewhereError: another process failed, and raises the reason.
+        OneProcessError: this one, not the first, failed alone.
+    """
     if int(os.environ.get("WORLD_SIZE", "1") or 1) == 1 or distributed.is_initialized():
         yield
         return
     try:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        if device.type == "cuda":
+            _take_gpu(int(os.environ.get("LOCAL_RANK", "0")))
+        store, number, count = next(iter(rendezvous("env://", timeout=TIMEOUT)))
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise FailedPreconditionError(f"the processes cannot meet ({reason}); start them with torchrun") from error
     try:
         yield
+    except ElsewhereError:
+        raise
+    except Exception as error:
+        if not _speaks(store):
+            raise ElsewhereError("another process failed") from error
+        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST):
+            raise OneProcessError("another process was ended; the same command with --resume goes on") from error
+        if number and isinstance(error, KindredError):
+            raise OneProcessError(f"process {number}: {error}") from error
+        raise
     finally:
         distributed.destroy_process_group()
+
+
+def raise_together(error: KindredError | None, device: torch.device) -> None:
+    """Raise `error` where it is one, and ElsewhereError in all other processes then. All processes must come here."""
+    failed = gather_rows(torch.tensor([error is not None], dtype=torch.int64, device=device))
+    if error is not None:
+        raise error
+    if failed.any():
+        raise ElsewhereError("another process failed")
 
 
 def own_part(rows: Tensor) -> Tensor:
@@ -106,6 +144,23 @@ def share_buffers(module: nn.Module) -> None:
     if world_size() > 1:
         for buffer in module.buffers():
             distributed.broadcast(buffer, 0)
+
+
+def _take_gpu(number: int) -> None:
+    count = torch.cuda.device_count()
+    if number >= count:
+        raise FailedPreconditionError(f"torch finds {count} GPUs here; start as many processes, or use --device cpu")
+    torch.cuda.set_device(number)
+
+
+def _speaks(store: Any) -> bool:
+    """Say whether this process is the first to speak of a failure."""
+    if rank():
+        time.sleep(HEAD_START_SECONDS)
+    try:
+        return int(store.add("kindred/failed", 1)) == 1
+    except RuntimeError:  # the store went with the first process
+        return False
 
 
 class _Gather(torch.autograd.Function):

@@ -25,6 +25,7 @@ from training.settings import (
     TrainSettings,
     recommended,
 )
+from training.together import is_first
 
 DataArgument = Annotated[
     str,
@@ -196,7 +197,8 @@ def train_command(
     if resume and overwrite:
         raise InvalidArgumentError("--resume and --overwrite exclude each other", field="resume")
     settings = resolve_settings(data, out, given, resume=resume)
-    logging.basicConfig(format="kindred train: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    level = logging.WARNING if is_first() else logging.ERROR
+    logging.basicConfig(format="kindred train: %(message)s", level=level, stream=sys.stderr)
 
     if show_views is not None:
         from training.view_sheet import save_view_sheet
@@ -205,10 +207,12 @@ def train_command(
         print(json.dumps({"picture": str(show_views)}) if as_json else f"views            {show_views}")
         return
 
-    from training.pretrain import pretrain
+    from training.pretrain import pretrain_part
 
-    report = pretrain(settings, resume=resume, overwrite=overwrite).to_json()
-    print(json.dumps(report) if as_json else summary(report))
+    done = pretrain_part(settings, resume=resume, overwrite=overwrite)
+    if done is not None:
+        report = done.to_json()
+        print(json.dumps(report) if as_json else summary(report))
 
 
 def resolve_settings(data: str, out: Path, given: Mapping[str, Any], *, resume: bool) -> TrainSettings:

@@ -5,13 +5,18 @@
 leaves in the run's folder `config.json` (the settings), `metrics.jsonl` (one object an epoch), `checkpoint.pt`
 (everything needed to go on), `model.onnx` and `report.json` (what it scored). A run that was killed goes on with
 `resume=True`, and on a CPU ends with the very weights it would have had.
+
+Several processes that torchrun started each call `pretrain_part`. The first one alone has the run's folder: it writes
+what is written, exports and scores. The others read the checkpoint there, so all of them must see the folder.
 """
 
 import json
 import logging
 import math
+import os
 import time
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from typing import TextIO
@@ -21,15 +26,24 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from encoder.errors import FailedPreconditionError, InvalidArgumentError
+from encoder.errors import FailedPreconditionError, InvalidArgumentError, KindredError
 from encoder.metadata import JSON
 from training import checkpoint as checkpoints
 from training.average import Follower
 from training.caching import backward_in_chunks
 from training.checkpoint import Checkpoint, Position
 from training.data import ImageSet, Split, has_split, load_images
-from training.devices import find_device, has_native_bfloat16, refuse_many_processes, torch_settings
-from training.distributed import average, average_gradients, own_part, rank, share_buffers
+from training.devices import find_device, has_native_bfloat16, torch_settings
+from training.distributed import (
+    average,
+    average_gradients,
+    gather_rows,
+    own_part,
+    process_group,
+    raise_together,
+    rank,
+    share_buffers,
+)
 from training.encoders import Encoder, Normalisation, build_encoder, load_state, stem_of
 from training.evaluate import align_labels
 from training.export import RunReport, export_run
@@ -100,20 +114,42 @@ def pretrain(settings: TrainSettings, *, resume: bool = False, overwrite: bool =
     Raises:
         InvalidArgumentError: the data or a setting cannot be used; the message names it.
         NotFoundError: the data or the weights are not there.
-        FailedPreconditionError: there is a run in the folder already, the loss is no number any more, or the exported
-            model is not what was trained.
+        FailedPreconditionError: there is a run in the folder already, the loss is no number any more, the exported
+            model is not what was trained, or this is not the first of several processes (see `pretrain_part`).
     """
-    started = time.monotonic()
+    report = pretrain_part(settings, resume=resume, overwrite=overwrite)
+    if report is None:
+        raise FailedPreconditionError("only the first of several processes has a report; call pretrain_part there")
+    return report
+
+
+def pretrain_part(settings: TrainSettings, *, resume: bool = False, overwrite: bool = False) -> TrainReport | None:
+    """Do as `pretrain` does, as one of the processes that torchrun started, which share every batch.
+
+    Alone, or as the first one, it returns the report; the others return None once the training is over.
+
+    Raises:
+        ElsewhereError: another process failed, and raises the reason.
+    """
     device = find_device(settings.device)
-    refuse_many_processes()
+    with process_group(device):
+        return _pretrain(settings, device, resume=resume, overwrite=overwrite)
+
+
+def _pretrain(settings: TrainSettings, device: torch.device, *, resume: bool, overwrite: bool) -> TrainReport | None:
+    started = time.monotonic()
     objective_class = find_objective(settings.objective)
     Views.named(settings.views, settings.image_size, Normalisation((0, 0, 0), (1, 1, 1)))
     train, test = _load_data(settings)
     _check_labels(train, settings, needed=objective_class.needs_labels)
-    with open_run(settings, resume=resume, overwrite=overwrite) as saved, torch_settings(settings, device):
+    with ExitStack() as stack:
+        saved = _enter_run(stack, settings, device, resume=resume, overwrite=overwrite)
+        stack.enter_context(torch_settings(settings, device))
         trainer = Trainer(settings, train, device, objective_class, saved)
         trainer.run()
         trainer.save()
+        if rank():
+            return None
         same_size = settings.crop_from in (0, settings.image_size)
         report = export_run(settings.out, train=train if same_size else None, test=test)
     position = trainer.position
@@ -127,6 +163,27 @@ def pretrain(settings: TrainSettings, *, resume: bool = False, overwrite: bool =
         image_count=len(train),
         class_count=len(train.class_names),
     )
+
+
+def _enter_run(
+    stack: ExitStack, settings: TrainSettings, device: torch.device, *, resume: bool, overwrite: bool
+) -> Checkpoint | None:
+    """Take the run's folder in the first process, and return the checkpoint to go on from in each, or None."""
+    saved: Checkpoint | None = None
+    failure: KindredError | None = None
+    if rank() == 0:
+        try:
+            saved = stack.enter_context(open_run(settings, resume=resume, overwrite=overwrite))
+        except KindredError as error:
+            failure = error
+    raise_together(failure, device)
+    path = settings.out / CHECKPOINT_FILE
+    if rank() and resume and path.exists():
+        saved = checkpoints.load(path)
+    steps = gather_rows(torch.tensor([-1 if saved is None else saved.position.step], device=device))
+    if (steps != steps[0]).any():
+        raise FailedPreconditionError(f"the processes do not see the same {path}; --out must be a folder they share")
+    return saved
 
 
 class Trainer:
@@ -183,7 +240,8 @@ class Trainer:
         per_epoch = self.sampler.batches_per_epoch
         steps = settings.epochs * per_epoch
         warmup = min(round(settings.warmup_epochs * per_epoch), steps // 2)
-        with progress("training", steps) as advance, (settings.out / METRICS_FILE).open("a", buffering=1) as metrics:
+        path = os.devnull if rank() else settings.out / METRICS_FILE
+        with progress("training", steps) as advance, open(path, "a", buffering=1, encoding="utf-8") as metrics:
             advance(position.step)
             while position.epoch < settings.epochs:
                 clock = time.perf_counter() - position.seconds
@@ -191,6 +249,7 @@ class Trainer:
                 if position.batch == 0:
                     share_buffers(self.encoder)
                     self.objective.begin_epoch(self.encoder, self.data, position.epoch)
+                    share_buffers(self.objective)
                 for rows in islice(self.sampler.batches(position.epoch), position.batch, None):
                     rate = learning_rate(position.step, steps, warmup, settings.learning_rate)
                     loss_sum += self.step(rows, rate)
@@ -288,11 +347,16 @@ class Trainer:
             judged = self.encoder if self.average is None else self.average.copy
             accuracy = online_knn(judged, self.data, self.views, self.settings.seed)
             line |= {} if accuracy is None else {"online_knn": accuracy}
+        failure: KindredError | None = None
         if rank() == 0:
             metrics.write(json.dumps(line) + "\n")
             if self.settings.tensorboard:
                 write_tensorboard(self.settings.out, line)
-            check_collapse(self.settings, self.objective.chance_loss(self.sampler.batch_size))
+            try:
+                check_collapse(self.settings, self.objective.chance_loss(self.sampler.batch_size))
+            except FailedPreconditionError as error:
+                failure = error
+        raise_together(failure, self.device)
         position.epoch += 1
         position.batch = position.images = 0
         position.loss_sum = position.seconds = 0.0

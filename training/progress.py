@@ -1,9 +1,14 @@
-"""A progress bar for anything that takes more than a second, on standard error, only when that is a terminal."""
+"""A progress bar for anything that takes more than a second, on standard error, only when that is a terminal.
+
+Of several processes only the first draws it.
+"""
 
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from training.together import is_first
 
 Advance = Callable[..., None]
 """`advance(n, note="")`: n more are done; the note stands at the end of the bar."""
@@ -14,7 +19,7 @@ SHOW_AFTER_SECONDS = 1.0
 @contextmanager
 def progress(description: str, total: int | None) -> Iterator[Advance]:
     """Yield a function that reports work done; `total` None draws a bar without an end."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or not is_first():
         yield lambda count, note="": None
         return
     bar = _Bar(description, total)

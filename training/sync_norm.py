@@ -1,8 +1,9 @@
 """BatchNorm over several processes, on any device (torch's own SyncBatchNorm refuses a CPU)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn import functional as collective
 
 from training.distributed import world_size
 
@@ -19,7 +20,7 @@ class SyncNorm(nn.BatchNorm2d):
             return super().forward(images)
         wide = images if images.dtype == torch.float64 else images.float()
         sums = torch.cat((wide.mean((0, 2, 3)), wide.square().mean((0, 2, 3))))
-        whole: Tensor = collective.all_reduce(sums, distributed.ReduceOp.SUM)  # type: ignore[no-untyped-call]
+        whole: Tensor = _Sum.apply(sums)  # type: ignore[no-untyped-call]
         mean, square = (whole / world_size()).chunk(2)
         variance = (square - mean.square()).clamp_min(0)
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
@@ -39,3 +40,19 @@ def synchronise_norms(module: nn.Module) -> None:
     for part in module.modules():
         if type(part) is nn.BatchNorm2d:
             part.__class__ = SyncNorm
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; so is the gradient, since each of their losses depends on it."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
+        total = slopes[0].clone()
+        distributed.all_reduce(total)
+        return total

@@ -195,12 +195,6 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spoils_no_checkpoint(tmp_pat
     assert not (tmp_path / "run" / MODEL_FILE).exists()
 
 
-def test_many_processes_are_refused_rather_than_trained_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(FailedPreconditionError, match="one process"):
-        pretrain(quick(tmp_path / "run"))
-
-
 def test_a_second_process_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     settings = quick(tmp_path / "run")
     with (

@@ -1,0 +1,23 @@
+"""Which of several processes (torchrun) says what; nothing here imports torch."""
+
+import os
+
+from encoder.errors import FailedPreconditionError, KindredError
+
+
+class ElsewhereError(FailedPreconditionError):
+    """Another process of this training failed, and says why: this one ends without a word."""
+
+
+class OneProcessError(FailedPreconditionError):
+    """A process that is not the first failed alone, so it has to say why."""
+
+
+def is_first() -> bool:
+    """Say whether this process is the one that speaks for all, by what torchrun told it; alone it is."""
+    return os.environ.get("RANK", "0") in ("", "0")
+
+
+def has_to_say(error: KindredError) -> bool:
+    """Say whether it is up to this process to print the error, so that it is printed once."""
+    return not isinstance(error, ElsewhereError) and (is_first() or isinstance(error, OneProcessError))
