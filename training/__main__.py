@@ -6,7 +6,7 @@ import typer
 
 from encoder.errors import KindredError
 from training.options import train_command
-from training.together import has_to_say, is_first
+from training.together import has_to_say, is_first, stand_back
 
 
 def main() -> int:
@@ -16,21 +16,24 @@ def main() -> int:
     try:
         app(prog_name="python -m training", standalone_mode=False)
     except KindredError as error:
-        if has_to_say(error):
-            print(f"kindred train: {error}", file=sys.stderr)
-        return error.exit_status
+        return say(str(error), error.exit_status, aloud=has_to_say(error))
     except (KeyboardInterrupt, typer.Abort):
-        if is_first():
-            print("kindred train: stopped; the same command with --resume goes on", file=sys.stderr)
-        return 130
+        return say("stopped; the same command with --resume goes on", 130, aloud=is_first())
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
         # Wrong use; the command-line library has no public name for the base class of these.
-        if is_first():
-            print(f"kindred train: {error.format_message()}", file=sys.stderr)
-        return 2
+        return say(error.format_message(), 2, aloud=is_first())
     return 0
+
+
+def say(message: str, status: int, *, aloud: bool) -> int:
+    """Print why the process ends and return its exit status; one of several that has not to say so keeps silent."""
+    if aloud:
+        print(f"kindred train: {message}", file=sys.stderr, flush=True)
+    else:
+        stand_back()
+    return status
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ pass: nothing wraps the encoder, so objectives, gradient caching and heads work 
 vectors is computed by every process from the gathered vectors; each gets the gradient of its own vectors from it.
 """
 
+import importlib
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -17,12 +18,12 @@ from torch import Tensor, distributed, nn
 from torch.distributed.rendezvous import rendezvous
 
 from encoder.errors import FailedPreconditionError, InvalidArgumentError, KindredError
-from training.together import ElsewhereError, OneProcessError
+from training.together import HEAD_START_SECONDS, ElsewhereError, OneProcessError
 
-TIMEOUT = timedelta(hours=2)
-"""Longest wait for another process: the first one exports and scores alone."""
-HEAD_START_SECONDS = 1.0
-"""A process waits so long before it speaks of its failure: when all fail alike, the first one speaks."""
+TIMEOUT = timedelta(minutes=30)
+"""Longest wait for another process, which may read its images from a slower disk."""
+HOLDS_GROUPS = "torch.distributed.nn.functional"
+"""A module that would keep a group for good, were it imported while there is one; see `process_group`."""
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 """What gloo says when another process is gone."""
 
@@ -51,9 +52,13 @@ def process_group(device: torch.device) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1") or 1) == 1 or distributed.is_initialized():
         yield
         return
+    # That module's functions take the group that exists when it is first imported, which torch does at its leisure, as
+    # their default. They would keep the group, and gloo's threads, beyond the end of Python, where a thread that still
+    # has a tensor to let go of aborts the process.
+    importlib.import_module(HOLDS_GROUPS)
     try:
         if device.type == "cuda":
-            _take_gpu(int(os.environ.get("LOCAL_RANK", "0")))
+            _take_gpu(device, int(os.environ.get("LOCAL_RANK", "0")))
         store, number, count = next(iter(rendezvous("env://", timeout=TIMEOUT)))
         backend = "nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
@@ -85,16 +90,23 @@ def raise_together(error: KindredError | None, device: torch.device) -> None:
         raise ElsewhereError("another process failed")
 
 
-def own_part(rows: Tensor) -> Tensor:
-    """Return this process's part of a batch's rows.
+def check_batch_size(batch_size: int) -> None:
+    """Raise InvalidArgumentError when a batch of that many images cannot be shared out evenly."""
+    if batch_size % world_size():
+        raise InvalidArgumentError(
+            f"--batch-size {batch_size} must be a multiple of the {world_size()} processes", field="batch_size"
+        )
 
-    Raises:
-        InvalidArgumentError: the batch does not part evenly.
-    """
-    count = world_size()
-    if len(rows) % count:
-        raise InvalidArgumentError(f"--batch-size {len(rows)} must be a multiple of {count} processes")
-    return rows.chunk(count)[rank()]
+
+def even_part(count: int) -> int:
+    """Return the largest number up to `count` that the processes can share out evenly, at least one each."""
+    return max(count - count % world_size(), world_size())
+
+
+def own_part(rows: Tensor) -> Tensor:
+    """Return this process's part of a batch's rows; raises InvalidArgumentError when they do not part evenly."""
+    check_batch_size(len(rows))
+    return rows.chunk(world_size())[rank()]
 
 
 def gather(vectors: Tensor) -> Tensor:
@@ -146,8 +158,10 @@ def share_buffers(module: nn.Module) -> None:
             distributed.broadcast(buffer, 0)
 
 
-def _take_gpu(number: int) -> None:
+def _take_gpu(device: torch.device, number: int) -> None:
     count = torch.cuda.device_count()
+    if str(device) != device.type:
+        raise InvalidArgumentError(f"--device {device} is one GPU for several processes; use --device cuda")
     if number >= count:
         raise FailedPreconditionError(f"torch finds {count} GPUs here; start as many processes, or use --device cpu")
     torch.cuda.set_device(number)

@@ -16,6 +16,7 @@ import typer
 from encoder.errors import InvalidArgumentError
 from training.settings import (
     CONFIG_FILE,
+    Gather,
     LossForm,
     Mining,
     OptimiserName,
@@ -114,6 +115,14 @@ def train_command(
     chunk_size: Annotated[
         int | None, typer.Option(help="Gradient caching: views that the encoder sees at a time; 0 is all.")
     ] = None,
+    gather: Annotated[
+        Gather | None,
+        typer.Option(help="torchrun: contrastive losses compare the vectors of all processes, or local ones only."),
+    ] = None,
+    sync_batchnorm: Annotated[
+        bool | None,
+        typer.Option("--sync-batchnorm/--no-sync-batchnorm", help="torchrun: BatchNorm over all processes."),
+    ] = None,
     ema: Annotated[
         float | None,
         typer.Option(help="Export a running mean of the weights with this decay; 0 exports the last weights."),
@@ -181,6 +190,8 @@ def train_command(
         "surrogate_classes": surrogate_classes,
         "clusters": clusters,
         "chunk_size": chunk_size,
+        "gather": gather,
+        "sync_batchnorm": sync_batchnorm,
         "ema": ema,
         "clip_norm": clip_norm,
         "online_knn": online_knn,

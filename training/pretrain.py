@@ -37,6 +37,8 @@ from training.devices import find_device, has_native_bfloat16, torch_settings
 from training.distributed import (
     average,
     average_gradients,
+    check_batch_size,
+    even_part,
     gather_rows,
     own_part,
     process_group,
@@ -131,25 +133,14 @@ def pretrain_part(settings: TrainSettings, *, resume: bool = False, overwrite: b
     Raises:
         ElsewhereError: another process failed, and raises the reason.
     """
-    device = find_device(settings.device)
-    with process_group(device):
-        return _pretrain(settings, device, resume=resume, overwrite=overwrite)
-
-
-def _pretrain(settings: TrainSettings, device: torch.device, *, resume: bool, overwrite: bool) -> TrainReport | None:
     started = time.monotonic()
-    objective_class = find_objective(settings.objective)
-    Views.named(settings.views, settings.image_size, Normalisation((0, 0, 0), (1, 1, 1)))
-    train, test = _load_data(settings)
-    _check_labels(train, settings, needed=objective_class.needs_labels)
+    device = find_device(settings.device)
     with ExitStack() as stack:
-        saved = _enter_run(stack, settings, device, resume=resume, overwrite=overwrite)
-        stack.enter_context(torch_settings(settings, device))
-        trainer = Trainer(settings, train, device, objective_class, saved)
-        trainer.run()
-        trainer.save()
-        if rank():
-            return None
+        with process_group(device):
+            trainer, train, test = _train(stack, settings, device, resume=resume, overwrite=overwrite)
+            if rank():
+                return None
+        # From here on the first process is alone: the others need not wait for it, nor it for them.
         same_size = settings.crop_from in (0, settings.image_size)
         report = export_run(settings.out, train=train if same_size else None, test=test)
     position = trainer.position
@@ -163,6 +154,31 @@ def _pretrain(settings: TrainSettings, device: torch.device, *, resume: bool, ov
         image_count=len(train),
         class_count=len(train.class_names),
     )
+
+
+def _train(
+    stack: ExitStack, settings: TrainSettings, device: torch.device, *, resume: bool, overwrite: bool
+) -> tuple["Trainer", ImageSet, ImageSet | None]:
+    """Train to the end; return the trainer, the training images, and the test images if any.
+
+    `stack` keeps the run's folder, in the first process, and torch's settings.
+    """
+    objective_class = find_objective(settings.objective)
+    Views.named(settings.views, settings.image_size, Normalisation((0, 0, 0), (1, 1, 1)))
+    check_batch_size(settings.batch_size)
+    train, test = _load_data(settings)
+    _check_labels(train, settings, needed=objective_class.needs_labels)
+    saved = _enter_run(stack, settings, device, resume=resume, overwrite=overwrite)
+    stack.enter_context(torch_settings(settings, device))
+    try:
+        trainer = Trainer(settings, train, device, objective_class, saved)
+        trainer.run()
+    except torch.OutOfMemoryError as error:
+        raise FailedPreconditionError(
+            f"{device} has too little memory for --batch-size {settings.batch_size}; lower it, or use --chunk-size"
+        ) from error
+    trainer.save()
+    return trainer, train, test
 
 
 def _enter_run(
@@ -459,7 +475,8 @@ def _build_sampler(settings: TrainSettings, data: DeviceData) -> Sampler:
     if settings.sampler == "pk":
         labels = data.all_labels().cpu()
         return ClassSampler(labels, settings.batch_size, settings.images_per_class, settings.seed)
-    return ShuffleSampler(len(data), settings.batch_size, settings.seed)
+    # A set smaller than a batch is one, as far as it can be shared out evenly.
+    return ShuffleSampler(len(data), min(settings.batch_size, even_part(len(data))), settings.seed)
 
 
 def _planes(images: ImageSet) -> Tensor:

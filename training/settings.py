@@ -19,6 +19,7 @@ OptimiserName = Literal["sgd", "adamw", "lars"]
 SamplerName = Literal["shuffle", "pk"]
 LossForm = Literal["out", "in"]
 Mining = Literal["hard", "semi-hard"]
+Gather = Literal["all", "local"]
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
@@ -38,6 +39,7 @@ CHOICES = {
     "sampler": SamplerName,
     "loss_form": LossForm,
     "mining": Mining,
+    "gather": Gather,
 }
 
 
@@ -83,7 +85,8 @@ class TrainSettings:
         surrogate_classes: images that exemplar tells apart; all when there are fewer.
         clusters: of deepcluster.
         chunk_size: gradient caching: the encoder sees at most so many views at a time; 0 is all of a batch.
-        gather: with several processes, compare with the vectors of all of them, not of one's own only.
+        gather: with several processes, a contrastive loss compares with the vectors of `all` of them, or with `local`
+            ones only.
         sync_batchnorm: with several processes, BatchNorm takes its statistics over all of them.
         ema: the exported encoder is a running mean of the weights that keeps so much of itself each step; 0 is none.
         clip_norm: longest gradient of all weights together; 0 is no limit.
@@ -134,7 +137,7 @@ class TrainSettings:
     surrogate_classes: int = 2000
     clusters: int = 100
     chunk_size: int = 0
-    gather: bool = True
+    gather: Gather = "all"
     sync_batchnorm: bool = False
     ema: float = 0.0
     clip_norm: float = 0.0

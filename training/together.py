@@ -1,8 +1,12 @@
 """Which of several processes (torchrun) says what; nothing here imports torch."""
 
 import os
+import time
 
 from encoder.errors import FailedPreconditionError, KindredError
+
+HEAD_START_SECONDS = 1.0
+"""The others give the first process so long to speak: when all fail alike, it is the one that does."""
 
 
 class ElsewhereError(FailedPreconditionError):
@@ -21,3 +25,8 @@ def is_first() -> bool:
 def has_to_say(error: KindredError) -> bool:
     """Say whether it is up to this process to print the error, so that it is printed once."""
     return not isinstance(error, ElsewhereError) and (is_first() or isinstance(error, OneProcessError))
+
+
+def stand_back() -> None:
+    """Wait while another process says what went wrong: torchrun ends all of them as soon as one has ended."""
+    time.sleep(5 * HEAD_START_SECONDS)

@@ -21,27 +21,59 @@ from training.watch import check_collapse
 ROOT = Path(__file__).resolve().parents[2]
 
 TWO_PROCESSES = """
+import importlib, os, sys
 import torch
 from torch import nn
-from training.distributed import average_gradients, gather, gather_rows, process_group, rank
+from training.distributed import average, average_gradients, gather, gather_rows, process_group, rank
 from training.objectives.contrastive import contrastive_loss
+from training.objectives.supcon import SupCon
+from training.settings import TrainSettings
 from training.sync_norm import synchronise_norms
+
+def threads():
+    return len(os.listdir("/proc/self/task")) if sys.platform == "linux" else 1
+
+def gradients():
+    found = [parameter.grad.clone() for parameter in encoder.parameters()]
+    encoder.zero_grad()
+    return found
+
+def close(values, others):
+    for value, other in zip(values, others, strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-6, atol=1e-12)
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
 encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 6)).double()
-images, groups = torch.randn(8, 3, 8, 8).double(), torch.tensor([0, 1, 0, 2, 1, 2, 0, 3])
+images, groups = torch.randn(8, 3, 8, 8).double(), torch.tensor([0, 1, 0, 2, 1, 2, 0, 2])
+halves = torch.split(torch.arange(8), 4)
+
 loss = contrastive_loss(encoder(images), groups, 0.1)
-alone = torch.autograd.grad(loss, list(encoder.parameters()))
+loss.backward()
+alone = gradients()
+# What the local loss comes to: the mean of both halves' own losses, the BatchNorm of each half its own, too.
+local = sum(contrastive_loss(encoder(images[half]), groups[half], 0.1) for half in halves) / 2
+local.backward()
+apart = gradients()
+before = threads()
+
 with process_group(torch.device("cpu")):
-    synchronise_norms(encoder)
-    part = slice(rank() * 4, rank() * 4 + 4)
-    together = contrastive_loss(gather(encoder(images[part])), gather_rows(groups[part]), 0.1)
-    together.backward()
-    average_gradients([encoder])
-    torch.testing.assert_close(together, loss, rtol=1e-6, atol=0)
-    for one, parameter in zip(alone, encoder.parameters()):
-        torch.testing.assert_close(parameter.grad, one, rtol=1e-6, atol=1e-12)
+    half = halves[rank()]
+    for kind, expected, slopes in (("local", local, apart), ("all", loss, alone)):
+        def pairs(vectors, groups, sources):
+            return contrastive_loss(vectors, groups, 0.1)
+        objective = SupCon(None, 6, 6, pairs, gathered=kind == "all")
+        objective.head = nn.Identity()
+        if kind == "all":
+            synchronise_norms(encoder)
+        value = objective.loss(encoder(images[half]), {"groups": groups[half], "sources": half})
+        value.backward()
+        average_gradients([encoder])
+        close([average(value.detach())], [expected.detach()])
+        close(gradients(), slopes)
+    # Torch imports much at its leisure; what it imports here must not keep the group beyond its end.
+    importlib.import_module("torch._dynamo")
+assert threads() == before, "the group's threads outlive it"
 print("equal")
 """
 

@@ -53,7 +53,7 @@ class SupCon(Objective):
             settings.projection_dim,
             cls.pair_loss(settings),
             settings.num_views,
-            gathered=settings.gather,
+            gathered=settings.gather == "all",
         )
 
     @classmethod
