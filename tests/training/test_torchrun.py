@@ -64,7 +64,7 @@ def losses(run: Path) -> list[float]:
 
 def processes_of(run: Path) -> dict[str, int]:
     """Return the processes that train in a folder, by their number among them."""
-    found = {}
+    found: dict[str, int] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
