@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder.errors import ImageError, InvalidArgumentError
+from encoder.errors import ImageError, InvalidArgumentError, KindredError
 from encoder.images import DecodeLimits
 from index.prefetch import Prefetch
 from index.report import Failure, IndexInterruptedError, IndexReport, Progress, Tally
@@ -191,8 +191,10 @@ class _Run:
                 return
             if isinstance(record.data, bytes):
                 yield record, record.data
-            else:
+            elif isinstance(record.data, KindredError):
                 self._tally.failed(record.key, str(record.data))
+            else:
+                self._tally.failed(record.key, "it is a vector, and an image is needed")
 
     def _unknown(self, chunk: list[tuple[Record, bytes]], seen: SeenKeys) -> Iterator[tuple[Record, bytes, bytes]]:
         """Yield the records that have to be embedded, their bytes and their content hashes."""

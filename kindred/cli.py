@@ -36,6 +36,7 @@ COMMANDS = {
 EXTRAS = {
     "cpu": {"faiss", "onnxruntime", "grpc_health", "grpc_reflection", "prometheus_client"},
     "parquet": {"pyarrow"},
+    "remote": {"aiohttp", "fsspec", "gcsfs", "s3fs"},
     "train": {"torch", "sklearn", "onnx", "onnxscript", "scipy", "tensorboard", "matplotlib"},
 }
 HELP = """From a folder of images to a service that knows which images are alike and what they are.

@@ -4,10 +4,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from encoder.errors import KindredError
+import numpy as np
+
+from encoder.errors import ImageError, KindredError
 from kindred.types import ImageLike
 from sources.opening import open_sources
 from sources.records import Record
@@ -15,6 +16,7 @@ from sources.records import Record
 Result = TypeVar("Result")
 # Failures that are kept by name; further ones are only counted.
 _LISTED = 10_000
+_NO_IMAGE = ImageError("it is a vector, and an image is needed")
 
 
 class Named(NamedTuple):
@@ -65,7 +67,7 @@ def answered(
     def images() -> Iterator[ImageLike | KindredError]:
         for record in records:
             waiting.append(Named(record.key, record.label))
-            yield record.data
+            yield _NO_IMAGE if isinstance(record.data, np.ndarray) else record.data
 
     for result in ask(images()):
         named = waiting.popleft()
@@ -78,7 +80,7 @@ def answered(
 
 
 @contextmanager
-def reading(paths: Sequence[Path], description: str) -> Iterator[tuple[Iterable[Record], Callable[[int], None]]]:
+def reading(paths: Sequence[str], description: str) -> Iterator[tuple[Iterable[Record], Callable[[int], None]]]:
     """Open sources and draw a progress bar while the block reads them; yields the records and the bar's `advance`."""
     from training.progress import progress
 

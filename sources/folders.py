@@ -1,12 +1,13 @@
-"""Image files in a folder and all folders below it, and single image files."""
+"""Image files in a folder and all folders below it, single image files, and the paths that a pattern matches."""
 
 import os
-import stat
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from sources.records import Record, is_hidden, is_image_name, record_of, too_large
+from encoder.errors import KindredError
+from sources.labels import FolderLabels
+from sources.places import LocalPlace, Place
+from sources.records import Record, SourceError, is_hidden, is_image_name, record_of
 
 
 class FolderSource:
@@ -17,7 +18,9 @@ class FolderSource:
         max_bytes: larger files are not read.
     """
 
-    def __init__(self, path: Path, max_bytes: int) -> None:
+    embedded = None
+
+    def __init__(self, path: str, max_bytes: int) -> None:
         self._path = path
         self._max_bytes = max_bytes
         self._ignored = 0
@@ -30,47 +33,51 @@ class FolderSource:
     def __iter__(self) -> Iterator[Record]:
         """Read the records, see `Source`."""
         self._ignored = 0
-        for found in _walk(str(self._path)):
+        files = (found.key for found in walk(self._path) if not found.problem)
+        label = FolderLabels.of(filter(is_image_name, files))
+        for found in walk(self._path):
             if found.problem:
-                yield record_of(found.key or self._path.name, found.problem)
+                yield record_of(found.key or os.path.basename(self._path), found.problem)
             elif is_image_name(found.key):
-                yield record_of(found.key, _read(os.path.join(self._path, found.key), self._max_bytes))
+                data = LocalPlace(os.path.join(self._path, found.key)).read(self._max_bytes)
+                yield record_of(found.key, data, label(found.key))
             else:
                 self._ignored += 1
 
     def count(self) -> int:
         """Return how many records there are."""
-        return sum(bool(found.problem) or is_image_name(found.key) for found in _walk(str(self._path)))
+        return sum(bool(found.problem) or is_image_name(found.key) for found in walk(self._path))
 
 
 class FileSource:
     """One image file, whose key is its name.
 
     Args:
-        path: the file.
+        place: the file.
         max_bytes: a larger file is not read.
     """
 
     ignored = 0
+    embedded = None
 
-    def __init__(self, path: Path, max_bytes: int) -> None:
-        self._path = path
+    def __init__(self, place: Place, max_bytes: int) -> None:
+        self._place = place
         self._max_bytes = max_bytes
 
     def __iter__(self) -> Iterator[Record]:
         """Read the record, see `Source`."""
-        yield record_of(self._path.name, _read(str(self._path), self._max_bytes))
+        yield record_of(self._place.name, self._place.read(self._max_bytes))
 
     def count(self) -> int:
         """Return 1."""
         return 1
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
     """A file, or a folder that cannot be read."""
 
     key: str
-    problem: str | None = None
+    problem: KindredError | None = None
 
 
 class _Entered(NamedTuple):
@@ -81,8 +88,11 @@ class _Entered(NamedTuple):
     entries: Iterator[tuple[str, bool]]
 
 
-def _walk(root: str) -> Iterator[_Found]:
-    """Yield all files below a folder. A stack, and no recursion: folders may be nested deeper than Python's calls."""
+def walk(root: str, enters: Callable[[str], bool] | None = None) -> Iterator[Found]:
+    """Yield all files below a folder, or below those of its folders that `enters` says yes to.
+
+    A stack, and no recursion: folders may be nested deeper than Python's calls.
+    """
     entered: list[_Entered] = []
     pending: str | None = ""
     while True:
@@ -91,7 +101,7 @@ def _walk(root: str) -> Iterator[_Found]:
             try:
                 folder = _enter(root, prefix)
             except OSError as error:
-                yield _Found(prefix.rstrip("/"), f"the folder cannot be read ({error.strerror})")
+                yield Found(prefix.rstrip("/"), SourceError(f"the folder cannot be read ({error.strerror})"))
             else:
                 # A folder inside itself, by way of a link. The same folder beside itself is another matter.
                 if all(folder.identity != above.identity for above in entered):
@@ -102,8 +112,8 @@ def _walk(root: str) -> Iterator[_Found]:
         if name is None:
             entered.pop()
         elif not is_folder:
-            yield _Found(entered[-1].prefix + name)
-        elif not is_hidden(name):
+            yield Found(entered[-1].prefix + name)
+        elif not is_hidden(name) and (enters is None or enters(entered[-1].prefix + name)):
             pending = f"{entered[-1].prefix}{name}/"
 
 
@@ -120,18 +130,3 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself; reading it will say so if its name is that of an image
         return False
-
-
-def _read(path: str, max_bytes: int) -> bytes | str:
-    """Return a file's bytes, or why there are none."""
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            return "it is no ordinary file"
-        problem = too_large(status.st_size, max_bytes)
-        if problem:
-            return problem
-        with open(path, "rb", buffering=0) as file:
-            return file.readall()
-    except OSError as error:
-        return f"it cannot be read ({error.strerror})"

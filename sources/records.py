@@ -1,17 +1,22 @@
-"""What a source of images yields: one record per image file, good or bad, and the rules for names.
+"""What a source yields: one record per image or vector, good or bad, and the rules for names.
 
-A key is what a collection knows an image by: its path below the source's root, with `/` between the parts. The label
-is the folder that the file lies in, because that is how labelled images are kept nearly everywhere.
+A key is what a collection knows an image by: its path below the source's root, with `/` between the parts, unless the
+source says otherwise.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from encoder.errors import ImageError, InvalidArgumentError, KindredError
 from sources import values
 from sources.values import Payload
+
+Vector: TypeAlias = NDArray[np.float32]
 
 # Names that the decoder's formats go by. Everything else in a folder or an archive is passed over.
 _SUFFIXES = {
@@ -28,33 +33,53 @@ _SUFFIXES = {
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
 
 
+class SourceError(KindredError):
+    """Part of a source could not be read, so that nobody knows what else it holds."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One image file of a source.
+    """One image, or one vector, of a source.
 
     Attributes:
-        key: path below the source's root, unique in the source.
-        data: the file's bytes, or why there are none.
-        label: name of the folder that it lies in, None at the root.
-        payload: the caller's own JSON object.
+        key: unique in the source.
+        data: the image file's bytes, a vector float32 [D], or why there is neither. A SourceError says that further
+            records may be missing.
+        label: the class that the source names.
+        payload: the source's own JSON object.
+        content_hash: SHA-256 of the image (32 bytes) that a vector was made from, when the source tells.
     """
 
     key: str
-    data: bytes | KindredError
+    data: bytes | Vector | KindredError
     label: str | None = None
     payload: Payload | None = None
+    content_hash: bytes | None = None
+
+
+class Embedded(NamedTuple):
+    """What a source says of its vectors: their number of components, and their embedding space ("" when unknown)."""
+
+    dim: int
+    space: str
 
 
 class Source(Protocol):
-    """A sequence of records that may be read more than once.
+    """A sequence of records that may be read more than once, save for standard input and pipes.
 
     Attributes:
         ignored: files that the last reading passed over, hidden ones and those whose names are not those
             of images.
+        embedded: what its vectors are like; None when it holds images.
     """
 
     @property
     def ignored(self) -> int:
+        """See the class."""
+        ...
+
+    @property
+    def embedded(self) -> Embedded | None:
         """See the class."""
         ...
 
@@ -77,20 +102,30 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
-def label_of(key: str) -> str | None:
-    """Return the name of the folder that the file lies in, None at the root."""
-    return key.rpartition("/")[0].rpartition("/")[2] or None
+def record_of(
+    key: str,
+    data: bytes | Vector | str | KindredError,
+    label: str | None = None,
+    payload: Payload | None = None,
+    content_hash: bytes | None = None,
+) -> Record:
+    """Make a record of what a source holds, or of the reason why it holds nothing.
 
-
-def record_of(key: str, data: bytes | str) -> Record:
-    """Make a record out of a path below the root and the file's bytes, or the reason why there are none."""
-    if isinstance(data, bytes):
-        problem = key_problem(key)
-        if problem is None:
-            return Record(key, data, label_of(key))
-    else:
-        problem = data
-    return Record(printable(key), ImageError(problem), label_of(printable(key)))
+    What no collection could take (a key that is not UTF-8, a payload that is too large …) is a record with an error.
+    """
+    shown = printable(key)
+    if isinstance(data, str):
+        return Record(shown, ImageError(data))
+    if isinstance(data, KindredError):
+        return Record(shown, data)
+    problem = key_problem(key)
+    if problem is None:
+        try:
+            values.payload_text(payload)
+            return Record(key, data, values.label(label), payload or None, content_hash)
+        except InvalidArgumentError as error:
+            problem = str(error)
+    return Record(shown, ImageError(problem))
 
 
 def key_problem(key: str) -> str | None:
@@ -114,3 +149,18 @@ def printable(text: str) -> str:
 def too_large(size: int, max_bytes: int) -> str | None:
     """Return why a file of that many bytes is not read, None when it is."""
     return f"it has {size:,} bytes and may have {max_bytes:,}" if size > max_bytes else None
+
+
+def label_text(value: object) -> str | None:
+    """Return a label as text: texts and whole numbers are labels, None and the empty text are none.
+
+    Raises:
+        InvalidArgumentError: it is something else.
+    """
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise InvalidArgumentError(f"a label is a text or a whole number, this one is {type(value).__name__}")

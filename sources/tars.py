@@ -1,5 +1,8 @@
 """Image files in a tar archive, plain or gzip-compressed, read from front to back in constant memory.
 
+Members that follow one another and differ only in their suffixes belong together, as in WebDataset's shards: `7.cls`
+names the class of `7.jpg`, `7.json` is its payload (a `label` in it its class), `7.txt` becomes `text` in the payload.
+
 Nothing is ever unpacked to disk, so that an archive's names, links and devices are harmless; what matters here is that
 a damaged or malicious archive is neither believed nor able to fill the memory or to hold up the run.
 """
@@ -10,10 +13,14 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import closing
 from typing import IO, Self, cast
 
-from sources.records import Record, is_image_name, printable, record_of, too_large
+from sources.labels import FolderLabels
+from sources.places import Place
+from sources.records import Record, SourceError, is_hidden, is_image_name, printable, record_of, too_large
+from sources.sidecars import SIDECAR_SUFFIXES, Sidecars
+from sources.values import MAX_PAYLOAD_BYTES
 
 # Large enough to make system calls rare, small enough to stay in the processor's cache.
 _BUFFER_BYTES = 64 * 1024
@@ -32,10 +39,13 @@ _HEADER_TYPES = frozenset(
 _MAX_RATIO = 1040
 # Past the end marker lies padding; reading it makes gzip check its checksum.
 _MAX_PADDING_BYTES = 64 * 1024 * 1024
+# Images of one name that are kept until what belongs to them has been read.
+_MAX_GROUP = 16
+_MAX_GROUP_BYTES = 32 * 2**20
 # Members looked at to estimate how many there are.
 _SAMPLE = 10_000
 # All that the tar and gzip modules raise on damaged input; RecursionError comes of headers that follow headers.
-_DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError, RecursionError)
+_DAMAGE = (tarfile.TarError, OSError, SourceError, EOFError, zlib.error, ValueError, OverflowError, RecursionError)
 
 
 class TarSource:
@@ -45,13 +55,17 @@ class TarSource:
     archive's own name.
 
     Args:
-        path: the archive; may be a pipe.
+        place: the archive; may be a pipe.
         max_bytes: larger members are not read.
+        repeatable: whether it can be opened again, as a pipe cannot; folders that all share are then looked for.
     """
 
-    def __init__(self, path: Path, max_bytes: int) -> None:
-        self._path = path
+    embedded = None
+
+    def __init__(self, place: Place, max_bytes: int, *, repeatable: bool = True) -> None:
+        self._place = place
         self._max_bytes = max_bytes
+        self._repeatable = repeatable
         self._ignored = 0
 
     @property
@@ -62,23 +76,40 @@ class TarSource:
     def __iter__(self) -> Iterator[Record]:
         """Read the records, see `Source`."""
         self._ignored = 0
+        label = self._labels()
+        group = _Group("")
         last = ""
         try:
-            with open(self._path, "rb") as file, _decompressed(file) as stream:
+            with closing(self._place.open()) as file, _decompressed(file) as stream:
                 for archive, member in _members(stream, "r|", _size_bound(file, stream)):
                     last = printable(member.name)
-                    yield from self._records(archive, member)
+                    key = _key(member)
+                    if member.isdir() or not self._wanted(key):
+                        continue
+                    if _stem(key) != group.stem or group.full:
+                        yield from self._finished(group, label)
+                        group = _Group(_stem(key))
+                    if is_image_name(key.lstrip("/")):
+                        problem = _problem(member, key, self._max_bytes)
+                        group.images.append((key, problem or _read(archive, member)))
+                    else:
+                        group.sidecars.add(key, _sidecar(archive, member, key))
+                yield from self._finished(group, label)
+                group = _Group("")
                 for _ in range(_MAX_PADDING_BYTES // _BUFFER_BYTES):
                     if not stream.read(_BUFFER_BYTES):
                         break
         except _DAMAGE as error:
+            yield from self._finished(group, label)
             where = f"at or after {last}" if last else "at its beginning"
-            yield record_of(self._path.name, f"the archive is cut off or damaged {where} ({error})")
+            yield record_of(self._place.name, SourceError(f"the archive is cut off or damaged {where} ({error})"))
 
     def count(self) -> int | None:
         """Return how many records there are, estimated for large archives; None for compressed ones."""
+        if not self._repeatable:
+            return None
         try:
-            with open(self._path, "rb") as file:
+            with closing(self._place.open()) as file:
                 bound = _size_bound(file, file)
                 if bound is None or _is_gzip(file):
                     return None
@@ -86,15 +117,46 @@ class TarSource:
         except _DAMAGE:
             return None
 
-    def _records(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[Record]:
-        if member.isdir():
-            return
-        parts = [part for part in member.name.split("/") if part not in ("", ".")]
-        if not is_image_name("/".join(parts)):
-            self._ignored += 1
-            return
-        key = member.name if member.name.startswith("/") else "/".join(parts)
-        yield record_of(key, _problem(member, parts, self._max_bytes) or _read(archive, member))
+    def _labels(self) -> FolderLabels:
+        """Return the rule for its folders; reads headers up to the first image in a folder of the top, as a rule."""
+        if not self._repeatable:
+            return FolderLabels()
+        try:
+            with closing(self._place.open()) as file, _decompressed(file) as stream:
+                mode = "r:" if stream is file and file.seekable() else "r|"
+                keys = (_key(member) for _, member in _members(stream, mode, _size_bound(file, stream)))
+                return FolderLabels.of(_until_damage(key for key in keys if is_image_name(key.lstrip("/"))))
+        except _DAMAGE:
+            return FolderLabels()
+
+    def _wanted(self, key: str) -> bool:
+        relative = key.lstrip("/")
+        if is_image_name(relative) or (not is_hidden(relative) and relative.lower().endswith(SIDECAR_SUFFIXES)):
+            return True
+        self._ignored += 1
+        return False
+
+    def _finished(self, group: "_Group", label: FolderLabels) -> Iterator[Record]:
+        if not group.images:
+            self._ignored += len(group.sidecars)
+        for key, data in group.images:
+            yield group.sidecars.record(key, data, label(printable(key)))
+
+
+class _Group:
+    """Members that belong together."""
+
+    def __init__(self, stem: str) -> None:
+        self.stem = stem
+        self.images: list[tuple[str, bytes | str]] = []
+        self.sidecars = Sidecars()
+
+    @property
+    def full(self) -> bool:
+        """Whether it has as many members, or bytes, as may wait in memory."""
+        return len(self.images) + len(self.sidecars) >= _MAX_GROUP or (
+            len(self.images) > 1 and sum(len(data) for _, data in self.images) > _MAX_GROUP_BYTES
+        )
 
 
 class _Member(tarfile.TarInfo):
@@ -142,15 +204,38 @@ def _members(stream: IO[bytes], mode: str, bound: int | None) -> Iterator[tuple[
             yield archive, member
 
 
-def _problem(member: tarfile.TarInfo, parts: list[str], max_bytes: int) -> str | None:
+def _key(member: tarfile.TarInfo) -> str:
+    parts = [part for part in member.name.split("/") if part not in ("", ".")]
+    return member.name if member.name.startswith("/") else "/".join(parts)
+
+
+def _stem(key: str) -> str:
+    """Return a path up to the first dot of its last part, as WebDataset groups members."""
+    folder, slash, name = key.rpartition("/")
+    return f"{folder}{slash}{name.partition('.')[0]}"
+
+
+def _problem(member: tarfile.TarInfo, key: str, max_bytes: int) -> str | None:
     """Return why a member is not read, None when it is."""
-    if member.name.startswith("/") or ".." in parts:
+    if key.startswith("/") or ".." in key.split("/"):
         return "its name leads out of the archive"
     if not member.isreg() or member.issparse():
         return "it is a link, a device or a sparse file; archive the file itself"
     if member.size < 0:
         return "its size is negative"
     return too_large(member.size, max_bytes)
+
+
+def _sidecar(archive: tarfile.TarFile, member: tarfile.TarInfo, key: str) -> bytes | str:
+    return _problem(member, key, MAX_PAYLOAD_BYTES) or _read(archive, member)
+
+
+def _until_damage(keys: Iterator[str]) -> Iterator[str]:
+    """Yield what lies before the damage."""
+    try:
+        yield from keys
+    except _DAMAGE:
+        return
 
 
 def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -165,7 +250,7 @@ def _estimate(file: IO[bytes], bound: int) -> int:
     """Count the records of a plain archive by its headers; after many of them, conclude from their share of it."""
     images = 0
     for seen, (archive, member) in enumerate(_members(file, "r:", bound), start=1):
-        images += not member.isdir() and is_image_name(member.name.lstrip("/"))
+        images += not member.isdir() and is_image_name(_key(member).lstrip("/"))
         if seen == _SAMPLE:
             return max(images, images * bound // archive.offset)
     return images
@@ -184,7 +269,11 @@ def _decompressed(file: IO[bytes]) -> contextlib.AbstractContextManager[IO[bytes
 
 def _size_bound(file: IO[bytes], stream: IO[bytes]) -> int | None:
     """Return how many bytes the archive can hold at most, None when it is read from a pipe."""
-    size = os.fstat(file.fileno()).st_size if file.seekable() else 0
+    if not file.seekable():
+        return None
+    here = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(here)
     if not size:
         return None
     return size if stream is file else size * _MAX_RATIO

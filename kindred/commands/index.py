@@ -23,8 +23,8 @@ def index(
     ctx: typer.Context,
     collection: Annotated[str, typer.Argument(metavar="COLLECTION", help="Made if there is none of that name.")],
     sources: Annotated[
-        list[Path],
-        typer.Argument(metavar="SOURCE...", help="Folders of images, .tar, .tar.gz, .tgz archives, or image files."),
+        list[str],
+        typer.Argument(metavar="SOURCE...", help="Files, folders, archives, tables, patterns, URLs or - (see README)."),
     ],
     model: Annotated[Path, typer.Option("--model", metavar="FILE", help="The model artifact that embeds the images.")],
     data_dir: shared.DataDir = None,

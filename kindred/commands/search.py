@@ -2,7 +2,6 @@
 
 import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,8 +16,8 @@ if TYPE_CHECKING:
 def search(
     collection: shared.CollectionName,
     images: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="IMAGE...", help="Image files, folders of images, or .tar, .tar.gz, .tgz archives."),
+        list[str] | None,
+        typer.Argument(metavar="IMAGE...", help="Files, folders, archives, tables, patterns, URLs or - (see README)."),
     ] = None,
     key: Annotated[
         list[str] | None, typer.Option("--key", metavar="KEY", help="Ask by a stored item instead; may be repeated.")

@@ -32,8 +32,8 @@ DataDir = Annotated[
 ]
 CollectionName = Annotated[str, typer.Option("--collection", metavar="NAME", help="The collection to ask.")]
 Sources = Annotated[
-    list[Path],
-    typer.Argument(metavar="IMAGE...", help="Image files, folders of images, or .tar, .tar.gz, .tgz archives."),
+    list[str],
+    typer.Argument(metavar="IMAGE...", help="Files, folders, archives, tables, patterns, URLs or - (see README)."),
 ]
 Filter = Annotated[
     str | None,

@@ -19,7 +19,7 @@ def test_every_image_below_it_in_the_order_of_names_with_its_folder_as_label(tmp
         ("a.jpg", b"at the root", None),
         ("cat/1.JPG", b"one", "cat"),
         ("cat/2.png", b"two", "cat"),
-        ("dog/big/3.webp", b"three", "big"),
+        ("dog/big/3.webp", b"three", "dog/big"),
     ]
     assert count_records(root) == 4
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from encoder.errors import ImageError
 from encoder.images import DecodeLimits
 from sources.opening import count_records, open_source
+from sources.records import Record
 from tests.data import shared_data
 from tests.sources.pictures import FILES, bad, good, tar_bytes, write_files
 
@@ -40,7 +41,7 @@ def test_a_gzip_file_named_tar_and_one_of_several_parts(tmp_path: Path) -> None:
 
 def test_other_members_are_passed_over_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
-    path.write_bytes(tar_bytes({"._a.jpg": b"", "a.cls": b"3", "__MACOSX/.x/a.jpg": b"", "a.jpg": b"ok"}))
+    path.write_bytes(tar_bytes({"._a.jpg": b"", "b.cls": b"3", "__MACOSX/.x/a.jpg": b"", "a.jpg": b"ok"}))
     source = open_source(path)
     assert good(source) == {"a.jpg": b"ok"}
     assert source.ignored == 3
@@ -233,3 +234,52 @@ def test_every_member_of_the_hostile_archive_is_a_record_or_counted() -> None:
     records = list(source)
     assert len(records) + source.ignored == 651
     assert count_records(shared_data("hostile-images.tar")) == len(records)
+
+
+def shard(tmp_path: Path, files: dict[str, bytes]) -> list[Record]:
+    path = tmp_path / "shard.tar"
+    path.write_bytes(tar_bytes(files))
+    return list(open_source(path))
+
+
+def test_sidecars_of_a_webdataset_shard_give_label_and_payload(tmp_path: Path) -> None:
+    files = {
+        "0001.jpg": b"one",
+        "0001.cls": b"cat\n",
+        "0001.json": b'{"label": "not this", "price": 3}',
+        "0001.txt": b"a cat",
+        "0002.json": b'{"label": 7}',
+        "0002.seg.png": b"two",
+        "0003.jpg": b"three",
+    }
+    assert [(record.key, record.label, record.payload) for record in shard(tmp_path, files)] == [
+        ("0001.jpg", "cat", {"price": 3, "text": "a cat"}),
+        ("0002.seg.png", "7", None),
+        ("0003.jpg", None, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "content"),
+    [
+        ("1.json", b"{"),
+        ("1.json", b"[1]"),
+        ("1.json", b"[" * 5000),
+        ("1.json", b'{"label": {}}'),
+        ("1.json", b'{"x": NaN}'),
+        ("1.cls", b"\xff"),
+        ("1.cls", b"x" * 2000),
+        ("1.txt", b"x" * 70_000),
+    ],
+)
+def test_a_broken_sidecar_is_an_error_of_its_image(tmp_path: Path, sidecar: str, content: bytes) -> None:
+    records = shard(tmp_path, {"1.jpg": b"one", sidecar: content, "2.jpg": b"two", "2.cls": b"ok"})
+    assert good(records) == {"2.jpg": b"two"}
+    assert set(bad(records)) == {"1.jpg"}
+
+
+def test_many_members_of_one_name_do_not_wait_in_memory_for_one_another(tmp_path: Path) -> None:
+    files = {f"1.{number}.jpg": b"x" for number in range(100)} | {"1.cls": b"late"}
+    records = shard(tmp_path, files)
+    assert len(good(records)) == 100
+    assert [record.label for record in records].count("late") < 16

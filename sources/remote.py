@@ -1,0 +1,31 @@
+"""Lists the files behind a URL, for storage that can list: s3://, gs://, and what else of fsspec can."""
+
+from collections.abc import Callable, Iterator
+
+from sources.lists import Listing
+from sources.patterns import fixed_part, has_wildcard
+from sources.places import Place, RemotePlace, file_system, said
+from sources.records import Record, SourceError, record_of
+
+
+def remote_listing(url: str) -> tuple[Listing, Callable[[str], Place]]:
+    """Return what lists the files below a URL, or those that a pattern of it matches, and what tells where one is.
+
+    Raises:
+        InvalidArgumentError: the URL is of an unknown scheme.
+        FailedPreconditionError: a package is missing.
+    """
+    system, path = file_system(url)
+    root = fixed_part(path)[0] if has_wildcard(path) else path.rstrip("/")
+    scheme = url.partition("://")[0]
+
+    def listing() -> Iterator[str | Record]:
+        try:
+            found = sorted(system.glob(path)) if has_wildcard(path) else sorted(system.find(path))
+        except Exception as error:  # each file system raises its own
+            yield record_of(root, SourceError(f"its files cannot be listed ({said(error)})"))
+            return
+        for one in found:
+            yield one.removeprefix(root).lstrip("/") or one.rpartition("/")[2]
+
+    return listing, lambda name: RemotePlace(f"{scheme}://{root.lstrip('/')}/{name}")
