@@ -146,6 +146,20 @@ def warp(images: Tensor, maps: Tensor, fields: Tensor | None = None) -> Tensor:
     return functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
+def vary_strokes(images: Tensor, softness: Tensor, gain: Tensor) -> Tensor:
+    """Draw dark strokes on white paper with another pen: soften the ink, then make more of it, up to black.
+
+    Args:
+        images: float [N, 3, H, W] in [0, 1].
+        softness: [N], from 0 to 1, part of the ink that is replaced by its mean over 3×3 pixels.
+        gain: [N], at least 1, factor of the ink; it decides how thick a softened stroke becomes.
+    """
+    ink = 1 - images
+    rows, columns = (torch.ones(side, side, device=ink.device).tril_(1).triu_(-1).div_(3) for side in ink.shape[2:])
+    soft = rows @ ink @ columns  # a pooling operator takes ten times as long
+    return 1 - torch.lerp(ink, soft, softness.view(-1, 1, 1, 1)).mul_(gain.view(-1, 1, 1, 1)).clamp_max_(1.0)
+
+
 def blur(images: Tensor, sigma: Tensor) -> Tensor:
     """Blur each image with a Gaussian, mirrored at the border.
 

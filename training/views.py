@@ -13,7 +13,7 @@ from torch import Tensor
 from encoder.errors import InvalidArgumentError
 from training.colour import adjust_tone, drop_channel, shift_hue
 from training.encoders import Normalisation
-from training.geometry import blur, crop_resize, cut_out, draw_affine, draw_boxes, draw_elastic, warp
+from training.geometry import blur, crop_resize, cut_out, draw_affine, draw_boxes, draw_elastic, vary_strokes, warp
 
 CHUNK_VALUES = 2**19
 """Views are made for so many numbers at a time on a CPU: a chunk that stays in its cache is made twice as fast."""
@@ -34,6 +34,7 @@ class Preset:
         shift: largest shift in parts of the side, either way.
         stretch: largest logarithm, either way, of a factor by which the width grows and the height shrinks.
         elastic: standard deviation of a smooth random displacement, in parts of the side; only with `rotate`.
+        strokes: largest softness of the strokes, dark on white paper, and half of their largest gain over 1.
         jitter: probability of changing colours at all.
         brightness: amount.
         contrast: amount.
@@ -57,6 +58,7 @@ class Preset:
     shift: float = 0.0
     stretch: float = 0.0
     elastic: float = 0.0
+    strokes: float = 0.0
     jitter: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
@@ -130,7 +132,7 @@ PRESETS = {
         cutout=0.5,
     ),
     "characters": Preset(
-        about="handwritten characters, where orientation counts and colour says nothing: as strokes, and bent a little",
+        about="handwritten characters, dark on white: as strokes, but bent a little and drawn with other pens",
         crop_ratio=(1.0, 1.0),
         rotate=12.0,
         shear=10.0,
@@ -138,6 +140,7 @@ PRESETS = {
         shift=0.08,
         stretch=0.1,
         elastic=0.02,
+        strokes=0.6,
     ),
     "none": Preset(about="no change at all", crop_ratio=(1.0, 1.0)),
 }
@@ -195,6 +198,9 @@ class Views:
             maps = draw_affine(count, preset.rotate, preset.shear, preset.zoom, preset.shift, generator, preset.stretch)
             fields = draw_elastic(count, preset.elastic, self.size, generator) if preset.elastic else None
             views = warp(views, maps, fields)
+        if preset.strokes:
+            softness = _uniform(count, 0.0, preset.strokes, generator)
+            views = vary_strokes(views, softness, 1 + softness * _uniform(count, 0.0, 2.0, generator))
         if preset.jitter or preset.gray:
             views = self._recolour(views, generator)
         if preset.blur:
