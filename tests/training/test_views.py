@@ -13,7 +13,7 @@ from torch import Tensor
 from encoder.errors import InvalidArgumentError
 from training.colour import adjust_tone, drop_channel, luma, shift_hue
 from training.encoders import Normalisation, normalise
-from training.geometry import blur, crop_resize, cut_out, draw_affine, draw_boxes, draw_elastic, warp
+from training.geometry import blur, crop_resize, cut_out, draw_affine, draw_boxes, draw_elastic, vary_strokes, warp
 from training.views import PRESETS, Preset, Views
 
 PLAIN = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -112,6 +112,19 @@ def test_elastic_fields_have_the_deviation_asked_for_and_are_smooth() -> None:
     fields = draw_elastic(4000, 0.02, 32, seeded())
     torch.testing.assert_close(fields.mean((1, 2)), knots.mean((1, 2)), atol=0.01, rtol=0)
     assert fields.diff(dim=1).std() < fields.std() / 4
+
+
+def test_strokes_are_softened_by_the_mean_of_their_surroundings_and_made_up_for_up_to_black() -> None:
+    images = torch.ones(4, 3, 9, 9)
+    images[:, :, :, 4] = 0.0  # a line, one pixel wide
+    softness, gain = torch.tensor([0.0, 1.0, 1.0, 0.5]), torch.tensor([1.0, 1.0, 6.0, 1.0])
+    rows = vary_strokes(images, softness, gain)[:, 0, 4, 2:7]
+    same, soft, wide, half = (1 - rows).tolist()
+    assert same == pytest.approx([0, 0, 1, 0, 0])
+    assert soft == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3, 0])
+    assert wide == pytest.approx([0, 1, 1, 1, 0])
+    assert half == pytest.approx([0, 1 / 6, 2 / 3, 1 / 6, 0])
+    assert (vary_strokes(torch.ones(1, 3, 8, 8), softness[1:2], gain[2:3]) == 1).all()
 
 
 def test_a_field_of_one_pixel_moves_an_image_by_one_pixel() -> None:
