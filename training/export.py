@@ -154,6 +154,7 @@ def export_run(
     test: ImageSet | None = None,
     data: str = "",
     test_data: str = "",
+    page: bool = False,
 ) -> RunReport:
     """Export a run's last checkpoint to its `model.onnx`, score that file, and write both figures to its `report.json`.
 
@@ -165,6 +166,7 @@ def export_run(
         test: test images, likewise; loaded when None.
         data: where to load the training images from, when they are no longer where the run found them.
         test_data: likewise for the test images.
+        page: also write `report.html` and `details.json`, where there are scores.
 
     Raises:
         NotFoundError: the folder holds no checkpoint, or the images are gone.
@@ -199,6 +201,10 @@ def export_run(
         artifact.write(artifact.load_graph(out), replace(metadata, scores=scores.for_metadata()), out)
     report = RunReport(out, metadata.space, metadata.dim, parity, scores)
     _write_text(run_dir / REPORT_FILE, json.dumps(report.to_json(), indent=2) + "\n")
+    if page and test is not None and scored:
+        from training.report.page import write_report  # only now: it loads a drawing library
+
+        write_report(run_dir, train, test)
     return report
 
 

@@ -64,12 +64,15 @@ def export_command(
     run: Annotated[Path, typer.Argument(help="The training run's folder.", show_default=False)],
     data: Annotated[str, typer.Option(help="The run's training images, if they have moved.", show_default=False)] = "",
     test: Annotated[str, typer.Option(help="Its test images, if they have moved.", show_default=False)] = "",
+    page: Annotated[
+        bool, typer.Option("--report/--no-report", help="Also write RUN/report.html where there are test images.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line.")] = False,
 ) -> None:
     """Export a run's last checkpoint to its model.onnx, checked against torch on real images and scored."""
     from training.export import export_run
 
-    report = export_run(run, data=data, test_data=test)
+    report = export_run(run, data=data, test_data=test, page=page)
     _show(f"{report.model} written", {**report.to_json(), "model": str(report.model)}, as_json=as_json)
 
 

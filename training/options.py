@@ -150,6 +150,9 @@ def train_command(
     checkpoint_seconds: Annotated[float | None, typer.Option(help="Write a checkpoint this often.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in RUN.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in RUN.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write RUN/report.html where there are test images.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")] = False,
 ) -> None:
     """Train an encoder and leave RUN/model.onnx behind, exported and checked.
@@ -220,10 +223,10 @@ def train_command(
 
     from training.pretrain import pretrain_part
 
-    done = pretrain_part(settings, resume=resume, overwrite=overwrite)
+    done = pretrain_part(settings, resume=resume, overwrite=overwrite, page=report)
     if done is not None:
-        report = done.to_json()
-        print(json.dumps(report) if as_json else summary(report))
+        figures = done.to_json()
+        print(json.dumps(figures) if as_json else summary(figures))
 
 
 def resolve_settings(data: str, out: Path, given: Mapping[str, Any], *, resume: bool) -> TrainSettings:

@@ -105,13 +105,16 @@ class TrainReport:
         }
 
 
-def pretrain(settings: TrainSettings, *, resume: bool = False, overwrite: bool = False) -> TrainReport:
+def pretrain(
+    settings: TrainSettings, *, resume: bool = False, overwrite: bool = False, page: bool = False
+) -> TrainReport:
     """Train an encoder, export it, and score it where there are test images.
 
     Args:
         settings: of the run.
         resume: go on with the run in `settings.out`, which must have been started with the same settings.
         overwrite: throw away the run in `settings.out`.
+        page: also write `report.html`, where there are test images.
 
     Raises:
         InvalidArgumentError: the data or a setting cannot be used; the message names it.
@@ -119,13 +122,15 @@ def pretrain(settings: TrainSettings, *, resume: bool = False, overwrite: bool =
         FailedPreconditionError: there is a run in the folder already, the loss is no number any more, the exported
             model is not what was trained, or this is not the first of several processes (see `pretrain_part`).
     """
-    report = pretrain_part(settings, resume=resume, overwrite=overwrite)
+    report = pretrain_part(settings, resume=resume, overwrite=overwrite, page=page)
     if report is None:
         raise FailedPreconditionError("only the first of several processes has a report; call pretrain_part there")
     return report
 
 
-def pretrain_part(settings: TrainSettings, *, resume: bool = False, overwrite: bool = False) -> TrainReport | None:
+def pretrain_part(
+    settings: TrainSettings, *, resume: bool = False, overwrite: bool = False, page: bool = False
+) -> TrainReport | None:
     """Do as `pretrain` does, as one of the processes that torchrun started, which share every batch.
 
     Alone, or as the first one, it returns the report; the others return None once the training is over.
@@ -142,7 +147,7 @@ def pretrain_part(settings: TrainSettings, *, resume: bool = False, overwrite: b
                 return None
         # From here on the first process is alone: the others need not wait for it, nor it for them.
         same_size = settings.crop_from in (0, settings.image_size)
-        report = export_run(settings.out, train=train if same_size else None, test=test)
+        report = export_run(settings.out, train=train if same_size else None, test=test, page=page)
     position = trainer.position
     images = trainer.sampler.batches_per_epoch * trainer.sampler.batch_size * position.epoch
     return TrainReport(

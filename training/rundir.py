@@ -11,7 +11,16 @@ from pathlib import Path
 from encoder.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError
 from training import checkpoint as checkpoints
 from training.checkpoint import Checkpoint
-from training.settings import CHECKPOINT_FILE, CONFIG_FILE, METRICS_FILE, MODEL_FILE, REPORT_FILE, TrainSettings
+from training.settings import (
+    CHECKPOINT_FILE,
+    CONFIG_FILE,
+    DETAILS_FILE,
+    METRICS_FILE,
+    MODEL_FILE,
+    PAGE_FILE,
+    REPORT_FILE,
+    TrainSettings,
+)
 
 LOCK_FILE = ".lock"
 
@@ -53,7 +62,7 @@ def differences(settings: TrainSettings, saved: TrainSettings) -> tuple[str, ...
 def _prepare(settings: TrainSettings, *, resume: bool, overwrite: bool) -> Checkpoint | None:
     out = settings.out
     if overwrite:
-        for name in (CONFIG_FILE, METRICS_FILE, CHECKPOINT_FILE, MODEL_FILE, REPORT_FILE):
+        for name in (CONFIG_FILE, METRICS_FILE, CHECKPOINT_FILE, MODEL_FILE, REPORT_FILE, DETAILS_FILE, PAGE_FILE):
             (out / name).unlink(missing_ok=True)
     elif resume:
         if (out / CHECKPOINT_FILE).exists():

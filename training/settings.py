@@ -26,6 +26,8 @@ METRICS_FILE = "metrics.jsonl"
 CHECKPOINT_FILE = "checkpoint.pt"
 MODEL_FILE = "model.onnx"
 REPORT_FILE = "report.json"
+DETAILS_FILE = "details.json"
+PAGE_FILE = "report.html"
 
 POSITIVE = ("image_size", "batch_size", "num_views", "images_per_class", "queue_size")
 NOT_NEGATIVE = (

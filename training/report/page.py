@@ -1,0 +1,108 @@
+"""Writes a run's `report.html`, which needs nothing beside itself, and the same as `details.json`."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from encoder.session import Device
+from training.data import ImageSet
+from training.evaluate import align_labels
+from training.report import charts
+from training.report.details import Details, Strip, collect, read_scores
+from training.settings import DETAILS_FILE, PAGE_FILE, TrainSettings
+
+SHOWN_SCORES = {
+    "knn_accuracy": ("kNN accuracy", ".2%"),
+    "linear_accuracy": ("linear probe accuracy", ".2%"),
+    "recall_at_1": ("recall@1", ".2%"),
+    "map_at_r": ("MAP@R", ".2%"),
+    "train_count": ("training images", ",d"),
+    "test_count": ("test images", ",d"),
+    "class_count": ("classes", ",d"),
+    "dim": ("dimension", ",d"),
+    "onnx_max_abs_diff": ("largest difference, ONNX and torch", ".1e"),
+    "onnx_knn_agreement": ("same nearest neighbour, ONNX and torch", ".2%"),
+    "embeddings_per_second": ("embeddings per second", ",.0f"),
+}
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em; color: #222; }
+h2 { margin-top: 2em; } table { border-collapse: collapse; } td, th { padding: .15em .9em .15em 0; text-align: left; }
+td.figure { text-align: right; font-variant-numeric: tabular-nums; } svg { max-width: 100%; height: auto; }
+.strip { display: flex; gap: 6px; align-items: end; margin: 8px 0; }
+figure { margin: 0; width: 72px; font-size: 10px; overflow-wrap: anywhere; }
+figure img { width: 64px; height: 64px; object-fit: contain; border: 3px solid #bbb; image-rendering: pixelated; }
+.same img { border-color: #2a9d4a; } .other img { border-color: #d1495b; } .query { margin-right: 14px; }
+"""
+
+
+def write_report(run: Path, train: ImageSet, test: ImageSet, *, device: Device = "auto") -> Path:
+    """Write `report.html` and `details.json` into the run's folder and return the page's path; errors as `collect`."""
+    settings, scores = TrainSettings.load(run), read_scores(run)
+    details = collect(run, train, test, device=device, seed=settings.seed)
+    _write(run / DETAILS_FILE, json.dumps(details.to_json(train, test)) + "\n")
+    _write(run / PAGE_FILE, page(settings, scores, details, train, test))
+    return run / PAGE_FILE
+
+
+def page(settings: TrainSettings, scores: Mapping[str, Any], details: Details, train: ImageSet, test: ImageSet) -> str:
+    """Return the report as one HTML page without links, scripts or files beside it."""
+    labels = align_labels(train, test)
+    title = f"{settings.objective} on {train.name}"
+    sections = [
+        f"<h1>{escape(title)}</h1>",
+        f"<p>{escape(settings.encoder)} encoder at {settings.image_size} pixels, judged on {len(test):,} images of "
+        f"{escape(test.name)} that it was not trained on.</p>",
+        "<h2>Scores</h2>",
+        _table([(name, format(scores[key], form)) for key, (name, form) in SHOWN_SCORES.items() if scores.get(key)]),
+        "<h2>Training</h2>",
+        charts.curves(details.curves) if details.curves else "<p>Not trained: random weights.</p>",
+        "<h2>Confusion</h2>",
+        "<p>By kNN. Rows are the true classes; the colour is the share of the row.</p>",
+        charts.confusion(details.confusion, details.class_names),
+        _confused(details),
+        "<h2>Nearest neighbours</h2>",
+        "<p>A test image, then the training images nearest to it with their cosine similarity: green of its class, red "
+        "of another. The last rows are mistakes, where there are any.</p>",
+        *(_strip(strip, labels[strip.query], train, test) for strip in details.strips),
+        "<h2>Map</h2>",
+        f"<p>{len(details.map_rows):,} test images by t-SNE: neighbours stay near, longer distances mean little.</p>",
+        charts.embedding_map(details.map_points, labels[details.map_rows], details.class_names),
+        "<h2>Settings</h2>",
+        _table([(name.replace("_", "-"), str(value)) for name, value in settings.to_dict().items()]),
+    ]
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(sections) + "\n</body></html>\n"
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    cells = (f'<tr><td>{escape(name)}</td><td class="figure">{escape(value)}</td></tr>' for name, value in rows)
+    return f"<table>{''.join(cells)}</table>"
+
+
+def _confused(details: Details) -> str:
+    rows = [(f"{true} taken for {taken}", f"{count:,}") for true, taken, count in details.most_confused()]
+    return f"<h3>Most frequent mistakes</h3>{_table(rows)}" if rows else "<p>No mistakes.</p>"
+
+
+def _strip(strip: Strip, label: int, train: ImageSet, test: ImageSet) -> str:
+    names = train.class_names
+    taken = "" if strip.predicted == label else f" → {names[strip.predicted]}"
+    figures = [_figure("query", test, strip.query, names[label] + taken)]
+    for row, similarity in zip(strip.neighbours, strip.similarities, strict=True):
+        kind = "same" if train.labels[row] == label else "other"
+        figures.append(_figure(kind, train, row, f"{similarity:.2f} {names[train.labels[row]]}"))
+    return f'<div class="strip">{"".join(figures)}</div>'
+
+
+def _figure(kind: str, images: ImageSet, row: int, caption: str) -> str:
+    picture = f'<img src="{charts.thumbnail(images.pixels[row])}" alt="" title="{escape(images.keys[row])}">'
+    return f'<figure class="{kind}">{picture}<figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
