@@ -10,14 +10,11 @@ is what it should be. The file's SHA-256 is checked before it is loaded; without
 """
 
 import hashlib
-import itertools
 import json
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.columns import Mask, Snapshot
-from index.flat import top_k
+from index.flat import THREADS, shared_out, top_k
 from index.segments import StoppedError, sync_folder, write_whole
 from index.types import Vector
 
@@ -42,10 +39,9 @@ _TRAINED_ON = 40  # vectors a centroid
 _EFFORTS = {"hnsw": (32, 64, 128, 256, 512), "ivf": (2, 4, 8, 16, 32, 64, 128, 256), "pq": (2, 4, 8, 16, 32, 64, 128)}
 # Candidates that are scored exactly, a neighbour: the coarser the codes, the more.
 _PROPOSALS = {"hnsw": (2.0,), "ivf": (2.0,), "pq": (8.0, 32.0)}
-_QUERIES_A_THREAD = 8
+_QUERIES_A_THREAD = 2
 # FAISS's own type hints lack much of what is used here.
 _FAISS: Any = faiss
-_THREADS: int = _FAISS.omp_get_max_threads()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +109,7 @@ class Approximate:
             _FAISS.omp_set_num_threads(1)  # counts for this thread alone
             slots[begin:end] = self._index.search(queries[begin:end], count, params=options)[1]
 
-        parts = max(1, min(_THREADS, len(queries) // _QUERIES_A_THREAD))
-        edges = [len(queries) * part // parts for part in range(parts + 1)]
-        others = [_pool().submit(scan, begin, end) for begin, end in itertools.pairwise(edges[1:])]
-        scan(0, edges[1])
-        for other in others:
-            other.result()
+        shared_out(scan, len(queries), min(THREADS, len(queries) // _QUERIES_A_THREAD))
         slots[slots >= len(snapshot)] = -1  # the snapshot is of before
         return slots
 
@@ -158,7 +149,7 @@ def build(
         StoppedError: `stop` said so.
     """
     vectors = snapshot.vectors[:rows]
-    _FAISS.omp_set_num_threads(max(1, _THREADS // 2))  # counts for this thread alone
+    _FAISS.omp_set_num_threads(max(1, THREADS // 2))  # counts for this thread alone
     index = _empty(kind, vectors.shape[1], rows)
     count = min(rows, max(50_000 if kind == "hnsw" else 0, _TRAINED_ON * getattr(index, "nlist", 0)))
     random = np.random.default_rng(0)
@@ -287,8 +278,3 @@ def load(folder: Path, stop: Callable[[], bool] = lambda: False) -> Approximate 
         return Approximate(_FAISS.read_index(str(path)), description)
     except (OSError, RuntimeError):
         return None
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max(1, _THREADS - 1), thread_name_prefix="propose")

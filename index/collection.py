@@ -1,9 +1,10 @@
 """A collection that keeps its items on this machine."""
 
 import contextlib
+import itertools
 import math
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,7 +14,7 @@ import numpy as np
 from encoder.errors import FailedPreconditionError, InvalidArgumentError
 from index import evaluation, reads, updates, validate, writes
 from index.classify import ClassSums, by_prototypes, by_votes, class_sums, slots_of_hash
-from index.columns import UNLABELLED, Mask, Slots, Snapshot
+from index.columns import Mask, Slots, Snapshot
 from index.fields import Fields
 from index.filter_sql import matching_rows
 from index.filters import Condition, check
@@ -236,7 +237,7 @@ class LocalCollection:
         if options.filter is None and not (options.with_payload or options.group_by or options.diversity):
             snapshot = self._store.snapshot()
             found = neighbours(snapshot, units, options)
-            return [_neighbours(snapshot, one, {}, options.with_vector) for one in found]
+            return _neighbours(snapshot, found, {}, options.with_vector)
         with self._selected(options.filter) as (connection, snapshot, mask):
             if options.group_by or options.diversity:
                 found = self._weighed(connection, snapshot, units, options, mask)
@@ -246,7 +247,7 @@ class LocalCollection:
             if options.with_payload:
                 sequences = {int(sequence) for one in found for sequence in snapshot.sequences[one.slots]}
                 payloads = reads.read_payloads(connection, list(sequences), self.name)
-            return [_neighbours(snapshot, one, payloads, options.with_vector) for one in found]
+            return _neighbours(snapshot, found, payloads, options.with_vector)
 
     def classify(self, queries: Vector, options: ClassifyOptions) -> list[Prediction]:
         """Return the class of each query (float32 [N, D]).
@@ -414,24 +415,24 @@ def _check_per_query(field: str, values: Sequence[object], queries: int) -> None
 
 
 def _neighbours(
-    snapshot: Snapshot, found: Found, payloads: Mapping[int, Payload], with_vector: bool
-) -> list[Neighbour]:
-    sequences = snapshot.sequences[found.slots].tolist() if payloads else None
-    return [
-        Neighbour(
-            key,
-            similarity,
-            None if code == UNLABELLED else snapshot.label_names[code],
-            payloads.get(sequences[place]) if sequences is not None else None,
-            snapshot.vectors[slot].copy() if with_vector else None,
-        )
-        for place, (slot, key, code, similarity) in enumerate(
-            zip(
-                found.slots.tolist(),
-                snapshot.keys(found.slots),
-                snapshot.labels[found.slots].tolist(),
-                found.similarities.tolist(),
-                strict=True,
-            )
-        )
-    ]
+    snapshot: Snapshot, answers: Sequence[Found], payloads: Mapping[int, Payload], with_vector: bool
+) -> list[list[Neighbour]]:
+    """Return the neighbours of each answer; all of them are looked up at once."""
+    if not answers:
+        return []
+    slots = np.concatenate([found.slots for found in answers])
+    vectors = list(snapshot.vectors[slots]) if with_vector else itertools.repeat(None)
+    names = [*snapshot.label_names, None]  # UNLABELLED, which is -1, is the last one
+    if payloads:
+        stored: Iterable[Payload | None] = map(payloads.get, snapshot.sequences[slots].tolist())
+    else:
+        stored = itertools.repeat(None)
+    every = map(
+        Neighbour,
+        snapshot.keys(slots),
+        np.concatenate([found.similarities for found in answers]).tolist(),
+        [names[code] for code in snapshot.labels[slots].tolist()],
+        stored,
+        vectors,
+    )
+    return [list(itertools.islice(every, len(found.slots))) for found in answers]

@@ -1,11 +1,13 @@
 """Lets single queries that come at the same time share one pass over the vectors.
 
 A query that finds nobody at work begins at once. Those that come meanwhile wait for a place, and whoever gets it takes
-all that wait along: many queries cost little more than one, because reading the vectors is what takes the time.
+all that wait along: many queries cost little more than one, because reading the vectors is what takes the time. Clients
+that ask one query after the other were answered together, so they come back together; a pass waits for them, but no
+longer than a quarter of what the pass before took, and never when only one client asks.
 """
 
-import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -14,6 +16,8 @@ Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 
 _MOST = 64
+# How long to wait for clients that have just been answered, as a share of their pass.
+_LINGER = 0.25
 
 
 @dataclass(slots=True, eq=False)
@@ -32,14 +36,18 @@ class Combiner(Generic[Question, Answer]):
 
     Args:
         work: answers some questions, in their order.
-        at_once: threads that work at the same time; None for one a core.
+        at_once: threads that work at the same time.
     """
 
-    def __init__(self, work: Callable[[Sequence[Question]], Sequence[Answer]], at_once: int | None = None) -> None:
+    def __init__(self, work: Callable[[Sequence[Question]], Sequence[Answer]], at_once: int = 1) -> None:
         self._work = work
         self._lock = threading.Lock()
-        self._free = at_once or _cores()
+        self._free = at_once
         self._waiting: list[_Asked[Question, Answer]] = []
+        # How many came last time, and until when it is worth waiting for as many again.
+        self._expected = 1
+        self._until = 0.0
+        self._complete = threading.Event()
 
     def ask(self, question: Question) -> Answer:
         """Return the answer; raises what the work raised."""
@@ -50,6 +58,8 @@ class Combiner(Generic[Question, Answer]):
                 self._free -= 1
             else:
                 self._waiting.append(own)
+                if len(self._waiting) + 1 >= self._expected:
+                    self._complete.set()
         if not begin:
             self._wait(own)
         if not own.done:
@@ -76,17 +86,22 @@ class Combiner(Generic[Question, Answer]):
 
     def _lead(self, own: _Asked[Question, Answer]) -> None:
         """Answer what waits, one's own question with it, and hand the place on."""
+        self._linger()
         with self._lock:
             others = self._waiting[: _MOST - 1]
             del self._waiting[: _MOST - 1]
         batch = [own, *others]
+        begun = time.perf_counter()
         try:
             for asked, answer in zip(batch, self._work([asked.question for asked in batch]), strict=True):
                 asked.answer = answer
         except BaseException as error:
             for asked in batch:
                 asked.error = error
+        ended = time.perf_counter()
         with self._lock:
+            self._expected = min(len(batch) + len(self._waiting), _MOST)
+            self._until = ended + _LINGER * (ended - begun)
             following = self._waiting.pop(0) if self._waiting else None
             self._free += following is None
         if following is not None:
@@ -95,6 +110,11 @@ class Combiner(Generic[Question, Answer]):
             asked.done = True
             asked.ready.set()
 
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    def _linger(self) -> None:
+        """Give those who have just been answered a moment to ask again."""
+        with self._lock:
+            left = self._until - time.perf_counter()
+            if left <= 0 or len(self._waiting) + 1 >= self._expected:
+                return
+            self._complete.clear()
+        self._complete.wait(left)

@@ -16,7 +16,7 @@ from index.columns import Mask, Slots, Snapshot
 from index.flat import top_k
 from index.types import SearchOptions, Vector
 
-_MARGIN = 16
+_MARGIN = 8
 # Below this share of matching slots it is cheaper to gather them than to propose enough.
 _GATHER_BELOW = 0.5
 _BLOCK = 32_768
@@ -96,7 +96,8 @@ def nearest(snapshot: Snapshot, queries: Vector, k: int, mask: Mask | None = Non
         return _by_approximation(snapshot, snapshot.approximate, queries, k, mask)
     if matching < _GATHER_BELOW * len(snapshot):
         return _by_scoring(snapshot, queries, k, np.flatnonzero(snapshot.alive() if mask is None else mask))
-    proposed = min(len(snapshot), int(np.ceil((k + _MARGIN) * len(snapshot) / matching)) + _MARGIN)
+    spare = _MARGIN if matching < len(snapshot) else 0
+    proposed = min(len(snapshot), int(np.ceil((k + _MARGIN) * len(snapshot) / matching)) + spare)
     step = max(1, _RESCORED_AT_ONCE // (proposed * queries.shape[1]))
     products, slots = top_k(queries, snapshot.vectors, proposed)
     answers: list[Found | None] = []

@@ -21,6 +21,7 @@ from index.approximate import Approximate
 from index.columns import Columns, Snapshot
 from index.combine import Combiner
 from index.commits import Committer
+from index.flat import THREADS
 from index.loading import load, load_sealed, load_since
 from index.schema import State, read_identity, read_state, translated
 from index.search import Found, nearest_of_all
@@ -87,7 +88,9 @@ class Store:
                     state = schema.prune_tombstones(connection, state, self._kept_tombstones(manifest, state))
                 self._columns, self.sealed = self._load(connection, state, manifest)
                 connection.execute("COMMIT")
-            self._combiner: Combiner[tuple[Snapshot, Vector, int], Found] = Combiner(nearest_of_all)
+            self._combiner: Combiner[tuple[Snapshot, Vector, int], Found] = Combiner(
+                nearest_of_all, max(1, _cores() // THREADS)
+            )
             self._columns.combiner = self._combiner
             self._snapshot = self._columns.snapshot(state.sequence)
             self._state = state
@@ -332,6 +335,10 @@ class Store:
     def _show(self, state: State) -> None:
         self._snapshot = self._columns.snapshot(state.sequence)
         self._state = state
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class WriterLock:

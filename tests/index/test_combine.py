@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index import search
+from index import combine, search
 from index.catalog import Catalog
 from index.combine import Combiner
 from index.types import Item, SearchOptions
@@ -39,6 +39,33 @@ def test_what_waits_is_answered_in_one_go() -> None:
         assert [other.result() for other in others] == [-number for number in range(20)]
     assert batches == [1, 20]
     assert combiner.ask(5) == -5
+
+
+def test_those_answered_together_are_waited_for_and_one_alone_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(combine, "_LINGER", 50.0)
+    batches: list[int] = []
+    ready = threading.Barrier(4)
+
+    def work(questions: Sequence[int]) -> list[int]:
+        batches.append(len(questions))
+        time.sleep(0.02)
+        return list(questions)
+
+    combiner: Combiner[int, int] = Combiner(work)
+    start = time.perf_counter()
+    for number in range(10):
+        assert combiner.ask(number) == number
+    assert time.perf_counter() - start < 5  # it would be a second more each
+
+    def ask(number: int) -> None:
+        ready.wait(30)
+        for _ in range(5):
+            assert combiner.ask(number) == number
+
+    batches.clear()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(ask, range(4), timeout=60))
+    assert batches.count(4) >= 3
 
 
 @pytest.mark.parametrize("at_once", [1, 3])

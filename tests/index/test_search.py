@@ -135,17 +135,50 @@ def test_blocks_and_slices_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     assert [one.slots.tolist() for one in nearest(snapshot, queries, 10)] == before
 
 
-def test_a_large_batch_is_shared_out_and_stays_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def by_numpy(queries: Vector, vectors: Vector, k: int) -> NDArray[np.int64]:
+    return np.argsort(-(queries.astype(np.float64) @ vectors.T.astype(np.float64)), axis=1, kind="stable")[:, :k]
+
+
+@pytest.mark.parametrize("queries", [1, 2, 101])
+def test_a_large_search_is_shared_out_and_stays_the_same(monkeypatch: pytest.MonkeyPatch, queries: int) -> None:
     random = np.random.default_rng(6)
     vectors = random.standard_normal((700, 16)).astype(np.float32)
-    queries = random.standard_normal((101, 16)).astype(np.float32)
-    products, rows = top_k(queries, vectors, 5)
-    monkeypatch.setattr(flat, "_THREADS", 3)
-    monkeypatch.setattr(flat, "_WORK_A_THREAD", 1)
-    shared_products, shared_rows = top_k(queries, vectors, 5)
+    asked = random.standard_normal((queries, 16)).astype(np.float32)
+    products, rows = top_k(asked, vectors, 5)
+    monkeypatch.setattr(flat, "THREADS", 3)
+    monkeypatch.setattr(flat, "_READ_A_THREAD", 1)
+    shared_products, shared_rows = top_k(asked, vectors, 5)
     np.testing.assert_allclose(products, shared_products, rtol=1e-5)
     assert rows.tolist() == shared_rows.tolist()
-    assert rows.tolist() == np.argsort(-(queries @ vectors.T), axis=1)[:, :5].tolist()
+    assert rows.tolist() == by_numpy(asked, vectors, 5).tolist()
+    for k in (699, 700):
+        assert top_k(asked, vectors, k)[1].tolist() == by_numpy(asked, vectors, k).tolist()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("count", "queries", "k"), [(4096, 3, 1), (4097, 130, 64), (9999, 5, 10), (33_000, 64, 18)])
+def test_a_tournament_finds_all_of_the_best(
+    count: int, queries: int, k: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(count)
+    vectors = unit(random.standard_normal((count, 24)).astype(np.float32))
+    asked = unit(random.standard_normal((queries, 24)).astype(np.float32))
+    # The worst order for whoever guesses a bound from what came first, and all of the best next to each other.
+    vectors = np.ascontiguousarray(vectors[np.argsort(vectors @ asked[0])])
+    monkeypatch.setattr(flat, "THREADS", threads)
+    monkeypatch.setattr(flat, "_READ_A_THREAD", 1e4)
+    products, rows = top_k(asked, vectors, k)
+    assert rows.tolist() == by_numpy(asked, vectors, k).tolist()
+    np.testing.assert_allclose(products, np.take_along_axis(asked @ vectors.T, rows, axis=1), atol=1e-6)
+
+
+def test_what_fails_on_another_thread_fails_the_call() -> None:
+    def work(begin: int, end: int) -> None:
+        if begin:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        flat.shared_out(work, 4, 2)
 
 
 def test_the_bound_on_similarity_includes_itself(tmp_path: Path) -> None:
