@@ -12,10 +12,12 @@ import gzip
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import IO, Self, cast
 
+from encoder.errors import InvalidArgumentError
 from sources.labels import FolderLabels
 from sources.places import Place
 from sources.records import Record, SourceError, is_hidden, is_image_name, printable, record_of, too_large
@@ -157,6 +159,30 @@ class _Group:
         return len(self.images) + len(self.sidecars) >= _MAX_GROUP or (
             len(self.images) > 1 and sum(len(data) for _, data in self.images) > _MAX_GROUP_BYTES
         )
+
+
+def read_members(path: Path, wanted: Callable[[str], bool], max_bytes: int) -> Iterator[tuple[str, bytes]]:
+    """Yield name and bytes of the files of an archive whose names are wanted, images or not.
+
+    Args:
+        path: the archive.
+        wanted: is given the name as it stands in the archive.
+        max_bytes: a wanted member of more is refused.
+
+    Raises:
+        InvalidArgumentError: the archive is damaged or cut off, or a wanted member is refused.
+    """
+    try:
+        with open(path, "rb") as file, _decompressed(file) as stream:
+            for archive, member in _members(stream, "r|", _size_bound(file, stream)):
+                if member.isdir() or not wanted(member.name):
+                    continue
+                problem = _problem(member, _key(member), max_bytes)
+                if problem:
+                    raise InvalidArgumentError(f"{printable(member.name)} of {path.name}: {problem}", field="source")
+                yield member.name, _read(archive, member)
+    except _DAMAGE as error:
+        raise InvalidArgumentError(f"{path} is cut off or damaged ({error})", field="source") from error
 
 
 class _Member(tarfile.TarInfo):

@@ -21,19 +21,21 @@ from encoder import artifact
 from encoder import session as runtime
 from encoder.errors import InvalidArgumentError
 from encoder.metadata import JSON, Metadata
+from training.arrays import Split
 from training.checkpoint import Run, load_run
-from training.data import ImageSet, Split, has_split, load_images
+from training.data import ImageSet, has_split, load_images
 from training.encoders import Encoder, Normalisation
 from training.evaluate import Labels, Scores, align_labels, evaluate_artifact
 from training.graph import ServedEncoder, to_onnx
 from training.parity import check_logits, check_parity, torch_embeddings
 from training.settings import MODEL_FILE, REPORT_FILE
+from training.storage import Storage
 
 SAMPLE_COUNT = 1000
 """Images that a run's export is checked on: the fewest of which one wrong answer is still 99.9 % agreement."""
 
 # What says where things lie on the training machine, or how it was told to use that machine.
-LOCAL_SETTINGS = ("data", "test", "out", "weights", "device", "threads", "checkpoint_seconds")
+LOCAL_SETTINGS = ("data", "test", "out", "weights", "device", "data_on", "cache_dir", "threads", "checkpoint_seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +213,9 @@ def export_run(
 def _load(run: Run, spec: str, split: Split, *, limit: int = 0) -> ImageSet:
     """Load images as the run's encoder is served them; `split` counts where the source has one."""
     part = split if has_split(spec) else "all"
-    return load_images(spec, size=run.settings.image_size, split=part, limit=limit, resize=run.settings.resize)
+    settings = run.settings
+    storage = Storage(settings.data_on, settings.cache_dir)
+    return load_images(spec, size=settings.image_size, split=part, limit=limit, resize=settings.resize, storage=storage)
 
 
 def _load_test(run: Run, data: str, test_data: str) -> ImageSet | None:

@@ -1,6 +1,7 @@
 """The commands `kindred evaluate` and `kindred export`: options in, a table or one JSON line out."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,7 +10,8 @@ import typer
 
 if TYPE_CHECKING:
     from encoder.metadata import Metadata
-    from training.data import ImageSet, Split
+    from training.arrays import Split
+    from training.data import ImageSet
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -79,7 +81,10 @@ def export_command(
 def _load(spec: str, metadata: "Metadata", split: "Split") -> "ImageSet":
     """Load images as the model is served them; `split` counts where the source has one."""
     from training.data import has_split, load_images
+    from training.published import resolve_data
 
+    root = os.environ.get("KINDRED_DATA_ROOT")
+    spec = resolve_data(spec, Path(root) if root else None)
     part = split if has_split(spec) else "all"
     return load_images(spec, split=part, preprocess=metadata.preprocess)
 

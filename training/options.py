@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from encoder.errors import InvalidArgumentError
+from training.published import resolve_data
 from training.settings import (
     CONFIG_FILE,
     Gather,
@@ -26,14 +27,15 @@ from training.settings import (
     TrainSettings,
     recommended,
 )
+from training.storage import DataOn
 from training.together import is_first
 
 DataArgument = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help="What to train on: a folder of class folders, a .tar(.gz) of one, `digits`, or CIFAR-10 as torchvision "
-        "ships it (cifar-10-batches-py or cifar-10-python.tar.gz).",
+        help="What to train on: a folder of class folders, a .tar(.gz) of one, `digits`; or cifar10, cifar100, mnist, "
+        "fashion-mnist: by name below --data-root, or the path of one, as torchvision stores it.",
     ),
 ]
 
@@ -134,6 +136,22 @@ def train_command(
     tensorboard: Annotated[
         bool | None, typer.Option("--tensorboard/--no-tensorboard", help="Also write RUN/tensorboard.")
     ] = None,
+    data_root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", envvar="KINDRED_DATA_ROOT", help="Folder of published data sets; nothing is downloaded."
+        ),
+    ] = None,
+    data_on: Annotated[
+        DataOn | None,
+        typer.Option(
+            help="Where decoded images are kept: on the device, in a memory-mapped cache (decoded once, kept for later "
+            "runs), or auto: in the cache if they need more than a third of the free memory."
+        ),
+    ] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The cache; ~/.cache/kindred by default.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     precision: Annotated[Precision | None, typer.Option(help="auto: bfloat16 where it is native.")] = None,
@@ -157,7 +175,7 @@ def train_command(
 ) -> None:
     """Train an encoder and leave RUN/model.onnx behind, exported and checked.
 
-    Options that are not given follow the data: strokes of 16 pixels for `digits`, small natural images for CIFAR-10,
+    Options that are not given follow the data: strokes of 16 pixels for `digits`, small natural images for CIFAR,
     photos of 64 pixels and 100 epochs for anything else.
     """
     given = {
@@ -199,18 +217,20 @@ def train_command(
         "clip_norm": clip_norm,
         "online_knn": online_knn,
         "tensorboard": tensorboard,
+        "data_on": data_on,
+        "cache_dir": cache_dir,
         "seed": seed,
         "device": device,
         "precision": precision,
         "threads": threads,
         "weights": weights,
         "limit": limit,
-        "test": test,
+        "test": resolve_data(test, data_root) if test else test,
         "checkpoint_seconds": checkpoint_seconds,
     }
     if resume and overwrite:
         raise InvalidArgumentError("--resume and --overwrite exclude each other", field="resume")
-    settings = resolve_settings(data, out, given, resume=resume)
+    settings = resolve_settings(resolve_data(data, data_root), out, given, resume=resume)
     level = logging.WARNING if is_first() else logging.ERROR
     logging.basicConfig(format="kindred train: %(message)s", level=level, stream=sys.stderr)
 

@@ -11,28 +11,26 @@ what is written, exports and scores. The others read the checkpoint there, so al
 """
 
 import json
-import logging
 import math
 import os
 import time
-from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from typing import TextIO
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from encoder.errors import FailedPreconditionError, InvalidArgumentError, KindredError
+from encoder.errors import FailedPreconditionError, KindredError
 from encoder.metadata import JSON
 from training import checkpoint as checkpoints
 from training.average import Follower
 from training.caching import backward_in_chunks
 from training.checkpoint import Checkpoint, Position
-from training.data import ImageSet, Split, has_split, load_images
+from training.data import ImageSet
+from training.dataset import check_labels, device_data, load_data, measure_normalisation
 from training.devices import find_device, has_native_bfloat16, torch_settings
 from training.distributed import (
     average,
@@ -47,7 +45,6 @@ from training.distributed import (
     share_buffers,
 )
 from training.encoders import Encoder, Normalisation, build_encoder, load_state, stem_of
-from training.evaluate import align_labels
 from training.export import RunReport, export_run
 from training.objectives.base import Batch, DeviceData, Inputs, Objective, Setup
 from training.objectives.registry import find_objective
@@ -63,8 +60,6 @@ from training.watch import check_collapse, online_knn, write_tensorboard
 
 FINITE_CHECK_STEPS = 20
 """On an accelerator the loss is only looked at so often, because looking means waiting for it."""
-
-logger = logging.getLogger("kindred.training")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +166,8 @@ def _train(
     objective_class = find_objective(settings.objective)
     Views.named(settings.views, settings.image_size, Normalisation((0, 0, 0), (1, 1, 1)))
     check_batch_size(settings.batch_size)
-    train, test = _load_data(settings)
-    _check_labels(train, settings, needed=objective_class.needs_labels)
+    train, test = load_data(settings)
+    check_labels(train, settings, needed=objective_class.needs_labels)
     saved = _enter_run(stack, settings, device, resume=resume, overwrite=overwrite)
     stack.enter_context(torch_settings(settings, device))
     try:
@@ -233,7 +228,7 @@ class Trainer:
         self.data_name = train.name
         self.encoder, self.normalisation = _build_encoder(settings, train, saved)
         self.views = Views.named(settings.views, settings.image_size, self.normalisation)
-        self.data = _device_data(settings, train, device)
+        self.data = device_data(settings, train, device)
         feature_dim, class_count = self.encoder.feature_dim, self.data.class_count * self.data.copies
         setup = Setup(settings, self.views, self.encoder, feature_dim, class_count, len(self.data))
         self.objective = objective_class.build(setup)
@@ -416,65 +411,6 @@ def _build_encoder(settings: TrainSettings, train: ImageSet, saved: Checkpoint |
     return encoder, normalisation
 
 
-def measure_normalisation(images: ImageSet) -> Normalisation:
-    """Return the mean and standard deviation of each channel over all pixels."""
-    total, squares = np.zeros(3), np.zeros(3)
-    for start in range(0, len(images), 1024):
-        part = images.pixels[start : start + 1024].reshape(-1, 3) / 255.0
-        total += part.sum(0)
-        squares += (part**2).sum(0)
-    count = images.pixels.size / 3
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-4))
-    red, green, blue = (float(value) for value in mean)
-    std_red, std_green, std_blue = (float(value) for value in std)
-    return Normalisation((red, green, blue), (std_red, std_green, std_blue))
-
-
-def _load_data(settings: TrainSettings) -> tuple[ImageSet, ImageSet | None]:
-    """Load the training images, and the test images if any, so that bad test data are known before the training."""
-    size = settings.crop_from or settings.image_size
-    split: Split = "train" if has_split(settings.data) else "all"
-    train = load_images(settings.data, size=size, split=split, limit=settings.limit, resize=settings.resize)
-    spec = settings.test or (settings.data if has_split(settings.data) else "")
-    if not spec:
-        return train, None
-    split = "test" if has_split(spec) else "all"
-    test = load_images(spec, size=settings.image_size, split=split, resize=settings.resize)
-    if train.class_names:
-        align_labels(train, test)
-    return train, test
-
-
-def _check_labels(train: ImageSet, settings: TrainSettings, *, needed: bool) -> None:
-    """Say what is wrong with the labels: an error when the objective cannot learn from them, else a warning."""
-    if not needed:
-        return
-    if not train.class_names:
-        raise InvalidArgumentError(
-            f"{settings.objective} learns from labels, and {settings.data} has none: put the images into one folder "
-            "for each class, or use --objective simclr",
-            field="data",
-        )
-    if len(train.class_names) == 1:
-        raise InvalidArgumentError(
-            f"all images of {settings.data} are of one class ({train.class_names[0]}); {settings.objective} needs two",
-            field="data",
-        )
-    sizes = Counter(train.labels.tolist())
-    lonely = [train.class_names[label] for label in sorted(sizes) if sizes[label] == 1]
-    if lonely:
-        shown = ", ".join(lonely[:3]) + " …" * (len(lonely) > 3)
-        logger.warning("%d of %d classes have a single image (%s)", len(lonely), len(sizes), shown)
-
-
-def _device_data(settings: TrainSettings, train: ImageSet, device: torch.device) -> DeviceData:
-    """Put the training set on the device."""
-    rotations, mirrors = 4 if settings.rotations_as_classes else 1, 2 if settings.mirrors_as_classes else 1
-    labels = torch.from_numpy(train.labels).to(device)
-    return DeviceData(_planes(train).to(device), labels, len(train.class_names), rotations, mirrors)
-
-
 def _build_sampler(settings: TrainSettings, data: DeviceData) -> Sampler:
     """Build the sampler that the settings name."""
     if settings.sampler == "pk":
@@ -482,8 +418,3 @@ def _build_sampler(settings: TrainSettings, data: DeviceData) -> Sampler:
         return ClassSampler(labels, settings.batch_size, settings.images_per_class, settings.seed)
     # A set smaller than a batch is one, as far as it can be shared out evenly.
     return ShuffleSampler(len(data), min(settings.batch_size, even_part(len(data))), settings.seed)
-
-
-def _planes(images: ImageSet) -> Tensor:
-    """Return the pixels as uint8 [N, 3, H, W], stored as [N, H, 3, W], the order that crops read them in."""
-    return torch.from_numpy(np.ascontiguousarray(images.pixels.transpose(0, 1, 3, 2))).permute(0, 2, 1, 3)

@@ -24,7 +24,7 @@ from training.settings import (
 
 LOCK_FILE = ".lock"
 
-FREE_SETTINGS = frozenset({"out", "test", "device", "threads", "checkpoint_seconds"})
+FREE_SETTINGS = frozenset({"out", "test", "device", "data_on", "cache_dir", "threads", "checkpoint_seconds"})
 """What may change when a run goes on: none of it decides what the weights become (on one machine)."""
 
 

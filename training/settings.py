@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from encoder.errors import InvalidArgumentError
-from training.cifar import is_cifar
+from training.published import published_name
+from training.storage import DataOn
 
 Resize = Literal["squash", "crop", "pad"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -42,6 +43,7 @@ CHOICES = {
     "loss_form": LossForm,
     "mining": Mining,
     "gather": Gather,
+    "data_on": DataOn,
 }
 
 
@@ -50,7 +52,7 @@ class TrainSettings:
     """Every choice of one training run; the same settings and seed give the same weights on the same machine.
 
     Attributes:
-        data: what to train on: `digits`, a folder of class folders, a .tar(.gz), or CIFAR-10 as torchvision ships it.
+        data: what to train on, see `training.data.load_images`.
         out: the run's folder.
         test: held-out data, only scored at the end, never used to choose anything; empty when there is none.
         limit: use at most this many images of each class; 0 is all of them.
@@ -95,6 +97,8 @@ class TrainSettings:
         online_knn: log leave-one-out kNN accuracy on a sample of the training images every so many epochs; 0 is never.
         tensorboard: also write the metrics for TensorBoard.
         precision: of the encoder's forward pass; `auto` is bfloat16 where the device multiplies it natively.
+        data_on: where decoded images are kept, see `training.storage.Storage`.
+        cache_dir: folder of the cache; None is the user's own.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         seed: of everything random.
         threads: CPU threads of torch; 0 leaves torch's choice (and OMP_NUM_THREADS) alone.
@@ -146,6 +150,8 @@ class TrainSettings:
     online_knn: int = 0
     tensorboard: bool = False
     precision: Precision = "auto"
+    data_on: DataOn = "auto"
+    cache_dir: Path | None = None
     device: str = "auto"
     seed: int = 0
     threads: int = 0
@@ -194,7 +200,8 @@ class TrainSettings:
         known = dict(values)
         try:
             known["out"] = Path(known["out"])
-            known["weights"] = Path(known["weights"]) if known.get("weights") else None
+            for name in ("weights", "cache_dir"):
+                known[name] = Path(known[name]) if known.get(name) else None
             return cls(**known)
         except (KeyError, TypeError) as error:
             raise InvalidArgumentError(f"{CONFIG_FILE} is incomplete or damaged: {error}") from error
@@ -220,7 +227,11 @@ def recommended(data: str, out: Path) -> TrainSettings:
         # One thread: so little work gains little from a second one, and two that wait for each other lose tenfold on a
         # machine that is busy with other things.
         return TrainSettings(data=data, out=out, image_size=16, views="strokes", epochs=20, warmup_epochs=2, threads=1)
-    if is_cifar(Path(data)):
+    published = published_name(Path(data))
+    if published in ("mnist", "fashion-mnist"):
+        views = "strokes" if published == "mnist" else "supcon"
+        return TrainSettings(data=data, out=out, image_size=28, views=views, epochs=10, warmup_epochs=1)
+    if published is not None:
         return TrainSettings(data=data, out=out, image_size=32, views="supcon", epochs=30, warmup_epochs=2)
     # Meant for a few thousand photos: about ten minutes for three thousand on two cores. Name fewer epochs for more.
     return TrainSettings(data=data, out=out, image_size=64, views="photos", epochs=100, warmup_epochs=2)

@@ -11,8 +11,8 @@ from PIL import Image
 
 from encoder.errors import FailedPreconditionError, InvalidArgumentError
 from training.data import ImageSet, has_split, load_images
+from training.dataset import measure_normalisation
 from training.encoders import Normalisation
-from training.pretrain import measure_normalisation
 from training.randomness import generator
 from training.settings import TrainSettings
 from training.views import Views

@@ -56,7 +56,7 @@ def online_knn(encoder: nn.Module, data: DeviceData, views: Views, seed: int) ->
     parts = []
     with torch.no_grad():
         for some in torch.split(rows, 500):
-            images = data.images[some]
+            images = data.gather(some)
             whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device).expand(len(images), 4)
             parts.append(encoder(views.normalise(crop_resize(images, whole, views.size).div_(255))))
     encoder.train(training)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from encoder.artifact import read_metadata
 from encoder.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from encoder.images import load_pixels
 from encoder.metadata import Metadata, Preprocess
+from sources.opening import open_source
 from tests.data import shared_data
 from training import export as exporting
 from training import graph, parity
@@ -29,7 +31,6 @@ from training.checkpoint import Checkpoint, Position, save
 from training.data import load_images
 from training.encoders import Encoder, Normalisation, build_encoder
 from training.settings import CHECKPOINT_FILE, TrainSettings
-from training.sources import read_archive
 
 NORMALISATION = Normalisation((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 SIZE = 16
@@ -37,9 +38,9 @@ SIZE = 16
 
 def photos(count: int, size: int = SIZE) -> NDArray[np.uint8]:
     """Return real photos, `count` of them, uint8 [N, size, size, 3]."""
-    entries = read_archive(shared_data("grocery-test.tar"), 2**24)
-    preprocess = Preprocess(size, size)
-    return np.stack([load_pixels(entry.data, preprocess) for entry, _ in zip(entries, range(count), strict=False)])
+    records = islice(open_source(shared_data("grocery-test.tar")), count)
+    files = [record.data for record in records if isinstance(record.data, bytes)]
+    return np.stack([load_pixels(data, Preprocess(size, size)) for data in files])
 
 
 def noise(count: int, size: int = SIZE) -> NDArray[np.uint8]:

@@ -32,8 +32,8 @@ class DeviceData:
     """The training set on the device.
 
     Attributes:
-        images: uint8 [N, 3, H, W], H = W.
-        labels: int64 [N]; −1 where there is none.
+        images: uint8 [N, 3, H, W], H = W; on the device, or in a memory-mapped file on the host.
+        labels: int64 [N], on the device; −1 where there is none.
         class_count: number of classes.
         rotations: turns that each image is there in, 1 or 4; each turn of a class is a class of its own.
         mirrors: 2 when each of those is there mirrored left to right as well (before it is turned), else 1. Row
@@ -54,11 +54,18 @@ class DeviceData:
     def __len__(self) -> int:
         return len(self.labels) * self.copies
 
+    def gather(self, places: Tensor) -> Tensor:
+        """Return the images uint8 [B, 3, H, W] at `places`, int64 [B] below N, on the device and as they are stored."""
+        if self.images.device == self.labels.device:
+            return self.images[places]
+        images = self.images[places.cpu()]
+        return images.pin_memory().to(self.labels.device, non_blocking=True)
+
     def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the images uint8 [B, 3, H, W] and labels int64 [B] at `rows`, int64 [B]."""
         count = len(self.labels)
         places = rows % count
-        images, labels = self.images[places], self.labels[places]
+        images, labels = self.gather(places), self.labels[places]
         if self.copies == 1:
             return images, labels
         copies = rows // count
