@@ -104,10 +104,17 @@ def nearest(snapshot: Snapshot, queries: Vector, k: int, mask: Mask | None = Non
     for begin in range(0, len(queries), step):
         part = slice(begin, begin + step)
         answers += _by_candidates(snapshot, queries[part], k, mask, products[part], slots[part])
-    unproven = [place for place, answer in enumerate(answers) if answer is None]
-    if unproven:
-        rest = _by_scoring(snapshot, queries[unproven], k, np.flatnonzero(snapshot.alive() if mask is None else mask))
-        for place, answer in zip(unproven, rest, strict=True):
+    return _completed(snapshot, queries, k, mask, answers)
+
+
+def _completed(
+    snapshot: Snapshot, queries: Vector, k: int, mask: Mask | None, answers: list[Found | None]
+) -> list[Found]:
+    """Return the answers; those that are missing are found by scoring every slot that matches."""
+    missing = [place for place, answer in enumerate(answers) if answer is None]
+    if missing:
+        rest = _by_scoring(snapshot, queries[missing], k, np.flatnonzero(snapshot.alive() if mask is None else mask))
+        for place, answer in zip(missing, rest, strict=True):
             answers[place] = answer
     return [answer for answer in answers if answer is not None]
 
@@ -119,26 +126,17 @@ def _by_approximation(
     slots = approximate.propose(queries, k, snapshot, mask)
     begin = min(approximate.rows, len(snapshot))
     newer = np.flatnonzero(snapshot.died[begin:] > snapshot.sequence if mask is None else mask[begin:]) + begin
-    tail = _by_scoring(snapshot, queries, min(k, len(newer)), newer) if len(newer) else None
     matches = snapshot.died[slots] > snapshot.sequence if mask is None else mask[slots]
     matches &= slots >= 0
     exact = similarities(queries, snapshot.vectors[slots])
     exact[~matches] = -np.inf
-    answers: list[Found] = []
-    for row in range(len(queries)):
-        own, near = slots[row][matches[row]], exact[row][matches[row]]
-        if tail is not None:
-            own, near = np.concatenate((own, tail[row].slots)), np.concatenate((near, tail[row].similarities))
-        if len(own) < k:
-            every = np.flatnonzero(snapshot.alive() if mask is None else mask)
-            answers += _by_scoring(snapshot, queries[row : row + 1], k, every)
-            continue
-        order = np.argsort(-near, kind="stable")[: k + 1]
-        if np.any(near[order[1:]] == near[order[:-1]]):
-            answers.append(_ranked(snapshot, own, near, k))
-        else:
-            answers.append(Found(own[order[:k]], near[order[:k]]))
-    return answers
+    if len(newer):
+        tail = _by_scoring(snapshot, queries, min(k, len(newer)), newer)
+        slots = np.concatenate((slots, np.stack([found.slots for found in tail])), axis=1)
+        exact = np.concatenate((exact, np.stack([found.similarities for found in tail])), axis=1)
+    # -inf where nothing was proposed, or nothing that matches.
+    answers = _settled(snapshot, slots, exact, k, np.count_nonzero(exact >= -1.0, axis=1) >= k)
+    return _completed(snapshot, queries, k, mask, answers)
 
 
 def similarities(queries: Vector, vectors: Vector) -> NDArray[np.float32]:
@@ -167,21 +165,25 @@ def _by_candidates(
     exact = similarities(queries, snapshot.vectors[slots])
     matches = snapshot.died[slots] > snapshot.sequence if mask is None else mask[slots]
     exact[~matches] = -np.inf
+    # What was not proposed is at most as similar as the last one that was, but for the kernel's rounding.
+    bounds = products[:, -1] + _rounding(queries.shape[1])
+    if slots.shape[1] == len(snapshot):
+        bounds = np.full(len(queries), -np.inf, np.float32)
+    return _settled(snapshot, slots, exact, k, np.count_nonzero(exact > bounds[:, None], axis=1) >= k)
+
+
+def _settled(snapshot: Snapshot, slots: Slots, exact: NDArray[np.float32], k: int, proven: Mask) -> list[Found | None]:
+    """Return the k most similar of each row's slots, ties by key; None for rows that are not proven to hold them."""
     order = np.argsort(-exact, axis=1, kind="stable")
     slots = np.take_along_axis(slots, order, axis=1)
     exact = np.take_along_axis(exact, order, axis=1)
-    complete = slots.shape[1] == len(snapshot)
-    # What was not proposed is at most as similar as the last one that was, but for the kernel's rounding.
-    proven = complete | (exact[:, k - 1] > products[:, -1] + _rounding(queries.shape[1]))
     tied = np.any(exact[:, 1 : k + 1] == exact[:, :k][:, : exact.shape[1] - 1], axis=1)
-    answers: list[Found | None] = []
-    for row in range(len(queries)):
-        if not proven[row]:
-            answers.append(None)
-        elif tied[row]:
-            answers.append(_ranked(snapshot, slots[row], exact[row], k))
-        else:
-            answers.append(Found(slots[row, :k], exact[row, :k]))
+    best, near = slots[:, :k], exact[:, :k]
+    answers: list[Found | None] = [Found(*pair) for pair in zip(best, near, strict=True)]
+    for row in np.flatnonzero(tied & proven).tolist():
+        answers[row] = _ranked(snapshot, slots[row], exact[row], k)
+    for row in np.flatnonzero(~proven).tolist():
+        answers[row] = None
     return answers
 
 
