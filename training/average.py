@@ -31,8 +31,8 @@ class Follower(nn.Module):
     def follow(self, module: nn.Module) -> None:
         """Move towards the module's weights, and take over its buffers."""
         torch._foreach_lerp_(list(self.copy.parameters()), list(module.parameters()), 1 - self._keep)
-        for own, other in zip(self.copy.buffers(), module.buffers(), strict=True):
-            own.copy_(other)
+        if own := list(self.copy.buffers()):
+            torch._foreach_copy_(own, list(module.buffers()))
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

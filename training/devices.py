@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
-from encoder.errors import InvalidArgumentError
+from encoder.errors import FailedPreconditionError, InvalidArgumentError
 from training.settings import TrainSettings
 
 
@@ -39,10 +40,20 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Return a CPU tensor on `device`, without waiting for what a GPU is doing (a plain copy would)."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
 @contextmanager
 def torch_settings(settings: TrainSettings, device: torch.device) -> Iterator[None]:
-    """Give torch the run's thread count, and leave its generators and thread count as they were."""
-    threads = torch.get_num_threads()
+    """Give torch the run's thread count, let cuDNN try its algorithms, and leave all and the generators as they were.
+
+    Convolutions in float32 use TF32 on a GPU (torch's default); products do not, since the loss is to be exact.
+    """
+    threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    # Every step has the same shapes, so the fastest algorithm is worth finding.
+    torch.backends.cudnn.benchmark = device.type == "cuda"
     if settings.threads:
         torch.set_num_threads(settings.threads)
     try:
@@ -50,3 +61,24 @@ def torch_settings(settings: TrainSettings, device: torch.device) -> Iterator[No
             yield
     finally:
         torch.set_num_threads(threads)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+@contextmanager
+def failures_explained(settings: TrainSettings, device: torch.device) -> Iterator[None]:
+    """Turn what torch says when a device or a compiler is not up to the settings into one line.
+
+    Raises:
+        FailedPreconditionError: the device has too little memory, or the encoder cannot be compiled.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise FailedPreconditionError(
+            f"{device} has too little memory for --batch-size {settings.batch_size}; lower it, or use --chunk-size"
+        ) from error
+    except RuntimeError as error:
+        if not settings.compile or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FailedPreconditionError(f"torch cannot compile here ({reason}); leave out --compile") from error

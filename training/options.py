@@ -125,6 +125,10 @@ def train_command(
         bool | None,
         typer.Option("--sync-batchnorm/--no-sync-batchnorm", help="torchrun: BatchNorm over all processes."),
     ] = None,
+    compile_encoder: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="Let torch compile the encoder; pays in long runs on a GPU."),
+    ] = None,
     ema: Annotated[
         float | None,
         typer.Option(help="Export a running mean of the weights with this decay; 0 exports the last weights."),
@@ -213,6 +217,7 @@ def train_command(
         "chunk_size": chunk_size,
         "gather": gather,
         "sync_batchnorm": sync_batchnorm,
+        "compile": compile_encoder,
         "ema": ema,
         "clip_norm": clip_norm,
         "online_knn": online_knn,

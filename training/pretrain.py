@@ -14,6 +14,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -31,7 +32,7 @@ from training.caching import backward_in_chunks
 from training.checkpoint import Checkpoint, Position
 from training.data import ImageSet
 from training.dataset import check_labels, device_data, load_data, measure_normalisation
-from training.devices import find_device, has_native_bfloat16, torch_settings
+from training.devices import failures_explained, find_device, has_native_bfloat16, to_device, torch_settings
 from training.distributed import (
     average,
     average_gradients,
@@ -170,13 +171,9 @@ def _train(
     check_labels(train, settings, needed=objective_class.needs_labels)
     saved = _enter_run(stack, settings, device, resume=resume, overwrite=overwrite)
     stack.enter_context(torch_settings(settings, device))
-    try:
+    with failures_explained(settings, device):
         trainer = Trainer(settings, train, device, objective_class, saved)
         trainer.run()
-    except torch.OutOfMemoryError as error:
-        raise FailedPreconditionError(
-            f"{device} has too little memory for --batch-size {settings.batch_size}; lower it, or use --chunk-size"
-        ) from error
     trainer.save()
     return trainer, train, test
 
@@ -234,8 +231,9 @@ class Trainer:
         self.objective = objective_class.build(setup)
         if settings.sync_batchnorm:
             synchronise_norms(self.encoder)
-        self.average = Follower(self.encoder, settings.ema).to(device) if settings.ema else None
         self.encoder.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = Follower(self.encoder, settings.ema) if settings.ema else None
+        self._forward: Callable[[Tensor], Tensor] = torch.compile(self.encoder) if settings.compile else self.encoder
         self.objective.to(device)
         self.optimiser: Optimizer = build_optimiser(settings, (self.encoder, self.objective))
         self.sampler = _build_sampler(settings, self.data)
@@ -284,7 +282,7 @@ class Trainer:
 
     def step(self, rows: Tensor, rate: float) -> Tensor:
         """Take one step on the images at `rows` (int64 [B], on the CPU) and return its loss, detached."""
-        rows = own_part(rows).to(self.device)
+        rows = to_device(own_part(rows), self.device)
         # The first process draws what a single one would; the others need draws of their own.
         purpose = f"step of process {rank()}" if rank() else "step"
         draws = generator(self.settings.seed, purpose, self.position.step, device=self.device)
@@ -317,7 +315,7 @@ class Trainer:
         if 0 < self.settings.chunk_size < len(inputs.images):
             return backward_in_chunks(self.encoder, inputs.images, self.settings.chunk_size, loss_of, autocast)
         with autocast():
-            features = self.encoder(inputs.images)
+            features = self._forward(inputs.images)
         loss = loss_of(features)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()

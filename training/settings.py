@@ -91,6 +91,7 @@ class TrainSettings:
         chunk_size: gradient caching: the encoder sees at most so many views at a time; 0 is all of a batch.
         gather: with several processes, a contrastive loss compares with the vectors of `all` of them, or with `local`
             ones only.
+        compile: whether torch compiles the encoder: for a GPU, where the first steps take a minute and the others less.
         sync_batchnorm: with several processes, BatchNorm takes its statistics over all of them.
         ema: the exported encoder is a running mean of the weights that keeps so much of itself each step; 0 is none.
         clip_norm: longest gradient of all weights together; 0 is no limit.
@@ -145,6 +146,7 @@ class TrainSettings:
     chunk_size: int = 0
     gather: Gather = "all"
     sync_batchnorm: bool = False
+    compile: bool = False
     ema: float = 0.0
     clip_norm: float = 0.0
     online_knn: int = 0

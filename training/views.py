@@ -159,6 +159,7 @@ class Views:
         self.preset = preset
         self.size = size
         self.normalisation = normalisation
+        self._kept: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
 
     @classmethod
     def named(cls, name: str, size: int, normalisation: Normalisation) -> "Views":
@@ -178,7 +179,7 @@ class Views:
         result = torch.empty(
             (len(images), 3, self.size, self.size), device=images.device, memory_format=torch.channels_last
         )
-        scale, shift = self._affine(images.device)
+        scale, shift, _ = self._constants(images.device)
         chunk = max(1, CHUNK_VALUES // (3 * self.size**2)) if images.device.type == "cpu" else max(1, len(images))
         for start in range(0, len(images), chunk):
             part = self.draw(images[start : start + chunk], generator)
@@ -204,14 +205,14 @@ class Views:
         if preset.jitter or preset.gray:
             views = self._recolour(views, generator)
         if preset.blur:
-            chosen = _chance(count, preset.blur, generator).nonzero().squeeze(1)
+            chosen = _chance(count, preset.blur, generator)
             sigma = _uniform(count, *preset.blur_sigma, generator).mul_(self.size)
-            views = _change(views, chosen, lambda some: blur(some, sigma[chosen]))
+            views = _change(views, chosen, sigma, blur)
         return self._hide(views, generator)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return float images [N, 3, H, W] in [0, 1] as the encoder wants them."""
-        scale, shift = self._affine(images.device)
+        scale, shift, _ = self._constants(images.device)
         return torch.addcmul(shift, images, scale)
 
     def _recolour(self, views: Tensor, generator: torch.Generator) -> Tensor:
@@ -227,14 +228,13 @@ class Views:
         views = adjust_tone(views, *factors)
         if preset.hue:
             turns = _uniform(count, -preset.hue, preset.hue, generator)
-            chosen = (jittered & ~gray).nonzero().squeeze(1)
-            views = _change(views, chosen, lambda some: shift_hue(some, turns[chosen]))
+            views = _change(views, jittered & ~gray, turns, shift_hue)
         return views
 
     def _hide(self, views: Tensor, generator: torch.Generator) -> Tensor:
         """Take a channel or a box away; what is missing is the data's mean, which is 0 to the encoder."""
         preset, count = self.preset, len(views)
-        mean = torch.tensor(self.normalisation.mean, device=views.device)
+        _, _, mean = self._constants(views.device)
         if preset.channel_drop:
             chosen = _chance(count, preset.channel_drop, generator)
             channels = torch.randint(3, (count,), generator=generator, device=generator.device)
@@ -245,16 +245,29 @@ class Views:
             views = cut_out(views, holes.mul_(chosen.view(-1, 1)), mean)
         return views
 
-    def _affine(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        mean = torch.tensor(self.normalisation.mean, device=device).view(1, 3, 1, 1)
-        std = torch.tensor(self.normalisation.std, device=device).view(1, 3, 1, 1)
-        return 1 / std, -mean / std
+    def _constants(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Return scale and shift of the normalisation, [1, 3, 1, 1], and the mean, [3].
+
+        They stay on the device: copying them there each time would make the CPU wait for it.
+        """
+        if device not in self._kept:
+            mean = torch.tensor(self.normalisation.mean, device=device)
+            std = torch.tensor(self.normalisation.std, device=device).view(1, 3, 1, 1)
+            self._kept[device] = 1 / std, -mean.view(1, 3, 1, 1) / std, mean
+        return self._kept[device]
 
 
-def _change(views: Tensor, chosen: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Apply `change` to the chosen rows only, in place."""
-    if len(chosen):
-        views[chosen] = change(views[chosen])
+def _change(views: Tensor, chosen: Tensor, amount: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Apply `change`, by an amount [N] each, to the chosen images, bool [N].
+
+    A CPU changes these only. Elsewhere all are changed and some taken: to know how many there are, the CPU would have
+    to wait for the device.
+    """
+    if views.device.type != "cpu":
+        return torch.where(chosen.view(-1, 1, 1, 1), change(views, amount), views)
+    rows = chosen.nonzero().squeeze(1)
+    if len(rows):
+        views[rows] = change(views[rows], amount[rows])
     return views
 
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from encoder.errors import InvalidArgumentError
-from training.objectives.base import Batch, Inputs, Objective, Setup, Targets
+from training.encoders import Encoder
+from training.objectives.base import Batch, DeviceData, Inputs, Objective, Setup, Targets
 from training.objectives.mixing import draw_mix, mix_images
 from training.views import Views
 
@@ -48,10 +49,17 @@ class CrossEntropy(Objective):
             mixup=settings.mixup,
         )
 
+    def begin_epoch(self, encoder: Encoder, data: DeviceData, epoch: int) -> None:
+        """Look at the labels once, not at those of each step, for which a device would have to be waited for.
+
+        Raises:
+            InvalidArgumentError: there are images without a label.
+        """
+        if bool((data.labels < 0).any()):
+            raise InvalidArgumentError("there are images without a label; this objective learns from labels")
+
     def make_inputs(self, batch: Batch) -> Inputs:
         """Return one view of each image, mixed with another when that is asked for."""
-        if bool((batch.labels < 0).any()):
-            raise InvalidArgumentError("there are images without a label; this objective learns from labels")
         images = self._views(batch.images, batch.generator)
         if not self._mixup:
             return Inputs(images, {"labels": batch.labels})

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.objectives.base import Batch
-from training.objectives.tiled import TILED_FROM, tiled_loss
+from training.objectives.tiled import tiled_loss, tiles_pay
 from training.settings import LossForm
 from training.views import Views
 
@@ -65,7 +65,7 @@ def contrastive_loss(
         unit = unit_vectors(vectors)
         if len(unit) < 2:
             return unit.sum() * 0.0
-        if form == "out" and not max_positives and groups.ndim == 1 and len(unit) >= TILED_FROM:
+        if form == "out" and not max_positives and groups.ndim == 1 and tiles_pay(unit):
             return tiled_loss(unit, groups, temperature)
         similarities = unit @ unit.T / temperature
         positive = positive_pairs(groups)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,10 +23,10 @@ def draw_mix(count: int, alpha: float, generator: torch.Generator) -> Mix:
     """Draw a partner and a share of Beta(α, α) for each of `count` images, on the generator's device."""
     device = generator.device
     partners = torch.randperm(count, generator=generator, device=device)
-    # Torch draws Beta from its global generator only, so NumPy's is seeded from ours.
-    seed = int(torch.randint(2**62, (), generator=generator, device=device))
-    share = np.random.default_rng(seed).beta(alpha, alpha, count).astype(np.float32)
-    return Mix(partners, torch.from_numpy(share).to(device))
+    # Beta as two gammas, in float64, where small α does not underflow; torch's own Beta takes no generator.
+    shape = torch.full((2, count), alpha, dtype=torch.float64, device=device)
+    one, other = torch._standard_gamma(shape, generator=generator).unbind(0)
+    return Mix(partners, (one / (one + other)).float())
 
 
 def mix_images(images: Tensor, mix: Mix) -> Tensor:

@@ -14,11 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TILED_FROM = 1024
-"""Vectors from which tiles are faster than the whole matrix (and below which memory is no matter)."""
+TILED_FROM = {"cpu": 1024, "cuda": 8192}
+"""Vectors from which tiles are faster than the whole matrix (and below which memory is no matter).
 
-BLOCK_VALUES = {"cpu": 2**20, "cuda": 2**24}
+On a GPU the whole matrix is quick for longer, and needs no answer from the device in between.
+"""
+
+BLOCK_VALUES = {"cpu": 2**20, "cuda": 2**23}
 """Similarities held at a time: on a CPU so many as stay in its cache."""
+
+
+def tiles_pay(unit: Tensor) -> bool:
+    """Say whether `unit`, [M, P], is large enough to be worked through in tiles."""
+    return len(unit) >= TILED_FROM.get(unit.device.type, TILED_FROM["cuda"])
 
 
 def tiled_loss(unit: Tensor, groups: Tensor, temperature: float, block_values: int = 0) -> Tensor:
@@ -72,6 +80,7 @@ class _TiledLoss(torch.autograd.Function):
             both = (block + exponents[part].unsqueeze(1)).exp_()
             both += block.add_(exponents).exp_()
             torch.mm(both, unit, out=gradient[part])
-        # Positives are mutual and groups equal in size for both sides of a pair, hence the factor of two.
-        gradient -= 2 * torch.where(counted.unsqueeze(1), means, 0.0)
-        return gradient * (slopes[0] / (anchors * ctx.temperature)), None, None, None
+        # Positives are mutual and groups equal in size for both sides of a pair, hence the factor of two. An anchor
+        # without positives has means of 0. In place, since each of these is as large as all vectors.
+        gradient.sub_(means, alpha=2).mul_(slopes[0] / (anchors * ctx.temperature))
+        return gradient, None, None, None
