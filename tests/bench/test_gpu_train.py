@@ -18,7 +18,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 def test_the_small_form_measures_every_piece_and_measures_none_twice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = ["--small", "--out", str(tmp_path)]
+    small = ["--small", "--out", str(tmp_path), "--minutes", "60"]
     gpu_train.main([*small, "--minutes", "0"])
     assert last_line(capsys)["figures"]["left"] == list(gpu_train.PIECES)
     gpu_train.main([*small, "--piece", "tiled"])
