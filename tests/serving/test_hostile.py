@@ -1,11 +1,9 @@
 """Hostile input: each gets its own clear answer, none costs what it asked for, and the service answers on."""
 
 import random
-import struct
 import tarfile
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from kindred.v1.common_pb2 import Image
 from serving.server import SERVICES
 from serving.settings import Limits, Settings
 from tests.data import shared_data
+from tests.serving.abuse import bomb
 from tests.serving.running import Running, code, details, image, png, retry_seconds, running
 
 BUGS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
@@ -41,17 +40,6 @@ def embed_codes(server: Running, *files: bytes) -> list[int]:
     """Embed files and return the code of each, 0 for an embedding."""
     request = embedder_pb2.EmbedRequest(images=[Image(data=file) for file in files])
     return [result.error.status.code for result in server.embedder.Embed(request, timeout=60).results]
-
-
-def bomb(side: int) -> bytes:
-    """Return a small PNG that says it has side × side pixels."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    body = zlib.compress(b"\0" * 1_000_000, 9)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
 def test_every_file_of_the_hostile_set_is_an_embedding_or_a_clear_error(server: Running) -> None:
