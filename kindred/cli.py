@@ -38,6 +38,7 @@ COMMANDS = {
 # Modules that an extra brings, by the extra.
 EXTRAS = {
     "cpu": {"faiss", "onnxruntime", "grpc_health", "grpc_reflection", "prometheus_client"},
+    "otel": {"opentelemetry"},
     "parquet": {"pyarrow"},
     "remote": {"aiohttp", "fsspec", "gcsfs", "s3fs"},
     "train": {"torch", "sklearn", "onnx", "onnxscript", "scipy", "tensorboard", "matplotlib"},

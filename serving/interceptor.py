@@ -29,6 +29,7 @@ from serving.access import Guard
 from serving.logs import REQUEST_ID, request_id
 from serving.metrics import Metrics, Outcome, Reason
 from serving.status import public_error, to_status
+from serving.tracing import Tracer
 
 # As text, because these classes are generic in their type stubs only.
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -51,11 +52,13 @@ class Call:
         method: `/package.Service/Method`.
         request_id: the caller's own id for it, or a new one.
         began: `time.monotonic()` when it came.
+        metadata: what the caller sent with it.
     """
 
     method: str
     request_id: str
     began: float
+    metadata: Any
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -66,12 +69,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         max_calls: calls at one time, those for health and reflection not counted.
         guard: says who may call what; None lets everyone.
         metrics: told of every call but those for health and reflection; None for nobody.
+        tracer: told likewise.
     """
 
     def __init__(
-        self, max_message_bytes: int, max_calls: int, guard: Guard | None = None, metrics: Metrics | None = None
+        self,
+        max_message_bytes: int,
+        max_calls: int,
+        guard: Guard | None = None,
+        metrics: Metrics | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._guard = guard
+        self._tracer = tracer
         self._metrics = metrics
         self._max_bytes = max_message_bytes
         self._max_calls = max_calls
@@ -117,7 +127,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         metadata: Any = handler_call_details.invocation_metadata or ()
-        call = Call(handler_call_details.method, request_id(metadata), time.monotonic())
+        call = Call(handler_call_details.method, request_id(metadata), time.monotonic(), metadata)
         if self._guard is not None:
             try:
                 self._guard.check(call.method, metadata)
@@ -196,7 +206,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     @contextlib.contextmanager
     def _watched(self, call: Call, context: Context, *, streamed: bool) -> Iterator[None]:
         """Count and, if the log is that fine, write down how a call ended."""
-        if (self._metrics is None and not log.isEnabledFor(logging.DEBUG)) or call.method.startswith("/grpc."):
+        watched = self._metrics is not None or self._tracer is not None or log.isEnabledFor(logging.DEBUG)
+        if not watched or call.method.startswith("/grpc."):
             yield
             return
         # A client that gives up at its deadline may be heard a moment before our own clock has reached it.
@@ -208,6 +219,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             seconds = time.monotonic() - call.began
             if self._metrics is not None:
                 self._metrics.ended(call.method, outcome.code, None if streamed else seconds)
+            if self._tracer is not None:
+                self._tracer.ended(call.method, outcome.code, seconds, call.request_id, call.metadata)
             log.debug(
                 "%s",
                 call.method,

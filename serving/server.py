@@ -38,6 +38,7 @@ from serving.services.searcher import Searcher
 from serving.settings import Settings
 from serving.store import Store
 from serving.tls import Certificates
+from serving.tracing import Tracer
 
 log = logging.getLogger("kindred.serving")
 
@@ -82,7 +83,10 @@ class Server:
         # Who does not scrape does not pay for what is measured.
         self._metrics = None if settings.metrics_address is None else Metrics()
         limits = settings.limits
-        self._calls = CallInterceptor(limits.max_message_bytes, limits.max_concurrent_calls, self._guard, self._metrics)
+        self._tracer = None if settings.otlp_endpoint is None else Tracer(settings.otlp_endpoint)
+        self._calls = CallInterceptor(
+            limits.max_message_bytes, limits.max_concurrent_calls, self._guard, self._metrics, self._tracer
+        )
         self.models = Models(())
         self.store = Store(settings, self._metrics)
         self._reloader = self._make_reloader()
@@ -190,6 +194,8 @@ class Server:
         await self._reloader.finish()
         await self.store.close()
         await asyncio.get_running_loop().run_in_executor(None, self.models.close)
+        if self._tracer is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self._tracer.close)
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", *SERVICES):

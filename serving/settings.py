@@ -8,6 +8,7 @@ from pathlib import Path
 
 from encoder.errors import InvalidArgumentError
 from serving.logs import FORMATS, LEVELS
+from serving.tracing import check_endpoint
 
 MEBIBYTE = 2**20
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
@@ -86,6 +87,7 @@ class Settings:
         tls_key: PEM file of its private key.
         tls_client_ca: PEM file of the authorities of clients' certificates, which clients then must have.
         tokens_file: TOML file of the bearer tokens that calls then must have, see `serving.access`.
+        otlp_endpoint: `http://HOST:PORT` of the collector that gets a span of every call; None for none.
 
     Raises:
         InvalidArgumentError: a setting is out of range, or the address is open to others without protection.
@@ -113,6 +115,7 @@ class Settings:
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
     tokens_file: Path | None = None
+    otlp_endpoint: str | None = None
 
     def __post_init__(self) -> None:
         self._check_protection()
@@ -135,6 +138,8 @@ class Settings:
         for name, known in (("log_level", LEVELS), ("log_format", FORMATS)):
             if getattr(self, name) not in known:
                 raise InvalidArgumentError(f"{name} must be one of {', '.join(known)}", field=name)
+        if self.otlp_endpoint is not None:
+            check_endpoint(self.otlp_endpoint)
 
     def _check_protection(self) -> None:
         if (self.tls_cert is None) != (self.tls_key is None):

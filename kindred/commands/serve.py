@@ -72,6 +72,10 @@ def serve(
     metrics_port_file: Annotated[
         Path | None, typer.Option("--metrics-port-file", metavar="FILE", help="Gets the port of /metrics as text.")
     ] = None,
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option("--otlp-endpoint", metavar="URL", help="Send a span of every call to this OTLP collector."),
+    ] = None,
     log_level: Annotated[
         str, typer.Option("--log-level", metavar="debug|info|warning|error", help="debug has one line per call.")
     ] = "info",
@@ -113,6 +117,7 @@ def serve(
         tls_key=tls_key,
         tls_client_ca=tls_client_ca,
         tokens_file=tokens_file,
+        otlp_endpoint=otlp_endpoint,
     )
     if print_config:
         print(effective(ctx))
