@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import math
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 
 from encoder.errors import FailedPreconditionError, InvalidArgumentError
-from index import evaluation, reads, updates, validate, writes
+from index import duplicates, evaluation, reads, updates, validate, writes
 from index.classify import ClassSums, by_prototypes, by_votes, class_sums, slots_of_hash
 from index.columns import Mask, Slots, Snapshot
 from index.fields import Fields
@@ -301,6 +301,17 @@ class LocalCollection:
         """Return what classifications leave open, as `calibrate` saved it; None when it never did."""
         with self._store.reading() as (connection, _):
             return evaluation.read(connection, method)
+
+    def duplicates(
+        self, min_similarity: float = 0.98, on_progress: Callable[[int], object] | None = None
+    ) -> list[duplicates.Group]:
+        """Return groups of items that are nearly the same, the largest first; see `index.duplicates.groups`.
+
+        Raises:
+            InvalidArgumentError: `min_similarity` is not within 0 to 1.
+        """
+        _check_range("min_similarity", min_similarity, 0.0, 1.0)
+        return duplicates.groups(self._store.snapshot(), min_similarity, on_progress)
 
     def items(self) -> Iterator[StoredItem]:
         """Yield all items as of now in the order of their last write, however long it takes and whatever is written."""

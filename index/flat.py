@@ -132,9 +132,8 @@ def _scan(queries: Vector, vectors: Vector, products: Products, rows: Rows) -> N
 
 def _tournament(queries: Vector, vectors: Vector, products: Products, rows: Rows) -> None:
     count, (n, dim), k = len(queries), vectors.shape, products.shape[1]
-    threads = threads_for(count, vectors.size)
     block = max(_GROUP * _GROUP, min(_BLOCK_ROWS, _BLOCK_PRODUCTS // count // _GROUP * _GROUP))
-    winners = _group_maxima(queries, vectors, block, threads)
+    winners = _group_maxima(queries, vectors, block)
     candidates = _rows_of(_best_groups(winners, k), block)
     candidates[candidates >= n] = -1  # FAISS scores them as -inf
     scores = np.empty(candidates.shape, np.float32)
@@ -159,7 +158,7 @@ def _tournament(queries: Vector, vectors: Vector, products: Products, rows: Rows
     rows[:] = np.take_along_axis(candidates, np.take_along_axis(places, order, axis=1), axis=1)
 
 
-def _group_maxima(queries: Vector, vectors: Vector, block: int, threads: int) -> Products:
+def _group_maxima(queries: Vector, vectors: Vector, block: int) -> Products:
     """Return the largest product of each group of vectors, float32 [groups, N]; see `_rows_of` for what is in which.
 
     There are a multiple of 16 groups; those at the end that have no vectors are -inf.
@@ -168,25 +167,41 @@ def _group_maxima(queries: Vector, vectors: Vector, block: int, threads: int) ->
     groups = blocks * width
     winners = np.empty((-(-groups // _GROUP) * _GROUP, count), np.float32)
     winners[groups:] = -np.inf
+
+    def play(first: int, scores: Products) -> None:
+        begin = first // _GROUP
+        if len(scores) < block:
+            scores = np.concatenate((scores, np.full((block - len(scores), count), -np.inf, np.float32)))
+        np.maximum.reduce(scores.reshape(_GROUP, width * count), axis=0, out=winners[begin : begin + width].reshape(-1))
+
+    each_block(queries, vectors, block, play)
+    return winners
+
+
+def each_block(queries: Vector, vectors: Vector, block: int, look: Callable[[int, Products], None]) -> None:
+    """Multiply queries by vectors, a block of them after the other, and let `look` see the products of each.
+
+    Args:
+        queries: float32 [N, D], C-contiguous.
+        vectors: float32 [n, D], C-contiguous.
+        block: vectors of a block; the last one has fewer.
+        look: called with the first row of a block and its inner products, float32 [m, N], from several threads and in
+            no order; the array is used again afterwards.
+    """
+    count = len(queries)
     multiply = _FAISS.LinearTransform(vectors.shape[1], count, False)
     _FAISS.copy_array_to_vector(queries.reshape(-1), multiply.A)
     multiply.is_trained = True
 
-    def play(first: int, last: int) -> None:
+    def work(first: int, last: int) -> None:
         _FAISS.omp_set_num_threads(1)
-        scores = np.empty((block, count), np.float32)
-        for number in range(first, last):
-            part = vectors[number * block : (number + 1) * block]
-            multiply.apply_noalloc(len(part), _FAISS.swig_ptr(part), _FAISS.swig_ptr(scores))
-            scores[len(part) :] = -np.inf
-            np.maximum.reduce(
-                scores.reshape(_GROUP, width * count),
-                axis=0,
-                out=winners[number * width : (number + 1) * width].reshape(-1),
-            )
+        products = np.empty((block, count), np.float32)
+        for begin in range(first * block, min(last * block, len(vectors)), block):
+            part = vectors[begin : begin + block]
+            multiply.apply_noalloc(len(part), _FAISS.swig_ptr(part), _FAISS.swig_ptr(products))
+            look(begin, products[: len(part)])
 
-    shared_out(play, blocks, threads)
-    return winners
+    shared_out(work, -(-len(vectors) // block), threads_for(count, vectors.size))
 
 
 def _best_groups(winners: Products, k: int) -> Rows:

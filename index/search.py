@@ -166,7 +166,7 @@ def _by_candidates(
     matches = snapshot.died[slots] > snapshot.sequence if mask is None else mask[slots]
     exact[~matches] = -np.inf
     # What was not proposed is at most as similar as the last one that was, but for the kernel's rounding.
-    bounds = products[:, -1] + _rounding(queries.shape[1])
+    bounds = products[:, -1] + rounding(queries.shape[1])
     if slots.shape[1] == len(snapshot):
         bounds = np.full(len(queries), -np.inf, np.float32)
     return _settled(snapshot, slots, exact, k, np.count_nonzero(exact > bounds[:, None], axis=1) >= k)
@@ -193,7 +193,7 @@ def _by_scoring(snapshot: Snapshot, queries: Vector, k: int, matching: Slots) ->
         (np.empty(0, np.int64), np.empty(0, np.float32)) for _ in range(len(queries))
     ]
     bounds = np.full(len(queries), -np.inf, np.float32)
-    rounding = 2 * _rounding(queries.shape[1])
+    slack = 2 * rounding(queries.shape[1])
     for begin in range(0, len(matching), _BLOCK):
         slots = matching[begin : begin + _BLOCK]
         scores = queries @ snapshot.vectors[slots].T
@@ -202,7 +202,7 @@ def _by_scoring(snapshot: Snapshot, queries: Vector, k: int, matching: Slots) ->
             candidates = np.concatenate((kept[row][0], slots[near]))
             values = np.concatenate((kept[row][1], scores[row, near]))
             if len(values) > k:
-                bounds[row] = np.partition(values, len(values) - k)[len(values) - k] - rounding
+                bounds[row] = np.partition(values, len(values) - k)[len(values) - k] - slack
                 stay = values >= bounds[row]
                 candidates, values = candidates[stay], values[stay]
             kept[row] = (candidates, values)
@@ -220,6 +220,6 @@ def _ranked(snapshot: Snapshot, slots: Slots, exact: NDArray[np.float32], k: int
     return Found(slots[ranked], exact[ranked])
 
 
-def _rounding(dim: int) -> float:
+def rounding(dim: int) -> float:
     """Return how far a float32 inner product of unit vectors may be off, generously."""
     return 4.0 * float(np.sqrt(dim)) * 2.0**-24

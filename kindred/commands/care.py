@@ -1,4 +1,4 @@
-"""`kindred collection verify|compact|snapshot|snapshots|restore|export|import`: keeps collections whole and movable."""
+"""`kindred collection verify|compact|duplicates|snapshot|snapshots|restore|export|import`: looks after collections."""
 
 import dataclasses
 import time
@@ -61,6 +61,39 @@ def compact(name: Name, data_dir: shared.DataDir = None, as_json: shared.AsJson 
         console.print_json({"compacted": name, "bytes_before": before, "bytes_after": after})
     else:
         print(f"{name}: {before / 2**20:,.1f} MiB before, {after / 2**20:,.1f} MiB now")
+
+
+def duplicates(
+    name: Name,
+    min_similarity: Annotated[
+        float, typer.Option("--min-similarity", metavar="0…1", help="Of two items, for them to be in one group.")
+    ] = 0.98,
+    data_dir: shared.DataDir = None,
+    as_json: shared.AsJson = False,
+) -> None:
+    """Report groups of nearly identical items, every pair compared exactly, also while a server has it open."""
+    from kindred import console
+    from training.progress import progress
+
+    started = time.perf_counter()
+    with _catalog(data_dir, read_only=True) as catalog, catalog.open(name) as collection:
+        items = collection.count()
+        with progress("comparing", items) as advance:
+            groups = collection.duplicates(min_similarity, advance)
+    seconds = time.perf_counter() - started
+    spare = sum(len(group) - 1 for group in groups)
+    if as_json:
+        found = [[dataclasses.asdict(one) for one in group] for group in groups]
+        console.print_json({"items": items, "duplicates": spare, "groups": found, "seconds": seconds})
+        return
+    rows = [
+        [str(number), one.key, one.label or "", f"{one.similarity:.4f}", "same file" if one.same_file else ""]
+        for number, group in enumerate(groups, 1)
+        for one in group
+    ]
+    if rows:
+        console.print_table(["group", "key", "label", "similarity", ""], rows)
+    print(f"{spare:,} of {items:,} items nearly repeat another one, in {len(groups):,} groups; {seconds:.1f} s")
 
 
 def snapshot(
@@ -183,6 +216,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `kindred collection`."""
     app.command("verify")(verify)
     app.command("compact")(compact)
+    app.command("duplicates")(duplicates)
     app.command("snapshot")(snapshot)
     app.command("snapshots")(list_snapshots)
     app.command("restore")(restore)
