@@ -4,9 +4,12 @@
     python bench/search.py --short               every section on a twentieth of the data (about a minute)
     python bench/search.py --sections exact,open
 
-Sections: exact, clients, fresh, writes, open, approximate. Peers (pip install lancedb qdrant-client milvus-lite
-pymilvus hnswlib) that are not installed are left out. Random unit vectors, except `approximate`: 1,000 clusters. Ratios
-are taken round by round, interleaved, and their median is reported. Every section runs in its own process.
+    python bench/search.py --sections approximate --embeddings FILE.npy     real ones instead of clusters
+
+Sections: exact, clients, fresh, writes, open, reads, import, approximate. Peers (pip install lancedb qdrant-client
+milvus-lite pymilvus hnswlib) that are not installed are left out. Random unit vectors, except `approximate`: 1,000
+clusters. Ratios are taken round by round, interleaved, and their median is reported. Every section runs in its own
+process.
 """
 
 import argparse
@@ -27,7 +30,7 @@ import numpy as np
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import search_peers
+from bench import search_approximate, search_load, search_peers
 from bench.harness import Target, interleave, ratio, report
 from bench.search_common import (
     BLAS_DEFAULT,
@@ -46,8 +49,8 @@ from bench.search_common import (
 )
 from index import search
 from index.catalog import Catalog
-from index.collection import LocalCollection
-from index.types import Item
+from index.filter_text import parse
+from index.types import Item, SearchOptions
 
 
 def exact(folder: Path, scale: float) -> Result:
@@ -259,61 +262,20 @@ def opening(folder: Path, scale: float) -> Result:
         pair = interleave({"1 %": among, "all": lambda: timed(lambda: search.nearest(snapshot, queries[:1], K))}, 9)
         result.add(f"exact query among 1 % of {shape}", 1e3 * statistics.median(pair["1 %"]), "ms")
         result.add(f"exact query among 1 % of {shape}: times all", ratio(pair["all"], pair["1 %"]), "×", 3)
-    return result
-
-
-def approximate(folder: Path, scale: float) -> Result:
-    """Recall and rate of the approximate kinds in batches of 64 beside hnswlib, on clustered vectors."""
-    result = Result()
-    count, dim = int(1_000_000 * scale), 128
-    vectors, queries = unit_vectors(count, dim, clusters=1000), unit_vectors(512, dim, 5, clusters=1000)
-    index = FAISS.IndexFlatIP(dim)
-    index.add(vectors)
-    truth = [set(row) for row in index.search(queries, K)[1].tolist()]
-    del index
-
-    def recall(found: list[list[int]]) -> float:
-        return statistics.mean(len(best & set(one)) / K for best, one in zip(truth, found, strict=True))
-
-    best = 0.0
-    for kind in ("flat", "ivf", "hnsw", "pq"):
-        with Catalog(folder / kind) as catalog:
-            collection = fill(catalog, vectors, kind)
-            built = timed(collection.build_index)
-
-            def ask(collection: LocalCollection = collection) -> list[list[int]]:
-                parts = [collection.search(queries[n : n + 64], OURS) for n in range(0, 512, 64)]
-                return [[int(one.key) for one in found] for part in parts for found in part]
-
-            rate = 512 / statistics.median(timed(ask) for _ in range(5))
-            info = collection.info()
-            reached = recall(ask())
-        result.add(f"{kind}: recall@10", reached, "", 0.95 if kind != "flat" else 0.9999)
-        if info.recall is not None:
-            result.add(f"{kind}: recall@10 as info says", info.recall, "")
-        result.add(f"{kind}: batches of 64", rate, "queries/s")
-        result.add(f"{kind}: building", built, "s")
-        if kind != "flat" and reached >= 0.95:
-            best = max(best, rate)
-    try:
-        import hnswlib
-    except ImportError:
-        print("hnswlib: left out, it is not installed")
-        return result
-    graph = hnswlib.Index(space="ip", dim=dim)
-    graph.init_index(max_elements=count, ef_construction=100, M=16)
-    graph.set_num_threads(CORES)
-    result.add("hnswlib: building", timed(lambda: graph.add_items(vectors)), "s")
-    for effort in (16, 32, 64, 128, 256, 512):
-        graph.set_ef(effort)
-        reached = recall(graph.knn_query(queries, K)[0].tolist())
-        if reached >= 0.95:
-            break
-    batches = [timed(lambda: [graph.knn_query(queries[n : n + 64], K) for n in range(0, 512, 64)]) for _ in range(5)]
-    rate = 512 / statistics.median(batches)
-    result.add("hnswlib: recall@10", reached, "")
-    result.add("hnswlib: batches of 64", rate, "queries/s")
-    result.add("approximate: times hnswlib at recall ≥ 0.95", best / rate, "×", 1)
+        filtered = SearchOptions(k=K, filter=parse('label = "c7"'))
+        for name, kind in search_peers.present(["lancedb"]).items():
+            peer = search_peers.opened(name, kind, folder, vectors)
+            times = interleave(
+                {
+                    "kindred": lambda: timed(lambda: collection.search(queries, filtered)),
+                    name: lambda peer=peer: timed(lambda: peer.search(queries[0], K, "number % 100 = 7")),  # type: ignore[misc]
+                },
+                9,
+            )
+            ours = 1e3 * statistics.median(times["kindred"])
+            result.add(f"query with a filter on 1 % of {shape}: kindred", ours, "ms")
+            result.add(f"query with a filter on 1 % of {shape}: {name}", 1e3 * statistics.median(times[name]), "ms")
+            result.add(f"query with a filter: times {name}", ratio(times[name], times["kindred"]), "×", 5)
     return result
 
 
@@ -323,22 +285,31 @@ SECTIONS: dict[str, Callable[[Path, float], Result]] = {
     "fresh": fresh,
     "writes": writes,
     "open": opening,
-    "approximate": approximate,
+    "reads": search_load.reads,
+    "import": search_load.imports,
 }
+APPROXIMATE = "approximate"
 
 
 def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description="The store beside FAISS and embedded vector databases.")
-    parser.add_argument("--sections", default=",".join(SECTIONS), help="comma-separated")
+    parser.add_argument("--sections", default=",".join([*SECTIONS, APPROXIMATE]), help="comma-separated")
     parser.add_argument("--short", action="store_true", help="a twentieth of the data")
     parser.add_argument("--scale", type=float, default=None, help="share of the data, 1 by default")
     parser.add_argument("--folder", type=Path, default=None, help="where the data go; default a temporary folder")
+    parser.add_argument("--kinds", default="ivf,hnsw,pq", help="of index, for `approximate`")
+    parser.add_argument("--embeddings", type=Path, default=None, help="float32 [n, D], for `approximate`")
+    parser.add_argument("--graph", type=Path, default=None, help="hnswlib's index of them, made before")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     scale = options.scale or (0.05 if options.short else 1.0)
     if options.one:
-        found = SECTIONS[options.one](options.folder, scale)
+        if options.one == APPROXIMATE:
+            kinds = options.kinds.split(",")
+            found = search_approximate.approximate(options.folder, scale, kinds, options.embeddings, options.graph)
+        else:
+            found = SECTIONS[options.one](options.folder, scale)
         targets = [(one.name, one.value, one.bound, one.at_least) for one in found.targets]
         print(json.dumps({"rows": found.rows, "targets": targets, "figures": found.figures}))
         return
@@ -346,6 +317,10 @@ def main() -> None:
     for name in options.sections.split(","):
         with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
             command = [sys.executable, __file__, "--one", name, "--scale", str(scale), "--folder", temporary]
+            command += ["--kinds", options.kinds]
+            for option in ("embeddings", "graph"):
+                if getattr(options, option) is not None:
+                    command += [f"--{option}", str(getattr(options, option).resolve())]
             root = str(Path(__file__).resolve().parents[1])
             paths = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
             run = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths})
