@@ -34,11 +34,15 @@ _GOOD_RECALL = 0.98
 _ASKED = 200
 _K = 10
 _ADDED_AT_ONCE = 20_000
-_LINKS = 32
+_LINKS = 16
 _TRAINED_ON = 40  # vectors a centroid
-_EFFORTS = {"hnsw": (32, 64, 128, 256, 512), "ivf": (2, 4, 8, 16, 32, 64, 128, 256), "pq": (2, 4, 8, 16, 32, 64, 128)}
+_EFFORTS = {
+    "hnsw": (16, 24, 32, 48, 64, 96, 128, 192, 256, 512),
+    "ivf": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256),
+    "pq": (2, 4, 8, 16, 32, 64, 128),
+}
 # Candidates that are scored exactly, a neighbour: the coarser the codes, the more.
-_PROPOSALS = {"hnsw": (2.0,), "ivf": (2.0,), "pq": (8.0, 32.0)}
+_PROPOSALS = {"hnsw": (1.0,), "ivf": (1.0,), "pq": (8.0, 32.0)}
 _QUERIES_A_THREAD = 2
 # FAISS's own type hints lack much of what is used here.
 _FAISS: Any = faiss
