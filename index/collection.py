@@ -18,8 +18,9 @@ from index.columns import Mask, Slots, Snapshot
 from index.fields import Fields
 from index.filter_sql import matching_rows
 from index.filters import Condition, check
+from index.ranges import within
 from index.rich import MAX_DIVERSE, diverse, grouped, pool_size
-from index.search import Found, cut, neighbours
+from index.search import Found, cut, excluding, neighbours
 from index.selection import count_values, groups_of, select
 from index.store import Store
 from index.types import (
@@ -44,6 +45,8 @@ from index.types import (
 )
 
 _PAGE = 1000
+# From more neighbours on, a least similarity is what a search goes by.
+_FEW = 1000
 
 
 class LocalCollection:
@@ -226,7 +229,8 @@ class LocalCollection:
         Raises:
             InvalidArgumentError: a query or an option is out of its range.
         """
-        validate.neighbours(options.k)
+        bounded = options.min_similarity is not None and not (options.group_by or options.diversity)
+        validate.neighbours(options.k, validate.MAX_WITHIN if bounded else validate.MAX_K)
         _check_range("min_similarity", options.min_similarity, -1.0, 1.0)
         _check_range("group_size", options.group_size, 1, 100)
         _check_range("diversity", options.diversity, 0.0, 1.0)
@@ -236,13 +240,13 @@ class LocalCollection:
         _check_per_query("exclude", options.exclude, len(units))
         if options.filter is None and not (options.with_payload or options.group_by or options.diversity):
             snapshot = self._store.snapshot()
-            found = neighbours(snapshot, units, options)
+            found = _found(snapshot, units, options)
             return _neighbours(snapshot, found, {}, options.with_vector)
         with self._selected(options.filter) as (connection, snapshot, mask):
             if options.group_by or options.diversity:
                 found = self._weighed(connection, snapshot, units, options, mask)
             else:
-                found = neighbours(snapshot, units, options, None if options.filter is None else mask)
+                found = _found(snapshot, units, options, None if options.filter is None else mask)
             payloads: dict[int, Payload] = {}
             if options.with_payload:
                 sequences = {int(sequence) for one in found for sequence in snapshot.sequences[one.slots]}
@@ -411,6 +415,14 @@ class LocalCollection:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _found(snapshot: Snapshot, queries: Vector, options: SearchOptions, mask: Mask | None = None) -> list[Found]:
+    if options.min_similarity is None or options.k <= _FEW:
+        return neighbours(snapshot, queries, options, mask)
+    more = max((len(keys) for keys in options.exclude), default=0)
+    answers = within(snapshot, queries, options.k + more, options.min_similarity, mask)
+    return excluding(snapshot, answers, options)
 
 
 def _check_range(field: str, value: float | None, low: float, high: float) -> None:

@@ -47,12 +47,16 @@ def neighbours(snapshot: Snapshot, queries: Vector, options: SearchOptions, mask
         answers = [snapshot.combiner.ask((snapshot, queries, options.k + more))]
     else:
         answers = nearest(snapshot, queries, options.k + more, mask)
-    if more:
-        answers = [
-            _without(snapshot, found, keys).first(options.k)
-            for found, keys in zip(answers, options.exclude, strict=True)
-        ]
-    return [cut(found, options.min_similarity) for found in answers]
+    return [cut(found, options.min_similarity) for found in excluding(snapshot, answers, options)]
+
+
+def excluding(snapshot: Snapshot, answers: list[Found], options: SearchOptions) -> list[Found]:
+    """Return the answers less each query's excluded keys, cut at `k`."""
+    if not any(options.exclude):
+        return answers
+    return [
+        _without(snapshot, found, keys).first(options.k) for found, keys in zip(answers, options.exclude, strict=True)
+    ]
 
 
 def cut(found: Found, min_similarity: float | None) -> Found:
@@ -181,7 +185,7 @@ def _settled(snapshot: Snapshot, slots: Slots, exact: NDArray[np.float32], k: in
     best, near = slots[:, :k], exact[:, :k]
     answers: list[Found | None] = [Found(*pair) for pair in zip(best, near, strict=True)]
     for row in np.flatnonzero(tied & proven).tolist():
-        answers[row] = _ranked(snapshot, slots[row], exact[row], k)
+        answers[row] = ranked(snapshot, slots[row], exact[row], k)
     for row in np.flatnonzero(~proven).tolist():
         answers[row] = None
     return answers
@@ -207,12 +211,12 @@ def _by_scoring(snapshot: Snapshot, queries: Vector, k: int, matching: Slots) ->
                 candidates, values = candidates[stay], values[stay]
             kept[row] = (candidates, values)
     return [
-        _ranked(snapshot, slots, similarities(query[None], snapshot.vectors[slots][None])[0], k)
+        ranked(snapshot, slots, similarities(query[None], snapshot.vectors[slots][None])[0], k)
         for query, (slots, _) in zip(queries, kept, strict=True)
     ]
 
 
-def _ranked(snapshot: Snapshot, slots: Slots, exact: NDArray[np.float32], k: int) -> Found:
+def ranked(snapshot: Snapshot, slots: Slots, exact: NDArray[np.float32], k: int) -> Found:
     """Return the k most similar of the slots, equal ones in the order of their keys."""
     bound = np.partition(exact, len(exact) - k)[len(exact) - k]
     near = np.flatnonzero(exact >= bound)

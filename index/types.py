@@ -178,7 +178,8 @@ class SearchOptions:
     """Which neighbours to find.
 
     Attributes:
-        k: neighbours per query, 1 to 10,000; fewer are returned only when fewer match.
+        k: neighbours per query, 1 to 10,000; fewer are returned only when fewer match. With `min_similarity`, and
+            neither groups nor diversity, up to 1,000,000: then everything so similar is found, exactly.
         min_similarity: leaves out less similar neighbours, -1 to 1; None means no bound.
         with_payload: fill in the neighbours' payloads.
         with_vector: fill in the neighbours' vectors.

@@ -20,6 +20,8 @@ from sources.values import text_bytes
 MAX_SPACE_BYTES = 128
 MAX_DIM = 65_536
 MAX_K = 10_000
+# … of a search that has a least similarity.
+MAX_WITHIN = 1_000_000
 INDEX_KINDS = ("auto", "flat", "hnsw", "ivf", "pq")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -64,10 +66,10 @@ def dim(value: int) -> int:
     return value
 
 
-def neighbours(k: int) -> int:
-    """Return the number of neighbours to find, 1 to 10,000."""
-    if not 1 <= k <= MAX_K:
-        raise InvalidArgumentError(f"k must be 1 to {MAX_K}, it is {k}", field="k")
+def neighbours(k: int, most: int = MAX_K) -> int:
+    """Return the number of neighbours to find, 1 to `most`."""
+    if not 1 <= k <= most:
+        raise InvalidArgumentError(f"k must be 1 to {most}, it is {k}", field="k")
     return k
 
 

@@ -210,7 +210,7 @@ class SearchParameters:
 
 def search_series(noun: str, part: Callable[[Member], common.Query], asked: SearchParameters) -> SearchSeries[Member]:
     """Return the series that searches; fewer queries travel together when their answers are large."""
-    messages.bounded("k", asked.k, 1, 10_000)
+    messages.bounded("k", asked.k, 1, 10_000 if asked.min_similarity is None else NEIGHBOURS)
     messages.bounded("group_size", asked.group_size, 0, 100)
     condition = messages.filter_message(asked.filter)
     answer = asked.k * (64 + 4096 * asked.with_vector + 1024 * asked.with_payload)

@@ -194,7 +194,8 @@ class Client:
             vectors: embeddings of the collection's space, [N, D] or [D].
             keys: keys of stored items, each of which is left out of its own answer.
             examples: stored items and vectors that the answer should resemble, and others that it should not.
-            k: neighbours per query, 1 to 10,000; fewer only when fewer match.
+            k: neighbours per query, 1 to 10,000, with `min_similarity` (and neither groups nor diversity) to 100,000;
+                fewer only when fewer match.
             filter: only items that match are found, for example `label = "shoe" AND payload.price < 10`.
             min_similarity: leaves out neighbours that are less similar, −1 to 1.
             with_payload: fill in the neighbours' payloads.

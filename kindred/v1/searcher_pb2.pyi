@@ -39,7 +39,9 @@ class SearchRequest(_message.Message):
     collection: _builtins.str
     """The collection's name."""
     k: _builtins.int
-    """Neighbours per query, 1 to 10,000; 0 means 10. Fewer are returned only when fewer match."""
+    """Neighbours per query, 1 to 10,000; 0 means 10. Fewer are returned only when fewer match. With `min_similarity`, and
+    neither groups nor diversity, up to 100,000: everything that is so similar.
+    """
     min_similarity: _builtins.float
     """Leaves out neighbours whose similarity is below it, −1 to 1; absent means no bound."""
     with_payload: _builtins.bool

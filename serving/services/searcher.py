@@ -55,9 +55,11 @@ class Searcher(searcher_pb2_grpc.SearcherServicer):
 
     async def Search(self, request: searcher_pb2.SearchRequest, context: Context) -> searcher_pb2.SearchResponse:
         check_count(request.queries, self._limits.max_batch_items, "queries")
+        bound = _similarity(request)
+        ranged = bound is not None and not (request.group_by or request.diversity)
         options = SearchOptions(
-            k=self._k(request.k, DEFAULT_SEARCH_K),
-            min_similarity=_similarity(request),
+            k=self._k(request.k, DEFAULT_SEARCH_K, self._limits.max_neighbours if ranged else self._limits.max_k),
+            min_similarity=bound,
             with_payload=request.with_payload,
             with_vector=request.with_vector,
             filter=given_filter(request),
@@ -105,7 +107,7 @@ class Searcher(searcher_pb2_grpc.SearcherServicer):
             bound = own.min_similarity if own and bound is None else bound
         options = ClassifyOptions(
             method=method,
-            k=self._k(request.k, DEFAULT_CLASSIFY_K),
+            k=self._k(request.k, DEFAULT_CLASSIFY_K, self._limits.max_k),
             temperature=temperature,
             min_similarity=bound,
             min_confidence=check_range(request.min_confidence, 0, 1, "min_confidence"),
@@ -153,9 +155,10 @@ class Searcher(searcher_pb2_grpc.SearcherServicer):
                 answers.append(searcher_pb2.ClassifyResult(prediction=write_prediction(prediction)))
         return answers
 
-    def _k(self, k: int, default: int) -> int:
-        if k > self._limits.max_k:
-            raise InvalidArgumentError(f"k must be 1 to {self._limits.max_k}, or 0 for {default}", field="k")
+    @staticmethod
+    def _k(k: int, default: int, most: int) -> int:
+        if k > most:
+            raise InvalidArgumentError(f"k must be 1 to {most}, or 0 for {default}", field="k")
         return k or default
 
     def _check_size(self, queries: int, options: SearchOptions, dim: int) -> None:

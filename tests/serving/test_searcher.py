@@ -159,6 +159,20 @@ def test_an_answer_that_would_be_huge_is_refused_before_the_search(shop: Running
     assert fields(refused(lambda: search(shop, *many, k=10_000), grpc.StatusCode.INVALID_ARGUMENT)) == ["k"]
 
 
+def test_with_a_bound_k_may_be_large_and_finds_everything_so_similar(shop: Running) -> None:
+    (every,) = search(shop, Query(key="i1"), k=10_000)
+    bound = every.neighbours[len(every.neighbours) // 2].similarity
+    (within,) = search(shop, Query(key="i1"), k=100_000, min_similarity=bound)
+    assert keys(within) == [one.key for one in every.neighbours if one.similarity >= bound]
+    assert len(keys(within)) > 1
+    for parts in ({"k": 100_001}, {"k": 10_001, "group_by": "label"}):
+        status = refused(
+            lambda parts=parts: search(shop, Query(key="i1"), min_similarity=bound, **parts),  # type: ignore[misc]
+            grpc.StatusCode.INVALID_ARGUMENT,
+        )
+        assert fields(status) == ["k"]
+
+
 def test_batches_of_a_wrong_size_are_refused(shop: Running) -> None:
     for ask in (search, classify):
         for queries in ([], [Query(key="i1")] * 257):
