@@ -9,6 +9,7 @@ import os
 import platform
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -16,6 +17,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+_REST_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +44,15 @@ class Target:
 
 
 def interleave(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Run every contender once a round, in turn, after one uncounted round; return their figures by name."""
+    """Run every contender once a round, in turn, after one uncounted round; return their figures by name.
+
+    Each begins after a rest: the threads of OpenMP and of others go on spinning for a while after a call, at the cost
+    of whoever comes next.
+    """
     figures: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
         for name, measure in contenders.items():
+            time.sleep(_REST_SECONDS)
             value = measure()
             if number > 0:
                 figures[name].append(value)
