@@ -44,6 +44,7 @@ from bench.search_common import (
     fill,
     sgemm_for,
     sgemm_peak,
+    synced,
     timed,
     unit_vectors,
 )
@@ -168,6 +169,7 @@ def writes(folder: Path, scale: float) -> Result:
         random = np.random.default_rng(0)
         keys = [str(n) for n in random.permutation(count)[:200]]
         deletes = [timed(lambda key=key: collection.delete([key])) for key in keys]  # type: ignore[misc]
+        result.add("4 KiB appended and synced: the disk alone", 1e3 * synced(folder / "synced"), "ms")
         result.add(f"one delete among {count:,}: kindred", 1e3 * statistics.median(deletes), "ms", 0.25, False)
         index = FAISS.IndexIDMap2(FAISS.IndexFlatIP(dim))
         index.add_with_ids(vectors, np.arange(count))

@@ -1,8 +1,11 @@
 """What the sections of bench/search.py share: vectors, collections, FAISS as people call it, and what they found."""
 
+import os
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -76,6 +79,17 @@ def as_people_call_it(index: Any, queries: Vectors) -> Any:
         return index.search(queries, K)[1]
     finally:
         FAISS.cvar.distance_compute_blas_threshold = 1
+
+
+def synced(path: Path) -> float:
+    """Return the seconds that the disk takes to append 4 KiB and keep them, which no durable write can be below."""
+    with path.open("wb", buffering=0) as file:
+
+        def append() -> None:
+            file.write(bytes(4096))
+            os.fdatasync(file.fileno())
+
+        return statistics.median(timed(append) for _ in range(200))
 
 
 def sgemm_peak() -> float:
