@@ -26,6 +26,7 @@ COMMANDS = {
     "report": "training.run_options:report_command",
     "compare": "training.run_options:compare_command",
     "sweep": "training.run_options:sweep_command",
+    "adopt": "kindred.commands.adopt:adopt",
     "index": "kindred.commands.index:index",
     "collection": "kindred.commands.collection:app",
     "serve": "kindred.commands.serve:serve",
