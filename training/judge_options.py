@@ -22,6 +22,11 @@ ROWS = {
     "map_at_r": ("MAP@R", ".2%"),
     "onnx_max_abs_diff": ("largest difference, ONNX and torch", ".1e"),
     "onnx_knn_agreement": ("same nearest neighbour", ".2%"),
+    "knn_agreement": ("same nearest-neighbour answer", ".2%"),
+    "float_share": ("left in float32, of the layers", ".0%"),
+    "sample_count": ("held-out images", ",d"),
+    "file_bytes": ("bytes", ",d"),
+    "parent_bytes": ("bytes of the original", ",d"),
     "train_count": ("training images", ",d"),
     "test_count": ("test images", ",d"),
     "class_count": ("classes", ",d"),
@@ -63,7 +68,18 @@ def evaluate_command(
 
 
 def export_command(
-    run: Annotated[Path, typer.Argument(help="The training run's folder.", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|MODEL.onnx", help="The training run's folder, or an artifact to convert.", show_default=False
+        ),
+    ],
+    int8: Annotated[bool, typer.Option("--int8", help="Write the model's int8 twin, for CPUs.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Write the model's float16 twin, for GPUs.")] = False,
+    images: Annotated[
+        str,
+        typer.Option(metavar="SOURCE", help="Images to convert an artifact by and to check it on.", show_default=False),
+    ] = "",
     data: Annotated[str, typer.Option(help="The run's training images, if they have moved.", show_default=False)] = "",
     test: Annotated[str, typer.Option(help="Its test images, if they have moved.", show_default=False)] = "",
     page: Annotated[
@@ -71,11 +87,42 @@ def export_command(
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line.")] = False,
 ) -> None:
-    """Export a run's last checkpoint to its model.onnx, checked against torch on real images and scored."""
+    """Export a run's last checkpoint to its model.onnx, checked against torch on real images and scored.
+
+    With --int8 or --fp16, write a twin of lower precision beside the model, checked against the model.
+    """
+    from encoder.errors import InvalidArgumentError
+
+    if int8 and fp16:
+        raise InvalidArgumentError("give either --int8 or --fp16", field="int8")
+    if int8 or fp16:
+        _reduce(run, "int8" if int8 else "float16", images, data, test, as_json=as_json)
+        return
+    if images or run.is_file():
+        raise InvalidArgumentError("an artifact is exported anew with --int8 or --fp16, and --images SOURCE")
     from training.export import export_run
 
     report = export_run(run, data=data, test_data=test, page=page)
     _show(f"{report.model} written", {**report.to_json(), "model": str(report.model)}, as_json=as_json)
+
+
+def _reduce(
+    source: Path, precision: Literal["int8", "float16"], images: str, data: str, test: str, *, as_json: bool
+) -> None:
+    from encoder.artifact import read_metadata
+    from encoder.errors import InvalidArgumentError
+    from training.reduced import reduce_artifact, reduce_run, split_images, twin_path
+
+    if source.is_file():
+        if not images:
+            raise InvalidArgumentError("name images like those to be served with --images SOURCE", field="images")
+        calibration, held_out = split_images(_load(images, read_metadata(source), "all"))
+        report = reduce_artifact(source, twin_path(source, precision), precision, calibration, held_out)
+    else:
+        if images:
+            raise InvalidArgumentError("a run knows its images; --images is for an artifact", field="images")
+        report = reduce_run(source, precision, data=data, test=test)
+    _show(f"{report.model} written", report.to_json(), as_json=as_json)
 
 
 def _load(spec: str, metadata: "Metadata", split: "Split") -> "ImageSet":

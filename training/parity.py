@@ -64,7 +64,12 @@ def check_logits(head: nn.Linear, embeddings: NDArray[np.float32], logits: NDArr
 
 
 def knn_agreement(
-    reference: NDArray[np.float32], candidate: NDArray[np.float32], labels: Labels, *, tie: float = TIE
+    reference: NDArray[np.float32],
+    candidate: NDArray[np.float32],
+    labels: Labels,
+    *,
+    tie: float = TIE,
+    gallery: NDArray[np.float32] | None = None,
 ) -> float:
     """Return the share of images whose nearest other image has the same label in both sets of embeddings, 0 to 1.
 
@@ -76,15 +81,17 @@ def knn_agreement(
         candidate: [N, D] float32 of unit length, of the same images.
         labels: [N] int.
         tie: cosine difference that counts as equal.
+        gallery: [N, D] embeddings that the candidate's queries are put to; None is the candidate's own.
     """
     ours, theirs = torch.from_numpy(reference), torch.from_numpy(candidate)
+    asked = theirs if gallery is None else torch.from_numpy(gallery)
     answers = torch.from_numpy(np.asarray(labels, dtype=np.int64))
     agreed = 0
     for start in range(0, len(ours), 1024):
         rows = torch.arange(start, min(start + 1024, len(ours)))
-        cosines = _others(ours, rows)
+        cosines = _others(ours, rows, ours)
         _, right = nearest(cosines, 1)
-        _, given = nearest(_others(theirs, rows), 1)
+        _, given = nearest(_others(theirs, rows, asked), 1)
         near = cosines.gather(1, given) >= cosines.gather(1, right) - tie
         agreed += int(((answers[right] == answers[given]) | near).sum())
     return agreed / len(ours)
@@ -107,8 +114,8 @@ def torch_embeddings(
     return np.asarray(torch.cat(parts).numpy(), dtype=np.float32)
 
 
-def _others(embeddings: Tensor, rows: Tensor) -> Tensor:
-    """Return the cosines [Q, N] of some rows to all embeddings, each row's own set to -inf."""
-    cosines = embeddings[rows] @ embeddings.T
+def _others(queries: Tensor, rows: Tensor, gallery: Tensor) -> Tensor:
+    """Return the cosines [Q, N] of some rows to the whole gallery, each row's own set to -inf."""
+    cosines = queries[rows] @ gallery.T
     cosines[torch.arange(len(rows)), rows] = -torch.inf
     return cosines
