@@ -118,7 +118,7 @@ def _triple(name: str, text: str) -> tuple[float, float, float] | None:
 def _read(source: Path, preprocess: "Preprocess") -> "Iterator[NDArray[np.uint8]]":
     """Yield the first images of a source that can be read; at least two."""
     from encoder.images import load_pixels
-    from index.sources import open_source
+    from sources.opening import open_source
 
     found = 0
     for record in open_source(source):

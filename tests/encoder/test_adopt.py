@@ -1,6 +1,7 @@
 """Encoders exported elsewhere become artifacts that do what they did; what cannot be adopted is refused in one line."""
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,9 +23,9 @@ from encoder.images import load_pixels
 from encoder.metadata import Preprocess
 from encoder.session import Encoder
 from encoder.wrapping import wrap
+from sources.opening import open_source
 from tests.data import shared_data
 from tests.foreign import ConvNet, Tokens, export
-from training.sources import read_archive
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 SETTINGS = AdoptSettings(MEAN, STD)
@@ -326,10 +327,9 @@ def test_a_preset_prepares_real_photos_as_its_family_does(tmp_path: Path) -> Non
     preset = PRESETS["clip"]
     settings = AdoptSettings(preset.mean, preset.std, interpolation=preset.interpolation)
     path = export(ConvNet(), tmp_path / "conv.onnx")
-    entries = read_archive(shared_data("grocery-test.tar"), 2**24)
-    photos = np.stack(
-        [load_pixels(e.data, Preprocess(32, 32, "crop", "bicubic")) for e, _ in zip(entries, range(4), strict=False)]
-    )
+    records = itertools.islice(open_source(shared_data("grocery-test.tar")), 4)
+    prepared = Preprocess(32, 32, "crop", "bicubic")
+    photos = np.stack([load_pixels(record.data, prepared) for record in records if isinstance(record.data, bytes)])
     encoder = adopted(path, settings, photos)
     assert read_metadata(path.with_name("adopted.onnx")).preprocess == Preprocess(32, 32, "crop", "bicubic")
     session = ort.InferenceSession(path)
