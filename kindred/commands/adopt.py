@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from encoder.errors import ImageError, InvalidArgumentError, KindredError
+from encoder.errors import ImageError, InvalidArgumentError
 from kindred.commands import shared
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _read(source: Path, preprocess: "Preprocess") -> "Iterator[NDArray[np.uint8]
     for record in open_source(source):
         if found == CHECKED_IMAGES:
             return
-        if isinstance(record.data, KindredError):
+        if not isinstance(record.data, bytes):
             continue
         try:
             yield load_pixels(record.data, preprocess)
