@@ -98,7 +98,7 @@ def test_float16_halves_the_weights_and_says_that_a_cpu_is_slow(
     encoder = Encoder.open(tmp_path / "fp16.onnx")
     assert "CPUs run slowly" in caplog.text
     lengths = np.linalg.norm(encoder.embed_pixels(digits[1].pixels), axis=1)
-    assert np.abs(lengths - 1).max() < 1e-6  # the norm is in float32
+    assert np.abs(lengths - 1).max() < 1e-3  # components rounded to float16
 
 
 def test_a_transformers_layers_become_int8_and_its_attention_stays(tmp_path: Path) -> None:
