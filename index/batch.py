@@ -4,35 +4,42 @@
 
 Each stage works while the others do, a few batches apart, so that memory does not depend on the source's size. What
 has been stored is recognised by key and content hash before it is decoded: running the same again does only what is
-missing.
+missing. Vectors take the same way, past decoding and embedding.
 """
 
-import hashlib
 import os
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder.errors import ImageError, InvalidArgumentError, KindredError
+from encoder.errors import ImageError, InvalidArgumentError
 from encoder.images import DecodeLimits
+from index.intake import Conflict, Intake, New, Sink
 from index.prefetch import Prefetch
-from index.report import Failure, IndexInterruptedError, IndexReport, Progress, Tally
-from index.seen import Seen, SeenKeys
-from index.types import Item, Payload, UpsertResult
+from index.report import Failure, Finding, IndexInterruptedError, IndexReport, Progress, Tally
+from index.seen import SeenKeys
+from index.types import Item, Vector
 from sources.records import Record
 
 __all__ = ["Failure", "IndexInterruptedError", "IndexReport", "Progress", "Sink", "available_cores", "index_images"]
 
 # A batch is cut short when its files grow to this size together, so that large photos cannot fill the memory.
 _MAX_BATCH_BYTES = 32 * 2**20
+# Files that one task decodes, one after the other: handing over small ones one by one costs more than decoding them.
+_DECODED_AT_ONCE = 16
+_DECODED_BYTES_AT_ONCE = 128 * 1024
 # Batches read and being decoded ahead of the one that is being embedded; embedded ones ahead of the one being stored.
 _READ_AHEAD = 2
 _EMBED_AHEAD = 1
+# Items looked at at once for those that are no longer in the source.
+_PAGE = 1000
+
+Decoded = list[NDArray[np.uint8] | ImageError]
 
 
 class Model(Protocol):
@@ -47,49 +54,45 @@ class Model(Protocol):
         ...
 
 
-class Sink(Protocol):
-    """Where items go: a local collection, or a client of a server. Its methods are called from two threads at once."""
-
-    def content_hashes(self, keys: Sequence[str]) -> Mapping[str, bytes | None]:
-        """Return the content hashes of those of the keys that exist."""
-        ...
-
-    def upsert(self, items: Sequence[Item]) -> UpsertResult:
-        """Store items whose keys are all different, durably."""
-        ...
-
-
 def available_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def index_images(
-    encoder: Model,
+    encoder: Model | None,
     records: Iterable[Record],
     sink: Sink,
     *,
     batch_size: int = 64,
     workers: int | None = None,
+    on_conflict: Conflict = "replace",
+    sync: bool = False,
     total: int | None = None,
     limits: DecodeLimits | None = None,
     on_progress: Progress | None = None,
+    on_finding: Callable[[Finding], None] | None = None,
 ) -> IndexReport:
-    """Embed and store the images that the sink does not hold yet.
+    """Embed and store the images that the sink does not hold yet, and store vectors as they are.
 
-    A record whose key exists with the same content is skipped, one with other content replaces it. A key that comes
-    twice in one run: the first counts; the second is skipped when its content is the same, and reported otherwise,
-    because two sources then use one key for two images.
+    A record whose key exists with the same content is not embedded again; its label and payload are updated when they
+    have changed. A key that comes twice in one run: the first counts; the second is skipped when its content is the
+    same, and reported otherwise, because two sources then use one key for two images.
 
     Args:
-        encoder: turns files into embeddings.
-        records: the images; read by one thread.
+        encoder: turns files into embeddings; None when the records are vectors.
+        records: the images or vectors; read by one thread.
         sink: where the items go.
         batch_size: images that are embedded, and stored, at once.
         workers: threads that decode; None takes one for each core.
+        on_conflict: what becomes of a record whose key exists with other content: it replaces that, is skipped (as are
+            changes of label and payload), or is an error.
+        sync: delete what the sink holds and the source does not. Only done when the whole source could be read, and
+            something was in it.
         total: number of records when it is known, for `on_progress` alone.
         limits: what is refused as an image.
         on_progress: called whenever records are dealt with, never by two threads at once, not by the caller's thread.
+        on_finding: called with every record that failed, is a duplicate or was deleted, likewise.
 
     Raises:
         IndexInterruptedError: Ctrl-C was pressed; the batch in hand has been stored.
@@ -100,8 +103,8 @@ def index_images(
         raise InvalidArgumentError("batch size must be at least 1", field="batch_size")
     if workers is not None and workers < 1:
         raise InvalidArgumentError("workers must be at least 1", field="workers")
-    options = _Options(batch_size, workers or available_cores(), limits or DecodeLimits())
-    run = _Run(encoder, sink, options, Tally(total, on_progress))
+    options = _Options(batch_size, workers or available_cores(), limits or DecodeLimits(), on_conflict, sync)
+    run = _Run(encoder, sink, options, Tally(total, on_progress, on_finding))
     return _await(run, records)
 
 
@@ -110,16 +113,35 @@ class _Options:
     batch_size: int
     workers: int
     limits: DecodeLimits
+    on_conflict: Conflict
+    sync: bool
 
 
-class _Loading(NamedTuple):
-    """A record on its way to being an item; without its bytes, which are not needed once decoded."""
+class _Batch:
+    """Records on their way to being items; without their bytes, which are not needed once decoded."""
 
-    key: str
-    label: str | None
-    payload: Payload | None
-    content_hash: bytes
-    pixels: Future[NDArray[np.uint8]]
+    def __init__(self) -> None:
+        self.records: list[New] = []
+        self.size = 0
+        self.tasks: list[Future[Decoded]] = []
+        self._files: list[bytes] = []
+        self._files_size = 0
+
+    def add(self, new: New) -> None:
+        """Take a record; its file waits for others that are decoded with it."""
+        self.size += len(new.data) if isinstance(new.data, bytes) else new.data.nbytes
+        if isinstance(new.data, bytes):
+            self._files.append(new.data)
+            self._files_size += len(new.data)
+            new = new._replace(data=b"")
+        self.records.append(new)
+
+    def decode(self, decode: Callable[[list[bytes]], Future[Decoded]], *, last: bool) -> None:
+        """Hand the files over to be decoded when there are enough of them."""
+        enough = len(self._files) >= _DECODED_AT_ONCE or self._files_size >= _DECODED_BYTES_AT_ONCE
+        if self._files and (enough or last):
+            self.tasks.append(decode(self._files))
+            self._files, self._files_size = [], 0
 
 
 def _await(run: "_Run", records: Iterable[Record]) -> IndexReport:
@@ -145,7 +167,7 @@ def _await(run: "_Run", records: Iterable[Record]) -> IndexReport:
 class _Run:
     """The stages of one run. Each looks at `stop` before it begins with a batch."""
 
-    def __init__(self, encoder: Model, sink: Sink, options: _Options, tally: Tally) -> None:
+    def __init__(self, encoder: Model | None, sink: Sink, options: _Options, tally: Tally) -> None:
         self.stop = threading.Event()
         self._encoder = encoder
         self._sink = sink
@@ -154,12 +176,15 @@ class _Run:
 
     def run(self, records: Iterable[Record]) -> IndexReport:
         """Run all stages to the end, to `stop` or to the first exception, and end their threads."""
-        with ThreadPoolExecutor(self._options.workers, thread_name_prefix="decode") as pool:
-            loading = Prefetch(self._load(records, pool), _READ_AHEAD, "read")
-            embedded = Prefetch(self._embed(loading), _EMBED_AHEAD, "embed")
+        pool = ThreadPoolExecutor(self._options.workers, thread_name_prefix="decode")
+        with SeenKeys() as seen, pool:
+            loading = Prefetch(self._load(records, pool, seen), _READ_AHEAD, "read")
+            embedded = Prefetch(self._embed(loading, seen), _EMBED_AHEAD, "embed")
             try:
                 for items in embedded:
                     self._tally.wrote(self._sink.upsert(items))
+                if self._options.sync and not self.stop.is_set() and not self._tally.incomplete:
+                    self._delete_vanished(seen)
             finally:
                 self.stop.set()
                 for stage in (loading, embedded):
@@ -169,79 +194,65 @@ class _Run:
                 pool.shutdown(cancel_futures=True)
         return self._tally.report()
 
-    def _load(self, records: Iterable[Record], pool: ThreadPoolExecutor) -> Generator[list[_Loading], None, None]:
+    def _load(
+        self, records: Iterable[Record], pool: ThreadPoolExecutor, seen: SeenKeys
+    ) -> Generator[_Batch, None, None]:
         """Yield full batches of what is not known yet, being decoded already."""
-        batch: list[_Loading] = []
-        size = 0
-        with SeenKeys() as seen:
-            for chunk in _chunks(self._readable(records), self._options.batch_size):
-                for record, data, digest in self._unknown(chunk, seen):
-                    pixels = pool.submit(self._encoder.load_pixels, data, self._options.limits)
-                    batch.append(_Loading(record.key, record.label, record.payload, digest, pixels))
-                    size += len(data)
-                    if len(batch) == self._options.batch_size or size >= _MAX_BATCH_BYTES:
-                        yield batch
-                        batch, size = [], 0
-        if batch:
+        intake = Intake(self._sink, self._options.on_conflict, seen, self._tally, self.stop)
+        batch = _Batch()
+        for new in intake.new(records, self._options.batch_size, _MAX_BATCH_BYTES):
+            if self._encoder is None and isinstance(new.data, bytes):
+                self._tally.failed(new.key, "it is an image, and no model was given to embed it")
+                continue
+            batch.add(new)
+            full = len(batch.records) == self._options.batch_size or batch.size >= _MAX_BATCH_BYTES
+            batch.decode(lambda files: pool.submit(self._decode, files), last=full)
+            if full:
+                yield batch
+                batch = _Batch()
+        if batch.records:
+            batch.decode(lambda files: pool.submit(self._decode, files), last=True)
             yield batch
 
-    def _readable(self, records: Iterable[Record]) -> Iterator[tuple[Record, bytes]]:
-        for record in records:
-            if self.stop.is_set():
-                return
-            if isinstance(record.data, bytes):
-                yield record, record.data
-            elif isinstance(record.data, KindredError):
-                self._tally.failed(record.key, str(record.data))
-            else:
-                self._tally.failed(record.key, "it is a vector, and an image is needed")
+    def _decode(self, files: list[bytes]) -> Decoded:
+        assert self._encoder is not None  # noqa: S101  _load has seen to it
+        decoded: Decoded = []
+        for data in files:
+            try:
+                decoded.append(self._encoder.load_pixels(data, self._options.limits))
+            except ImageError as error:
+                decoded.append(error)
+        return decoded
 
-    def _unknown(self, chunk: list[tuple[Record, bytes]], seen: SeenKeys) -> Iterator[tuple[Record, bytes, bytes]]:
-        """Yield the records that have to be embedded, their bytes and their content hashes."""
-        known = self._sink.content_hashes([record.key for record, _ in chunk])
-        skipped = 0
-        for record, data in chunk:
-            digest = hashlib.sha256(data).digest()
-            before = seen.add(record.key, digest)
-            if before is Seen.OTHER_CONTENT:
-                self._tally.failed(record.key, "another image of this run has the same key; give each its own path")
-            elif before is Seen.SAME_CONTENT or known.get(record.key) == digest:
-                skipped += 1
-            else:
-                yield record, data, digest
-        if skipped:
-            self._tally.skipped(skipped)
-
-    def _embed(self, batches: Iterable[list[_Loading]]) -> Generator[list[Item], None, None]:
+    def _embed(self, batches: Iterable[_Batch], seen: SeenKeys) -> Generator[list[Item], None, None]:
         for batch in batches:
-            good: list[_Loading] = []
+            decoded = iter([one for task in batch.tasks for one in task.result()])
+            good: list[New] = []
             pixels: list[NDArray[np.uint8]] = []
-            for loading in batch:
-                try:
-                    pixels.append(loading.pixels.result())
-                    good.append(loading)
-                except ImageError as error:
-                    self._tally.failed(loading.key, str(error))
+            for new in batch.records:
+                image = next(decoded) if isinstance(new.data, bytes) else None
+                if isinstance(image, ImageError):
+                    seen.forget(new.key)
+                    self._tally.failed(new.key, str(image))
+                    continue
+                good.append(new)
+                if image is not None:
+                    pixels.append(image)
             if self.stop.is_set():
                 return
             if good:
-                vectors = self._encoder.embed_pixels(np.stack(pixels))
-                yield [_item(loading, vector) for loading, vector in zip(good, vectors, strict=True)]
+                made = iter(self._encoder.embed_pixels(np.stack(pixels)) if pixels and self._encoder else ())
+                yield [_item(new, new.data if isinstance(new.data, np.ndarray) else next(made)) for new in good]
+
+    def _delete_vanished(self, seen: SeenKeys) -> None:
+        """Delete what the source no longer holds; an empty source is rather a mistake than a wish."""
+        after = 0
+        while not seen.empty() and not self.stop.is_set() and (page := self._sink.scroll(after, _PAGE)):
+            after = page[-1].sequence
+            if gone := seen.missing([item.key for item in page]):
+                self._sink.delete(gone)
+                self._tally.deleted(gone)
 
 
-def _item(loading: _Loading, vector: NDArray[np.float32]) -> Item:
-    return Item(loading.key, vector, loading.label, loading.payload, loading.content_hash)
-
-
-def _chunks(records: Iterable[tuple[Record, bytes]], count: int) -> Iterator[list[tuple[Record, bytes]]]:
-    """Group records into lists of at most `count`, fewer when they are large."""
-    chunk: list[tuple[Record, bytes]] = []
-    size = 0
-    for record, data in records:
-        chunk.append((record, data))
-        size += len(data)
-        if len(chunk) == count or size >= _MAX_BATCH_BYTES:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
+def _item(new: New, vector: Vector) -> Item:
+    return Item(new.key, vector, new.label, new.payload, new.content_hash)

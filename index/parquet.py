@@ -8,18 +8,46 @@ The file's metadata name the embedding space. Both ways work in pieces, so that 
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from encoder.errors import InvalidArgumentError, NotFoundError
-from index.types import Item, StoredItem, UpsertResult
+from index.types import Item, StoredItem, UpsertResult, Vector
 
 _ROWS_AT_ONCE = 4096
 _SPACE = b"kindred.space"
 Progress = Callable[[int], None]
+
+
+def items_schema(space: str, dim: int) -> Any:
+    """Return the Arrow schema of items whose vectors are of an embedding space and have `dim` components."""
+    import pyarrow as pa
+
+    fields = [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("payload", pa.string()),
+        pa.field("content_hash", pa.binary(32)),
+        pa.field("vector", pa.list_(pa.float32(), dim), nullable=False),
+    ]
+    return pa.schema(fields, metadata={_SPACE: space.encode()})
+
+
+def items_table(items: Sequence[Item], vectors: Vector, schema: Any) -> Any:
+    """Return items as an Arrow record batch of that schema; `vectors` are theirs, float32 [N, D]."""
+    import pyarrow as pa
+
+    columns = [
+        pa.array([item.key for item in items], pa.string()),
+        pa.array([item.label for item in items], pa.string()),
+        pa.array([_as_text(item) for item in items], pa.string()),
+        pa.array([item.content_hash for item in items], pa.binary(32)),
+        pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1]),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def export_items(items: Iterable[StoredItem], path: Path, *, space: str, dim: int) -> int:
@@ -31,31 +59,15 @@ def export_items(items: Iterable[StoredItem], path: Path, *, space: str, dim: in
         space: id of the embedding space of their vectors.
         dim: number of components of their vectors.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    fields = [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("label", pa.string()),
-        pa.field("payload", pa.string()),
-        pa.field("content_hash", pa.binary(32)),
-        pa.field("vector", pa.list_(pa.float32(), dim), nullable=False),
-    ]
-    schema = pa.schema(fields, metadata={_SPACE: space.encode()})
+    schema = items_schema(space, dim)
     temporary = path.with_name(f".{path.name}.new")
     count = 0
     try:
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             for batch in _batches(items):
-                flat = pa.array(np.concatenate([item.vector for item in batch]))
-                columns = [
-                    pa.array([item.key for item in batch], pa.string()),
-                    pa.array([item.label for item in batch], pa.string()),
-                    pa.array([_as_text(item) for item in batch], pa.string()),
-                    pa.array([item.content_hash for item in batch], pa.binary(32)),
-                    pa.FixedSizeListArray.from_arrays(flat, dim),
-                ]
-                writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+                writer.write_batch(items_table(batch, np.stack([item.vector for item in batch]), schema))
                 count += len(batch)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -144,7 +156,7 @@ def import_items(
     return count
 
 
-def _as_text(item: StoredItem) -> str | None:
+def _as_text(item: Item) -> str | None:
     return None if item.payload is None else json.dumps(item.payload, ensure_ascii=False)
 
 

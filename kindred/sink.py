@@ -1,9 +1,10 @@
 """Lets batch indexing write to a server as it writes to a local collection."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from encoder.errors import FailedPreconditionError, InternalError, NotFoundError
-from index.types import CollectionInfo, Item, Outcome, UpsertResult
+from index.types import CollectionInfo, Item, ItemUpdate, Outcome, UpdateResult, UpsertResult
 from kindred import types
 from kindred.client import Client
 
@@ -19,11 +20,32 @@ class ClientSink:
     def __init__(self, client: Client, collection: str) -> None:
         self._client = client
         self._collection = collection
+        self._scrolled: Iterator[types.StoredItem] | None = None
 
     def content_hashes(self, keys: Sequence[str]) -> dict[str, bytes | None]:
         """Return the content hash of each of `keys` that exists; None when it is not known."""
         found = self._client.get(self._collection, keys)
         return {item.key: item.content_hash for item in found if item is not None}
+
+    def get(self, keys: Sequence[str]) -> list[types.StoredItem | None]:
+        """Return the items of `keys` in their order, None for a key that does not exist."""
+        return self._client.get(self._collection, keys)
+
+    def scroll(self, after_sequence: int, limit: int) -> list[types.StoredItem]:
+        """Return the next `limit` items; asked for those above 0, it begins again."""
+        if after_sequence == 0 or self._scrolled is None:
+            self._scrolled = self._client.scroll(self._collection)
+        return list(islice(self._scrolled, limit))
+
+    def update(self, changes: Sequence[ItemUpdate]) -> UpdateResult:
+        """Change labels and payloads; on the server's disk when it returns."""
+        return self._client.update(
+            self._collection, [types.ItemUpdate(change.key, change.label, change.payload) for change in changes]
+        )
+
+    def delete(self, keys: Sequence[str]) -> int:
+        """Delete items; gone from the server's disk when it returns."""
+        return self._client.delete(self._collection, keys)
 
     def upsert(self, items: Sequence[Item]) -> UpsertResult:
         """Write items with their vectors; on the server's disk when it returns."""

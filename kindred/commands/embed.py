@@ -3,24 +3,45 @@
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from encoder.errors import ImageError, InvalidArgumentError
 from kindred.commands import shared
 
 if TYPE_CHECKING:
     from kindred.types import Vector
 
+Device = Literal["auto", "cpu", "cuda"]
+
 
 def embed(
+    ctx: typer.Context,
     images: shared.Sources,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE.npy", help="Write float32 [N, D] there, and the keys to FILE.keys."),
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="Write FILE.npy, float32 [N, D], and the keys to FILE.keys; or FILE.parquet, a row an image.",
+        ),
     ] = None,
+    artifact: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="FILE", help="Embed here with this artifact, to FILE.parquet."),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE.parquet", help="With --model: write failures and duplicates there."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="With --model: images embedded at once.", min=1)] = 64,
+    workers: Annotated[
+        int, typer.Option("--workers", help="With --model: threads that decode; 0 is one per core.", min=0)
+    ] = 0,
+    device: Annotated[Device, typer.Option("--device", help="With --model: where the model runs.")] = "auto",
     address: shared.Address = shared.DEFAULT_ADDRESS,
     model: Annotated[str, typer.Option("--model-name", metavar="NAME", help="One of the server's models.")] = "",
     token: shared.Token = None,
@@ -29,7 +50,14 @@ def embed(
     timeout: shared.Timeout = 60.0,
     as_json: shared.AsJson = False,
 ) -> None:
-    """Embed images through a server."""
+    """Embed images: through a server, or here with a model artifact."""
+    if out is not None and out.suffix == ".parquet":
+        if artifact is None:
+            raise InvalidArgumentError("a .parquet file is written with --model FILE; a server's answers go to a .npy")
+        to_file(images, artifact, out, report, batch_size, workers, device, as_json)
+        return
+    if shared.typed(ctx, "artifact") or report is not None:
+        raise InvalidArgumentError("--model and --report go with --out FILE.parquet")
     from kindred import console
     from kindred.inputs import Tally, answered, reading
 
@@ -57,6 +85,59 @@ def embed(
     else:
         console.say(console.summary("embedded", tally, seconds))
     console.fail_if_nothing(tally)
+
+
+def to_file(
+    sources: list[str],
+    artifact: Path,
+    out: Path,
+    report: Path | None,
+    batch_size: int,
+    workers: int,
+    device: Device,
+    as_json: bool,
+) -> None:
+    """Embed sources here into a Parquet file, in constant memory; the file is there only when all went well."""
+    from encoder.session import Encoder
+    from index.batch import index_images
+    from index.vector_file import VectorFile
+    from kindred import console
+    from kindred.batches import pace
+    from sources.opening import open_sources
+    from training.progress import progress
+
+    source = open_sources(sources)
+    if source.embedded is not None:
+        raise InvalidArgumentError("these are vectors already", field="sources")
+    encoder = Encoder.open(artifact, device=device)
+    with (
+        VectorFile(out, space=encoder.metadata.space, dim=encoder.metadata.dim) as file,
+        shared.report_table(report) if report is not None else nullcontext() as table,
+    ):
+        total = source.count()
+        with progress("embed", total) as advance:
+            done = index_images(
+                encoder,
+                source,
+                file,
+                batch_size=batch_size,
+                workers=workers or None,
+                total=total,
+                on_progress=pace(advance),
+                on_finding=None if table is None else table.add,
+            )
+        console.list_failures(done.failed, done.failed_count)
+        if not done.written:
+            raise ImageError(f"none of the {done.seen:,} images could be embedded" if done.seen else "no images there")
+    if as_json:
+        failed = {"failed_count": done.failed_count, "failed": console.failures_json(done.failed)}
+        rate = {"seconds": done.seconds, "images_per_second": done.images_per_second}
+        console.print_json({"out": str(out), "images": done.written, "duplicates": done.duplicates, **failed, **rate})
+    else:
+        duplicates = f", {done.duplicates:,} duplicates by content" if done.duplicates else ""
+        failures = f", {done.failed_count:,} failed" if done.failed_count else ""
+        speed = f"{done.seconds:.1f} s ({done.images_per_second:,.0f} images/s)"
+        print(f"{done.written:,} images embedded to {out}{duplicates}{failures}; {speed}")
 
 
 class NpyWriter:

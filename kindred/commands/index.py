@@ -1,22 +1,23 @@
 """`kindred index`."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from encoder.errors import ImageError
+from encoder.errors import FailedPreconditionError, ImageError, InvalidArgumentError
 from kindred.commands import shared
 
 if TYPE_CHECKING:
     from encoder.session import Encoder
-    from index.batch import IndexReport, Progress, Sink
-    from training.progress import Advance
+    from index.batch import IndexReport, Sink
+    from sources.records import Embedded
 
 Device = Literal["auto", "cpu", "cuda"]
 IndexKind = Literal["auto", "flat", "hnsw", "ivf", "pq"]
+Conflict = Literal["skip", "replace", "error"]
 
 
 def index(
@@ -26,9 +27,25 @@ def index(
         list[str],
         typer.Argument(metavar="SOURCE...", help="Files, folders, archives, tables, patterns, URLs or - (see README)."),
     ],
-    model: Annotated[Path, typer.Option("--model", metavar="FILE", help="The model artifact that embeds the images.")],
+    model: Annotated[
+        Path | None, typer.Option("--model", metavar="FILE", help="The model artifact that embeds the images.")
+    ] = None,
+    space: Annotated[
+        str | None,
+        typer.Option("--space", metavar="NAME", help="Embedding space of vectors that are indexed without a model."),
+    ] = None,
     data_dir: shared.DataDir = None,
     address: shared.RemoteAddress = None,
+    on_conflict: Annotated[
+        Conflict, typer.Option("--on-conflict", help="What to do when a key exists with other content.")
+    ] = "replace",
+    sync: Annotated[
+        bool, typer.Option("--sync", help="Delete what the collection holds and the sources do not.")
+    ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE.parquet", help="Write failures, duplicates and deletions there."),
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images embedded and stored at once.", min=1)] = 64,
     workers: Annotated[int, typer.Option("--workers", help="Threads that decode; 0 is one per core.", min=0)] = 0,
     index_kind: Annotated[
@@ -43,46 +60,90 @@ def index(
 ) -> None:
     """Embed images and store them in a collection; the label of an image is the folder that it lies in.
 
-    What the collection holds already is left out, so the same command again does only what is missing.
+    What the collection holds already is left out, so the same command again does only what is missing. Vectors from
+    Parquet are stored as they are.
     """
     data_dir, address = shared.place(ctx, data_dir, address)
-    from encoder.session import Encoder
     from index.batch import index_images
     from kindred import console
+    from kindred.batches import pace
     from sources.opening import open_sources
     from training.progress import progress
 
     source = open_sources(sources)
-    encoder = Encoder.open(model, device=device)
-    with _opened(collection, encoder, index_kind, data_dir, address, token, tls, ca, timeout) as sink:
+    typed = shared.typed(ctx, "model")
+    encoder, space, dim = _space_of(source.embedded, model, typed, space, device)
+    with (
+        _opened(collection, space, dim, index_kind, data_dir, address, token, tls, ca, timeout) as sink,
+        shared.report_table(report) if report is not None else nullcontext() as table,
+    ):
         total = source.count()
         with progress("index", total) as advance:
-            report = index_images(
+            done = index_images(
                 encoder,
                 source,
                 sink,
                 batch_size=batch_size,
                 workers=workers or None,
+                on_conflict=on_conflict,
+                sync=sync,
                 total=total,
-                on_progress=_steps(advance),
+                on_progress=pace(advance),
+                on_finding=None if table is None else table.add,
             )
-    console.list_failures(report.failed, report.failed_count)
+    console.list_failures(done.failed, done.failed_count)
     if source.ignored:
         console.say(f"kindred: passed over {source.ignored:,} files that are no images by their names")
     if as_json:
-        console.print_json(_figures(collection, report))
+        console.print_json(_figures(collection, done))
     else:
-        print(_summary(collection, report))
-    if not report.seen:
+        print(_summary(collection, done))
+    _judge(done, sync)
+
+
+def _judge(done: "IndexReport", sync: bool) -> None:
+    """Raise the error that the command ends with, if it ends with one."""
+    if not done.seen:
         raise ImageError("no images there")
-    if report.failed_count == report.seen:
-        raise ImageError(f"none of the {report.seen:,} images could be indexed")
+    if done.failed_count == done.seen and not done.conflicts:
+        raise ImageError(f"none of the {done.seen:,} images could be indexed")
+    if sync and done.incomplete:
+        raise FailedPreconditionError(
+            "nothing was deleted, because part of the source could not be read: see the failures above"
+        )
+    if done.conflicts:
+        raise FailedPreconditionError(
+            f"{done.conflicts:,} keys exist with other content: use --on-conflict skip or replace"
+        )
+
+
+def _space_of(
+    embedded: "Embedded | None", model: Path | None, typed: bool, space: str | None, device: Device
+) -> tuple["Encoder | None", str, int]:
+    """Return what embeds the images (None for vectors), the embedding space and the number of components."""
+    if embedded is None:
+        if model is None:
+            raise InvalidArgumentError("give --model FILE, which embeds the images", field="model")
+        if space is not None:
+            raise InvalidArgumentError("--space is for vectors; the space of images is their model's", field="space")
+        from encoder.session import Encoder
+
+        encoder = Encoder.open(model, device=device)
+        return encoder, encoder.metadata.space, encoder.metadata.dim
+    if typed:
+        raise InvalidArgumentError("these are vectors, which no model embeds: leave out --model", field="model")
+    if space and embedded.space and space != embedded.space:
+        raise InvalidArgumentError(f"the file says that its vectors are of space {embedded.space}", field="space")
+    if not (space or embedded.space):
+        raise InvalidArgumentError("name the embedding space of these vectors with --space NAME", field="space")
+    return None, space or embedded.space, embedded.dim
 
 
 @contextmanager
 def _opened(
     name: str,
-    encoder: "Encoder",
+    space: str,
+    dim: int,
     index_kind: str,
     data_dir: Path | None,
     address: str | None,
@@ -91,13 +152,12 @@ def _opened(
     ca: Path | None,
     timeout: float,
 ) -> Iterator["Sink"]:
-    """Yield the collection, made if there is none, whose embedding space is the model's."""
-    space, dim = encoder.metadata.space, encoder.metadata.dim
+    """Yield the collection, made if there is none, whose embedding space is that of the vectors to come."""
     if address is not None:
         from kindred.sink import ClientSink, remote_collection
 
         with shared.connect(address, token, tls, ca, timeout) as client:
-            remote_collection(client, name, space=space, dim=dim, index_kind=index_kind)
+            _check_dim(remote_collection(client, name, space=space, dim=dim, index_kind=index_kind).dim, dim)
             yield ClientSink(client, name)
         return
     assert data_dir is not None  # noqa: S101  place() has seen to it
@@ -111,43 +171,47 @@ def _opened(
             collection = catalog.create(name, space=space, dim=dim, index_kind=index_kind)
         with collection:
             collection.check_space(space)
+            _check_dim(collection.dim, dim)
             yield collection
 
 
-def _steps(advance: "Advance") -> "Progress":
-    """Return what turns running totals into steps of a progress bar."""
-    done = 0
-
-    def tell(seen: int, total: int | None, failed: int) -> None:
-        nonlocal done
-        advance(seen - done, f"{failed:,} failed" if failed else "")
-        done = seen
-
-    return tell
+def _check_dim(has: int, given: int) -> None:
+    if has != given:
+        raise FailedPreconditionError(f"the collection's vectors have {has} components, these {given}")
 
 
-def _figures(collection: str, report: "IndexReport") -> dict[str, object]:
+def _figures(collection: str, done: "IndexReport") -> dict[str, object]:
     from kindred.console import failures_json
 
     return {
         "collection": collection,
-        "seen": report.seen,
-        "written": report.written,
-        "replaced": report.replaced,
-        "skipped": report.skipped,
-        "failed_count": report.failed_count,
-        "failed": failures_json(report.failed),
-        "seconds": report.seconds,
-        "images_per_second": report.images_per_second,
+        "seen": done.seen,
+        "written": done.written,
+        "replaced": done.replaced,
+        "updated": done.updated,
+        "skipped": done.skipped,
+        "deleted": done.deleted,
+        "duplicates": done.duplicates,
+        "conflicts": done.conflicts,
+        "failed_count": done.failed_count,
+        "failed": failures_json(done.failed),
+        "seconds": done.seconds,
+        "images_per_second": done.images_per_second,
     }
 
 
-def _summary(collection: str, report: "IndexReport") -> str:
-    parts = [f"{report.written:,} images written to {collection}"]
-    if report.replaced:
-        parts.append(f"{report.replaced:,} of them replaced others")
-    if report.skipped:
-        parts.append(f"{report.skipped:,} already there")
-    if report.failed_count:
-        parts.append(f"{report.failed_count:,} failed")
-    return f"{', '.join(parts)}; {report.seconds:.1f} s ({report.images_per_second:,.0f} images/s)"
+def _summary(collection: str, done: "IndexReport") -> str:
+    parts = [f"{done.written:,} images written to {collection}"]
+    if done.replaced:
+        parts.append(f"{done.replaced:,} of them replaced others")
+    if done.updated:
+        parts.append(f"{done.updated:,} with a new label or payload")
+    if done.skipped:
+        parts.append(f"{done.skipped:,} already there")
+    if done.deleted:
+        parts.append(f"{done.deleted:,} deleted")
+    if done.duplicates:
+        parts.append(f"{done.duplicates:,} duplicates by content")
+    if done.failed_count:
+        parts.append(f"{done.failed_count:,} failed")
+    return f"{', '.join(parts)}; {done.seconds:.1f} s ({done.images_per_second:,.0f} images/s)"

@@ -8,6 +8,7 @@ import typer
 from encoder.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
+    from index.report_table import ReportTable
     from kindred.client import Client
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -51,6 +52,19 @@ def connect(
     return Client(address, token=token, tls=ca or tls, timeout=timeout, in_flight=in_flight)
 
 
+def report_table(path: Path) -> "ReportTable":
+    """Return the table of a run's findings, opened for writing.
+
+    Raises:
+        InvalidArgumentError: the name is not one of a Parquet file, or there is no such folder.
+    """
+    if path.suffix != ".parquet" or not path.parent.is_dir():
+        raise InvalidArgumentError(f"--report names a .parquet file in a folder that exists, not {path}")
+    from index.report_table import ReportTable
+
+    return ReportTable(path)
+
+
 def place(ctx: typer.Context, data_dir: Path | None, address: str | None) -> tuple[Path | None, str | None]:
     """Return the folder or the server that the user means, and None for the other.
 
@@ -70,6 +84,11 @@ def place(ctx: typer.Context, data_dir: Path | None, address: str | None) -> tup
             "give either --data-dir (collections in a folder here) or --address (collections of a server), not both"
         )
     return data_dir, address
+
+
+def typed(ctx: typer.Context, name: str) -> bool:
+    """Return whether an option stands on the command line, and not only in the environment or the settings file."""
+    return _rank(ctx, name) == 0
 
 
 def _rank(ctx: typer.Context, name: str) -> int:

@@ -16,9 +16,12 @@ from encoder.errors import ImageError, InvalidArgumentError
 from encoder.images import DecodeLimits
 from encoder.session import Encoder
 from index.batch import IndexInterruptedError, IndexReport, index_images
-from index.types import Item, Outcome, UpsertResult
+from index.intake import Conflict
+from index.report import Finding
+from index.types import Item, ItemUpdate, Outcome, StoredItem, UpsertResult
 from sources.opening import open_source, open_sources
-from sources.records import Record
+from sources.records import Record, SourceError
+from sources.values import JSON
 from tests.artifacts import tiny_artifact
 from tests.data import shared_data
 from tests.sources.pictures import png, write_files
@@ -49,11 +52,41 @@ class DictSink:
 
     def __init__(self) -> None:
         self.items: dict[str, Item] = {}
+        self.page: list[StoredItem] = []
         self.writes: list[int] = []
 
     def content_hashes(self, keys: Sequence[str]) -> Mapping[str, bytes | None]:
         """Return those of the keys that exist."""
         return {key: self.items[key].content_hash for key in keys if key in self.items}
+
+    def get(self, keys: Sequence[str]) -> list[StoredItem | None]:
+        """Return the items."""
+        return [self.stored(key) if key in self.items else None for key in keys]
+
+    def stored(self, key: str) -> StoredItem:
+        """Return an item as a collection would; a later one has a higher sequence number."""
+        item = self.items[key]
+        place = list(self.items).index(key) + 1
+        return StoredItem(key, item.vector, item.label, item.payload, item.content_hash, place)
+
+    def scroll(self, after_sequence: int, limit: int) -> list[StoredItem]:
+        """Return a page, of what there was when the first one was asked for."""
+        if after_sequence == 0:
+            self.page = [self.stored(key) for key in self.items]
+        return [item for item in self.page if item.sequence > after_sequence][:limit]
+
+    def update(self, changes: Sequence[ItemUpdate]) -> None:
+        """Change items."""
+        for change in changes:
+            item = self.items[change.key]
+            self.items[change.key] = Item(
+                change.key, item.vector, change.label or None, change.payload or None, item.content_hash
+            )
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete items."""
+        for key in keys:
+            del self.items[key]
 
     def upsert(self, items: Sequence[Item]) -> UpsertResult:
         """Keep the items."""
@@ -71,7 +104,7 @@ def records(count: int, start: int = 0) -> list[Record]:
 
 def counts(report: IndexReport) -> tuple[int, int, int, int]:
     """Return written, replaced, skipped, failed, having checked that they add up."""
-    assert report.seen == report.written + report.skipped + report.failed_count
+    assert report.seen == report.written + report.updated + report.skipped + report.failed_count
     return report.written, report.replaced, report.skipped, report.failed_count
 
 
@@ -222,7 +255,7 @@ def endless(where: str) -> Iterator[Record]:
     while True:
         if where == "read" and n == 20:
             raise Broken
-        yield Record(f"{n}.png", b"%d" % n)
+        yield from records(1, n)
         n += 1
 
 
@@ -315,3 +348,87 @@ def test_hostile_files_are_embedded_or_listed(encoder: Encoder) -> None:
     assert report.written == len(sink.items) > 100
     assert report.failed_count == len(report.failed) > 10
     assert report.seen + source.ignored == 651
+
+
+def described(*pairs: tuple[str, str | None, dict[str, JSON] | None]) -> list[Record]:
+    return [Record(key, key.encode(), label, payload) for key, label, payload in pairs]
+
+
+def test_a_changed_label_or_payload_is_updated_without_embedding_again() -> None:
+    sink = DictSink()
+    before = described(("a", "x", {"p": 1}), ("b", "x", None), ("c", None, None), ("d", "x", None))
+    after = described(("a", "y", {"p": 1}), ("b", "x", {"p": 2}), ("c", "z", None), ("d", "x", None))
+    index_images(CountingModel(), before, sink)
+    model = CountingModel()
+    report = index_images(model, after, sink)
+    assert counts(report) == (0, 0, 1, 0)
+    assert report.updated == 3
+    assert model.embedded == []
+    assert {key: (item.label, item.payload) for key, item in sink.items.items()} == {
+        record.key: (record.label, record.payload) for record in after
+    }
+    index_images(model, before, sink)
+    assert (sink.items["c"].label, sink.items["b"].payload) == (None, None), "what is gone from the source is removed"
+
+
+@pytest.mark.parametrize(
+    ("on_conflict", "expected"), [("replace", (1, 1, 1, 0)), ("skip", (0, 0, 3, 0)), ("error", (0, 0, 1, 2))]
+)
+def test_other_content_under_a_key_replaces_is_skipped_or_is_an_error(
+    on_conflict: Conflict, expected: tuple[int, int, int, int]
+) -> None:
+    sink = DictSink()
+    index_images(CountingModel(), records(3), sink)
+    changed = [Record("0.png", b"new", "even"), Record("1.png", b"1", "odd"), *records(1, 2)]
+    found: list[Finding] = []
+    report = index_images(CountingModel(), changed, sink, on_conflict=on_conflict, on_finding=found.append)
+    assert counts(report) == expected
+    assert report.conflicts == len(found) == expected[3]
+    assert {one.status for one in found} <= {"conflict"}
+    if on_conflict != "replace":
+        assert sink.items["0.png"].content_hash == hashlib.sha256(b"0").digest()
+        assert sink.items["1.png"].label is None
+
+
+def test_duplicates_by_content_are_stored_and_reported() -> None:
+    sink = DictSink()
+    found: list[Finding] = []
+    source = [Record("a", b"same"), Record("b", b"other"), Record("c", b"same")]
+    report = index_images(CountingModel(), source, sink, on_finding=found.append)
+    assert (report.written, report.duplicates) == (3, 1)
+    assert found == [Finding("c", "duplicate", "a")]
+    assert index_images(CountingModel(), source, sink).duplicates == 1, "also when they are stored already"
+
+
+def test_sync_deletes_what_is_gone_and_leaves_the_same_as_a_fresh_run() -> None:
+    sink, fresh = DictSink(), DictSink()
+    index_images(CountingModel(), records(2500), sink)
+    source = [*records(1000, 1200), Record("2.png", b"changed", "z"), Record("7.png", b"bad now"), *records(10, 3000)]
+    report = index_images(CountingModel(), source, sink, sync=True)
+    index_images(CountingModel(), source, fresh)
+    assert report.deleted == 2500 - 1000 - 1
+    assert sink.items.keys() == fresh.items.keys()
+    for key, item in fresh.items.items():
+        assert (sink.items[key].label, sink.items[key].content_hash) == (item.label, item.content_hash)
+        np.testing.assert_array_equal(sink.items[key].vector, item.vector)
+
+
+@pytest.mark.parametrize(
+    "source", [[], [Record("0.png", ImageError("x"))], [*records(1), Record("x", SourceError("unreadable"))]]
+)
+def test_sync_deletes_nothing_when_the_source_is_empty_or_was_not_read_whole(source: list[Record]) -> None:
+    sink = DictSink()
+    index_images(CountingModel(), records(5), sink)
+    assert index_images(CountingModel(), source, sink, sync=True).deleted == 0
+    assert len(sink.items) == 5
+
+
+def test_vectors_are_stored_without_a_model() -> None:
+    vectors = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    digest = hashlib.sha256(b"image").digest()
+    source = [Record(f"{n}", vector, "x", None, digest if n == 0 else None) for n, vector in enumerate(vectors)]
+    sink = DictSink()
+    assert counts(index_images(None, [*source, Record("i", b"image")], sink)) == (5, 0, 0, 1)
+    np.testing.assert_array_equal(sink.items["3"].vector, vectors[3])
+    assert sink.items["0"].content_hash == digest
+    assert counts(index_images(None, source, sink)) == (0, 0, 5, 0)
