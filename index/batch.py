@@ -2,9 +2,9 @@
 
     read and hash ─▶ leave out what is known ─▶ decode (many threads) ─▶ embed ─▶ store (durable, batch by batch)
 
-Each stage works while the others do, a few batches apart, so that memory does not depend on the source's size. What
-has been stored is recognised by key and content hash before it is decoded: running the same again does only what is
-missing. Vectors take the same way, past decoding and embedding.
+Reading and decoding go on while a batch is embedded and stored, a few batches ahead, so that memory does not depend on
+the source's size. What has been stored is recognised by key and content hash before it is decoded: running the same
+again does only what is missing. Vectors take the same way, past decoding and embedding.
 """
 
 import os
@@ -33,9 +33,9 @@ _MAX_BATCH_BYTES = 32 * 2**20
 # Files that one task decodes, one after the other: handing over small ones one by one costs more than decoding them.
 _DECODED_AT_ONCE = 16
 _DECODED_BYTES_AT_ONCE = 128 * 1024
-# Batches read and being decoded ahead of the one that is being embedded; embedded ones ahead of the one being stored.
+# Batches read and being decoded ahead of the one that is being embedded. A batch is stored before the next is embedded,
+# so that a kill costs at most one; the processors decode meanwhile.
 _READ_AHEAD = 2
-_EMBED_AHEAD = 1
 # Items looked at at once for those that are no longer in the source.
 _PAGE = 1000
 
@@ -179,18 +179,15 @@ class _Run:
         pool = ThreadPoolExecutor(self._options.workers, thread_name_prefix="decode")
         with SeenKeys() as seen, pool:
             loading = Prefetch(self._load(records, pool, seen), _READ_AHEAD, "read")
-            embedded = Prefetch(self._embed(loading, seen), _EMBED_AHEAD, "embed")
             try:
-                for items in embedded:
+                for items in self._embed(loading, seen):
                     self._tally.wrote(self._sink.upsert(items))
                 if self._options.sync and not self.stop.is_set() and not self._tally.incomplete:
                     self._delete_vanished(seen)
             finally:
                 self.stop.set()
-                for stage in (loading, embedded):
-                    stage.abandon()
-                for stage in (loading, embedded):
-                    stage.join()
+                loading.abandon()
+                loading.join()
                 pool.shutdown(cancel_futures=True)
         return self._tally.report()
 

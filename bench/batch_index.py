@@ -1,0 +1,198 @@
+"""How fast `kindred index` is, against what decoding and the model alone allow and a plain DataLoader script.
+
+    python -m bench.batch_index --model MODEL.onnx TAR… [--rounds 3]
+    python -m bench.batch_index --memory [--records 10000,1000000]
+
+Every contender is a process of its own on all cores, run in turn; the rate is images over the time from the first image
+read to the last one stored, so that starting Python and loading the model count for nobody. The ceiling decodes in as
+many threads as there are cores and embeds in batches of 64 what lies in memory already: no archive, hash or store. The
+DataLoader script reads the archive, decodes with Pillow in worker processes, embeds with the same session and keeps the
+embeddings in a list: it stores nothing, and starts anew when it is killed.
+
+`--memory` runs generated records (images of 2×2 pixels) through the same pipeline into a Parquet file, and compares the
+peak memory of the processes.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.harness import Target, interleave, ratio, report
+from encoder.images import DecodeLimits
+from sources.records import Record
+
+BATCH = 64
+DIM = 128
+
+
+def members(path: Path) -> Iterator[bytes]:
+    """Yield the files of an archive."""
+    with tarfile.open(path, "r|*") as archive:
+        for member in archive:
+            if member.isreg() and (file := archive.extractfile(member)) is not None:
+                yield file.read()
+
+
+def measure_ceiling(model: Path, path: Path) -> float:
+    """Return images/s of decoding and embedding what lies in memory."""
+    from encoder.session import Encoder
+
+    encoder = Encoder.open(model)
+    files = list(members(path))
+    cores = len(os.sched_getaffinity(0))
+    batches = [files[first : first + BATCH] for first in range(0, len(files), BATCH)]
+    encoder.embed_pixels(np.stack([encoder.load_pixels(data) for data in batches[0]]))
+
+    def decoded(part: list[bytes]) -> list[NDArray[np.uint8]]:
+        return [encoder.load_pixels(data) for data in part]
+
+    with ThreadPoolExecutor(cores) as pool:
+        started = time.perf_counter()
+        waiting = []
+        for batch in batches:
+            waiting.append([pool.submit(decoded, batch[first : first + 16]) for first in range(0, len(batch), 16)])
+            if len(waiting) > 2:
+                encoder.embed_pixels(np.stack([one for part in waiting.pop(0) for one in part.result()]))
+        for parts in waiting:
+            encoder.embed_pixels(np.stack([one for part in parts for one in part.result()]))
+        return len(files) / (time.perf_counter() - started)
+
+
+def measure_dataloader(model: Path, path: Path) -> float:
+    """Return images/s of a plain script: torch's DataLoader, Pillow, the same session."""
+    import torch
+    from PIL import Image
+
+    from encoder.session import Encoder
+
+    encoder = Encoder.open(model)
+    side = encoder.metadata.preprocess.width
+
+    class Images(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+        def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+            import io
+
+            worker = torch.utils.data.get_worker_info()
+            for number, data in enumerate(members(path)):
+                if worker is None or number % worker.num_workers == worker.id:
+                    image = Image.open(io.BytesIO(data)).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+                    yield np.asarray(image)
+
+    loader = torch.utils.data.DataLoader(Images(), batch_size=BATCH, num_workers=len(os.sched_getaffinity(0)))
+    started = time.perf_counter()
+    kept = [encoder.embed_pixels(batch.numpy()) for batch in loader]
+    return sum(map(len, kept)) / (time.perf_counter() - started)
+
+
+def measure_index(model: Path, path: Path) -> float:
+    """Return images/s of `kindred index`, into a new collection."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["index", "bench", str(path), "--model", str(model), "--data-dir", folder, "--json"]
+        done = subprocess.run(
+            [sys.executable, "-m", "kindred", *command], capture_output=True, text=True, check=True, timeout=600
+        )
+    return float(json.loads(done.stdout.splitlines()[-1])["images_per_second"])
+
+
+class Trivial:
+    """A model that costs next to nothing."""
+
+    def load_pixels(self, data: bytes, limits: DecodeLimits | None = None) -> NDArray[np.uint8]:
+        """Take bytes for pixels."""
+        return np.frombuffer(data[:12].ljust(12, b"\0"), np.uint8).reshape(2, 2, 3)
+
+    def embed_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return unit vectors, float32 [N, 128]."""
+        rows = np.tile(pixels.reshape(len(pixels), -1).astype(np.float32) + 1, (1, DIM // 12 + 1))[:, :DIM]
+        unit: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return unit
+
+
+def measure_memory(count: int) -> dict[str, float]:
+    """Index `count` generated records into a Parquet file; return peak memory in MiB and records/s."""
+    from index.batch import index_images
+    from index.vector_file import VectorFile
+
+    source = (Record(f"{n % 100}/{n}.png", b"%012d" % n, str(n % 100), {"n": n}) for n in range(count))
+    folder = Path(tempfile.mkdtemp())
+    try:
+        with VectorFile(folder / "v.parquet", space="bench", dim=DIM) as file:
+            found = index_images(Trivial(), source, file)
+    finally:
+        shutil.rmtree(folder)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"records": found.written, "peak_mib": peak, "records_per_second": found.images_per_second}
+
+
+def alone(*arguments: str) -> str:
+    """Run this script in a process of its own and return its last line."""
+    command = [sys.executable, "-m", "bench.batch_index", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=3600)
+    return done.stdout.splitlines()[-1]
+
+
+def compare_memory(counts: list[int]) -> None:
+    """Measure peak memory for each number of records."""
+    found = [json.loads(alone("--one", "memory", "--records", str(count))) for count in counts]
+    rows = [[f"{one['records']:,}", f"{one['peak_mib']:.0f}", f"{one['records_per_second']:,.0f}"] for one in found]
+    growth = Target("peak memory, most over fewest records", found[-1]["peak_mib"] / found[0]["peak_mib"], 1.2, False)
+    report("batch indexing: memory", ["records", "peak MiB", "records/s"], rows, [growth], {"runs": found}, ["pyarrow"])
+
+
+def compare_rates(model: Path, archives: list[Path], rounds: int) -> None:
+    """Measure every contender on every archive, in turn."""
+    rows, targets, figures = [], [], {}
+    for path in archives:
+        common = ["--model", str(model), str(path)]
+        contenders = {
+            name: lambda name=name, common=common: float(alone("--one", name, *common))
+            for name in ("index", "ceiling", "dataloader")
+        }
+        found = interleave(contenders, rounds)
+        share = ratio(found["index"], found["ceiling"])
+        medians = {name: float(np.median(values)) for name, values in found.items()}
+        figures[path.name] = {**medians, "share_of_ceiling": share, "rounds": found}
+        rows.append([path.name, *(f"{medians[name]:,.0f}" for name in contenders), f"{share:.2f}"])
+        targets.append(Target(f"{path.name}: kindred index over the ceiling", share, 0.9, True))
+    columns = ["archive", "kindred index", "decode + model alone", "DataLoader script", "of the ceiling"]
+    report("batch indexing: images/s", columns, rows, targets, figures, ["onnxruntime", "pillow", "torch"])
+
+
+def main() -> None:
+    """Measure what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("archives", nargs="*", type=Path)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--records", default="10000,1000000")
+    parser.add_argument("--one", choices=["index", "ceiling", "dataloader", "memory"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one == "memory":
+        print(json.dumps(measure_memory(int(options.records))))
+    elif options.one:
+        measure = {"index": measure_index, "ceiling": measure_ceiling, "dataloader": measure_dataloader}[options.one]
+        print(measure(options.model, options.archives[0]))
+    elif options.memory:
+        compare_memory([int(count) for count in options.records.split(",")])
+    elif options.model is None or not options.archives:
+        parser.error("give --model and archives, or --memory")
+    else:
+        compare_rates(options.model, options.archives, options.rounds)
+
+
+if __name__ == "__main__":
+    main()

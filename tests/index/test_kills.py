@@ -1,0 +1,20 @@
+"""A killed `kindred index` is finished by running it again; the long run is `python -m tests.index.kills --runs 50`."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.e2e.processes import quiet_environment
+
+
+@pytest.mark.parametrize("destination", [[], ["--address"]])
+def test_killed_at_random_moments_and_finished_nothing_is_missing_twice_or_done_again(destination: list[str]) -> None:
+    command = [sys.executable, "-m", "tests.index.kills", "--runs", "3", "--images", "400", *destination]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=quiet_environment())
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["killed_half_way"] >= 1
+    assert figures["missing"] == figures["twice"] == 0
+    assert figures["redone_batches_max"] <= 1
