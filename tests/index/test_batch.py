@@ -306,7 +306,9 @@ def test_large_files_make_smaller_batches() -> None:
     assert model.embedded == [3, 3, 1]
 
 
-def test_ctrl_c_stops_after_the_batch_in_hand_and_says_how_far_it_came() -> None:
+def test_ctrl_c_stops_after_the_batch_in_hand_and_says_how_far_it_came(request: pytest.FixtureRequest) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     sink = DictSink()
 
     def on_progress(seen: int, total: int | None, failed: int) -> None:
