@@ -67,6 +67,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bash(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a script as a reader's shell would, stopping at the first failure."""
     environment = quiet_environment() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    # Two threads that wait for each other lose tenfold on a machine that is busy with other things.
+    environment["KINDRED_TRAIN_THREADS"] = "1"
     end = "trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\n"
     command = ["bash", "-euo", "pipefail", "-c", end + script]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
