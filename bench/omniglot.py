@@ -186,7 +186,8 @@ def show(judged: Sequence[Judged]) -> None:
     ]
     over_all, within = [one.over_all for one in judged], [one.within for one in judged]
     cpu = [one.cost.cpu_seconds for one in judged]
-    rows.append(("mean ± std", spread(over_all), spread(within), f"{statistics.mean(cpu):,.0f} s", ""))
+    if len(judged) > 1:
+        rows.append(("mean ± std", spread(over_all), spread(within), f"{statistics.mean(cpu):,.0f} s", ""))
     targets = [
         Target("20-way 1-shot over all, %", statistics.mean(over_all), LEAST_ALL, True),
         Target("20-way 1-shot within alphabet, %", statistics.mean(within), LEAST_WITHIN, True),
@@ -198,9 +199,8 @@ def show(judged: Sequence[Judged]) -> None:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Return mean ± sample deviation in percent."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.2f} % ± {deviation:.2f}"
+    """Return mean ± sample deviation, in percent, of two values or more."""
+    return f"{statistics.mean(values):.2f} % ± {statistics.stdev(values):.2f}"
 
 
 if __name__ == "__main__":
