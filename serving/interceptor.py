@@ -2,7 +2,8 @@
 
 Messages are parsed here and not by gRPC, which answers a malformed one as if the server had a bug; and serialised here,
 so that an answer too large for the client is a clear error. Streams end here, too, when the server drains: an idle one
-would hold it up for as long as its client likes.
+would hold it up for as long as its client likes. All this stands between the server and the services' own handlers, and
+not in interceptors of gRPC's, which cost several coroutines a call.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import contextlib
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
@@ -38,6 +39,7 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _DETAILS_KEY = "grpc-status-details-bin"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _LAST_WRITE_SECONDS = 0.1
+_UNWATCHED = contextlib.nullcontext()
 _EARLY_SECONDS = 0.05
 
 
@@ -61,8 +63,8 @@ class Call:
     metadata: Any
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every method of the server.
+class Calls(grpc.GenericRpcHandler):
+    """Every method of the server, wrapped. Services are added to it as to a server, and it to the server.
 
     Args:
         max_message_bytes: ceiling on an answer.
@@ -91,6 +93,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._draining = asyncio.Event()
         self._held: asyncio.Event | None = None
         self._reading: set[asyncio.Task[Any]] = set()
+        self._handlers: dict[str, Handler] = {}
 
     @property
     def in_flight(self) -> int:
@@ -117,13 +120,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         await asyncio.sleep(seconds)
         self._held.set()
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], "Awaitable[Handler | None]"],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> "Handler | None":
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Handler]) -> None:
+        """Take the methods of a service; what generated code calls on a server."""
+        self._handlers.update({f"/{service_name}/{name}": handler for name, handler in method_handlers.items()})
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Do nothing: generated code gives the same methods in this form, too."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "Handler | None":
         """Return the method's handler, wrapped; an unknown method stays unknown."""
-        handler: Any = await continuation(handler_call_details)
+        handler: Any = self._handlers.get(handler_call_details.method)
         if handler is None:
             return None
         metadata: Any = handler_call_details.invocation_metadata or ()
@@ -154,15 +160,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _wrap_unary(self, handler: Any, call: Call) -> Handler:
         async def answer(raw: bytes, context: Context) -> bytes:
-            context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
             try:
                 with self._watched(call, context, streamed=False):
-                    async with self._place(call.method):
+                    await self._enter(call.method)
+                    try:
                         response = await handler.unary_unary(_parse(handler, raw), context)
-                    return self._serialise(handler, response)
+                    finally:
+                        self._leave(call.method)
+                    data = self._serialise(handler, response)
             except Exception as error:
                 await abort(context, error, call)
                 raise  # not reached: abort always raises
+            context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+            return data
 
         return grpc.unary_unary_rpc_method_handler(answer)
 
@@ -176,9 +186,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             given = requests(raw) if handler.request_streaming else _parse(handler, raw)
             try:
                 with self._watched(call, context, streamed=True):
-                    async with self._place(call.method), contextlib.aclosing(inner(given, context)) as responses:
-                        async for response in responses:
-                            yield self._serialise(handler, response)
+                    await self._enter(call.method)
+                    try:
+                        async with contextlib.aclosing(inner(given, context)) as responses:
+                            async for response in responses:
+                                yield self._serialise(handler, response)
+                    finally:
+                        self._leave(call.method)
             except Exception as error:
                 await abort(context, error, call)
 
@@ -203,13 +217,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         return grpc.unary_stream_rpc_method_handler(watch, response_serializer=handler.response_serializer)
 
-    @contextlib.contextmanager
-    def _watched(self, call: Call, context: Context, *, streamed: bool) -> Iterator[None]:
+    def _watched(self, call: Call, context: Context, *, streamed: bool) -> contextlib.AbstractContextManager[None]:
         """Count and, if the log is that fine, write down how a call ended."""
         watched = self._metrics is not None or self._tracer is not None or log.isEnabledFor(logging.DEBUG)
         if not watched or call.method.startswith("/grpc."):
-            yield
-            return
+            return _UNWATCHED
+        return self._watch(call, context, streamed)
+
+    @contextlib.contextmanager
+    def _watch(self, call: Call, context: Context, streamed: bool) -> Iterator[None]:
         # A client that gives up at its deadline may be heard a moment before our own clock has reached it.
         outcome = Outcome(lambda: (left := context.time_remaining()) is not None and left <= _EARLY_SECONDS)
         try:
@@ -227,11 +243,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 extra={"request_id": call.request_id, "code": outcome.code, "seconds": round(seconds, 6)},
             )
 
-    @contextlib.asynccontextmanager
-    async def _place(self, method: str) -> AsyncIterator[None]:
-        """Count a call in while it is in flight, or refuse it."""
+    async def _enter(self, method: str) -> None:
+        """Count a call in, or refuse it; whoever comes in must `_leave`."""
         if method.startswith("/grpc."):
-            yield
             return
         if self._draining.is_set():
             if self._held is not None:
@@ -243,12 +257,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             raise ResourceExhaustedError("too many calls at one time: try again later")
         self._calls += 1
         self._idle.clear()
-        try:
-            yield
-        finally:
-            self._calls -= 1
-            if not self._calls:
-                self._idle.set()
+
+    def _leave(self, method: str) -> None:
+        if method.startswith("/grpc."):
+            return
+        self._calls -= 1
+        if not self._calls:
+            self._idle.set()
 
     def _rejected(self, reason: Reason) -> None:
         if self._metrics is not None:

@@ -142,7 +142,7 @@ def _load(models: Sequence[tuple[str, Path]], settings: Settings, metrics: Metri
             Pipeline(
                 encoder,
                 settings.limits,
-                decode_workers=workers,
+                workers=workers,
                 max_batch=settings.max_encode_batch,
                 metrics=metrics,
             ),

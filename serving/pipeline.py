@@ -1,17 +1,18 @@
-"""From image files to embeddings: a decode pool, a batcher and ONNX Runtime, all in threads; one pipeline per model.
+"""From image files to embeddings: decoding, batching and ONNX Runtime, all in threads; one pipeline per model.
 
 The event loop hands in one `Work` per request and gets one wake-up when all its images are done. In between there is
-no event loop: decode threads take images in the order of arrival and pass pixels to the encoder thread, which takes
-what is there, up to the best batch, and never waits for more. The hand-over between the two is bounded, so that pixels
-do not pile up when inference is slower than decoding.
+no event loop. Every thread does both: it decodes images in the order of arrival, and infers once the best batch is
+there or no file is left to decode; it never waits for more. So a lone image stays in one thread all the way, and
+decoding and inference share the cores as the images need it. At most two batches of pixels wait, so that they do not
+pile up when inference is slower than decoding.
 """
 
 import asyncio
 import contextlib
 import hashlib
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -76,11 +77,10 @@ class Work:
         self.failure: Exception | None = None
         self.abandoned = False
         self.began = time.monotonic()
+        self.left = len(images)
         self._deadline = deadline
-        self._left = len(images)
-        self._lock = threading.Lock()
-        self._loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[None] = self._loop.create_future()
+        self.loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[None] = self.loop.create_future()
 
     def is_dead(self) -> bool:
         """Return whether nobody waits for the answer any more, so that no more work may be spent on it."""
@@ -90,24 +90,13 @@ class Work:
         """Return whether the deadline has passed."""
         return self._deadline is not None and time.monotonic() >= self._deadline
 
-    def put(self, position: int, outcome: Outcome | None) -> None:
-        """Set what became of one image (None: dropped). The last one wakes the event loop. From any thread."""
-        self.outcomes[position] = outcome
-        with self._lock:
-            self._left -= 1
-            last = self._left == 0
-        if last:
-            # A loop that is closed already has nobody left to wake.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._wake)
 
-    def _wake(self) -> None:
-        if not self.done.done():
-            self.done.set_result(None)
-
-
+# A file, as its request and its place there.
+File = tuple[Work, int]
 # An image on its way to the encoder: its request and place there, pixels, content hash, and when it was decoded.
 Decoded = tuple[Work, int, NDArray[np.uint8], bytes, float]
+# What has become of an image; None when it was dropped.
+Ended = tuple[Work, int, Outcome | None]
 
 
 class Pipeline:
@@ -116,13 +105,21 @@ class Pipeline:
     Args:
         runner: the model.
         limits: ceilings.
-        decode_workers: decoding threads.
+        workers: threads; at least `sessions`.
         max_batch: images of one inference.
+        sessions: inferences at one time.
         metrics: told of the stages; None for nobody.
     """
 
     def __init__(
-        self, runner: Runner, limits: Limits, *, decode_workers: int, max_batch: int, metrics: Metrics | None = None
+        self,
+        runner: Runner,
+        limits: Limits,
+        *,
+        workers: int,
+        max_batch: int,
+        sessions: int = 1,
+        metrics: Metrics | None = None,
     ) -> None:
         self._runner = runner
         self._limits = limits
@@ -132,18 +129,22 @@ class Pipeline:
         self._leases = 0
         self._unused = asyncio.Event()
         self._unused.set()
-        self._files: queue.SimpleQueue[tuple[Work, int] | None] = queue.SimpleQueue()
-        self._pixels: queue.Queue[Decoded | None] = queue.Queue(2 * max_batch)
+        # Guards the five below and `Work.left`; idle threads wait on it.
+        self._changed = threading.Condition(threading.Lock())
+        self._files: deque[File] = deque()
+        self._pixels: deque[Decoded] = deque()
+        self._sessions = sessions
+        self._idle = 0
+        self._closing = False
         self._queued = 0
         self._queued_bytes = 0
         self._rate = 100.0  # images/s, a running mean; the first guess only colours the first RetryInfo
         self._room = asyncio.Event()
-        self._decoders = [
-            threading.Thread(target=self._decode_loop, name=f"decode-{number}", daemon=True)
-            for number in range(decode_workers)
+        self._threads = [
+            threading.Thread(target=self._loop, name=f"pipeline-{number}", daemon=True)
+            for number in range(max(workers, sessions))
         ]
-        self._encoder = threading.Thread(target=self._encode_loop, name="encode", daemon=True)
-        for thread in (*self._decoders, self._encoder):
+        for thread in self._threads:
             thread.start()
 
     @property
@@ -195,10 +196,12 @@ class Pipeline:
             return []
         work = Work(images, None if timeout is None else time.monotonic() + timeout, hashes)
         await self._enter(work, patient)
+        with self._changed:
+            self._files.extend([(work, position) for position in range(len(images))])
+            if self._idle:
+                self._changed.notify(len(images))
         try:
-            for position in range(len(images)):
-                self._files.put((work, position))
-            await asyncio.shield(work.done)
+            await work.done
         except asyncio.CancelledError:
             work.abandoned = True
             raise
@@ -212,12 +215,11 @@ class Pipeline:
 
     def close(self) -> None:
         """Stop the threads after what is queued. Blocks."""
-        for _ in self._decoders:
-            self._files.put(None)
-        for thread in self._decoders:
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for thread in self._threads:
             thread.join()
-        self._pixels.put(None)
-        self._encoder.join()
 
     async def _enter(self, work: Work, patient: bool) -> None:
         """Count the work in, or refuse it; it is counted out when its last image has left, wanted or not."""
@@ -234,7 +236,6 @@ class Pipeline:
             await self._room.wait()
         self._queued += len(work.images)
         self._queued_bytes += work.size
-        work.done.add_done_callback(lambda _: self._leave(work))
 
     def _fits(self, work: Work, share: int) -> bool:
         return (
@@ -242,31 +243,97 @@ class Pipeline:
             and self._queued_bytes + work.size <= self._limits.max_queue_bytes // share
         )
 
-    def _leave(self, work: Work) -> None:
-        self._queued -= len(work.images)
-        self._queued_bytes -= work.size
+    def _leave(self, works: Sequence[Work]) -> None:
+        """Wake who waits for these requests, on their event loop."""
+        for work in works:
+            self._queued -= len(work.images)
+            self._queued_bytes -= work.size
+            if not work.done.done():
+                work.done.set_result(None)
         self._room.set()
 
-    def _decode_loop(self) -> None:
-        while (task := self._files.get()) is not None:
-            work, position = task
-            if work.is_dead():
-                work.put(position, None)
-                continue
-            start = time.monotonic()
-            try:
-                pixels, content_hash = self._decode(work.images[position], work.hashes)
-            except KindredError as error:
-                work.put(position, error)
-            except Exception as error:
-                work.failure = error
-                work.put(position, None)
+    def _loop(self) -> None:
+        while (task := self._next()) is not None:
+            if isinstance(task, list):
+                self._infer(task)
             else:
-                end = time.monotonic()
-                if self._metrics is not None:
-                    self._metrics.stage("queue", start - work.began)
-                    self._metrics.stage("decode", end - start)
-                self._pixels.put((work, position, pixels, content_hash, end))
+                self._read(*task)
+            # Hold no image of the last request while waiting for the next one.
+            del task
+
+    def _next(self) -> "File | list[Decoded] | None":
+        """Return what to do next: a file to decode or a batch to infer; None when the pipeline is closed."""
+        with self._changed:
+            while True:
+                ready = len(self._pixels)
+                if ready and self._sessions and (ready >= self._max_batch or not self._files):
+                    self._sessions -= 1
+                    if self._idle and self._files:
+                        self._changed.notify(len(self._files))
+                    return [self._pixels.popleft() for _ in range(min(ready, self._max_batch))]
+                if self._files and ready < 2 * self._max_batch:
+                    return self._files.popleft()
+                if self._closing and not ready and not self._files:
+                    return None
+                self._idle += 1
+                self._changed.wait()
+                self._idle -= 1
+
+    def _read(self, work: Work, position: int) -> None:
+        """Decode a file and put its pixels before the encoder."""
+        if work.is_dead():
+            self._end([(work, position, None)])
+            return
+        start = time.monotonic()
+        try:
+            pixels, content_hash = self._decode(work.images[position], work.hashes)
+        except KindredError as error:
+            self._end([(work, position, error)])
+            return
+        except Exception as error:
+            work.failure = error
+            self._end([(work, position, None)])
+            return
+        end = time.monotonic()
+        if self._metrics is not None:
+            self._metrics.stage("queue", start - work.began)
+            self._metrics.stage("decode", end - start)
+        with self._changed:
+            # This thread looks for what to do next right after, so nobody has to be woken for these.
+            self._pixels.append((work, position, pixels, content_hash, end))
+
+    def _infer(self, batch: list[Decoded]) -> None:
+        """Infer a batch, and let the next one begin."""
+        wanted: list[Decoded] = []
+        ended: list[Ended] = []
+        for entry in batch:
+            if entry[0].is_dead():
+                ended.append((entry[0], entry[1], None))
+            else:
+                wanted.append(entry)
+        if wanted:
+            ended += self._encode(wanted)
+        with self._changed:
+            self._sessions += 1
+            if self._closing:
+                self._changed.notify_all()
+            elif self._idle and (self._pixels or self._files):
+                self._changed.notify()
+        self._end(ended)
+
+    def _end(self, ended: Sequence[Ended]) -> None:
+        """Set what became of images; requests that are complete wake their callers, all of them at once."""
+        complete: list[Work] = []
+        with self._changed:
+            for work, position, outcome in ended:
+                work.outcomes[position] = outcome
+                work.left -= 1
+                if not work.left:
+                    complete.append(work)
+        for loop in {work.loop for work in complete}:
+            # A loop that is closed already has nobody left to wake.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._leave, [work for work in complete if work.loop is loop])
 
     def _decode(self, image: Source, with_hash: bool) -> tuple[NDArray[np.uint8], bytes]:
         if not isinstance(image, bytes):
@@ -274,47 +341,26 @@ class Pipeline:
         pixels = self._runner.load_pixels(image, self._decode_limits)
         return pixels, hashlib.sha256(image).digest() if with_hash else b""
 
-    def _encode_loop(self) -> None:
-        closing = False
-        while not closing:
-            entry = self._pixels.get()
-            batch: list[Decoded] = []
-            while True:
-                if entry is None:
-                    closing = True
-                    break
-                if entry[0].is_dead():
-                    entry[0].put(entry[1], None)
-                else:
-                    batch.append(entry)
-                if len(batch) >= self._max_batch:
-                    break
-                try:
-                    entry = self._pixels.get_nowait()
-                except queue.Empty:
-                    break
-            if batch:
-                self._encode(batch)
-            # Hold no image of the last request while waiting for the next one.
-            del batch, entry
-
-    def _encode(self, batch: list[Decoded]) -> None:
+    def _encode(self, batch: list[Decoded]) -> list[Ended]:
         start = time.monotonic()
         try:
             outputs = self._runner.run(np.stack([pixels for _, _, pixels, _, _ in batch]))
         except KindredError as error:
-            self._encode_singly(batch, error)
-            return
+            # Find out whose image the model cannot take: the others in the batch are strangers to it.
+            if len(batch) == 1:
+                return [(batch[0][0], batch[0][1], error)]
+            return [ended for entry in batch for ended in self._encode([entry])]
         except Exception as error:
-            for work, position, _, _, _ in batch:
-                work.failure = error
-                work.put(position, None)
-            return
-        seconds = max(time.monotonic() - start, 1e-6)
-        self._note(batch, start, seconds)
-        for row, (work, position, _, content_hash, _) in enumerate(batch):
-            logits = None if outputs.logits is None else outputs.logits[row]
-            work.put(position, Embedded(outputs.embeddings[row], logits, content_hash))
+            for entry in batch:
+                entry[0].failure = error
+            return [(work, position, None) for work, position, _, _, _ in batch]
+        self._note(batch, start, max(time.monotonic() - start, 1e-6))
+        return [
+            (work, position, Embedded(vector, None if outputs.logits is None else outputs.logits[row], content_hash))
+            for row, ((work, position, _, content_hash, _), vector) in enumerate(
+                zip(batch, outputs.embeddings, strict=True)
+            )
+        ]
 
     def _note(self, batch: list[Decoded], start: float, seconds: float) -> None:
         self._rate = 0.9 * self._rate + 0.1 * len(batch) / seconds
@@ -324,11 +370,3 @@ class Pipeline:
             self._metrics.stage("batch", start - decoded)
         self._metrics.stage("inference", seconds)
         self._metrics.batch("inference", len(batch))
-
-    def _encode_singly(self, batch: list[Decoded], error: KindredError) -> None:
-        """Find out whose image the model cannot take: the others in the batch are strangers to it."""
-        if len(batch) == 1:
-            batch[0][0].put(batch[0][1], error)
-            return
-        for entry in batch:
-            self._encode([entry])

@@ -6,10 +6,11 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import cast
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
-from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc  # type: ignore[import-untyped]
 
 from encoder.errors import KindredError
 from kindred.kserve import inference_pb2, inference_pb2_grpc
@@ -26,7 +27,7 @@ from kindred.v1 import (
 from serving import listening, logs
 from serving.access import Guard, Scope
 from serving.exposition import Exposition
-from serving.interceptor import CallInterceptor
+from serving.interceptor import Calls
 from serving.metrics import Metrics
 from serving.models import Models
 from serving.reload import Reloader
@@ -84,7 +85,7 @@ class Server:
         self._metrics = None if settings.metrics_address is None else Metrics()
         limits = settings.limits
         self._tracer = None if settings.otlp_endpoint is None else Tracer(settings.otlp_endpoint)
-        self._calls = CallInterceptor(
+        self._calls = Calls(
             limits.max_message_bytes, limits.max_concurrent_calls, self._guard, self._metrics, self._tracer
         )
         self.models = Models(())
@@ -111,10 +112,7 @@ class Server:
 
     async def _listen(self) -> None:
         settings = self.settings
-        self._server = grpc.aio.server(
-            interceptors=(self._calls,),
-            options=listening.options(settings.limits),
-        )
+        self._server = grpc.aio.server(options=listening.options(settings.limits))
         self._add_services()
         credentials = None if self._certificates is None else self._certificates.credentials()
         self.port = listening.bind(self._server, settings.address, credentials)
@@ -159,8 +157,7 @@ class Server:
         return self._serving
 
     def _add_services(self) -> None:
-        limits = self.settings.limits
-        server = self._server
+        limits, server = self.settings.limits, cast(grpc.aio.Server, self._calls)
         embedder_pb2_grpc.add_EmbedderServicer_to_server(Embedder(self.models, limits), server)
         searcher_pb2_grpc.add_SearcherServicer_to_server(Searcher(self.store, self.models, limits), server)
         collections_pb2_grpc.add_CollectionsServicer_to_server(Collections(self.store, self.models, limits), server)
@@ -168,7 +165,9 @@ class Server:
         inference = Inference(self.models, limits, self.is_serving)
         inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), server)
+        self._server.add_generic_rpc_handlers((self._calls,))
 
     async def _follow(self) -> None:
         while True:

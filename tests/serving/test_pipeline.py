@@ -7,6 +7,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -66,14 +67,27 @@ def runner() -> GatedRunner:
     return GatedRunner()
 
 
-@pytest.fixture
-def pipeline(runner: GatedRunner) -> Iterator[Pipeline]:
-    limits = Limits(max_queue=16, max_batch_items=16)
-    pipeline = Pipeline(runner, limits, decode_workers=1, max_batch=4)
+@contextmanager
+def opened(runner: GatedRunner, workers: int) -> Iterator[Pipeline]:
+    pipeline = Pipeline(runner, Limits(max_queue=16, max_batch_items=16), workers=workers, max_batch=4)
     yield pipeline
     runner.decoding.set()
     runner.running.set()
     pipeline.close()
+
+
+@pytest.fixture
+def pipeline(runner: GatedRunner) -> Iterator[Pipeline]:
+    """A pipeline of one thread, so that the order of its steps is known."""
+    with opened(runner, 1) as pipeline:
+        yield pipeline
+
+
+@pytest.fixture
+def wide(runner: GatedRunner) -> Iterator[Pipeline]:
+    """A pipeline that decodes beside its one inference."""
+    with opened(runner, 3) as pipeline:
+        yield pipeline
 
 
 def files(*values: int) -> list[bytes]:
@@ -198,12 +212,12 @@ def test_an_expired_request_costs_no_decoding_and_no_inference(pipeline: Pipelin
     assert runner.inferred == 1
 
 
-def test_a_request_that_expires_after_decoding_costs_no_inference(pipeline: Pipeline, runner: GatedRunner) -> None:
+def test_a_request_that_expires_after_decoding_costs_no_inference(wide: Pipeline, runner: GatedRunner) -> None:
     async def expire() -> None:
         runner.running.clear()
-        first = asyncio.create_task(pipeline.embed(files(1)))
+        first = asyncio.create_task(wide.embed(files(1)))
         await until(runner.run_began)
-        second = asyncio.create_task(pipeline.embed(files(2), timeout=0.2))
+        second = asyncio.create_task(wide.embed(files(2), timeout=0.2))
         while 2 not in runner.decoded:
             await asyncio.sleep(0.005)
         await asyncio.sleep(0.25)
@@ -239,14 +253,42 @@ def test_a_bug_fails_its_request_and_no_other(pipeline: Pipeline) -> None:
     assert pipeline.queued == 0
 
 
-def test_decoding_does_not_run_ahead_of_inference_without_bound(pipeline: Pipeline, runner: GatedRunner) -> None:
+def test_decoding_does_not_run_ahead_of_inference_without_bound(wide: Pipeline, runner: GatedRunner) -> None:
     async def run() -> None:
         runner.running.clear()
-        call = asyncio.create_task(pipeline.embed(files(*range(16))))
+        call = asyncio.create_task(wide.embed(files(*range(16))))
         await asyncio.sleep(0.2)
-        # At most one batch in the encoder's hands, two between the stages, one image in the decoder's.
-        assert len(runner.decoded) <= 4 + 8 + 1
+        # At most one batch in the encoder's hands, two between the stages, and what was in hand when they were full.
+        assert 4 + 8 <= len(runner.decoded) <= 4 + 8 + 2
         runner.running.set()
         await call
 
     asyncio.run(run())
+
+
+def test_threads_infer_at_the_same_time_as_often_as_there_are_sessions(runner: GatedRunner) -> None:
+    both = threading.Barrier(2, timeout=10)
+
+    class Meeting(GatedRunner):
+        def run(self, pixels: NDArray[np.uint8]) -> Outputs:
+            both.wait()
+            return super().run(pixels)
+
+    pipeline = Pipeline(Meeting(), Limits(), workers=1, sessions=2, max_batch=1)
+    assert values_of(list(asyncio.run(pipeline.embed(files(1, 2, 3, 4))))) == [1, 2, 3, 4]
+    pipeline.close()
+
+
+def test_closing_waits_for_what_is_queued_and_ends_every_thread(runner: GatedRunner) -> None:
+    for workers in (1, 2, 5):
+        before = threading.active_count()
+        pipeline = Pipeline(runner, Limits(), workers=workers, max_batch=2)
+
+        async def leave(pipeline: Pipeline = pipeline) -> None:
+            call = asyncio.create_task(pipeline.embed(files(*range(20))))
+            await asyncio.sleep(0)
+            await asyncio.to_thread(pipeline.close)
+            assert values_of(list(await call)) == list(range(20))
+
+        asyncio.run(leave())
+        assert threading.active_count() == before

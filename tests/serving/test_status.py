@@ -7,6 +7,7 @@ import logging
 import re
 import threading
 from collections.abc import AsyncIterator, Iterator
+from typing import cast
 
 import grpc
 import grpc.aio
@@ -14,7 +15,7 @@ import pytest
 
 from encoder.errors import ImageError, InternalError, KindredError, ResourceExhaustedError
 from kindred.v1 import embedder_pb2, embedder_pb2_grpc
-from serving.interceptor import CallInterceptor, Context
+from serving.interceptor import Calls, Context
 from serving.status import item_error, public_error, to_status
 from tests.serving.running import code, details, fields, retry_seconds
 
@@ -53,15 +54,16 @@ class Failing(embedder_pb2_grpc.EmbedderServicer):
 
 @pytest.fixture(scope="module")
 def failing() -> Iterator[tuple[Failing, embedder_pb2_grpc.EmbedderStub]]:
-    """A service that fails, behind the real interceptor and a real socket."""
+    """A service that fails, behind the real wrapper and a real socket."""
     servicer = Failing()
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
     async def start() -> tuple[grpc.aio.Server, int]:
-        server = grpc.aio.server(interceptors=(CallInterceptor(1000, 10),))
-        embedder_pb2_grpc.add_EmbedderServicer_to_server(servicer, server)
+        server, calls = grpc.aio.server(), Calls(1000, 10)
+        embedder_pb2_grpc.add_EmbedderServicer_to_server(servicer, cast(grpc.aio.Server, calls))
+        server.add_generic_rpc_handlers((calls,))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         return server, port
