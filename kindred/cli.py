@@ -30,6 +30,7 @@ COMMANDS = {
     "index": "kindred.commands.index:index",
     "collection": "kindred.commands.collection:app",
     "serve": "kindred.commands.serve:serve",
+    "tune": "kindred.commands.tune:tune",
     "embed": "kindred.commands.embed:embed",
     "search": "kindred.commands.search:search",
     "classify": "kindred.commands.classify:classify",

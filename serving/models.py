@@ -9,12 +9,14 @@ from typing import Self, cast
 
 import numpy as np
 
+from encoder import tuning
 from encoder.errors import FailedPreconditionError, NotFoundError
+from encoder.machine import cores
 from encoder.metadata import Metadata
 from encoder.session import Device, Encoder
 from serving.metrics import Metrics
 from serving.pipeline import Pipeline
-from serving.settings import Settings, cores
+from serving.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +130,8 @@ class Models:
 
 def _load(models: Sequence[tuple[str, Path]], settings: Settings, metrics: Metrics | None) -> list[Model]:
     """Load models; threads are started only when all could be loaded."""
-    device, threads = cast(Device, settings.device), settings.encoder_threads or None
-    encoders = [(name, Encoder.open(path, device=device, threads=threads)) for name, path in models]
-    for _, encoder in encoders:
+    opened = [(name, *open_encoder(path, settings)) for name, path in models]
+    for _, encoder, _ in opened:
         side = encoder.metadata.preprocess
         # The first inference is slow, and one that fails must do so before the model is served.
         encoder.run(np.zeros((1, side.height, side.width, 3), np.uint8))
@@ -143,9 +144,29 @@ def _load(models: Sequence[tuple[str, Path]], settings: Settings, metrics: Metri
                 encoder,
                 settings.limits,
                 workers=workers,
-                max_batch=settings.max_encode_batch,
+                sessions=tuned.sessions,
+                max_batch=tuned.batch,
                 metrics=metrics,
             ),
         )
-        for name, encoder in encoders
+        for name, encoder, tuned in opened
     ]
+
+
+def open_encoder(path: Path, settings: Settings) -> tuple[Encoder, tuning.Tuning]:
+    """Open a model as it runs best here: as the settings say, as was measured on this machine, or by the cores.
+
+    Raises:
+        KindredError: the model cannot be opened.
+    """
+    device = cast(Device, settings.device)
+    wanted = tuning.device_of(device)
+    if device == "auto" and wanted == "cuda" and Encoder.open(path, device=device).device == "cpu":
+        device = wanted = "cpu"  # CUDA's build of ONNX Runtime without a GPU
+    known = (tuning.load(path, wanted) if path.is_file() else None) or tuning.default(wanted, cores())
+    tuned = tuning.Tuning(
+        settings.encoder_sessions or known.sessions,
+        settings.encoder_threads or known.threads,
+        settings.encoder_batch or known.batch,
+    )
+    return Encoder.open(path, device=device, threads=tuned.threads, sessions=tuned.sessions), tuned

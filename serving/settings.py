@@ -1,7 +1,6 @@
 """What a server can be told: address, models, data and limits, checked before anything is opened."""
 
 import ipaddress
-import os
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -73,8 +72,9 @@ class Settings:
         device: `auto`, `cpu` or `cuda`.
         limits: ceilings.
         decode_workers: threads per model that decode images; 0 means one per core.
-        encoder_threads: threads of one inference; 0 leaves it to the encoder.
-        max_encode_batch: images of one inference.
+        encoder_sessions: inferences at one time, per model; 0 takes what `kindred tune` measured, else fills the cores.
+        encoder_threads: threads of one inference; 0 likewise.
+        encoder_batch: images of one inference at most; 0 likewise.
         search_workers: threads that search and write; 0 means one per core, at least 4.
         max_search_batch: queries of one index search.
         drain_seconds: time that calls in flight get to finish after SIGTERM.
@@ -101,8 +101,9 @@ class Settings:
     device: str = "auto"
     limits: Limits = field(default_factory=Limits)
     decode_workers: int = 0
+    encoder_sessions: int = 0
     encoder_threads: int = 0
-    max_encode_batch: int = 32
+    encoder_batch: int = 0
     search_workers: int = 0
     max_search_batch: int = 64
     drain_seconds: float = 30.0
@@ -129,12 +130,18 @@ class Settings:
             raise InvalidArgumentError("two models have the same name", field="models")
         if self.device not in ("auto", "cpu", "cuda"):
             raise InvalidArgumentError("device must be auto, cpu or cuda", field="device")
-        for name in ("decode_workers", "encoder_threads", "search_workers", "drain_seconds"):
+        for name in (
+            "decode_workers",
+            "encoder_sessions",
+            "encoder_threads",
+            "encoder_batch",
+            "search_workers",
+            "drain_seconds",
+        ):
             if not getattr(self, name) >= 0:
                 raise InvalidArgumentError(f"{name} must not be negative", field=name)
-        for name in ("max_encode_batch", "max_search_batch"):
-            if getattr(self, name) < 1:
-                raise InvalidArgumentError(f"{name} must be at least 1", field=name)
+        if self.max_search_batch < 1:
+            raise InvalidArgumentError("max_search_batch must be at least 1", field="max_search_batch")
         for name, known in (("log_level", LEVELS), ("log_format", FORMATS)):
             if getattr(self, name) not in known:
                 raise InvalidArgumentError(f"{name} must be one of {', '.join(known)}", field=name)
@@ -190,8 +197,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,13 +12,14 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from encoder.errors import FailedPreconditionError, KindredError, NotFoundError
+from encoder.machine import cores
 from index.catalog import Catalog
 from index.interface import Collection
 from index.snapshots import SnapshotInfo
 from index.types import CollectionInfo
 from serving.batcher import SearchBatcher
 from serving.metrics import Metrics
-from serving.settings import Settings, cores
+from serving.settings import Settings
 
 log = logging.getLogger("kindred.serving")
 

@@ -33,8 +33,14 @@ def serve(
     decode_workers: Annotated[
         int, typer.Option("--decode-workers", help="Threads that decode images; 0 is one per core.", min=0)
     ] = 0,
+    encoder_sessions: Annotated[
+        int, typer.Option("--encoder-sessions", help="Inferences at one time; 0 is as `kindred tune` found.", min=0)
+    ] = 0,
     encoder_threads: Annotated[
-        int, typer.Option("--encoder-threads", help="Threads of one inference; 0 lets the encoder choose.", min=0)
+        int, typer.Option("--encoder-threads", help="Threads of one inference; 0 is as `kindred tune` found.", min=0)
+    ] = 0,
+    encoder_batch: Annotated[
+        int, typer.Option("--encoder-batch", help="Images of one inference; 0 is as `kindred tune` found.", min=0)
     ] = 0,
     search_workers: Annotated[
         int, typer.Option("--search-workers", help="Threads that search and write; 0 chooses by cores.", min=0)
@@ -105,7 +111,9 @@ def serve(
         device=device,
         limits=limits,
         decode_workers=decode_workers,
+        encoder_sessions=encoder_sessions,
         encoder_threads=encoder_threads,
+        encoder_batch=encoder_batch,
         search_workers=search_workers,
         drain_seconds=drain_seconds,
         port_file=port_file,

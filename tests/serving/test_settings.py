@@ -47,7 +47,7 @@ def test_a_server_serves_something() -> None:
         ({"device": "tpu"}, "device"),
         ({"decode_workers": -1}, "decode_workers"),
         ({"drain_seconds": float("nan")}, "drain_seconds"),
-        ({"max_encode_batch": 0}, "max_encode_batch"),
+        ({"encoder_batch": -1}, "encoder_batch"),
     ],
 )
 def test_a_setting_out_of_range_is_named(changes: dict[str, object], field: str) -> None:
