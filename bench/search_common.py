@@ -55,9 +55,11 @@ def unit_vectors(count: int, dim: int, seed: int = 0, clusters: int = 0) -> Vect
     return vectors
 
 
-def fill(catalog: Catalog, vectors: Vectors, kind: str = "flat", name: str = "bench") -> LocalCollection:
+def fill(
+    catalog: Catalog, vectors: Vectors, kind: str = "flat", name: str = "bench", space: str = "bench"
+) -> LocalCollection:
     """Return a collection of vectors under the keys `0`, `1` …."""
-    collection = catalog.create(name, space="bench", dim=vectors.shape[1], index_kind=kind)
+    collection = catalog.create(name, space=space, dim=vectors.shape[1], index_kind=kind)
     for begin in range(0, len(vectors), 5000):
         rows = vectors[begin : begin + 5000]
         collection.upsert([Item(str(begin + n), row, f"c{(begin + n) % 100}") for n, row in enumerate(rows)])

@@ -41,6 +41,7 @@ class Load:
         concurrency: callers of the closed loop, or connections of the open one.
         rate: requests a second of the open loop; 0 for the closed loop.
         timeout: deadline of each call in seconds; 0 for none.
+        content_type: of an HTTP request.
         streamed: send on bidirectional streams, one per caller.
         pids: the server's processes, whose CPU time is read around the window.
         cpus: logical processors of the generator; empty for any.
@@ -54,6 +55,7 @@ class Load:
     concurrency: int = 1
     rate: float = 0.0
     timeout: float = 0.0
+    content_type: str = "application/octet-stream"
     streamed: bool = False
     pids: tuple[int, ...] = ()
     cpus: tuple[int, ...] = ()
@@ -66,6 +68,7 @@ class Outcome:
     Attributes:
         seconds: the window's length.
         good: answers that were right.
+        total_good: right answers of the whole run, before and after the window included.
         codes: ends of calls by gRPC code or HTTP status.
         good_ms: milliseconds to each right answer, sorted.
         refused_ms: milliseconds to each RESOURCE_EXHAUSTED, sorted.
@@ -75,6 +78,7 @@ class Outcome:
 
     seconds: float = 0.0
     good: int = 0
+    total_good: int = 0
     codes: dict[str, int] = field(default_factory=dict)
     good_ms: list[float] = field(default_factory=list)
     refused_ms: list[float] = field(default_factory=list)
@@ -126,9 +130,8 @@ class _Http:
     def __init__(self, load: Load) -> None:
         self._host, _, port = load.address.rpartition(":")
         self._port = int(port)
-        self._head = (
-            f"POST {load.method[5:]} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/octet-stream\r\n"
-        )
+        kind = f"Content-Type: {load.content_type}"
+        self._head = f"POST {load.method[5:]} HTTP/1.1\r\nHost: {self._host}\r\n{kind}\r\n"
         self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def __call__(self, payload: bytes, caller: int) -> str:
@@ -157,6 +160,7 @@ class _Window:
 
     def note(self, code: str, due: float) -> None:
         now = time.perf_counter()
+        self.outcome.total_good += code == "OK"
         if not self.began <= now < self.ends:
             return
         self._codes[code] += 1

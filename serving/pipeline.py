@@ -78,7 +78,7 @@ class Work:
         self.abandoned = False
         self.began = time.monotonic()
         self.left = len(images)
-        self._deadline = deadline
+        self.deadline = deadline
         self.loop = asyncio.get_running_loop()
         self.done: asyncio.Future[None] = self.loop.create_future()
 
@@ -88,7 +88,35 @@ class Work:
 
     def is_late(self) -> bool:
         """Return whether the deadline has passed."""
-        return self._deadline is not None and time.monotonic() >= self._deadline
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+
+class Pace:
+    """How many images a second leave while the queue is never empty; a running mean. Lives on the event loop."""
+
+    _SPAN_SECONDS = 0.25
+
+    def __init__(self) -> None:
+        self._seconds = 0.0  # for one image; 0 as long as nothing is known
+        self._since = 0.0
+        self._count = 0
+
+    def begin(self) -> None:
+        """Note that the queue has been empty and is so no more."""
+        self._since, self._count = time.monotonic(), 0
+
+    def ended(self, images: int) -> None:
+        """Note that images have left."""
+        self._count += images
+        passed = time.monotonic() - self._since
+        if passed >= self._SPAN_SECONDS:
+            latest = passed / self._count
+            self._seconds = 0.5 * (self._seconds + latest) if self._seconds else latest
+            self._since, self._count = time.monotonic(), 0
+
+    def seconds_for(self, images: int) -> float:
+        """Return how long so many images take, 0 while that is not known."""
+        return images * self._seconds
 
 
 # A file, as its request and its place there.
@@ -138,7 +166,7 @@ class Pipeline:
         self._closing = False
         self._queued = 0
         self._queued_bytes = 0
-        self._rate = 100.0  # images/s, a running mean; the first guess only colours the first RetryInfo
+        self._pace = Pace()
         self._room = asyncio.Event()
         self._threads = [
             threading.Thread(target=self._loop, name=f"pipeline-{number}", daemon=True)
@@ -229,11 +257,21 @@ class Pipeline:
             if not patient:
                 if self._metrics is not None:
                     self._metrics.rejected("queue_full")
-                raise ResourceExhaustedError(
-                    "the queue is full: try again later", retry_after=min(max(self._queued / self._rate, 0.05), 30.0)
-                )
+                wait = min(max(self._pace.seconds_for(self._queued), 0.05), 30.0)
+                raise ResourceExhaustedError("the queue is full: try again later", retry_after=wait)
             self._room.clear()
             await self._room.wait()
+        if not patient and work.deadline is not None and self._queued:
+            # Whoever would be answered too late is told now, instead of pushing others behind their deadlines, too.
+            wait = self._pace.seconds_for(self._queued + len(work.images))
+            if time.monotonic() + wait > work.deadline:
+                if self._metrics is not None:
+                    self._metrics.rejected("queue_full")
+                raise ResourceExhaustedError(
+                    "the queue is too long for the call's deadline: try again later", retry_after=min(wait, 30.0)
+                )
+        if not self._queued:
+            self._pace.begin()
         self._queued += len(work.images)
         self._queued_bytes += work.size
 
@@ -248,6 +286,8 @@ class Pipeline:
         for work in works:
             self._queued -= len(work.images)
             self._queued_bytes -= work.size
+            if not (work.abandoned or work.is_late()):
+                self._pace.ended(len(work.images))
             if not work.done.done():
                 work.done.set_result(None)
         self._room.set()
@@ -363,7 +403,6 @@ class Pipeline:
         ]
 
     def _note(self, batch: list[Decoded], start: float, seconds: float) -> None:
-        self._rate = 0.9 * self._rate + 0.1 * len(batch) / seconds
         if self._metrics is None:
             return
         for _, _, _, _, decoded in batch:

@@ -1,0 +1,65 @@
+"""The bare model for `bench/serve.py`: decoding and ONNX Runtime in a tight loop, and the photos for it."""
+
+import io
+import tarfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from encoder import images, tuning
+from encoder.machine import cores
+from encoder.metadata import Preprocess
+from encoder.session import Encoder
+
+
+def tight_loop(model: Path, files: list[bytes], seconds: float, *, scaled: bool = True) -> tuple[float, float]:
+    """Return images a second and CPU seconds an image of decoding and ONNX Runtime on all cores, and no more."""
+    tuned = tuning.load(model, "cpu") or tuning.default("cpu", cores())
+    encoder = Encoder.open(model, device="cpu", threads=tuned.threads, sessions=tuned.sessions)
+    rule = encoder.metadata.preprocess
+    read = images.load_pixels if scaled else plain_pixels
+    counts = [0] * cores()
+
+    def run(number: int) -> None:
+        while time.perf_counter() < ends:
+            at = (number + counts[number]) % len(files)
+            batch = [files[(at + step) % len(files)] for step in range(min(tuned.batch, 16))]
+            encoder.run(np.stack([read(data, rule) for data in batch]))
+            counts[number] += len(batch)
+
+    began, cpu = time.perf_counter(), time.process_time()
+    ends = began + seconds
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(cores())]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / (time.perf_counter() - began), (time.process_time() - cpu) / sum(counts)
+
+
+def plain_pixels(data: bytes, rule: Preprocess) -> NDArray[np.uint8]:
+    """Return the pixels of a photo as Pillow gives them to whoever asks for all of them."""
+    return images.fit(Image.open(io.BytesIO(data)).convert("RGB"), rule)
+
+
+def twelve_megapixels(tiles: list[bytes], quality: int) -> bytes:
+    """Return a JPEG file of 4000×3000, real photos enlarged to a quarter of it each."""
+    whole = Image.new("RGB", (4000, 3000))
+    for number, data in enumerate(tiles):
+        tile = Image.open(io.BytesIO(data)).convert("RGB").resize((2000, 1500), Image.Resampling.BICUBIC)
+        whole.paste(tile, (2000 * (number % 2), 1500 * (number // 2)))
+    file = io.BytesIO()
+    whole.save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+def read_photos(path: Path, count: int) -> list[bytes]:
+    """Return every so-manieth photo of an archive, `count` of them."""
+    with tarfile.open(path) as archive:
+        members = [member for member in archive if member.isfile() and member.name.endswith((".jpg", ".jpeg"))]
+        chosen = members[:: max(1, len(members) // count)][:count]
+        return [file.read() for member in chosen if (file := archive.extractfile(member)) is not None]

@@ -1,0 +1,370 @@
+"""What `bench/serve.py` measures; see there."""
+
+import contextlib
+import functools
+import os
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import grpc
+import numpy as np
+import onnxruntime as ort
+
+from bench.harness import Target, interleave, ratio
+from bench.serve_bare import plain_pixels, tight_loop, twelve_megapixels
+from bench.serve_identity import EMBED, STREAM
+from bench.serve_load import Load, Outcome
+from bench.serve_payloads import Payloads
+from bench.serve_process import ROOT, Served, free_port, generate, kindred, started
+from encoder import images
+from encoder.machine import cores
+from encoder.metadata import Preprocess
+from encoder.session import Encoder
+from kindred.v1 import common_pb2, searcher_pb2, searcher_pb2_grpc
+
+CALLERS = 16
+SEARCH = "/kindred.v1.Searcher/Search"
+
+
+@dataclass(slots=True)
+class Result:
+    """What a section found: rows of the table, targets, figures by name."""
+
+    rows: list[tuple[str, str]] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, value: float, unit: str, bound: float | None = None, at_least: bool = True) -> None:
+        """Note a figure, and its target where it has one."""
+        self.rows.append((name, f"{value:,.4g} {unit}".strip()))
+        self.figures[name] = value
+        if bound is not None:
+            self.targets.append(Target(name, value, bound, at_least))
+
+    def skip(self, name: str, why: str) -> None:
+        """Note that something was not measured."""
+        self.rows.append((name, f"not measured: {why}"))
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What all sections share.
+
+    Attributes:
+        folder: for files of this run.
+        model: the float32 model artifact.
+        int8: its int8 twin, None without.
+        photos: real JPEG photos.
+        gallery: more of them, to find neighbours among; may be empty.
+        seconds: length of one figure.
+        rounds: figures of each contender.
+        items: scale of the collections, 1 for what the targets say.
+        peers: folder with a virtual environment for each peer, None without.
+    """
+
+    folder: Path
+    model: Path
+    int8: Path | None
+    photos: list[bytes]
+    gallery: list[bytes]
+    seconds: float
+    rounds: int
+    items: float
+    peers: Path | None
+
+    @property
+    def payloads(self) -> Payloads:
+        """Ready-made requests."""
+        return Payloads(self.folder, self.photos)
+
+
+def ceiling(bench: Bench) -> Result:
+    """Images/s and CPU per image beside a tight loop in one process, and beside other servers."""
+    result, loads = Result(), {}
+    one = bench.payloads
+    with contextlib.ExitStack() as stack:
+        ours = stack.enter_context(kindred(bench.folder, "kindred", ["--model", str(bench.model)]))
+        loads["kindred"] = (_load(ours, EMBED, one.embed(1)), 1)
+        loads["kindred, 16 a request"] = (_load(ours, EMBED, one.embed(16), 6), 16)
+        loads["kindred, stream of 16"] = (
+            replace(_load(ours, STREAM, one.stream(16)), concurrency=2, streamed=True),
+            16,
+        )
+        for name, method, kind, payloads in one.peers():
+            try:
+                peer = stack.enter_context(_peer(bench, name))
+            except (RuntimeError, OSError) as error:
+                result.skip(name, str(error))
+                continue
+            loads[name] = (replace(_load(peer, method, payloads), content_type=kind), 1)
+        rates: dict[str, list[float]] = {}
+        costs: dict[str, list[float]] = {}
+        share: list[float] = []
+
+        def serve(name: str) -> float:
+            load, count = loads[name]
+            outcome = generate(replace(load, seconds=bench.seconds))
+            costs.setdefault(name, []).append(outcome.server_cpu / max(outcome.good * count, 1))
+            if name.startswith("kindred"):
+                share.append(outcome.own_cpu / outcome.seconds / cores())
+            return outcome.good * count / outcome.seconds
+
+        def alone() -> float:
+            rate, cost = tight_loop(bench.model, bench.photos, bench.seconds)
+            costs.setdefault("in process", []).append(cost)
+            return rate
+
+        contenders: dict[str, Callable[[], float]] = {"in process": alone}
+        contenders |= {name: lambda name=name: serve(name) for name in loads}  # type: ignore[misc]
+        rates = interleave(contenders, bench.rounds)
+    costs = {name: values[1:] for name, values in costs.items()}
+    for name, values in rates.items():
+        result.add(f"{name}: images/s", statistics.median(values), "/s")
+        result.add(f"{name}: CPU an image", 1e3 * statistics.median(costs[name]), "ms")
+    best = max((name for name in rates if name.startswith("kindred")), key=lambda name: statistics.median(rates[name]))
+    result.add("images/s over the loop in process", ratio(rates[best], rates["in process"]), "×", 0.97)
+    result.add("CPU an image over the same", ratio(costs[best], costs["in process"]), "×", 1.03, at_least=False)
+    result.add("the load generator's share of the cores", statistics.median(share), "")
+    for name in rates:
+        if name in ("naive grpc.aio", "mosec", "LitServe", "PyTriton"):
+            result.add(f"images/s over {name}, one a request", ratio(rates["kindred"], rates[name]), "×", 1.0)
+    return result
+
+
+def best(bench: Bench) -> Result:
+    """The best setting, int8 and scaled decode, beside ONNX Runtime in float32 and plain Pillow; does it agree?"""
+    result = Result()
+    if bench.int8 is None:
+        result.skip("best setting", "give an int8 model with --int8")
+        return result
+    with kindred(bench.folder, "int8", ["--model", str(bench.int8)]) as served:
+        load = replace(_load(served, EMBED, bench.payloads.embed(16), 6), seconds=bench.seconds)
+
+        def ours() -> float:
+            outcome = generate(load)
+            return outcome.good * 16 / outcome.seconds
+
+        def plain() -> float:
+            return tight_loop(bench.model, bench.photos, bench.seconds, scaled=False)[0]
+
+        rates = interleave({"int8": ours, "plain": plain}, bench.rounds)
+    result.add("int8 served: images/s", statistics.median(rates["int8"]), "/s")
+    result.add("ONNX Runtime float32 + plain Pillow in process: images/s", statistics.median(rates["plain"]), "/s")
+    result.add("best setting over plain", ratio(rates["int8"], rates["plain"]), "×", 3.0)
+    if bench.gallery:
+        result.add("kNN agreement with float32 and the full decode", _agreement(bench), "", 0.99)
+    return result
+
+
+def identity(bench: Bench) -> Result:
+    """Server CPU per call with a model that does nothing, beside a bare grpc.aio echo; 100 KB requests."""
+    result = Result()
+    one, many = bench.payloads.random(100_000)
+    for dim, what in ((512, "answers of 2 KB"), (25_600, "answers of 100 KB")):
+        with contextlib.ExitStack() as stack:
+            served = {}
+            for kind in ("kindred", "echo"):
+                file = bench.folder / f"{kind}-{dim}.port"
+                command = [sys.executable, "-m", "bench.serve_identity", kind, str(file), str(dim)]
+                served[kind] = stack.enter_context(started(f"identity-{kind}", command, port_file=file))
+            for method, payload, streamed in ((EMBED, one, False), (STREAM, many, True)):
+                loads = {
+                    kind: replace(_load(each, method, (payload,)), streamed=streamed, seconds=bench.seconds / 2)
+                    for kind, each in served.items()
+                }
+                contenders = {kind: lambda load=load: _cpu(generate(load)) for kind, load in loads.items()}
+                costs = interleave(contenders, bench.rounds)
+                form = "stream" if streamed else "unary"
+                for kind, values in costs.items():
+                    result.add(f"{kind}, {form}, {what}: CPU a call", 1e6 * statistics.median(values), "µs")
+                over = ratio(costs["kindred"], costs["echo"])
+                result.add(f"service over echo, {form}, {what}", over, "×", 1.15, at_least=False)
+    return result
+
+
+def loaded(bench: Bench) -> Result:
+    """Poisson arrivals at 70 % of the peak, then at twice the peak with deadlines."""
+    result = Result()
+    port_file = bench.folder / "metrics.port"
+    arguments = ["--model", str(bench.model), "--metrics-address", "127.0.0.1:0"]
+    with kindred(bench.folder, "loaded", [*arguments, "--metrics-port-file", str(port_file)]) as served:
+        load = replace(_load(served, EMBED, bench.payloads.embed(1)), seconds=bench.seconds)
+        full = generate(load)
+        peak = full.good / full.seconds
+        lone = generate(replace(load, concurrency=1))
+        result.add("peak, 16 callers", peak, "/s")
+        result.add("unloaded: p50", lone.percentile(0.5), "ms")
+        busy = generate(replace(load, rate=0.7 * peak, concurrency=4, seconds=2 * bench.seconds))
+        for share in (0.5, 0.99):
+            result.add(f"at 70 % of the peak: p{share * 100:.0f}", busy.percentile(share), "ms")
+        over = busy.percentile(0.99) / lone.percentile(0.5)
+        result.add("p99 at 70 % over unloaded p50", over, "×", 3.0, at_least=False)
+        before = inferred(int(port_file.read_text()))
+        flood = generate(
+            replace(load, rate=2 * peak, concurrency=4, timeout=1.0, seconds=2 * bench.seconds, warm_up=3.0)
+        )
+        time.sleep(2)
+        spent = inferred(int(port_file.read_text())) - before
+    result.add("at 2× overload: goodput over the peak", flood.good / flood.seconds / peak, "×", 0.95)
+    if flood.refused_ms:
+        result.add("rejections: median", statistics.median(flood.refused_ms), "ms", 5.0, at_least=False)
+    result.add("rejected", sum(flood.codes.get(code, 0) for code in ("RESOURCE_EXHAUSTED",)), "calls")
+    result.add("expired", flood.codes.get("DEADLINE_EXCEEDED", 0), "calls")
+    result.add("inference spent on expired calls", 1 - flood.total_good / max(spent, 1), "", 0.01, at_least=False)
+    return result
+
+
+def photos(bench: Bench) -> Result:
+    """A 12-megapixel JPEG photo: scaled decode beside plain Pillow, and what the encoder makes of both."""
+    result = Result()
+    encoder = Encoder.open(bench.model, device="cpu")
+    for quality in (70, 85, 92):
+        files = [twelve_megapixels(bench.photos[start : start + 4], quality) for start in range(0, 16, 4)]
+        times = interleave(
+            {
+                "plain": functools.partial(_reading, plain_pixels, files),
+                "scaled": functools.partial(_reading, images.load_pixels, files),
+            },
+            bench.rounds,
+        )
+        size = statistics.mean(map(len, files)) / 1e6
+        result.add(f"12 MP at quality {quality}: plain", 1e3 * statistics.median(times["plain"]) / 4, "ms")
+        result.add(f"12 MP at quality {quality}: scaled", 1e3 * statistics.median(times["scaled"]) / 4, "ms")
+        over = ratio(times["plain"], times["scaled"])
+        result.add(f"plain over scaled, 12 MP of {size:.1f} MB", over, "×", 5.0)
+        own = encoder.metadata.preprocess
+        both = [np.stack([read(data, own) for data in files]) for read in (plain_pixels, images.load_pixels)]
+        cosines = (encoder.embed_pixels(both[0]) * encoder.embed_pixels(both[1])).sum(1)
+        result.add(f"least cosine to the full decode, quality {quality}", float(cosines.min()), "", 0.999)
+    return result
+
+
+def search(bench: Bench) -> Result:
+    """Search by image beside Embed alone, in a collection of 100,000."""
+    result = Result()
+    from bench.search_common import fill, unit_vectors
+    from index.catalog import Catalog
+
+    encoder = Encoder.open(bench.model, device="cpu")
+    count = int(100_000 * bench.items)
+    data = bench.folder / "data"
+    with Catalog(data) as catalog:
+        fill(catalog, unit_vectors(count, encoder.metadata.dim), space=encoder.metadata.space)
+    with kindred(bench.folder, "search", ["--model", str(bench.model), "--data-dir", str(data)]) as served:
+        requests = bench.payloads
+        loads = {
+            "Embed": replace(_load(served, EMBED, requests.embed(1)), seconds=bench.seconds),
+            "Search": replace(_load(served, SEARCH, requests.search()), seconds=bench.seconds),
+        }
+        found: dict[str, list[Outcome]] = {}
+
+        def measure(name: str) -> float:
+            outcome = generate(loads[name])
+            found.setdefault(name, []).append(outcome)
+            return outcome.seconds / max(outcome.good, 1)
+
+        times = interleave({name: lambda name=name: measure(name) for name in loads}, bench.rounds)  # type: ignore[misc]
+    for name, values in times.items():
+        result.add(f"{name}: images/s", 1 / statistics.median(values), "/s")
+    result.add(f"Search by image over Embed, {count:,} items", ratio(times["Search"], times["Embed"]), "×", 1.1, False)
+    costs = {name: [_cpu(outcome) for outcome in outcomes[1:]] for name, outcomes in found.items()}
+    result.add("the same in server CPU", ratio(costs["Search"], costs["Embed"]), "×")
+    return result
+
+
+def restart(bench: Bench) -> Result:
+    """From the start of the process to the first answer, with a million vectors indexed."""
+    result = Result()
+    from bench.search_common import fill, unit_vectors
+    from index.catalog import Catalog
+
+    count, data = int(1_000_000 * bench.items), bench.folder / "million"
+    with Catalog(data) as catalog:
+        fill(catalog, unit_vectors(count, 128))
+    vector = common_pb2.Vector(data=unit_vectors(1, 128, 9).astype("<f4").tobytes(), dim=128)
+    request = searcher_pb2.SearchRequest(collection="bench", queries=[common_pb2.Query(vector=vector)])
+    seconds = []
+    for number in range(bench.rounds):
+        start = time.perf_counter()
+        with kindred(bench.folder, f"restart{number}", ["--data-dir", str(data)]) as served:
+            with grpc.insecure_channel(served.address) as channel:
+                answer = searcher_pb2_grpc.SearcherStub(channel).Search(request, wait_for_ready=True, timeout=60)
+            seconds.append(time.perf_counter() - start)
+        if len(answer.results[0].neighbours) != 10:
+            raise RuntimeError("the restarted server gives another answer")
+    result.add(f"restart to first answer, {count:,} × 128", statistics.median(seconds), "s", 2.0, at_least=False)
+    return result
+
+
+def inferred(port: int) -> int:
+    """Return how many images a server has inferred, by its own metrics."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    line = next(line for line in text.splitlines() if line.startswith('kindred_batch_size_sum{stage="inference"}'))
+    return int(float(line.rpartition(" ")[2]))
+
+
+def _agreement(bench: Bench) -> float:
+    """Return for how many photos the nearest neighbour in the gallery is the same item."""
+    if bench.int8 is None:
+        return float("nan")
+    answers = []
+    for path, read in ((bench.model, plain_pixels), (bench.int8, images.load_pixels)):
+        encoder = Encoder.open(path, device="cpu")
+        rule = encoder.metadata.preprocess
+        sides = [
+            np.concatenate([encoder.embed_pixels(read(data, rule)[None]) for data in files])
+            for files in (bench.gallery, bench.photos)
+        ]
+        answers.append((sides[1] @ sides[0].T).argmax(1))
+    return float((answers[0] == answers[1]).mean())
+
+
+def _load(served: Served, method: str, payloads: tuple[str, ...], callers: int = CALLERS) -> Load:
+    return Load(served.address, method, payloads, 2.0, concurrency=callers, pids=served.pids())
+
+
+def _cpu(outcome: Outcome) -> float:
+    return outcome.server_cpu / max(outcome.good, 1)
+
+
+def _reading(read: Callable[[bytes, Preprocess], object], files: list[bytes]) -> float:
+    start = time.perf_counter()
+    for data in files:
+        read(data, Preprocess(224, 224))
+    return time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def _peer(bench: Bench, name: str) -> Iterator[Served]:
+    kind = "naive" if name == "naive grpc.aio" else name.lower()
+    python = sys.executable
+    if kind != "naive":
+        if bench.peers is None:
+            raise RuntimeError("give a folder of virtual environments with --peers")
+        python = str(bench.peers / f"venv-{kind}" / "bin" / "python")
+        if not os.access(python, os.X_OK):
+            raise RuntimeError(f"no virtual environment {bench.peers / f'venv-{kind}'}")
+    port = free_port()
+    program = [python, str(ROOT / "bench" / "serve_peers.py"), kind, str(bench.model), str(port), str(cores())]
+    with started(name, program, port=port) as served:
+        time.sleep(5 if kind != "naive" else 0.5)  # their workers load the model after the port is there
+        yield served
+
+
+def versions_of_peers(peers: Path | None) -> dict[str, str]:
+    """Return the version of each peer that has a virtual environment."""
+    found = {}
+    for kind, package in (("mosec", "mosec"), ("litserve", "litserve"), ("pytriton", "nvidia-pytriton")):
+        python = (peers or Path("none")) / f"venv-{kind}" / "bin" / "python"
+        if python.exists():
+            program = f"from importlib.metadata import version; print(version({package!r}))"
+            done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=False)
+            found[package] = done.stdout.strip() or "absent"
+    return found | {"onnxruntime": str(ort.__version__)}
