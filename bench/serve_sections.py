@@ -331,7 +331,7 @@ def _load(served: Served, method: str, payloads: tuple[str, ...], callers: int =
 
 
 def _cpu(outcome: Outcome) -> float:
-    return outcome.server_cpu / max(outcome.good, 1)
+    return max(outcome.server_cpu, 1e-9) / max(outcome.good, 1)
 
 
 def _reading(read: Callable[[bytes, Preprocess], object], files: list[bytes]) -> float:

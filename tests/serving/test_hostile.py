@@ -154,7 +154,9 @@ def gated(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running
     GatedEncoder.gate.set()
     limits = Limits(max_queue=32, max_batch_items=32)
     models = (("tiny", model_path),)
-    with running(Settings(address="127.0.0.1:0", models=models, limits=limits, encoder_batch=4)) as server:
+    with running(
+        Settings(address="127.0.0.1:0", models=models, limits=limits, encoder_sessions=1, encoder_batch=4)
+    ) as server:
         GatedEncoder.gate.clear()
         GatedEncoder.inferred = 0
         yield server
