@@ -5,7 +5,7 @@
 
 Sections: ceiling, best, identity, loaded, photos, search, restart. Requests come from a load generator in a process of
 its own, in a closed or an open (Poisson) loop; CPU seconds are the server's own, from /proc. Contenders take turns, and
-ratios are taken round by round before their median is. The photos are real ones, from the folder that KINDRED_DATA
+ratios are taken round by round before their median is. The photos are real ones, from the folder that KINDREDDATA
 names. Peers (mosec, LitServe, PyTriton) run in virtual environments `VENVS/venv-mosec` … made by pip, with onnxruntime,
 pillow and numpy beside them; those that are absent are named and left out. Without --model a ResNet-18 for 128 pixels
 with random weights is made, which needs the [train] extra.
@@ -38,7 +38,7 @@ SECTIONS: dict[str, Callable[[Bench], Result]] = {
     "restart": serve_sections.restart,
 }
 _PACKAGES = ("onnxruntime", "grpcio", "protobuf", "pillow", "numpy", "faiss-cpu")
-_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def make_model(path: Path) -> Path:
@@ -73,9 +73,9 @@ def main() -> None:
     chosen = options.sections.split(",")
     if unknown := [name for name in chosen if name not in SECTIONS]:
         parser.error(f"no section {unknown[0]!r}: choose of {', '.join(SECTIONS)}")
-    data = Path(os.environ.get("KINDRED_DATA") or _DATA)
+    data = Path(os.environ.get("KINDREDDATA") or DATA)
     if not (data / "grocery-test.tar").exists():
-        parser.error(f"no photos in {data}: set KINDRED_DATA to the folder of grocery-test.tar")
+        parser.error(f"no photos in {data}: set KINDREDDATA to the folder of grocery-test.tar")
     whole = Result()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kindred.kserve import inference_pb2
 from kindred.v1 import common_pb2, embedder_pb2, searcher_pb2
@@ -79,4 +80,12 @@ def _triton(photo: bytes) -> bytes:
     tensor = Tensor(name="image", datatype="BYTES", shape=[1, 1])
     request = inference_pb2.ModelInferRequest(model_name="encoder", inputs=[tensor])
     request.raw_input_contents.append(struct.pack("<I", len(photo)) + photo)
+    return request.SerializeToString()
+
+
+def pixels_request(model: str, pixels: NDArray[np.uint8]) -> bytes:
+    """Return a KServe request of pixels, uint8 [N, H, W, 3]."""
+    tensor = Tensor(name="pixels", datatype="UINT8", shape=pixels.shape)
+    request = inference_pb2.ModelInferRequest(model_name=model, inputs=[tensor])
+    request.raw_input_contents.append(pixels.tobytes())
     return request.SerializeToString()

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from encoder import images
 from encoder.artifact import EMBEDDING, LOGITS, PIXELS, Tensor, check_graph
 from encoder.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from encoder.gpu import Bucketed
 from encoder.metadata import METADATA_KEY, Metadata
 
 logger = logging.getLogger("kindred.encoder")
@@ -57,7 +58,9 @@ class Encoder:
         device: where it runs, `cpu` or `cuda`.
     """
 
-    def __init__(self, sessions: Sequence[ort.InferenceSession], metadata: Metadata, name: str) -> None:
+    def __init__(
+        self, sessions: Sequence[ort.InferenceSession], metadata: Metadata, name: str, *, graphs: bool = False
+    ) -> None:
         self.name = name
         self.metadata = metadata
         self.device: Literal["cpu", "cuda"] = "cuda" if sessions[0].get_providers()[0].startswith("CUDA") else "cpu"
@@ -66,6 +69,10 @@ class Encoder:
             self._sessions.put(session)
         self._outputs = [EMBEDDING, LOGITS] if metadata.class_names else [EMBEDDING]
         side = metadata.preprocess
+        self._bucketed: Bucketed | None = None
+        if graphs and self.device == "cuda":
+            size = (side.height, side.width)
+            self._bucketed = Bucketed(sessions[0], PIXELS, self._outputs, size, "cuda", graphs=True)
         self._chunk = max(1, min(_MAX_CHUNK, _CHUNK_PIXELS // (side.height * side.width)))
 
     @classmethod
@@ -76,6 +83,7 @@ class Encoder:
         device: Device = "auto",
         threads: int | None = None,
         sessions: int = 1,
+        graphs: bool = False,
         name: str = "",
     ) -> "Encoder":
         """Open a model artifact.
@@ -85,6 +93,7 @@ class Encoder:
             device: `cuda` demands a GPU, `auto` takes one when there is one.
             threads: CPU threads for one run; None lets ONNX Runtime take all cores.
             sessions: runs at one time, each on threads of its own; more of them wait.
+            graphs: on a GPU, run batches of a few fixed sizes, each a CUDA graph; not every model can be recorded.
             name: what to call the model; empty takes the file's name without its ending.
 
         Raises:
@@ -98,14 +107,14 @@ class Encoder:
         for value, field in ((threads, "threads"), (sessions, "sessions")):
             if value is not None and value < 1:
                 raise InvalidArgumentError(f"{field} must be at least 1", field=field)
-        session = _start(path, device, threads)
+        session = _start(path, device, threads, graphs)
         metadata = _read_metadata(session, path.name)
         try:
             check_graph(metadata, _tensors(session.get_inputs()), _tensors(session.get_outputs()))
             # Runs of one thread stay in their callers' threads: one session, and one copy of the weights, will do.
             alone = threads == 1 or sessions == 1
             others = [session if alone else _start(path, device, threads) for _ in range(sessions - 1)]
-            encoder = cls([session, *others], metadata, name or path.stem)
+            encoder = cls([session, *others], metadata, name or path.stem, graphs=graphs)
             encoder._try()
         except (InvalidArgumentError, FailedPreconditionError) as error:
             raise InvalidArgumentError(f"{path.name}: {error}", field="model") from None
@@ -169,11 +178,15 @@ class Encoder:
         if not len(pixels):
             sides = [self.metadata.dim, len(self.metadata.class_names)]
             return [np.empty((0, side), np.float32) for side in sides[: len(self._outputs)]]
-        session = self._sessions.get()
-        try:
-            results: list[NDArray[np.float32]] = session.run(self._outputs, {PIXELS: np.ascontiguousarray(pixels)})
-        finally:
-            self._sessions.put(session)
+        results: list[NDArray[np.float32]]
+        if self._bucketed is not None:
+            results = self._bucketed.run(pixels)
+        else:
+            session = self._sessions.get()
+            try:
+                results = session.run(self._outputs, {PIXELS: np.ascontiguousarray(pixels)})
+            finally:
+                self._sessions.put(session)
         if not all(np.isfinite(result).all() for result in results):
             raise FailedPreconditionError(f"model {self.name} gives numbers that are not finite; export it again")
         return results
@@ -191,7 +204,7 @@ class Encoder:
             raise InvalidArgumentError("model's embeddings are not of unit length; end its graph with an L2 norm")
 
 
-def _start(path: Path, device: Device, threads: int | None) -> ort.InferenceSession:
+def _start(path: Path, device: Device, threads: int | None, graphs: bool = False) -> ort.InferenceSession:
     if device not in ("auto", "cpu", "cuda"):
         raise InvalidArgumentError(f"device must be auto, cpu or cuda, not {device!r}", field="device")
     ort.set_default_logger_severity(_SILENT)
@@ -209,7 +222,8 @@ def _start(path: Path, device: Device, threads: int | None) -> ort.InferenceSess
     if device != "cpu" and "CUDAExecutionProvider" in available:
         # The default algorithm search runs anew for every batch size; the heuristic is as fast once warm. TF32 would
         # keep 10 bits of each factor: other embeddings than the CPU's, in the same space. Speed is what float16 is for.
-        providers.insert(0, ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}))
+        cuda = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0", "enable_cuda_graph": str(int(graphs))}
+        providers.insert(0, ("CUDAExecutionProvider", cuda))
         # Finds CUDA libraries that pip installed. What it misses it prints, and standard output is not its own.
         with redirect_stdout(StringIO()):
             ort.preload_dlls()

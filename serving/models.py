@@ -169,4 +169,7 @@ def open_encoder(path: Path, settings: Settings) -> tuple[Encoder, tuning.Tuning
         settings.encoder_threads or known.threads,
         settings.encoder_batch or known.batch,
     )
-    return Encoder.open(path, device=device, threads=tuned.threads, sessions=tuned.sessions), tuned
+    opened = Encoder.open(
+        path, device=device, threads=tuned.threads, sessions=tuned.sessions, graphs=settings.cuda_graphs
+    )
+    return opened, tuned

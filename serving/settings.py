@@ -75,6 +75,7 @@ class Settings:
         encoder_sessions: inferences at one time, per model; 0 takes what `kindred tune` measured, else fills the cores.
         encoder_threads: threads of one inference; 0 likewise.
         encoder_batch: images of one inference at most; 0 likewise.
+        cuda_graphs: on a GPU, record each batch size as a CUDA graph.
         search_workers: threads that search and write; 0 means one per core, at least 4.
         max_search_batch: queries of one index search.
         drain_seconds: time that calls in flight get to finish after SIGTERM.
@@ -104,6 +105,7 @@ class Settings:
     encoder_sessions: int = 0
     encoder_threads: int = 0
     encoder_batch: int = 0
+    cuda_graphs: bool = False
     search_workers: int = 0
     max_search_batch: int = 64
     drain_seconds: float = 30.0

@@ -42,6 +42,9 @@ def serve(
     encoder_batch: Annotated[
         int, typer.Option("--encoder-batch", help="Images of one inference; 0 is as `kindred tune` found.", min=0)
     ] = 0,
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="On a GPU, record each batch size as a CUDA graph.")
+    ] = False,
     search_workers: Annotated[
         int, typer.Option("--search-workers", help="Threads that search and write; 0 chooses by cores.", min=0)
     ] = 0,
@@ -114,6 +117,7 @@ def serve(
         encoder_sessions=encoder_sessions,
         encoder_threads=encoder_threads,
         encoder_batch=encoder_batch,
+        cuda_graphs=cuda_graphs,
         search_workers=search_workers,
         drain_seconds=drain_seconds,
         port_file=port_file,
