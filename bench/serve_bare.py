@@ -46,12 +46,15 @@ def plain_pixels(data: bytes, rule: Preprocess) -> NDArray[np.uint8]:
     return images.fit(Image.open(io.BytesIO(data)).convert("RGB"), rule)
 
 
-def twelve_megapixels(tiles: list[bytes], quality: int) -> bytes:
-    """Return a JPEG file of 4000×3000, real photos enlarged to a quarter of it each."""
+def twelve_megapixels(tiles: list[bytes], quality: int, noise: float = 0) -> bytes:
+    """Return a JPEG file of 4000×3000, real photos enlarged to a quarter of it each, with noise of this deviation."""
     whole = Image.new("RGB", (4000, 3000))
     for number, data in enumerate(tiles):
         tile = Image.open(io.BytesIO(data)).convert("RGB").resize((2000, 1500), Image.Resampling.BICUBIC)
         whole.paste(tile, (2000 * (number % 2), 1500 * (number // 2)))
+    if noise:
+        grain = np.random.default_rng(0).normal(0, noise, (3000, 4000, 1)).astype(np.float32)
+        whole = Image.fromarray((np.asarray(whole, np.float32) + grain).clip(0, 255).astype(np.uint8))
     file = io.BytesIO()
     whole.save(file, "JPEG", quality=quality)
     return file.getvalue()

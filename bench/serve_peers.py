@@ -6,6 +6,9 @@ All of them decode with `encoder.images`, run ONNX Runtime with one thread an in
 time as there are cores, and take one image a request; those that can batch may.
 """
 
+import base64
+import importlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,9 @@ from encoder.images import load_pixels
 from encoder.metadata import METADATA_KEY, Metadata, Preprocess
 
 BATCH = 8
+# Workers of some peers are processes that import this file anew, under an argument list of the peer's own.
+KIND = os.environ.setdefault("KINDRED_BENCH_PEER", sys.argv[1] if len(sys.argv) > 2 else "")
+MODEL = os.environ.setdefault("KINDRED_BENCH_MODEL", sys.argv[2] if len(sys.argv) > 2 else "")
 
 
 class Plain:
@@ -68,61 +74,69 @@ def naive(path: str, port: int, cores: int) -> None:
     asyncio.run(run())
 
 
-def mosec(path: str, port: int, cores: int) -> None:
-    """Serve with mosec: a process a core, dynamic batches."""
-    import importlib
+if KIND == "mosec":
+    MOSEC: Any = importlib.import_module("mosec")
 
-    library: Any = importlib.import_module("mosec")
+    class MosecEmbed(MOSEC.Worker):  # type: ignore[misc]
+        """A process that embeds batches."""
 
-    class Embed(library.Worker):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.model = Plain(path)
+            self.model = Plain(MODEL)
 
         def deserialize(self, data: bytes) -> bytes:
+            """Take the request's bytes as they are."""
             return data
 
         def serialize(self, data: bytes) -> bytes:
+            """Give the answer's bytes as they are."""
             return data
 
         def forward(self, data: list[bytes]) -> list[bytes]:
+            """Embed a batch."""
             return [vector.tobytes() for vector in self.model.embed(data)]
 
+
+def mosec(path: str, port: int, cores: int) -> None:
+    """Serve with mosec: a process a core, dynamic batches."""
     sys.argv = ["mosec", "--address", "127.0.0.1", "--port", str(port), "--timeout", "60000"]
-    server = library.Server()
-    server.append_worker(Embed, num=cores, max_batch_size=BATCH, max_wait_time=1)
+    server = MOSEC.Server()
+    server.append_worker(MosecEmbed, num=cores, max_batch_size=BATCH, max_wait_time=1)
     server.run()
 
 
-def litserve(path: str, port: int, cores: int) -> None:
-    """Serve with LitServe: workers in processes, images as base64 in JSON, as its documents show."""
-    import base64
-    import importlib
+if KIND == "litserve":
+    LITSERVE: Any = importlib.import_module("litserve")
 
-    library: Any = importlib.import_module("litserve")
+    class LitEmbed(LITSERVE.LitAPI):  # type: ignore[misc]
+        """A process that embeds single images."""
 
-    class Embed(library.LitAPI):  # type: ignore[misc]
         def setup(self, device: str) -> None:
-            self.model = Plain(path)
+            """Load the model."""
+            self.model = Plain(MODEL)
 
         def decode_request(self, request: dict[str, str]) -> bytes:
+            """Return the image."""
             return base64.b64decode(request["image"])
 
         def predict(self, image: bytes) -> NDArray[np.float32]:
+            """Embed it."""
             vector: NDArray[np.float32] = self.model.embed([image])[0]
             return vector
 
         def encode_response(self, output: NDArray[np.float32]) -> dict[str, str]:
+            """Return the answer."""
             return {"vector": base64.b64encode(output.tobytes()).decode()}
 
-    server = library.LitServer(Embed(), accelerator="cpu", workers_per_device=cores)
+
+def litserve(path: str, port: int, cores: int) -> None:
+    """Serve with LitServe: a process a core, images as base64 in JSON, as its documents show."""
+    server = LITSERVE.LitServer(LitEmbed(), accelerator="cpu", workers_per_device=cores)
     server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="error")
 
 
 def pytriton(path: str, port: int, cores: int) -> None:
     """Serve with PyTriton: Triton's own server in front of Python workers."""
-    import importlib
-
     batch: Any = importlib.import_module("pytriton.decorators").batch
     config: Any = importlib.import_module("pytriton.model_config")
     triton: Any = importlib.import_module("pytriton.triton")

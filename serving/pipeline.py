@@ -29,6 +29,9 @@ from serving.settings import Limits
 
 Source = bytes | NDArray[np.uint8]
 
+# The wait is only guessed; a call let in that is then too late costs an answer that somebody else could have had.
+_CAUTION = 1.3
+
 
 class Runner(Protocol):
     """What the pipeline needs of an `encoder.session.Encoder`."""
@@ -264,7 +267,7 @@ class Pipeline:
         if not patient and work.deadline is not None and self._queued:
             # Whoever would be answered too late is told now, instead of pushing others behind their deadlines, too.
             wait = self._pace.seconds_for(self._queued + len(work.images))
-            if time.monotonic() + wait > work.deadline:
+            if time.monotonic() + _CAUTION * wait > work.deadline:
                 if self._metrics is not None:
                     self._metrics.rejected("queue_full")
                 raise ResourceExhaustedError(
