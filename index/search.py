@@ -129,17 +129,26 @@ def _by_approximation(
     """Rank what an index proposes, and what is not in the index yet; every slot where that is too little."""
     slots = approximate.propose(queries, k, snapshot, mask)
     begin = min(approximate.rows, len(snapshot))
-    newer = np.flatnonzero(snapshot.died[begin:] > snapshot.sequence if mask is None else mask[begin:]) + begin
+    newer = int(np.count_nonzero(snapshot.died[begin:] > snapshot.sequence if mask is None else mask[begin:]))
+    tail, proposed = None, slots.shape[1]
+    if newer >= _GATHER_BELOW * (len(snapshot) - begin) > 0:
+        size = len(snapshot) - begin
+        wanted = min(size, int(np.ceil((k + _MARGIN) * size / newer)))
+        slots = np.concatenate((slots, top_k(queries, snapshot.vectors[begin:], wanted)[1] + begin), axis=1)
+    elif newer:
+        places = np.flatnonzero(snapshot.died[begin:] > snapshot.sequence if mask is None else mask[begin:]) + begin
+        tail = _by_scoring(snapshot, queries, min(k, newer), places)
     matches = snapshot.died[slots] > snapshot.sequence if mask is None else mask[slots]
     matches &= slots >= 0
     exact = similarities(queries, snapshot.vectors[slots])
     exact[~matches] = -np.inf
-    if len(newer):
-        tail = _by_scoring(snapshot, queries, min(k, len(newer)), newer)
+    if tail is not None:
         slots = np.concatenate((slots, np.stack([found.slots for found in tail])), axis=1)
         exact = np.concatenate((exact, np.stack([found.similarities for found in tail])), axis=1)
     # -inf where nothing was proposed, or nothing that matches.
-    answers = _settled(snapshot, slots, exact, k, np.count_nonzero(exact >= -1.0, axis=1) >= k)
+    found = np.count_nonzero(exact >= -1.0, axis=1) >= k
+    found &= np.count_nonzero(exact[:, proposed:] >= -1.0, axis=1) >= min(k, newer)  # the dead did not hide any
+    answers = _settled(snapshot, slots, exact, k, found)
     return _completed(snapshot, queries, k, mask, answers)
 
 

@@ -142,9 +142,9 @@ class Upkeep:
         """Build the index that the collection should have now."""
         with self._working:
             self._seal(lambda: False)
-            self._keep_index(lambda: False)
+            self._keep_index(lambda: False, 1.0)
 
-    def _keep_index(self, stop: Callable[[], bool]) -> None:
+    def _keep_index(self, stop: Callable[[], bool], outgrown: float = _OUTGROWN) -> None:
         """Load the approximate index, or build it when there is none, or one of far fewer rows."""
         with self._working:
             snapshot, sealed, lineage = self._store.current()
@@ -165,7 +165,7 @@ class Upkeep:
                 known = known if fits else None
                 if known is not None and known.rows <= len(snapshot):
                     self._store.use_index(known, lineage)
-            if not self._store.read_only and (known is None or known.rows * _OUTGROWN < sealed.rows):
+            if not self._store.read_only and (known is None or known.rows * outgrown < sealed.rows):
                 self._store.use_index(
                     save(folder, build(kind, sealed.generation, snapshot, sealed.rows, stop)), lineage
                 )

@@ -122,6 +122,28 @@ def test_more_than_an_index_proposes_is_answered_exactly(tmp_path: Path) -> None
         assert_agree(found, [(f"k{n:05d}", float(products[n])) for n in order])
 
 
+def test_what_the_index_lacks_is_found_even_behind_the_dead(tmp_path: Path) -> None:
+    make(tmp_path, "ivf")
+    with Catalog(tmp_path) as catalog:
+        collection = catalog.open("shop")
+        collection._store._upkeep._keep_index(lambda: False)
+        query = vectors(1, seed=8)
+        near = unit(query + 0.02 * np.random.default_rng(1).standard_normal((300, DIM)))
+        collection.upsert(items(near, first=COUNT))
+        order = [f"k{COUNT + n:05d}" for n in np.argsort(-(near @ query[0]), kind="stable")]
+        for gone in (0, 100, 200):
+            collection.delete(order[:gone])
+            (found,) = collection.search(query, SearchOptions(k=10))
+            assert [one.key for one in found] == order[gone : gone + 10]
+        snapshot = collection._store.snapshot()
+        assert snapshot.approximate is not None
+        assert snapshot.approximate.rows == COUNT
+        collection.build_index()
+        rebuilt = collection._store.snapshot().approximate
+        assert rebuilt is not None
+        assert rebuilt.rows == COUNT + 300
+
+
 def test_a_damaged_index_is_built_again(tmp_path: Path) -> None:
     make(tmp_path, "ivf")
     path = tmp_path / "collections" / "shop" / "segments" / "index-data"
