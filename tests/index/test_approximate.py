@@ -128,7 +128,8 @@ def test_what_the_index_lacks_is_found_even_behind_the_dead(tmp_path: Path) -> N
         collection = catalog.open("shop")
         collection._store._upkeep._keep_index(lambda: False)
         query = vectors(1, seed=8)
-        near = unit(query + 0.02 * np.random.default_rng(1).standard_normal((300, DIM)))
+        noise = np.random.default_rng(1).standard_normal((300, DIM)).astype(np.float32)
+        near = unit(query + np.float32(0.02) * noise)
         collection.upsert(items(near, first=COUNT))
         order = [f"k{COUNT + n:05d}" for n in np.argsort(-(near @ query[0]), kind="stable")]
         for gone in (0, 100, 200):
