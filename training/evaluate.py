@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from encoder.errors import FailedPreconditionError, InvalidArgumentError
 from encoder.session import Device, Encoder
 from training.data import ImageSet
+from training.probe import linear_probe
 from training.progress import Advance, progress
 
 Features = NDArray[np.floating]
@@ -27,10 +28,6 @@ Labels = NDArray[np.integer]
 BLOCK_ELEMENTS = 2**25
 # Images between two steps of the progress bar.
 EMBED_BATCH = 1024
-# Inverse strengths of the probe's L2 penalty to choose from, strongest penalty first.
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-HELD_OUT = 0.2
-PROBE_ITERATIONS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,21 +102,51 @@ def evaluate_artifact(
     """
     test_labels = align_labels(train, test)
     encoder = Encoder.open(model, device=device)
-    for images in (train, test):
+    check_prepared(encoder, train, test)
+    train_x, test_x, rate = embed_both(encoder, train, test)
+    scores = score(train_x, train.labels, test_x, test_labels, k=k, temperature=temperature, seed=seed)
+    return dataclasses.replace(scores, embeddings_per_second=rate)
+
+
+def check_prepared(encoder: Encoder, *sets: ImageSet) -> None:
+    """Raise FailedPreconditionError when a set's images were not prepared as the model's metadata say."""
+    for images in sets:
         if images.preprocess != encoder.metadata.preprocess:
             raise FailedPreconditionError(
                 f"the images of {images.name} were prepared by other rules than the model's metadata name; "
                 "load them with the model's own preprocess"
             )
+
+
+def embed_both(
+    encoder: Encoder, train: ImageSet, test: ImageSet
+) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
+    """Return the embeddings of both sets, float32 [N, D] and [M, D], and how many a second there were."""
     encoder.embed_pixels(train.pixels[:64])  # warm-up, so that the speed below is that of a running service
     started = time.perf_counter()
     with progress("embedding", len(train) + len(test)) as advance:
-        train_x, test_x = (_embed(encoder, images.pixels, advance) for images in (train, test))
-    seconds = time.perf_counter() - started
-    recall, precision = retrieval(test_x, test_labels)
-    linear, penalty = linear_probe(train_x, train.labels, test_x, test_labels, seed=seed)
+        train_x, test_x = (embed(encoder, images.pixels, advance) for images in (train, test))
+    return train_x, test_x, (len(train_x) + len(test_x)) / max(time.perf_counter() - started, 1e-9)
+
+
+def score(
+    train_x: Features,
+    train_y: Labels,
+    test_x: Features,
+    test_y: Labels,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    seed: int = 0,
+) -> Scores:
+    """Judge embeddings [N, D] and [M, D] with their classes [N] and [M], numbered alike; see `evaluate_artifact`.
+
+    The speed is left at 0.
+    """
+    recall, precision = retrieval(test_x, test_y)
+    linear, penalty = linear_probe(train_x, train_y, test_x, test_y, seed=seed)
     return Scores(
-        knn_accuracy=knn_accuracy(train_x, train.labels, test_x, test_labels, k=k, temperature=temperature),
+        knn_accuracy=knn_accuracy(train_x, train_y, test_x, test_y, k=k, temperature=temperature),
         linear_accuracy=linear,
         recall_at_1=recall,
         map_at_r=precision,
@@ -128,8 +155,8 @@ def evaluate_artifact(
         knn_temperature=temperature,
         train_count=len(train_x),
         test_count=len(test_x),
-        class_count=len(np.unique(train.labels)),
-        embeddings_per_second=(len(train_x) + len(test_x)) / max(seconds, 1e-9),
+        class_count=len(np.unique(train_y)),
+        embeddings_per_second=0.0,
     )
 
 
@@ -184,20 +211,18 @@ def knn_predict(
     Raises:
         InvalidArgumentError: k or temperature is not positive, or there are no neighbours.
     """
-    if k < 1 or not temperature > 0 or len(train_x) == 0:
-        raise InvalidArgumentError("kNN needs k of at least 1, a temperature above 0 and at least one neighbour")
-    gallery, queries = _directions(train_x), _directions(test_x)
-    classes = torch.from_numpy(np.asarray(train_y, dtype=np.int64))
-    class_count = int(classes.max()) + 1
-    predicted = np.empty(len(queries), dtype=np.int64)
-    for rows in _blocks(len(queries), len(gallery) + class_count):
-        similarities, neighbours = nearest(queries[rows] @ gallery.T, min(k, len(gallery)))
-        # Relative to the nearest, so that no temperature overflows; summed in float64, so that equal votes are equal.
-        weights = ((similarities - similarities[:, :1]).double() / temperature).exp()
-        votes = torch.zeros(len(weights), class_count, dtype=torch.float64)
-        votes.scatter_add_(1, classes[neighbours], weights)
+    predicted = np.empty(len(test_x), dtype=np.int64)
+    for rows, votes in _vote_blocks(train_x, train_y, test_x, k, temperature):
         predicted[rows] = votes.numpy().argmax(axis=1)
     return predicted
+
+
+def knn_votes(
+    train_x: Features, train_y: Labels, test_x: Features, *, k: int = 20, temperature: float = 0.07
+) -> NDArray[np.float64]:
+    """Return each class's share of the votes, float64 [M, highest class + 1]; arguments as in `knn_predict`."""
+    parts = [votes / votes.sum(1, keepdim=True) for _, votes in _vote_blocks(train_x, train_y, test_x, k, temperature)]
+    return np.concatenate([part.numpy() for part in parts])
 
 
 def retrieval(x: Features, y: Labels) -> tuple[float | None, float | None]:
@@ -238,57 +263,6 @@ def retrieval(x: Features, y: Labels) -> tuple[float | None, float | None]:
     return hits / len(asked), precision / len(asked)
 
 
-def linear_accuracy(train_x: Features, train_y: Labels, test_x: Features, test_y: Labels, *, seed: int = 0) -> float:
-    """Return `linear_probe`'s accuracy alone."""
-    return linear_probe(train_x, train_y, test_x, test_y, seed=seed)[0]
-
-
-def linear_probe(
-    train_x: Features, train_y: Labels, test_x: Features, test_y: Labels, *, seed: int = 0
-) -> tuple[float, float]:
-    """Fit a multinomial logistic regression on standardised features and score it.
-
-    The L2 penalty is the strongest of those that do best on a stratified fifth of the *training* features; the probe is
-    then fitted to all of them.
-
-    Args:
-        train_x: [N, D] float features.
-        train_y: [N] int classes, at least two of them.
-        test_x: [M, D] float features.
-        test_y: [M] int classes.
-        seed: of the split.
-
-    Returns:
-        The accuracy on the test features, 0 to 1, and the inverse strength C of the chosen penalty.
-
-    Raises:
-        InvalidArgumentError: the training features are all of one class.
-    """
-    train_y, test_y = np.asarray(train_y), np.asarray(test_y)
-    if len(np.unique(train_y)) < 2:
-        raise InvalidArgumentError("a linear probe needs training images of at least two classes")
-    fitted, held_out = stratified_split(train_y, HELD_OUT, seed)
-    penalty = PENALTIES[-1]
-    if len(held_out):
-        accuracies = _probe(train_x[fitted], train_y[fitted], train_x[held_out], train_y[held_out], PENALTIES)
-        penalty = PENALTIES[int(np.argmax(accuracies))]
-    return _probe(train_x, train_y, test_x, test_y, (penalty,))[0], penalty
-
-
-def stratified_split(y: Labels, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split indices of `y` [N] in two, ascending, the second with about `share` of each class.
-
-    A class of two or more is in both parts, a class of one only in the first.
-    """
-    random = np.random.default_rng(seed)
-    second = np.zeros(len(y), dtype=bool)
-    for label in np.unique(y):
-        members = random.permutation(np.flatnonzero(y == label))
-        if len(members) > 1:
-            second[members[: max(1, round(share * len(members)))]] = True
-    return np.flatnonzero(~second), np.flatnonzero(second)
-
-
 def nearest(similarities: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the k highest of each row, descending, and their columns [Q, k]; of equals the lowest column comes first.
 
@@ -302,37 +276,32 @@ def nearest(similarities: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Ten
     return values[:, :k], columns[:, :k]
 
 
-def _embed(encoder: Encoder, pixels: NDArray[np.uint8], advance: Advance) -> NDArray[np.float32]:
-    """Embed `pixels` piece by piece, so that progress shows."""
+def embed(encoder: Encoder, pixels: NDArray[np.uint8], advance: Advance | None = None) -> NDArray[np.float32]:
+    """Embed pixels uint8 [N, H, W, 3] piece by piece, so that progress shows: float32 [N, D]."""
     parts = []
     for start in range(0, len(pixels), EMBED_BATCH):
         parts.append(encoder.embed_pixels(pixels[start : start + EMBED_BATCH]))
-        advance(len(parts[-1]))
+        if advance is not None:
+            advance(len(parts[-1]))
     return np.concatenate(parts)
 
 
-def _probe(
-    train_x: Features, train_y: Labels, test_x: Features, test_y: Labels, penalties: tuple[float, ...]
-) -> list[float]:
-    """Return the test accuracy of a logistic regression under each penalty."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
-    # In float32, the embeddings' own type: double precision takes twice the time for the same accuracy.
-    train_x, test_x = np.asarray(train_x, dtype=np.float32), np.asarray(test_x, dtype=np.float32)
-    scaler = StandardScaler().fit(train_x)
-    train_x, test_x = scaler.transform(train_x), scaler.transform(test_x)
-    # Each fit starts from the one before, whose penalty is stronger: fewer steps for the same optimum.
-    model = LogisticRegression(max_iter=PROBE_ITERATIONS, warm_start=True)
-    accuracies = []
-    # One thread: the products are so narrow that threads wait for each other, up to ten times longer on busy cores.
-    with threadpool_limits(1), progress("linear probe", len(penalties)) as advance:
-        for penalty in penalties:
-            model.set_params(C=penalty).fit(train_x, train_y)
-            accuracies.append(float(model.score(test_x, test_y)))
-            advance(1)
-    return accuracies
+def _vote_blocks(
+    train_x: Features, train_y: Labels, test_x: Features, k: int, temperature: float
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Yield rows of `test_x` and the votes that each class gets there, float64 [rows, C]."""
+    if k < 1 or not temperature > 0 or len(train_x) == 0:
+        raise InvalidArgumentError("kNN needs k of at least 1, a temperature above 0 and at least one neighbour")
+    gallery, queries = _directions(train_x), _directions(test_x)
+    classes = torch.from_numpy(np.asarray(train_y, dtype=np.int64))
+    class_count = int(classes.max()) + 1
+    for rows in _blocks(len(queries), len(gallery) + class_count):
+        similarities, neighbours = nearest(queries[rows] @ gallery.T, min(k, len(gallery)))
+        # Relative to the nearest, so that no temperature overflows; summed in float64, so that equal votes are equal.
+        weights = ((similarities - similarities[:, :1]).double() / temperature).exp()
+        votes = torch.zeros(len(weights), class_count, dtype=torch.float64)
+        votes.scatter_add_(1, classes[neighbours], weights)
+        yield rows, votes
 
 
 def _directions(x: Features) -> torch.Tensor:

@@ -18,6 +18,14 @@ Device = Literal["auto", "cpu", "cuda"]
 ROWS = {
     "knn_accuracy": ("kNN accuracy", ".2%"),
     "linear_accuracy": ("linear probe accuracy", ".2%"),
+    "knn_ece": ("calibration error, kNN", ".2%"),
+    "knn_ece_scaled": ("… with a fitted temperature", ".2%"),
+    "linear_ece": ("calibration error, linear probe", ".2%"),
+    "linear_ece_scaled": ("… with a fitted temperature ", ".2%"),
+    "knn_corrupted": ("kNN accuracy, corrupted images", ".2%"),
+    "linear_corrupted": ("linear probe accuracy, corrupted", ".2%"),
+    "knn_mce": ("mCE of kNN against the baseline", ".3f"),
+    "linear_mce": ("mCE of the probe against the baseline", ".3f"),
     "recall_at_1": ("recall@1", ".2%"),
     "map_at_r": ("MAP@R", ".2%"),
     "onnx_max_abs_diff": ("largest difference, ONNX and torch", ".1e"),
@@ -37,33 +45,64 @@ ROWS = {
 
 def evaluate_command(
     model: Annotated[Path, typer.Argument(help="The model artifact, an .onnx file.", show_default=False)],
-    train: Annotated[
-        str,
-        typer.Option(
-            help="Labelled images that are the neighbours and train the linear probe: as for train.", show_default=False
-        ),
-    ],
     test: Annotated[
         str, typer.Option(help="Labelled images to ask about; the model must not have seen them.", show_default=False)
     ],
+    train: Annotated[
+        str,
+        typer.Option(
+            help="Labelled images that are the neighbours and train the linear probe: as for train. Only few-shot "
+            "tasks do without.",
+            show_default=False,
+        ),
+    ] = "",
     k: Annotated[int, typer.Option("--k", min=1, help="Neighbours that vote.")] = 20,
     temperature: Annotated[float, typer.Option(help="Of the votes: the lower, the more the nearest count.")] = 0.07,
     device: Annotated[Device, typer.Option(help="Where ONNX Runtime runs.")] = "auto",
+    few_shot: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WAYSxSHOTS",
+            help="Also N-way K-shot among the test images' classes, such as 20x1; may be repeated.",
+        ),
+    ] = None,
+    few_shot_within: Annotated[
+        bool,
+        typer.Option("--few-shot-within", help="All classes of an episode lie in the same folder, such as alphabet/."),
+    ] = False,
+    calibration: Annotated[
+        bool, typer.Option("--calibration", help="Also the expected calibration errors of votes and probe.")
+    ] = False,
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="Also the accuracies on corrupted test images: 15 ways, 5 severities.")
+    ] = False,
+    corruptions: Annotated[
+        str, typer.Option(help="Only some of the 15 corruptions, separated by commas.", show_default=False)
+    ] = "",
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="With --robustness: the model that the corruption error is relative to."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line.")] = False,
 ) -> None:
     """Score a model: kNN and linear-probe accuracy and retrieval, through ONNX Runtime as it is served."""
     from encoder.artifact import read_metadata
     from encoder.errors import InvalidArgumentError
-    from training.evaluate import evaluate_artifact
+    from training.judging import Extras, judge
 
+    if (corruptions or baseline) and not robustness:
+        raise InvalidArgumentError("--corruptions and --baseline belong to --robustness; add it", field="robustness")
+    names = tuple(name.strip() for name in corruptions.split(",") if name.strip())
+    extras = Extras(tuple(few_shot or ()), few_shot_within, calibration, robustness, names, baseline)
     metadata = read_metadata(model)
-    gallery, queries = _load(train, metadata, "train"), _load(test, metadata, "test")
-    if train == test and gallery.keys == queries.keys:
+    queries = _load(test, metadata, "test")
+    gallery = _load(train, metadata, "train") if train else None
+    if gallery is not None and train == test and gallery.keys == queries.keys:
         raise InvalidArgumentError(
             "--train and --test name the same images; a score on these says nothing", field="test"
         )
-    scores = evaluate_artifact(model, gallery, queries, k=k, temperature=temperature, device=device)
-    figures = {"model": str(model), "space": metadata.space, "dim": metadata.dim, **scores.to_json()}
+    scores = judge(model, gallery, queries, extras, k=k, temperature=temperature, device=device)
+    figures = {"model": str(model), "space": metadata.space, "dim": metadata.dim, **scores}
     _show(f"{model.name} on {queries.name}", figures, as_json=as_json)
 
 
@@ -149,4 +188,7 @@ def _show(title: str, figures: Mapping[str, object], *, as_json: bool) -> None:
     for name, (label, pattern) in ROWS.items():
         if (value := figures.get(name)) is not None:
             table.add_row(label, format(value, pattern))
+    tasks = figures.get("few_shot")
+    for name, task in tasks.items() if isinstance(tasks, dict) else ():
+        table.add_row(f"few-shot {name}", f"{task['accuracy']:.2%} ± {task['standard_error']:.2%}")
     Console().print(table)

@@ -17,7 +17,7 @@ from encoder.errors import FailedPreconditionError, InvalidArgumentError, NotFou
 from encoder.metadata import Preprocess, Resize
 from encoder.session import Encoder
 from tests.artifacts import tiny_artifact
-from training import evaluate
+from training import evaluate, probe
 from training.data import ImageSet
 
 Points = NDArray[np.float64]
@@ -135,12 +135,12 @@ def test_a_perfect_encoder_scores_one_and_meaningless_labels_score_chance() -> N
     train_x, train_y = clusters(1, count=400, classes=8, spread=0.01)
     test_x, test_y = clusters(2, count=400, classes=8, spread=0.01)
     assert evaluate.knn_accuracy(train_x, train_y, test_x, test_y) == 1.0
-    assert evaluate.linear_accuracy(train_x, train_y, test_x, test_y) == 1.0
+    assert probe.linear_accuracy(train_x, train_y, test_x, test_y) == 1.0
     assert evaluate.retrieval(test_x, test_y) == (1.0, 1.0)
 
     noise = np.random.default_rng(5).normal(size=(800, 16))
     labels = np.random.default_rng(6).integers(8, size=800)
-    for metric in (evaluate.knn_accuracy, evaluate.linear_accuracy):
+    for metric in (evaluate.knn_accuracy, probe.linear_accuracy):
         # 400 draws of probability 1/8 stray by more than 0.07 once in 30,000 times.
         assert metric(noise[:400], labels[:400], noise[400:], labels[400:]) == pytest.approx(1 / 8, abs=0.07)
 
@@ -148,50 +148,50 @@ def test_a_perfect_encoder_scores_one_and_meaningless_labels_score_chance() -> N
 def test_the_probe_chooses_its_penalty_without_the_test_labels() -> None:
     train_x, train_y = clusters(1, count=200, classes=4, spread=3.0)
     test_x, test_y = clusters(2, count=100, classes=4, spread=3.0)
-    accuracy, penalty = evaluate.linear_probe(train_x, train_y, test_x, test_y)
-    assert penalty in evaluate.PENALTIES
-    wrong, same = evaluate.linear_probe(train_x, train_y, test_x, (test_y + 1) % 4)
+    accuracy, penalty = probe.linear_probe(train_x, train_y, test_x, test_y)
+    assert penalty in probe.PENALTIES
+    wrong, same = probe.linear_probe(train_x, train_y, test_x, (test_y + 1) % 4)
     assert same == penalty
     assert wrong < accuracy
-    assert evaluate.linear_probe(train_x, train_y, test_x, test_y) == (accuracy, penalty)
+    assert probe.linear_probe(train_x, train_y, test_x, test_y) == (accuracy, penalty)
 
 
 def test_the_probe_takes_the_strongest_penalty_that_does_best_on_its_split() -> None:
     train_x, train_y = clusters(1, count=200, classes=4, spread=2.0)
-    fitted, held_out = evaluate.stratified_split(train_y, evaluate.HELD_OUT, 0)
+    fitted, held_out = probe.stratified_split(train_y, probe.HELD_OUT, 0)
     tried = []
-    for penalty in evaluate.PENALTIES:
+    for penalty in probe.PENALTIES:
         scaler = StandardScaler().fit(train_x[fitted])
         model = LogisticRegression(C=penalty, max_iter=5000).fit(scaler.transform(train_x[fitted]), train_y[fitted])
         tried.append(model.score(scaler.transform(train_x[held_out]), train_y[held_out]))
-    chosen = evaluate.linear_probe(train_x, train_y, train_x, train_y)[1]
-    assert chosen == evaluate.PENALTIES[tried.index(max(tried))]
+    chosen = probe.linear_probe(train_x, train_y, train_x, train_y)[1]
+    assert chosen == probe.PENALTIES[tried.index(max(tried))]
     assert len(set(tried)) > 2
 
 
 def test_a_feature_that_never_changes_does_no_harm() -> None:
     x, y = clusters(1, count=100, classes=3, spread=0.1)
     x[:, 3] = 0.25
-    assert evaluate.linear_accuracy(x, y, x, y) == 1.0
+    assert probe.linear_accuracy(x, y, x, y) == 1.0
 
 
 @settings(deadline=None, max_examples=50)
 @given(labels=st.lists(st.integers(0, 5), min_size=1, max_size=60), seed=st.integers(0, 3))
 def test_a_split_is_stratified_and_repeatable(labels: list[int], seed: int) -> None:
     y = np.array(labels)
-    first, second = evaluate.stratified_split(y, 0.2, seed)
+    first, second = probe.stratified_split(y, 0.2, seed)
     assert sorted([*first, *second]) == list(range(len(y)))
     for label in set(labels):
         count, held = labels.count(label), int((y[second] == label).sum())
         assert held == (0 if count == 1 else max(1, round(0.2 * count)))
         assert held < count
-    again = evaluate.stratified_split(y, 0.2, seed)
+    again = probe.stratified_split(y, 0.2, seed)
     assert [part.tolist() for part in again] == [first.tolist(), second.tolist()]
 
 
 def test_classes_of_one_image_are_probed_all_the_same() -> None:
     x = np.eye(4)
-    assert evaluate.linear_probe(x, np.arange(4), x, np.arange(4)) == (1.0, evaluate.PENALTIES[-1])
+    assert probe.linear_probe(x, np.arange(4), x, np.arange(4)) == (1.0, probe.PENALTIES[-1])
 
 
 def test_metrics_refuse_what_has_no_answer() -> None:
@@ -202,7 +202,7 @@ def test_metrics_refuse_what_has_no_answer() -> None:
     with pytest.raises(InvalidArgumentError, match="at least one neighbour"):
         evaluate.knn_predict(x[:0], y[:0], x)
     with pytest.raises(InvalidArgumentError, match="two classes"):
-        evaluate.linear_probe(x, y, x, y)
+        probe.linear_probe(x, y, x, y)
 
 
 def test_nearest_breaks_ties_by_column_also_across_the_border() -> None:

@@ -69,6 +69,62 @@ def test_evaluate_shows_a_table_to_people(model: Path) -> None:
         assert label in result.stdout
 
 
+def test_evaluate_answers_everything_else_that_it_is_asked(model: Path) -> None:
+    extras = (
+        "--calibration",
+        "--robustness",
+        "--corruptions",
+        "fog,contrast",
+        "--baseline",
+        model,
+        "--few-shot",
+        "5x1",
+    )
+    result = run("evaluate", model, "--train", "digits", "--test", "digits", *extras, "--json")
+    figures = json.loads(result.stdout.splitlines()[-1])
+    assert 0 < figures["knn_ece_scaled"] <= figures["knn_ece"] + 0.05 < 0.5
+    assert 0 < figures["linear_ece"] < 0.5
+    assert set(figures["corruptions"]) == {"fog", "contrast"}
+    assert [len(figures["corruptions"]["fog"][way]) for way in ("knn", "linear")] == [5, 5]
+    assert figures["knn_corrupted"] < figures["knn_accuracy"]
+    # A model is its own equal.
+    assert figures["knn_mce"] == figures["linear_mce"] == 1
+    assert figures["baseline"] == str(model)
+    task = figures["few_shot"]["5x1"]
+    assert 0.3 < task["accuracy"] < 1
+    assert 0 < task["standard_error"] < 0.02
+
+    table = run("evaluate", model, "--train", "digits", "--test", "digits", "--few-shot", "5x1", "--few-shot", "2x5")
+    assert "few-shot 5x1" in table.stdout
+    assert "few-shot 2x5" in table.stdout
+
+
+def test_few_shot_alone_needs_no_training_images_and_stays_within_folders(model: Path, tmp_path: Path) -> None:
+    for alphabet in ("a", "b"):
+        for character in range(3):
+            folder = tmp_path / "images" / alphabet / f"{character}"
+            folder.mkdir(parents=True)
+            for number in range(6):
+                Image.new("RGB", (8, 8), (80 * character, number, 100 * (alphabet == "b"))).save(
+                    folder / f"{number}.png"
+                )
+    images = tmp_path / "images"
+    result = run("evaluate", model, "--test", images, "--few-shot", "3x1", "--few-shot-within", "--json")
+    figures = json.loads(result.stdout.splitlines()[-1])
+    assert figures["few_shot"]["3x1"]["episodes"] == 1000
+    assert "knn_accuracy" not in figures
+    with pytest.raises(InvalidArgumentError, match="one group"):
+        run("evaluate", model, "--test", images, "--few-shot", "4x1", "--few-shot-within")
+    with pytest.raises(InvalidArgumentError, match="--train"):
+        run("evaluate", model, "--test", images)
+    with pytest.raises(InvalidArgumentError, match="--few-shot-within"):
+        run("evaluate", model, "--test", "digits", "--few-shot", "4x1", "--few-shot-within")
+    with pytest.raises(InvalidArgumentError, match="--robustness"):
+        run("evaluate", model, "--train", "digits", "--test", "digits", "--corruptions", "fog")
+    with pytest.raises(InvalidArgumentError, match="gaussian_noise"):
+        run("evaluate", model, "--train", "digits", "--test", "digits", "--robustness", "--corruptions", "rain")
+
+
 def test_evaluate_refuses_to_ask_about_the_images_that_answer(model: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         folder = tmp_path / "images" / name
