@@ -274,7 +274,7 @@ def resolve_settings(data: str, out: Path, given: Mapping[str, Any], *, resume: 
         raise InvalidArgumentError(
             "name what to train on: a folder of class folders, a .tar(.gz), or `digits`", field="data"
         )
-    return dataclasses.replace(recommended(data, out), **options)
+    return dataclasses.replace(recommended(data, out, options.get("objective", "supcon")), **options)
 
 
 def summary(report: Mapping[str, Any]) -> str:

@@ -55,6 +55,7 @@ from training.randomness import derived_seed, generator
 from training.rundir import last_loss, open_run
 from training.sampling import ClassSampler, Sampler, ShuffleSampler
 from training.settings import CHECKPOINT_FILE, METRICS_FILE, TrainSettings
+from training.settle import settle_norms
 from training.sync_norm import synchronise_norms
 from training.views import Views
 from training.watch import check_collapse, online_knn, write_tensorboard
@@ -279,6 +280,10 @@ class Trainer:
                         self.save()
                 self._check_finite(loss_sum)
                 self._end_epoch(metrics, loss_sum.item() / per_epoch, rate, time.perf_counter() - clock)
+        if settings.epochs and not self.objective.sees_whole_images:
+            settle_norms(self.encoder, self.data, self.views)
+            if self.average is not None:
+                settle_norms(self.average.copy, self.data, self.views)
 
     def step(self, rows: Tensor, rate: float) -> Tensor:
         """Take one step on the images at `rows` (int64 [B], on the CPU) and return its loss, detached."""

@@ -35,6 +35,17 @@ NOT_NEGATIVE = (
     *("limit", "epochs", "seed", "threads", "crop_from", "projection_dim", "max_positives", "chunk_size"),
     "online_knn",
 )
+LABELLED = (
+    "supcon",
+    "sincere",
+    "mixup-supcon",
+    "supmoco",
+    "triplet",
+    "n-pairs",
+    "cross-entropy",
+    "self-distillation",
+)
+"""Objectives that learn from labels."""
 CHOICES = {
     "resize": Resize,
     "precision": Precision,
@@ -223,8 +234,8 @@ class TrainSettings:
         return cls.from_dict(values)
 
 
-def recommended(data: str, out: Path) -> TrainSettings:
-    """Return the settings that suit `data` on a CPU; the command's options are laid over them."""
+def recommended(data: str, out: Path, objective: str = "supcon") -> TrainSettings:
+    """Return the settings that suit `data`, and the objective where it matters, on a CPU; the command's options are laid over them."""
     if data == "digits":
         # One thread: so little work gains little from a second one, and two that wait for each other lose tenfold on a
         # machine that is busy with other things.
@@ -234,9 +245,32 @@ def recommended(data: str, out: Path) -> TrainSettings:
         views = "strokes" if published == "mnist" else "supcon"
         return TrainSettings(data=data, out=out, image_size=28, views=views, epochs=10, warmup_epochs=1)
     if published is not None:
-        return TrainSettings(data=data, out=out, image_size=32, views="supcon", epochs=30, warmup_epochs=2)
+        return for_small_images(data, out, objective)
     # Meant for a few thousand photos: about ten minutes for three thousand on two cores. Name fewer epochs for more.
-    return TrainSettings(data=data, out=out, image_size=64, views="photos", epochs=100, warmup_epochs=2)
+    return TrainSettings(
+        data=data, out=out, objective=objective, image_size=64, views="photos", epochs=100, warmup_epochs=2
+    )
+
+
+def for_small_images(data: str, out: Path, objective: str) -> TrainSettings:
+    """Return the settings for CIFAR-like images and the tiny encoder.
+
+    Chosen for each objective on a fifth of 5,000 training images of CIFAR-10 after 8 epochs, see `bench/objectives.py`.
+    """
+    base = TrainSettings(
+        data=data,
+        out=out,
+        objective=objective,
+        image_size=32,
+        views="supcon",
+        epochs=30,
+        warmup_epochs=1,
+        batch_size=128,
+        # So short a run has no time to learn a head that is thrown away: features compared directly are better by far.
+        projection_dim=0 if objective in LABELLED else 128,
+        learning_rate=3e-3 if objective in (*LABELLED, "context", "deepcluster") else 1e-3,
+    )
+    return dataclasses.replace(base, surrogate_classes=500) if objective == "exemplar" else base
 
 
 def _require(holds: bool, name: str, message: str) -> None:

@@ -8,11 +8,12 @@ from torch import Tensor
 from training.encoders import Normalisation, build_encoder
 from training.objectives.base import Batch, DeviceData
 from training.objectives.context import Context, drop_colours
-from training.objectives.deepcluster import DeepCluster, cluster, whiten
+from training.objectives.deepcluster import DeepCluster, cluster, head_of_means, whiten
 from training.objectives.exemplar import Exemplar
 from training.objectives.jigsaw import Jigsaw, permutation_set
 from training.objectives.patches import CELLS, cut_patches
 from training.objectives.rotation import Rotation
+from training.settle import settle_norms
 from training.views import Views
 
 PLAIN = Views.named("none", 24, Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
@@ -73,7 +74,7 @@ def test_jigsaw_shows_the_tiles_in_the_order_it_asks_for_each_normalised_some_gr
     objective = Jigsaw(24, feature_dim=4, permutations=10, seed=0)
     images = noise(64)
     inputs = objective.make_inputs(batch_of(images))
-    tiles = inputs.images.view(64, CELLS, 3, 12, 12)
+    tiles = inputs.images.view(64, CELLS, 3, 8, 8)
     torch.testing.assert_close(tiles.mean((3, 4)), torch.zeros(64, CELLS, 3), atol=1e-4, rtol=0)
     torch.testing.assert_close(tiles.std((3, 4)), torch.ones(64, CELLS, 3), atol=1e-3, rtol=0)
     gray = (tiles[:, :, 0] - tiles[:, :, 1]).abs().amax((1, 2, 3)) < 1e-4
@@ -86,16 +87,28 @@ def test_jigsaw_shows_the_tiles_in_the_order_it_asks_for_each_normalised_some_gr
     assert torch.equal(shown, objective.permutations[inputs.targets["orders"]])
 
 
-def test_context_shows_the_centre_and_the_neighbour_it_asks_for_in_one_colour() -> None:
+def test_context_shows_every_patch_in_one_colour_and_asks_for_all_eight_places() -> None:
     objective = Context(PLAIN, 24, feature_dim=4)
-    inputs = objective.make_inputs(batch_of(cells_by_brightness(200)))
-    patches = inputs.images.view(200, 2, 3, 12, 12)
+    inputs = objective.make_inputs(batch_of(cells_by_brightness(50)))
+    patches = inputs.images.view(50, CELLS, 3, 8, 8)
     kept = patches.mean((3, 4)).amax(2)  # the other two channels are noise about 0
-    shown = (kept * 255 / 10 - 1).round().long()
-    assert (shown[:, 0] == 4).all()
-    places = inputs.targets["places"]
-    assert torch.equal(shown[:, 1], places + (places >= 4))
-    assert set(places.tolist()) == set(range(8))
+    assert torch.equal((kept * 255 / 10 - 1).round().long(), torch.arange(CELLS).expand(50, CELLS))
+
+
+def test_context_compares_each_neighbour_with_the_centre() -> None:
+    objective = Context(PLAIN, 24, feature_dim=CELLS)
+    for parameter in objective.head.parameters():
+        torch.nn.init.zeros_(parameter)
+    with torch.no_grad():
+        # Hidden unit c is 1 where the centre is cell 4 and the neighbour is cell c; place p answers to its cell.
+        for cell in range(CELLS):
+            objective.head[0].weight[cell, 4] = objective.head[0].weight[cell, CELLS + cell] = 1
+            objective.head[0].bias[cell] = -1
+        for place, cell in enumerate((0, 1, 2, 3, 5, 6, 7, 8)):
+            objective.head[2].weight[place, cell] = 50
+    features = torch.eye(CELLS).repeat(3, 1)  # cell c of each of three images is the c-th unit vector
+    assert objective.loss(features, {"rows": torch.arange(3)}).item() < 1e-6
+    assert objective.loss(features.flip(0), {"rows": torch.arange(3)}).item() > 10
 
 
 def test_dropped_colours_are_faint_noise() -> None:
@@ -160,3 +173,32 @@ def test_deepcluster_labels_anew_each_epoch_resets_its_head_and_shows_clusters_e
     objective.begin_epoch(encoder, data, 1)
     assert not torch.equal(first, objective.head.weight)
     assert "labels" in objective.state_dict()
+
+
+def test_a_new_head_of_deepcluster_knows_the_clusters() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(5, size=400)
+    features = (3 * random.normal(size=(5, 12))[labels] + random.normal(size=(400, 12)) + 4).astype(np.float32)
+    weight, bias = head_of_means(features, labels, 5)
+    assert np.mean(np.argmax(features @ weight.T + bias, axis=1) == labels) > 0.9
+    assert np.isfinite(head_of_means(np.ones((9, 3), dtype=np.float32), np.arange(9), 9)[0]).all()
+
+
+def test_norms_settle_on_whole_images() -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder("tiny", 24)
+    data = DeviceData(noise(300) // 2 + 60, torch.zeros(300, dtype=torch.int64), 1)
+    before = [parameter.clone() for parameter in encoder.parameters()]
+    encoder.eval()
+    settle_norms(encoder, data, PLAIN)
+    assert not encoder.training
+    assert all(torch.equal(a, b) for a, b in zip(before, encoder.parameters(), strict=True))
+    first = next(module for module in encoder.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    assert first.momentum == 0.1
+    with torch.no_grad():
+        seen = encoder.get_submodule("stem")[0](PLAIN.normalise(data.images / 255))
+    torch.testing.assert_close(first.running_mean, seen.mean((0, 2, 3)), atol=1e-2, rtol=1e-2)
+    settle_norms(encoder, data, PLAIN)
+    again = first.running_mean.clone()
+    settle_norms(encoder, data, PLAIN)
+    assert torch.equal(first.running_mean, again)

@@ -1,4 +1,4 @@
-"""Context prediction: a patch and one of its eight neighbours; tell which (Doersch et al. 2015, arXiv:1505.05192)."""
+"""Context prediction: a patch and each of its eight neighbours; tell which (Doersch et al. 2015, arXiv:1505.05192)."""
 
 import math
 from typing import ClassVar, Self
@@ -18,7 +18,9 @@ NEIGHBOURS = CELLS - 1
 
 
 class Context(Objective):
-    """The encoder sees both patches alone; a head sees both features and names the neighbour's place.
+    """The encoder sees each patch alone; a head sees two features and names the neighbour's place.
+
+    All eight neighbours of a centre are asked about: the centre's features serve eight pairs.
 
     Args:
         views: whose normalisation is used.
@@ -27,13 +29,14 @@ class Context(Objective):
     """
 
     needs_labels: ClassVar[bool] = False
+    sees_whole_images: ClassVar[bool] = False
 
     def __init__(self, views: Views, image_size: int, feature_dim: int) -> None:
         super().__init__()
         self.head = nn.Sequential(
             nn.Linear(2 * feature_dim, 2 * feature_dim), nn.ReLU(inplace=True), nn.Linear(2 * feature_dim, NEIGHBOURS)
         )
-        self._side = patch_side(image_size)
+        self._side = patch_side(image_size, PATCH_SHARE)
         self._views = views
 
     @classmethod
@@ -42,17 +45,20 @@ class Context(Objective):
         return cls(setup.views, setup.settings.image_size, setup.feature_dim)
 
     def make_inputs(self, batch: Batch) -> Inputs:
-        """Return [B·2] patches, centre and neighbour of an image together, and the neighbours' places, 0 to 7."""
-        device = batch.images.device
-        places = torch.randint(NEIGHBOURS, (len(batch.images),), generator=batch.generator, device=device)
-        neighbours = places + (places >= CENTRE)
-        cells = torch.stack((torch.full_like(neighbours, CENTRE), neighbours), dim=1)
+        """Return [B·9] patches, those of an image together by rows, and the images' numbers."""
+        count, device = len(batch.images), batch.images.device
+        cells = torch.arange(CELLS, device=device).expand(count, CELLS)
         patches = cut_patches(batch.images, cells, PATCH_SHARE, self._side, batch.generator)
-        return Inputs(drop_colours(self._views.normalise(patches), batch.generator), {"places": places})
+        return Inputs(drop_colours(self._views.normalise(patches), batch.generator), {"rows": batch.rows})
 
     def loss(self, features: Tensor, targets: Targets) -> Tensor:
         """Return the mean cross-entropy over the eight places."""
-        return functional.cross_entropy(self.head(features.reshape(len(targets["places"]), -1)), targets["places"])
+        patches = features.reshape(len(targets["rows"]), CELLS, -1)
+        centres = patches[:, CENTRE : CENTRE + 1].expand(-1, NEIGHBOURS, -1)
+        neighbours = torch.cat((patches[:, :CENTRE], patches[:, CENTRE + 1 :]), dim=1)
+        answers = self.head(torch.cat((centres, neighbours), dim=2)).flatten(0, 1)
+        places = torch.arange(NEIGHBOURS, device=features.device).repeat(len(patches))
+        return functional.cross_entropy(answers, places)
 
     def chance_loss(self, batch_size: int) -> float | None:
         """Return log 8."""

@@ -12,12 +12,14 @@ from encoder.errors import FailedPreconditionError
 from training.encoders import Encoder
 from training.geometry import crop_resize
 from training.objectives.base import Batch, DeviceData, Inputs, Objective, Setup, Targets
-from training.randomness import derived_seed, generator
+from training.randomness import derived_seed
 from training.views import Views
 
 COMPONENTS = 256
 """Principal components that features are reduced to before clustering, as in the paper."""
 ITERATIONS = 20
+CONCENTRATION = 10.0
+"""Of a new head's answers: cosines to the clusters' means are divided by 0.1."""
 EMBED_BATCH = 512
 
 
@@ -54,13 +56,15 @@ class DeepCluster(Objective):
 
     def begin_epoch(self, encoder: Encoder, data: DeviceData, epoch: int) -> None:
         """Cluster all images anew, and start the head anew, since a cluster's number has no meaning over epochs."""
-        features = whiten(self._embed(encoder, data))
-        labels = cluster(features, self._clusters, derived_seed(self._seed, "clusters", epoch) % 2**31)
+        features = self._embed(encoder, data)
+        labels = cluster(whiten(features), self._clusters, derived_seed(self._seed, "clusters", epoch) % 2**31)
         self.labels.copy_(torch.from_numpy(labels))
-        draws = generator(self._seed, "head", epoch)
+        # A random head would spend a short epoch on finding the clusters, and its gradient would tell the encoder
+        # little meanwhile; the clusters' means are known (as in DeepCluster-v2, arXiv:2006.09882).
+        weight, bias = head_of_means(features, labels, self._clusters)
         with torch.no_grad():
-            self.head.weight.copy_(torch.randn(self.head.weight.shape, generator=draws) * 0.01)
-            self.head.bias.zero_()
+            self.head.weight.copy_(torch.from_numpy(weight))
+            self.head.bias.copy_(torch.from_numpy(bias))
 
     def pick(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Return as many rows, every cluster equally likely."""
@@ -91,14 +95,43 @@ class DeepCluster(Objective):
 
 def whiten(features: NDArray[np.float32], components: int = COMPONENTS) -> NDArray[np.float32]:
     """Reduce features [N, D] by PCA to at most `components`, each with deviation 1, then each row to unit length."""
-    centred = (features - features.mean(0)).astype(np.float64)
+    mean, matrix = whitening(features, components)
+    if not matrix.shape[1]:
+        return np.ones((len(features), 1), dtype=np.float32)
+    return np.asarray(_unit((features - mean) @ matrix), dtype=np.float32)
+
+
+def whitening(
+    features: NDArray[np.float32], components: int = COMPONENTS
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the mean [D] and the matrix [D, P] that whiten features [N, D]; P is 0 when all are equal."""
+    mean = features.mean(0, dtype=np.float64)
+    centred = features - mean
     values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
     kept = np.argsort(values)[::-1][: min(components, len(centred) - 1)]
     kept = kept[values[kept] > 1e-8 * max(float(values.max()), 1e-12)]
-    if not len(kept):
-        return np.ones((len(features), 1), dtype=np.float32)
-    projected = centred @ vectors[:, kept] / np.sqrt(values[kept])
-    return np.asarray(projected / np.maximum(np.linalg.norm(projected, axis=1, keepdims=True), 1e-12), dtype=np.float32)
+    return mean, vectors[:, kept] / np.sqrt(values[kept])
+
+
+def head_of_means(
+    features: NDArray[np.float32], labels: NDArray[np.int64], clusters: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return weight [C, D] and bias [C] of the linear head that compares whitened features with the clusters' means.
+
+    Its logits are the cosines with them, times CONCENTRATION, for a whitened feature of usual length.
+
+    Args:
+        features: [N, D] float.
+        labels: [N] int, the cluster of each, none empty.
+        clusters: C.
+    """
+    mean, matrix = whitening(features)
+    projected = (features - mean) @ matrix
+    sums = np.zeros((clusters, matrix.shape[1]))
+    np.add.at(sums, labels, _unit(projected))
+    lengths = np.linalg.norm(projected, axis=1).mean() if matrix.shape[1] else 1.0
+    weight = CONCENTRATION / lengths * _unit(sums) @ matrix.T
+    return weight, -weight @ mean
 
 
 def cluster(features: NDArray[np.float32], clusters: int, seed: int) -> NDArray[np.int64]:
@@ -129,3 +162,7 @@ def cluster(features: NDArray[np.float32], clusters: int, seed: int) -> NDArray[
         largest = np.bincount(labels, minlength=clusters).argmax()
         labels[np.flatnonzero(labels == largest)[-1]] = empty
     return labels
+
+
+def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), dtype=np.float64)

@@ -14,7 +14,7 @@ from training.views import Views
 
 
 class Exemplar(Objective):
-    """A linear classifier over surrogate classes; only the images chosen for these are shown.
+    """A classifier over surrogate classes; only the images chosen for these are shown.
 
     Args:
         views: draws the views, the strong transformations of the paper.
@@ -35,7 +35,10 @@ class Exemplar(Objective):
         super().__init__()
         order = torch.randperm(image_count, generator=generator(seed, "exemplars"))
         self.register_buffer("chosen", order[:class_count])
-        self.head = nn.Linear(feature_dim, len(self.chosen))
+        # A hidden layer, as in the paper: the features below it need not tell thousands of images apart by themselves.
+        self.head = nn.Sequential(
+            nn.Linear(feature_dim, feature_dim), nn.ReLU(inplace=True), nn.Linear(feature_dim, len(self.chosen))
+        )
         self._views = views
         self._num_views = num_views
 

@@ -31,6 +31,7 @@ class Jigsaw(Objective):
     """
 
     needs_labels: ClassVar[bool] = False
+    sees_whole_images: ClassVar[bool] = False
 
     permutations: Tensor
 
@@ -42,7 +43,7 @@ class Jigsaw(Objective):
         self.head = nn.Sequential(
             nn.Linear(CELLS * feature_dim, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, permutations)
         )
-        self._side = patch_side(image_size)
+        self._side = patch_side(image_size, TILE_SHARE)
 
     @classmethod
     def build(cls, setup: Setup) -> Self:

@@ -9,9 +9,16 @@ GRID = 3
 CELLS = GRID * GRID
 
 
-def patch_side(image_size: int) -> int:
-    """Return the side in pixels at which an encoder for images of that size is shown patches: half, at least 8."""
-    return max(8, image_size // 2)
+def patch_side(image_size: int, share: float) -> int:
+    """Return the side in pixels at which an encoder for images of that size is shown patches, at least 8.
+
+    It is what the patch measures in such an image: the encoder sees things as large as it will when it is served.
+
+    Args:
+        image_size: that the encoder is for.
+        share: side of a patch in parts of the cell's side.
+    """
+    return max(8, round(image_size * share / GRID))
 
 
 def cut_patches(images: Tensor, cells: Tensor, share: float, size: int, generator: torch.Generator) -> Tensor:
