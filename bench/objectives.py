@@ -4,10 +4,11 @@
 
 The same tiny encoder, the same images and the same epochs for all: CIFAR-10 as JPEG of quality 75, the first 500
 training images of each class, judged on all 10,000 test images by the last epoch's exported model. Each objective
-trains with the settings that the product recommends for it; those were chosen with `--held-out`, which judges on a
-fifth of the training images and never opens the test set. Random weights are the same encoder after no epoch.
+trains with the settings that the product recommends for it; what was tuned was tuned with `--held-out`, which judges on
+a fifth of the training images and never opens the test set. Random weights are the same encoder after no epoch.
 
-A row is written to FOLDER when it is finished, and not made again. About an hour of one busy core in all.
+A row is written to FOLDER when it is finished, and not made again; a training that was cut off goes on. About a quarter
+of an hour of one core in all. `--trust` adds calibration and robustness of supcon and cross-entropy.
 Expected: supcon ahead of cross-entropy, everything ahead of random weights, in kNN and in linear accuracy.
 """
 
@@ -138,7 +139,7 @@ def collect(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
 
 
 def trust(options: argparse.Namespace, data: tuple[ImageSet, ImageSet]) -> dict[str, dict[str, float]]:
-    """Return calibration errors and accuracies under corruption of supcon and cross-entropy, the latter the baseline."""
+    """Return calibration and robustness of supcon and cross-entropy, the latter the baseline of both."""
     from training.judging import Extras, judge
 
     train_set, test_set = data

@@ -235,7 +235,7 @@ class TrainSettings:
 
 
 def recommended(data: str, out: Path, objective: str = "supcon") -> TrainSettings:
-    """Return the settings that suit `data`, and the objective where it matters, on a CPU; the command's options are laid over them."""
+    """Return the settings that suit `data` and the objective on a CPU; the command's options are laid over them."""
     if data == "digits":
         # One thread: so little work gains little from a second one, and two that wait for each other lose tenfold on a
         # machine that is busy with other things.
@@ -247,9 +247,7 @@ def recommended(data: str, out: Path, objective: str = "supcon") -> TrainSetting
     if published is not None:
         return for_small_images(data, out, objective)
     # Meant for a few thousand photos: about ten minutes for three thousand on two cores. Name fewer epochs for more.
-    return TrainSettings(
-        data=data, out=out, objective=objective, image_size=64, views="photos", epochs=100, warmup_epochs=2
-    )
+    return TrainSettings(data=data, out=out, image_size=64, views="photos", epochs=100, warmup_epochs=2)
 
 
 def for_small_images(data: str, out: Path, objective: str) -> TrainSettings:

@@ -15,7 +15,7 @@ from training.objectives.contrastive import contrastive_loss
 from training.objectives.registry import OBJECTIVES, find_objective
 from training.objectives.simclr import SimCLR
 from training.objectives.supcon import SupCon
-from training.settings import TrainSettings
+from training.settings import LABELLED, TrainSettings, for_small_images
 from training.views import Views
 
 
@@ -152,3 +152,13 @@ def test_an_unknown_objective_is_answered_with_the_known_ones() -> None:
     with pytest.raises(InvalidArgumentError, match="supcon, "):
         find_objective("supcom")
     assert all(find_objective(name) is kind for name, kind in OBJECTIVES.items())
+
+
+def test_small_images_are_trained_by_what_suits_each_objective(tmp_path: Path) -> None:
+    advice = {name: for_small_images("images", tmp_path, name) for name in OBJECTIVES}
+    for name, advised in advice.items():
+        assert advised.objective == name
+        # A head that is thrown away pays off where no label says what the features are for.
+        assert (advised.projection_dim == 0) == OBJECTIVES[name].needs_labels
+    assert set(LABELLED) == {name for name in OBJECTIVES if OBJECTIVES[name].needs_labels}
+    assert advice["exemplar"].surrogate_classes < advice["supcon"].surrogate_classes
