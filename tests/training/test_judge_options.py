@@ -17,7 +17,7 @@ from tests.artifacts import tiny_artifact, tiny_graph, tiny_metadata
 from training.checkpoint import Checkpoint, Position, save
 from training.encoders import Normalisation, build_encoder
 from training.judge_options import evaluate_command, export_command
-from training.settings import CHECKPOINT_FILE, TrainSettings
+from training.settings import CHECKPOINT_FILE, CONFIG_FILE, TrainSettings
 
 app = typer.Typer()
 app.command("evaluate")(evaluate_command)
@@ -42,6 +42,7 @@ def trained(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
     settings = TrainSettings(data="digits", out=folder, image_size=8)
+    (folder / CONFIG_FILE).write_text(settings.to_json())
     weights = build_encoder("tiny", 8).state_dict()
     normalisation = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     save(Checkpoint(settings, normalisation, (), "digits", Position(), weights, {}, {}, {}), folder / CHECKPOINT_FILE)

@@ -97,15 +97,18 @@ def test_context_shows_every_patch_in_one_colour_and_asks_for_all_eight_places()
 
 def test_context_compares_each_neighbour_with_the_centre() -> None:
     objective = Context(PLAIN, 24, feature_dim=CELLS)
+    first, _, last = objective.head
+    assert isinstance(first, torch.nn.Linear)
+    assert isinstance(last, torch.nn.Linear)
     for parameter in objective.head.parameters():
         torch.nn.init.zeros_(parameter)
     with torch.no_grad():
         # Hidden unit c is 1 where the centre is cell 4 and the neighbour is cell c; place p answers to its cell.
         for cell in range(CELLS):
-            objective.head[0].weight[cell, 4] = objective.head[0].weight[cell, CELLS + cell] = 1
-            objective.head[0].bias[cell] = -1
+            first.weight[cell, 4] = first.weight[cell, CELLS + cell] = 1
+            first.bias[cell] = -1
         for place, cell in enumerate((0, 1, 2, 3, 5, 6, 7, 8)):
-            objective.head[2].weight[place, cell] = 50
+            last.weight[place, cell] = 50
     features = torch.eye(CELLS).repeat(3, 1)  # cell c of each of three images is the c-th unit vector
     assert objective.loss(features, {"rows": torch.arange(3)}).item() < 1e-6
     assert objective.loss(features.flip(0), {"rows": torch.arange(3)}).item() > 10
@@ -196,7 +199,8 @@ def test_norms_settle_on_whole_images() -> None:
     first = next(module for module in encoder.modules() if isinstance(module, torch.nn.BatchNorm2d))
     assert first.momentum == 0.1
     with torch.no_grad():
-        seen = encoder.get_submodule("stem")[0](PLAIN.normalise(data.images / 255))
+        seen = encoder.get_submodule("stem.0")(PLAIN.normalise(data.images / 255))
+    assert first.running_mean is not None
     torch.testing.assert_close(first.running_mean, seen.mean((0, 2, 3)), atol=1e-2, rtol=1e-2)
     settle_norms(encoder, data, PLAIN)
     again = first.running_mean.clone()
