@@ -87,7 +87,9 @@ def calibration(
         return log_votes(shares, min(k, len(gallery)))
 
     def probed(rows: NDArray[np.int64], queries: Features) -> NDArray[np.float64]:
-        return LinearProbe.fit(train_x[rows], truth[rows], penalty).logits(queries)
+        # The penalty weighs against the sum over images: fewer of them want a larger C, or the logits would be smaller.
+        strength = penalty * len(train_y) / len(rows)
+        return LinearProbe.fit(train_x[rows], truth[rows], strength).logits(queries)
 
     everything = np.arange(len(train_y))
     answers = np.searchsorted(classes, test_y)

@@ -90,13 +90,18 @@ def test_classes_that_overlap_are_answered_with_fitting_confidence() -> None:
     random = np.random.default_rng(0)
     labels = np.array([3, 7, 9])[random.integers(3, size=4000)]
     points = np.eye(10)[labels] + 0.8 * random.normal(size=(4000, 10))
-    found = calibration(points[:2000], labels[:2000], points[2000:], labels[2000:], k=20, temperature=0.02)
+    sets = (points[:2000], labels[:2000], points[2000:], labels[2000:])
+    found = calibration(*sets, k=20, temperature=0.02, penalty=1.0)
     # The train and test points are of one distribution, so what is fitted on the first holds for the second.
     assert found.linear_ece < 0.05
     assert found.linear_scale == pytest.approx(1, abs=0.2)
     assert found.knn_scale > 1.2
     assert found.knn_ece > 2 * found.knn_ece_scaled
-    assert found == calibration(points[:2000], labels[:2000], points[2000:], labels[2000:], k=20, temperature=0.02)
+    assert found == calibration(*sets, k=20, temperature=0.02, penalty=1.0)
+    # A probe whose penalty is far too strong is far too unsure; the temperature mends that.
+    unsure = calibration(*sets, k=20, penalty=1e-5)
+    assert unsure.linear_ece > 4 * unsure.linear_ece_scaled
+    assert unsure.linear_scale < 0.5
 
 
 def test_two_classes_have_two_columns_and_one_class_is_refused() -> None:
