@@ -30,7 +30,8 @@ from index.types import Vector
 AUTO_FROM = 200_000
 BUILD_FROM = 5_000
 _AUTO_KIND = "ivf"
-_GOOD_RECALL = 0.98
+# Of its own vectors; of others, which the graph was not made around, it is up to 0.04 lower.
+_GOOD_RECALL = 0.99
 _ASKED = 200
 _K = 10
 _ADDED_AT_ONCE = 20_000
