@@ -290,6 +290,7 @@ async def abuse(server: Server, *, calls: int, messages: int, idle: int, readers
         # Once in small, so that what is kept for good (threads, pools, compiled code) is there before the account.
         await abuser.mixed(max(200, calls // 10))
         await abuser.fuzz(max(200, messages // 50))
+        await abuser.slow_readers(readers)
         memory, descriptors = await abuser.settle()
         await abuser.bombs()
         await abuser.mixed(calls)
