@@ -27,6 +27,7 @@ from training.data import ImageSet, has_split, load_images
 from training.encoders import Encoder, Normalisation
 from training.evaluate import Labels, Scores, align_labels, evaluate_artifact
 from training.graph import ServedEncoder, to_onnx
+from training.head import fit_head
 from training.parity import check_logits, check_parity, torch_embeddings
 from training.settings import MODEL_FILE, REPORT_FILE
 from training.storage import Storage
@@ -74,6 +75,7 @@ class RunReport:
         dim: components of its embeddings.
         parity: how close the file is to the torch encoder.
         scores: its scores on the test images; None when there are none.
+        head_accuracy: share of the test images that the file's own logits name right; None without head or test images.
     """
 
     model: Path
@@ -81,11 +83,14 @@ class RunReport:
     dim: int
     parity: ExportReport
     scores: Scores | None
+    head_accuracy: float | None = None
 
     def to_json(self) -> dict[str, JSON]:
         """Return the report as one flat JSON object; `model` is relative to the run's folder."""
         scores = {} if self.scores is None else self.scores.to_json()
-        return {"model": self.model.name, "space": self.space, "dim": self.dim, **self.parity.to_json(), **scores}
+        head = {} if self.head_accuracy is None else {"head_accuracy": self.head_accuracy}
+        file: dict[str, JSON] = {"model": self.model.name, "space": self.space, "dim": self.dim}
+        return {**file, **self.parity.to_json(), **scores, **head}
 
 
 def space_of(encoder: nn.Module, normalisation: Normalisation) -> str:
@@ -157,6 +162,7 @@ def export_run(
     data: str = "",
     test_data: str = "",
     page: bool = False,
+    head: bool = False,
 ) -> RunReport:
     """Export a run's last checkpoint to its `model.onnx`, score that file, and write both figures to its `report.json`.
 
@@ -169,6 +175,7 @@ def export_run(
         data: where to load the training images from, when they are no longer where the run found them.
         test_data: likewise for the test images.
         page: also write `report.html` and `details.json`, where there are scores.
+        head: fit a linear head to the training images' embeddings, which gives the file an output `logits`.
 
     Raises:
         NotFoundError: the folder holds no checkpoint, or the images are gone.
@@ -193,21 +200,48 @@ def export_run(
         dataset=run.data_name,
         training=_training(run),
     )
+    linear = None
+    if head:
+        linear, names = _fit_head(run, train)
+        metadata = replace(metadata, class_names=names)
     sample = train.take(np.linspace(0, len(train) - 1, min(len(train), SAMPLE_COUNT)).astype(np.int64))
     labels = sample.labels if train.class_names else None
     out = run_dir / MODEL_FILE
-    parity = export(run.encoder, run.normalisation, metadata, sample.pixels, labels, out)
-    scores = None
+    parity = export(run.encoder, run.normalisation, metadata, sample.pixels, labels, out, head=linear)
+    scores, accuracy = None, None
     if test is not None and scored:
         scores = evaluate_artifact(out, train, test, seed=run.settings.seed)
-        artifact.write(artifact.load_graph(out), replace(metadata, scores=scores.for_metadata()), out)
-    report = RunReport(out, metadata.space, metadata.dim, parity, scores)
+        figures = scores.for_metadata()
+        if head:
+            figures["head_accuracy"] = accuracy = _head_accuracy(out, test)
+        artifact.write(artifact.load_graph(out), replace(metadata, scores=figures), out)
+    report = RunReport(out, metadata.space, metadata.dim, parity, scores, accuracy)
     _write_text(run_dir / REPORT_FILE, json.dumps(report.to_json(), indent=2) + "\n")
     if page and test is not None and scored:
         from training.report.page import write_report  # only now: it loads a drawing library
 
         write_report(run_dir, train, test)
     return report
+
+
+def _fit_head(run: Run, train: ImageSet) -> tuple[nn.Linear, tuple[str, ...]]:
+    """Fit a linear head to the training images, and return it with the names of its classes: those that have images."""
+    if not train.class_names:
+        raise InvalidArgumentError(f"a linear head needs labels, and {train.name} has no class folders", field="head")
+    present, labels = np.unique(train.labels, return_inverse=True)
+    embeddings = torch_embeddings(run.encoder, run.normalisation, train.pixels)
+    linear, _ = fit_head(embeddings, labels, seed=run.settings.seed)
+    return linear, tuple(train.class_names[label] for label in present)
+
+
+def _head_accuracy(model: Path, test: ImageSet) -> float:
+    """Return the share of labelled test images that the artifact's own logits name right."""
+    encoder = runtime.Encoder.open(model, device="cpu")
+    logits = encoder.run(np.asarray(test.pixels)).logits
+    if logits is None:
+        raise InvalidArgumentError(f"{model.name} has no linear head")
+    names = np.array(encoder.metadata.class_names)
+    return float(np.mean(names[logits.argmax(1)] == np.array(test.class_names)[test.labels]))
 
 
 def _load(run: Run, spec: str, split: Split, *, limit: int = 0) -> ImageSet:

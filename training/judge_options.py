@@ -18,6 +18,7 @@ Device = Literal["auto", "cpu", "cuda"]
 ROWS = {
     "knn_accuracy": ("kNN accuracy", ".2%"),
     "linear_accuracy": ("linear probe accuracy", ".2%"),
+    "head_accuracy": ("linear head's accuracy", ".2%"),
     "knn_ece": ("calibration error, kNN", ".2%"),
     "knn_ece_scaled": ("… with a fitted temperature", ".2%"),
     "linear_ece": ("calibration error, linear probe", ".2%"),
@@ -115,6 +116,10 @@ def export_command(
     ],
     int8: Annotated[bool, typer.Option("--int8", help="Write the model's int8 twin, for CPUs.")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Write the model's float16 twin, for GPUs.")] = False,
+    head: Annotated[
+        Literal["none", "linear"],
+        typer.Option(help="linear: fit a linear head to the training images, by which the model classifies."),
+    ] = "none",
     images: Annotated[
         str,
         typer.Option(metavar="SOURCE", help="Images to convert an artifact by and to check it on.", show_default=False),
@@ -134,6 +139,8 @@ def export_command(
 
     if int8 and fp16:
         raise InvalidArgumentError("give either --int8 or --fp16", field="int8")
+    if head != "none" and (int8 or fp16):
+        raise InvalidArgumentError("fit the head first (kindred export RUN --head linear): twins keep it", field="head")
     if int8 or fp16:
         _reduce(run, "int8" if int8 else "float16", images, data, test, as_json=as_json)
         return
@@ -141,7 +148,7 @@ def export_command(
         raise InvalidArgumentError("an artifact is exported anew with --int8 or --fp16, and --images SOURCE")
     from training.export import export_run
 
-    report = export_run(run, data=data, test_data=test, page=page)
+    report = export_run(run, data=data, test_data=test, page=page, head=head == "linear")
     _show(f"{report.model} written", {**report.to_json(), "model": str(report.model)}, as_json=as_json)
 
 

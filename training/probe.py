@@ -53,6 +53,15 @@ class LinearProbe:
         # Of two classes scikit-learn gives the log-odds of the second.
         return values if values.ndim == 2 else np.stack((np.zeros_like(values), values), axis=1)
 
+    def layer(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return weight [C, D] and bias [C] of the one linear layer that makes `logits` of plain features."""
+        weight = np.asarray(self._model.coef_, dtype=np.float64)
+        bias = np.asarray(self._model.intercept_, dtype=np.float64)
+        if len(weight) == 1:
+            weight, bias = (np.concatenate((np.zeros_like(part), part)) for part in (weight, bias))
+        weight = weight / self._scaler.scale_
+        return weight, bias - weight @ self._scaler.mean_
+
     def accuracy(self, x: Features, y: Labels) -> float:
         """Return the share of features [M, D] that get their class in `y` [M]."""
         predicted = self._model.predict(self._scaler.transform(np.asarray(x, dtype=np.float32)))
