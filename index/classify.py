@@ -60,7 +60,25 @@ def by_votes(
     found = nearest(snapshot, queries, options.k + more, voters(snapshot, matching))
     if more:
         found = [_without(one, slots, options.k) for one, slots in zip(found, excluded, strict=True)]
-    return [_predict(*_shares_of_votes(snapshot, one, options.temperature), options) for one in found]
+    names = snapshot.label_names
+    return [
+        vote([names[code] for code in snapshot.labels[one.slots].tolist()], one.similarities, options) for one in found
+    ]
+
+
+def vote(labels: Sequence[str], similarities: NDArray[np.float32], options: ClassifyOptions) -> Prediction:
+    """Return the class that the nearest labelled items of a query elect.
+
+    Args:
+        labels: theirs, the nearest first.
+        similarities: float32 [k], to the query.
+        options: temperature and thresholds.
+    """
+    shares: dict[str, float] = {}
+    weights = _softmax(similarities.astype(np.float64), options.temperature)
+    for name, weight in zip(labels, weights.tolist(), strict=True):
+        shares[name] = shares.get(name, 0.0) + weight
+    return _predict(shares, float(similarities[0]) if len(labels) else 0.0, options)
 
 
 def class_sums(snapshot: Snapshot, matching: Mask | None) -> ClassSums:
@@ -135,17 +153,6 @@ def prototypes(
 def _without(found: Found, excluded: Slots, k: int) -> Found:
     stay = ~np.isin(found.slots, excluded)
     return Found(found.slots[stay][:k], found.similarities[stay][:k])
-
-
-def _shares_of_votes(snapshot: Snapshot, found: Found, temperature: float) -> tuple[dict[str, float], float]:
-    if not len(found.slots):
-        return {}, 0.0
-    shares: dict[str, float] = {}
-    weights = _softmax(found.similarities.astype(np.float64), temperature)
-    for code, weight in zip(snapshot.labels[found.slots].tolist(), weights.tolist(), strict=True):
-        name = snapshot.label_names[code]
-        shares[name] = shares.get(name, 0.0) + weight
-    return shares, float(found.similarities[0])
 
 
 def _predict(shares: Mapping[str, float], nearest_similarity: float, options: ClassifyOptions) -> Prediction:

@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from encoder.errors import FailedPreconditionError, InvalidArgumentError
+from encoder.errors import InvalidArgumentError
 from index import duplicates, evaluation, reads, updates, validate, writes
 from index.classify import ClassSums, by_prototypes, by_votes, class_sums, slots_of_hash
 from index.columns import Mask, Slots, Snapshot
@@ -19,7 +19,7 @@ from index.fields import Fields
 from index.filter_sql import matching_rows
 from index.filters import Condition, check
 from index.ranges import within
-from index.rich import MAX_DIVERSE, diverse, grouped, pool_size
+from index.rich import diverse, grouped, pool_size
 from index.search import Found, cut, excluding, neighbours
 from index.selection import count_values, groups_of, select
 from index.store import Store
@@ -107,11 +107,7 @@ class LocalCollection:
 
     def check_space(self, space: str) -> None:
         """Raise FailedPreconditionError, naming both, unless `space` is the collection's embedding space."""
-        if space != self.space:
-            raise FailedPreconditionError(
-                f"collection {self.name!r} holds embeddings of space {self.space!r}, not of {space!r}: use the model"
-                " that made it, or index the images again into a new collection"
-            )
+        validate.same_space(self.name, self.space, space)
 
     def upsert(self, items: Sequence[Item]) -> UpsertResult:
         """Insert items or replace those whose key exists; of equal keys the last one counts. Durable on return.
@@ -229,15 +225,7 @@ class LocalCollection:
         Raises:
             InvalidArgumentError: a query or an option is out of its range.
         """
-        bounded = options.min_similarity is not None and not (options.group_by or options.diversity)
-        validate.neighbours(options.k, validate.MAX_WITHIN if bounded else validate.MAX_K)
-        _check_range("min_similarity", options.min_similarity, -1.0, 1.0)
-        _check_range("group_size", options.group_size, 1, 100)
-        _check_range("diversity", options.diversity, 0.0, 1.0)
-        if options.diversity:
-            _check_range("k", options.k, 1, MAX_DIVERSE)
-        units = self._queries(queries)
-        _check_per_query("exclude", options.exclude, len(units))
+        units = validate.search(queries, options, self.dim, validate.MAX_WITHIN)
         if options.filter is None and not (options.with_payload or options.group_by or options.diversity):
             snapshot = self._store.snapshot()
             found = _found(snapshot, units, options)
@@ -259,16 +247,7 @@ class LocalCollection:
         Raises:
             InvalidArgumentError: a query or an option is out of its range.
         """
-        validate.neighbours(options.k)
-        _check_range("min_similarity", options.min_similarity, -1.0, 1.0)
-        _check_range("min_confidence", options.min_confidence, 0.0, 1.0)
-        if not (math.isfinite(options.temperature) and options.temperature > 0):
-            raise InvalidArgumentError(
-                f"temperature must be greater than 0, it is {options.temperature}", field="temperature"
-            )
-        units = self._queries(queries)
-        _check_per_query("exclude_hashes", options.exclude_hashes, len(units))
-        _check_per_query("exclude_keys", options.exclude_keys, len(units))
+        units = validate.classification(queries, options, self.dim)
         snapshot, mask, excluded = self._left_out(options, len(units))
         if options.method is ClassifyMethod.KNN:
             return by_votes(snapshot, units, options, mask, excluded)
@@ -285,8 +264,8 @@ class LocalCollection:
             FailedPreconditionError: there are no labelled items of two classes.
         """
         validate.neighbours(options.k)
-        _check_range("sample", options.sample, 2, math.inf)
-        _check_range("true_positive_rate", options.true_positive_rate, 0.0, 1.0)
+        validate.in_range("sample", options.sample, 2, math.inf)
+        validate.in_range("true_positive_rate", options.true_positive_rate, 0.0, 1.0)
         return evaluation.evaluate(self._store.snapshot(), options)
 
     def calibrate(self, options: EvaluateOptions) -> Evaluation:
@@ -314,7 +293,7 @@ class LocalCollection:
         Raises:
             InvalidArgumentError: `min_similarity` is not within 0 to 1.
         """
-        _check_range("min_similarity", min_similarity, 0.0, 1.0)
+        validate.in_range("min_similarity", min_similarity, 0.0, 1.0)
         return duplicates.groups(self._store.snapshot(), min_similarity, on_progress)
 
     def items(self) -> Iterator[StoredItem]:
@@ -340,14 +319,6 @@ class LocalCollection:
     def close(self) -> None:
         """Let go of the collection; it is safe to call this twice."""
         self._store.close()
-
-    def _queries(self, queries: Vector) -> Vector:
-        try:
-            return validate.unit_vectors(
-                np.asarray(queries).reshape(-1, self.dim) if not len(queries) else queries, self.dim
-            )
-        except InvalidArgumentError as error:
-            raise InvalidArgumentError(f"query {error}", field="queries") from None
 
     @contextlib.contextmanager
     def _selected(self, condition: Condition | None) -> Iterator[tuple[sqlite3.Connection, Snapshot, Mask]]:
@@ -423,18 +394,6 @@ def _found(snapshot: Snapshot, queries: Vector, options: SearchOptions, mask: Ma
     more = max((len(keys) for keys in options.exclude), default=0)
     answers = within(snapshot, queries, options.k + more, options.min_similarity, mask)
     return excluding(snapshot, answers, options)
-
-
-def _check_range(field: str, value: float | None, low: float, high: float) -> None:
-    if value is not None and not low <= value <= high:
-        raise InvalidArgumentError(f"{field} must be {low:g} to {high:g}, it is {value:g}", field=field)
-
-
-def _check_per_query(field: str, values: Sequence[object], queries: int) -> None:
-    if len(values) not in (0, queries):
-        raise InvalidArgumentError(
-            f"{field} must have one entry per query ({queries}), it has {len(values)}", field=field
-        )
 
 
 def _neighbours(

@@ -70,13 +70,13 @@ def _text_test(expression: str, operator: Operator, value: str) -> Sql:
     if not value:
         return f"{expression} IS NOT NULL", []
     # A range rather than a function, so that an index serves it.
-    after = _after_prefix(value)
+    after = after_prefix(value)
     if after is None:
         return f"{expression} >= ? AND substr({expression}, 1, {len(value)}) = ?", [value, value]
     return f"{expression} >= ? AND {expression} < ?", [value, after]
 
 
-def _after_prefix(prefix: str) -> str | None:
+def after_prefix(prefix: str) -> str | None:
     """Return the least text above all that begin with `prefix`, None when there is none."""
     kept = prefix.rstrip("\U0010ffff")
     if not kept:

@@ -1,16 +1,20 @@
 """What a collection promises, whoever keeps it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
+from index.duplicates import Group
 from index.filters import Condition
+from index.snapshots import SnapshotInfo
 from index.types import (
     Calibration,
     ClassifyMethod,
     ClassifyOptions,
     CollectionInfo,
     DeleteResult,
+    EvaluateOptions,
+    Evaluation,
     FacetCount,
     Item,
     ItemUpdate,
@@ -22,6 +26,7 @@ from index.types import (
     UpsertResult,
     Vector,
 )
+from index.verify import Progress, VerifyReport
 
 
 class Collection(Protocol):
@@ -79,3 +84,84 @@ class Collection(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the collection."""
+
+
+class KeptCollection(Collection, Protocol):
+    """A collection that this process opened itself."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def space(self) -> str:
+        """Id of the embedding space of its vectors."""
+
+    @property
+    def dim(self) -> int:
+        """Number of components of its vectors."""
+
+    def items(self) -> Iterator[StoredItem]:
+        """Yield all items as of now in the order of their last write."""
+
+    def evaluate(self, options: EvaluateOptions) -> Evaluation:
+        """Classify the labelled items, each by the others."""
+
+    def calibrate(self, options: EvaluateOptions) -> Evaluation:
+        """Evaluate, and keep temperature and bound for the classifications to come."""
+
+    def duplicates(
+        self, min_similarity: float = 0.98, on_progress: Callable[[int], object] | None = None
+    ) -> list[Group]:
+        """Return groups of items that are nearly the same, the largest first."""
+
+
+class Collections(Protocol):
+    """The collections of one place. Every method may be called from any thread.
+
+    What a place cannot do is refused with FailedPreconditionError, which says what does it instead.
+    """
+
+    def create(self, name: str, *, space: str, dim: int, index_kind: str = "auto") -> KeptCollection:
+        """Make an empty collection and open it."""
+
+    def open(self, name: str) -> KeptCollection:
+        """Open a collection."""
+
+    def names(self) -> list[str]:
+        """Return the names of the collections, sorted."""
+
+    def list(self) -> list[CollectionInfo]:
+        """Return the state of every collection, by name."""
+
+    def describe(self, name: str) -> CollectionInfo:
+        """Return the state of a collection without loading it."""
+
+    def drop(self, name: str) -> int:
+        """Remove a collection for good and return how many items it held."""
+
+    def verify(self, name: str, *, repair: bool = False, on_progress: Progress | None = None) -> VerifyReport:
+        """Check everything that is stored of a collection."""
+
+    def compact(self, name: str) -> tuple[int, int]:
+        """Give back the space of what was deleted; return the bytes on disk before and after."""
+
+    def snapshot(self, name: str) -> SnapshotInfo:
+        """Copy a collection as of now."""
+
+    def snapshots(self) -> tuple[SnapshotInfo, ...]:
+        """Return all snapshots, the oldest first."""
+
+    def restore(self, snapshot: str, name: str | None = None, *, replace: bool = False) -> CollectionInfo:
+        """Make a collection from a snapshot."""
+
+    def close(self) -> None:
+        """Let go of everything; it is safe to call this twice."""
+
+    def __enter__(self) -> Self:
+        """Return itself, to be closed at the end of the block."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""

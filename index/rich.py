@@ -11,7 +11,6 @@ from index.types import Vector
 # Diversity chooses among this many nearest neighbours: ten times as many as are wanted, and not too few.
 _POOL = 10
 _LEAST_POOL = 100
-MAX_DIVERSE = 200
 _ROUNDS = 3
 _BLOCK = 32_768
 

@@ -54,8 +54,8 @@ def count_values(
         often = np.bincount(codes[codes != UNLABELLED], minlength=1)
         found = [(snapshot.label_names[code], int(often[code])) for code in np.flatnonzero(often).tolist()]
     else:
-        found = fields.column(_path(field), connection, snapshot).counts(mask)
-    found.sort(key=_rank)
+        found = fields.column(payload_path(field), connection, snapshot).counts(mask)
+    found.sort(key=rank)
     return [FacetCount(value, count) for value, count in found[:limit]]
 
 
@@ -71,17 +71,19 @@ def groups_of(
         raise InvalidArgumentError("keys are unique: group by label or by payload. and a path", field="group_by")
     if field == "label":
         return snapshot.labels.astype(np.int64)
-    return fields.column(_path(field, "group_by"), connection, snapshot).scalars()
+    return fields.column(payload_path(field, "group_by"), connection, snapshot).scalars()
 
 
-def _path(field: str, of: str = "field") -> tuple[str, ...]:
+def payload_path(field: str, of: str = "field") -> tuple[str, ...]:
+    """Return the path of a payload's field; `of` is the request's field at fault when it is none."""
     try:
         return path_of(field)
     except InvalidArgumentError as error:
         raise InvalidArgumentError(str(error).partition(": ")[2], field=of) from None
 
 
-def _rank(found: tuple[Scalar, int]) -> tuple[int, int, Scalar]:
+def rank(found: tuple[Scalar, int]) -> tuple[int, int, Scalar]:
+    """Return the order of values and their counts: the most frequent first; truth values, then numbers, then texts."""
     value, count = found
     return -count, 2 if isinstance(value, str) else 0 if isinstance(value, bool) else 1, value
 

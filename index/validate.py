@@ -3,13 +3,15 @@
 Every function returns the value in the form in which it is stored, or raises InvalidArgumentError in one line.
 """
 
+import math
 import re
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from encoder.errors import InvalidArgumentError
-from index.types import Vector
+from encoder.errors import FailedPreconditionError, InvalidArgumentError
+from index.types import ClassifyOptions, SearchOptions, Vector
 from sources.values import MAX_PAYLOAD_BYTES as MAX_PAYLOAD_BYTES
 from sources.values import key as key
 from sources.values import keys as keys
@@ -20,8 +22,10 @@ from sources.values import text_bytes
 MAX_SPACE_BYTES = 128
 MAX_DIM = 65_536
 MAX_K = 10_000
-# … of a search that has a least similarity.
+# … of a search that has a least similarity, in the local store.
 MAX_WITHIN = 1_000_000
+# … of a search for diverse ones.
+MAX_DIVERSE = 200
 INDEX_KINDS = ("auto", "flat", "hnsw", "ivf", "pq")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -115,3 +119,76 @@ def unit_vectors(values: ArrayLike, dim: int) -> Vector:
         vectors = vectors.copy()
         vectors[off] = vectors[off] / norms[off, None]
     return vectors
+
+
+def search(values: Vector, options: SearchOptions, dim: int, most_within: int = MAX_K) -> Vector:
+    """Return the queries of a search at unit length, float32 [N, dim].
+
+    Args:
+        values: the queries, [N, dim].
+        options: what is asked for.
+        dim: number of components.
+        most_within: neighbours per query of a search that has a least similarity.
+
+    Raises:
+        InvalidArgumentError: a query or an option is out of its range.
+    """
+    bounded = options.min_similarity is not None and not (options.group_by or options.diversity)
+    neighbours(options.k, most_within if bounded else MAX_K)
+    in_range("min_similarity", options.min_similarity, -1.0, 1.0)
+    in_range("group_size", options.group_size, 1, 100)
+    in_range("diversity", options.diversity, 0.0, 1.0)
+    if options.diversity:
+        in_range("k", options.k, 1, MAX_DIVERSE)
+    units = queries(values, dim)
+    _per_query("exclude", options.exclude, len(units))
+    return units
+
+
+def classification(values: Vector, options: ClassifyOptions, dim: int) -> Vector:
+    """Return the queries of a classification at unit length, float32 [N, dim].
+
+    Raises:
+        InvalidArgumentError: a query or an option is out of its range.
+    """
+    neighbours(options.k)
+    in_range("min_similarity", options.min_similarity, -1.0, 1.0)
+    in_range("min_confidence", options.min_confidence, 0.0, 1.0)
+    if not (math.isfinite(options.temperature) and options.temperature > 0):
+        raise InvalidArgumentError(
+            f"temperature must be greater than 0, it is {options.temperature}", field="temperature"
+        )
+    units = queries(values, dim)
+    _per_query("exclude_hashes", options.exclude_hashes, len(units))
+    _per_query("exclude_keys", options.exclude_keys, len(units))
+    return units
+
+
+def queries(values: Vector, dim: int) -> Vector:
+    """Return queries at unit length, float32 [N, dim]; there may be none."""
+    try:
+        return unit_vectors(np.asarray(values).reshape(-1, dim) if not len(values) else values, dim)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"query {error}", field="queries") from None
+
+
+def in_range(field: str, value: float | None, low: float, high: float) -> None:
+    """Raise InvalidArgumentError unless a value is `low` to `high`, or not given."""
+    if value is not None and not low <= value <= high:
+        raise InvalidArgumentError(f"{field} must be {low:g} to {high:g}, it is {value:g}", field=field)
+
+
+def same_space(collection: str, own: str, other: str) -> None:
+    """Raise FailedPreconditionError, naming both, unless a collection's embedding space is the other one."""
+    if other != own:
+        raise FailedPreconditionError(
+            f"collection {collection!r} holds embeddings of space {own!r}, not of {other!r}: use the model"
+            " that made it, or index the images again into a new collection"
+        )
+
+
+def _per_query(field: str, values: Sequence[object], count: int) -> None:
+    if len(values) not in (0, count):
+        raise InvalidArgumentError(
+            f"{field} must have one entry per query ({count}), it has {len(values)}", field=field
+        )

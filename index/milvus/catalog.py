@@ -1,0 +1,187 @@
+"""The collections of a Milvus database: made, opened, listed and dropped by name."""
+
+import re
+import time
+from types import TracebackType
+from typing import Self
+
+from encoder.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from index import validate
+from index.milvus.clock import Clock
+from index.milvus.collection import MilvusCollection
+from index.milvus.connection import Connection, StoreAddress
+from index.snapshots import SnapshotInfo
+from index.types import CollectionInfo
+from index.verify import Progress, VerifyReport
+
+_PREFIX = "kindred_"
+_VERSION = "1"
+_DIMS = range(2, 32_769)
+
+
+class MilvusCatalog:
+    """The collections of a Milvus database. Every method may be called from any thread, of any number of processes.
+
+    What a collection is (space, dimension, when it was made) stands in its properties in Milvus.
+
+    Args:
+        address: where Milvus is.
+        read_only: open collections for reading only, make and drop none.
+
+    Raises:
+        UnavailableError: it cannot be reached.
+        FailedPreconditionError: pymilvus is not installed, or another process has the embedded engine's file open.
+    """
+
+    def __init__(self, address: StoreAddress, *, read_only: bool = False) -> None:
+        self._connection = Connection(address)
+        self._read_only = read_only
+        self._clock = Clock()
+        self._closed = False
+
+    def create(self, name: str, *, space: str, dim: int, index_kind: str = "auto") -> MilvusCollection:
+        """Make an empty collection and open it.
+
+        Raises:
+            AlreadyExistsError: there is one of that name.
+            InvalidArgumentError: the name, the space, the dimension or the kind of index is out of its range.
+        """
+        validate.collection_name(name)
+        validate.space(space)
+        validate.dim(dim)
+        validate.index_kind(index_kind)
+        if dim not in _DIMS:
+            raise InvalidArgumentError(f"Milvus keeps vectors of 2 to 32,768 components, not of {dim}", field="dim")
+        if index_kind not in ("auto", "flat"):
+            raise InvalidArgumentError(
+                f"a collection in Milvus is searched exactly here: its index is flat, not {index_kind}",
+                field="index_kind",
+            )
+        self._check_writable()
+        if self._connection.call("has_collection", _table(name)):
+            raise AlreadyExistsError(f"there is a collection {name!r} already: drop it first or choose another name")
+        self._connection.make(
+            _table(name),
+            dim,
+            {
+                "kindred.version": _VERSION,
+                "kindred.space": space,
+                "kindred.dim": str(dim),
+                "kindred.created_at": repr(time.time()),
+            },
+        )
+        return self.open(name)
+
+    def open(self, name: str) -> MilvusCollection:
+        """Open a collection.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            FailedPreconditionError: kindred did not make it, or a newer version did.
+        """
+        table = _table(validate.collection_name(name))
+        if not self._connection.call("has_collection", table):
+            raise NotFoundError(f"there is no collection {name!r}: make it first, or check the store's address")
+        found = self._connection.call("describe_collection", table).get("properties", {})
+        try:
+            space, dim, made = found["kindred.space"], int(found["kindred.dim"]), float(found["kindred.created_at"])
+            if found["kindred.version"] != _VERSION:
+                raise FailedPreconditionError(f"a newer version of kindred made collection {name!r}: use that one")
+        except (KeyError, ValueError):
+            raise FailedPreconditionError(
+                f"the collection {table} in Milvus was not made by kindred: rename it there"
+            ) from None
+        self._connection.call("load_collection", table)
+        return MilvusCollection(
+            self._connection,
+            table,
+            name=name,
+            space=space,
+            dim=dim,
+            created_at=made,
+            clock=self._clock,
+            read_only=self._read_only,
+        )
+
+    def names(self) -> list[str]:
+        """Return the names of the collections, sorted; what others keep in the database is left out."""
+        return sorted(name for table in self._connection.call("list_collections") if (name := _name(table)) is not None)
+
+    def list(self) -> list[CollectionInfo]:
+        """Return the state of every collection, by name."""
+        return [self.describe(name) for name in self.names()]
+
+    def describe(self, name: str) -> CollectionInfo:
+        """Return the state of a collection.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        return self.open(name).info()
+
+    def drop(self, name: str) -> int:
+        """Remove a collection for good and return how many items it held.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        self._check_writable()
+        count = self.open(name).count()
+        self._connection.write("drop_collection", _table(name))
+        return count
+
+    def verify(self, name: str, *, repair: bool = False, on_progress: Progress | None = None) -> VerifyReport:
+        """Refuse: Milvus checks what it stores."""
+        raise FailedPreconditionError("kindred verifies local collections only: see Milvus' birdwatcher")
+
+    def compact(self, name: str) -> tuple[int, int]:
+        """Refuse: Milvus compacts by itself."""
+        raise FailedPreconditionError("Milvus compacts by itself: to ask for it now, see its compact call")
+
+    def snapshot(self, name: str) -> SnapshotInfo:
+        """Refuse: Milvus has a tool of its own."""
+        raise _own_backup()
+
+    def snapshots(self) -> tuple[SnapshotInfo, ...]:
+        """Refuse: Milvus has a tool of its own."""
+        raise _own_backup()
+
+    def restore(self, snapshot: str, name: str | None = None, *, replace: bool = False) -> CollectionInfo:
+        """Refuse: Milvus has a tool of its own."""
+        raise _own_backup()
+
+    def close(self) -> None:
+        """Let go of Milvus; it is safe to call this twice."""
+        if not self._closed:
+            self._closed = True
+            self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_writable(self) -> None:
+        if self._read_only:
+            raise FailedPreconditionError("the store is open for reading only: open it for writing")
+
+
+def _own_backup() -> FailedPreconditionError:
+    return FailedPreconditionError(
+        "collections in Milvus are copied with Milvus' own tool, milvus-backup; kindred collection export writes one to"
+        " a Parquet file"
+    )
+
+
+def _table(name: str) -> str:
+    """Return a collection's name in Milvus, which has no hyphens; names here have no capitals."""
+    return _PREFIX + name.replace("-", "D")
+
+
+def _name(table: str) -> str | None:
+    name = table.removeprefix(_PREFIX).replace("D", "-")
+    made_here = table.startswith(_PREFIX) and re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name)
+    return name if made_here else None

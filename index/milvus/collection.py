@@ -1,0 +1,461 @@
+"""A collection that Milvus keeps."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from encoder.errors import FailedPreconditionError, InvalidArgumentError
+from index import duplicates, updates, validate, writes
+from index.classify import ClassSums, by_prototypes, class_sums, vote
+from index.columns import Columns, Snapshot
+from index.fields import Column
+from index.filters import MISSING, Condition, look_up
+from index.milvus.clock import Clock
+from index.milvus.connection import Connection
+from index.milvus.expressions import among, both, expression, has_value
+from index.milvus.nearest import Hits, nearest
+from index.milvus.rows import AT_ONCE, MOST, WHOLE, Rows, payload_columns, payload_of, rows_of, stored_item
+from index.rich import diverse, pool_size
+from index.search import Found
+from index.selection import payload_path, rank
+from index.types import (
+    Calibration,
+    ClassifyMethod,
+    ClassifyOptions,
+    CollectionInfo,
+    DeleteResult,
+    EvaluateOptions,
+    Evaluation,
+    FacetCount,
+    Item,
+    ItemUpdate,
+    Neighbour,
+    Prediction,
+    SearchOptions,
+    StoredItem,
+    UpdateResult,
+    UpsertResult,
+    Vector,
+)
+
+_LABELLED = 'label != ""'
+_MOST_FOR_MEANS = 1_000_000
+
+
+class MilvusCollection:
+    """A collection in Milvus; see `index.interface.Collection` for what its methods promise.
+
+    Writes of one call are one write in Milvus up to 400 items; of more, a failure may leave the first ones written.
+
+    Args:
+        connection: to Milvus.
+        table: its name there.
+        name: its name here.
+        space: id of the embedding space of its vectors.
+        dim: number of components of its vectors.
+        created_at: when it was made, seconds since the epoch.
+        clock: gives sequence numbers.
+        read_only: refuse every write.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        table: str,
+        *,
+        name: str,
+        space: str,
+        dim: int,
+        created_at: float,
+        clock: Clock,
+        read_only: bool = False,
+    ) -> None:
+        self.name = name
+        self.space = space
+        self.dim = dim
+        self.closed = False
+        self._created_at = created_at
+        self._connection = connection
+        self._table = table
+        self._rows = Rows(connection, table)
+        self._clock = clock
+        self._read_only = read_only
+        self._sequence = 0
+        self._means: tuple[int, list[str], ClassSums] | None = None
+
+    def info(self) -> CollectionInfo:
+        """Return the collection's state; `disk_bytes` is 0, because Milvus does not tell."""
+        self._sequence = self._rows.last_sequence(self._sequence)
+        return CollectionInfo(
+            name=self.name,
+            space=self.space,
+            dim=self.dim,
+            count=self._rows.count(""),
+            labelled=self._rows.count(_LABELLED),
+            sequence=self._sequence,
+            index_kind="flat",
+            disk_bytes=0,
+            created_at=self._created_at,
+        )
+
+    def check_space(self, space: str) -> None:
+        """Raise FailedPreconditionError, naming both, unless `space` is the collection's embedding space."""
+        validate.same_space(self.name, self.space, space)
+
+    def upsert(self, items: Sequence[Item]) -> UpsertResult:
+        """Insert items or replace those whose key exists; of equal keys the last one counts. Durable on return.
+
+        Raises:
+            InvalidArgumentError: an item cannot be stored; nothing is written.
+        """
+        batch = writes.prepare(items, self.dim)
+        if not batch.rows:
+            return UpsertResult((), 0)
+        known = self._rows.by_key([row.key for row in batch.rows], ["sequence"])
+        sequences = self._take(len(batch.rows), [int(row["sequence"]) for row in known.values()])
+        self._upsert(rows_of(batch, sequences))
+        outcomes = writes.outcomes(batch, [row.key in known for row in batch.rows])
+        return UpsertResult(outcomes, self._wrote(sequences[-1]))
+
+    def update(self, changes: Sequence[ItemUpdate]) -> UpdateResult:
+        """Change labels or payloads and leave the vectors alone. Durable on return.
+
+        Raises:
+            InvalidArgumentError: a change cannot be stored; nothing is written.
+        """
+        wanted = updates.prepare(changes)
+        if not wanted:
+            return UpdateResult(0, (), 0)
+        known = self._rows.by_key(list(wanted), ["sequence"])
+        missing = tuple(key for key in wanted if key not in known)
+        if not known:
+            return UpdateResult(0, missing, 0)
+        sequences = self._take(len(known), [int(row["sequence"]) for row in known.values()])
+        rows: list[dict[str, Any]] = []
+        for key, sequence in zip((key for key in wanted if key in known), sequences, strict=True):
+            change = wanted[key]
+            row: dict[str, Any] = {"key": key, "sequence": sequence}
+            if change.label is not None:
+                row["label"] = validate.label(change.label) or ""
+            if change.payload is not None:
+                row |= payload_columns(key, validate.payload_text(change.payload))
+            rows.append(row)
+        # Rows of one call must have the same columns.
+        for columns in {tuple(row) for row in rows}:
+            self._upsert([row for row in rows if tuple(row) == columns], partial_update=True)
+        return UpdateResult(len(rows), missing, self._wrote(sequences[-1]))
+
+    def delete(self, keys: Sequence[str]) -> DeleteResult:
+        """Delete items by key; keys that do not exist are ignored. Durable on return."""
+        wanted = validate.keys(keys)
+        self._check_writable()
+        return self._delete(list(self._rows.by_key(wanted, ["key"]))) if wanted else DeleteResult(0, 0)
+
+    def delete_matching(self, condition: Condition) -> DeleteResult:
+        """Delete the items that meet a condition. Durable on return.
+
+        Raises:
+            InvalidArgumentError: the condition cannot be used, or Milvus cannot tell exactly what meets it.
+        """
+        self._check_writable()
+        return self._delete([row["key"] for row in self._rows.scan(expression(condition), ["key"])])
+
+    def get(self, keys: Sequence[str]) -> list[StoredItem | None]:
+        """Return the items of `keys` in their order, None for a key that does not exist."""
+        rows = self._rows.by_key(validate.keys(keys), WHOLE)
+        return [stored_item(rows[key]) if key in rows else None for key in keys]
+
+    def content_hashes(self, keys: Sequence[str]) -> dict[str, bytes | None]:
+        """Return the content hash of each of `keys` that exists; None when it is not known."""
+        rows = self._rows.by_key(validate.keys(keys), ["content_hash"])
+        return {key: bytes.fromhex(row["content_hash"]) or None for key, row in rows.items()}
+
+    def scroll(self, after_sequence: int, limit: int, condition: Condition | None = None) -> list[StoredItem]:
+        """Return the first `limit` items, or of those that match, above a sequence number and in its order.
+
+        Raises:
+            InvalidArgumentError: the limit or the condition cannot be used.
+        """
+        if limit < 1:
+            raise InvalidArgumentError(f"a page has 1 item or more, {limit} were asked for", field="page_size")
+        return list(map(stored_item, self._rows.page(after_sequence, limit, _text(condition), WHOLE)))
+
+    def count(self, condition: Condition | None = None) -> int:
+        """Return the number of items, or of those that match."""
+        return self._rows.count(_text(condition))
+
+    def facet(self, field: str, condition: Condition | None = None, limit: int = 100) -> list[FacetCount]:
+        """Return how often each value of a field occurs, the most frequent first, ties by value.
+
+        Milvus counts no values: those of all items that match are read.
+
+        Raises:
+            InvalidArgumentError: an argument cannot be used.
+        """
+        validate.in_range("limit", limit, 1, validate.MAX_K)
+        column = _source(field, "field")
+        values = [_value(row, field) for row in self._rows.scan(_text(condition), [column])]
+        found = sorted(_column(values).counts(np.ones(len(values), np.bool_)), key=rank)
+        return [FacetCount(value, count) for value, count in found[:limit]]
+
+    def search(self, queries: Vector, options: SearchOptions) -> list[list[Neighbour]]:
+        """Return the neighbours of each query (float32 [N, D]), most similar first, ties by key.
+
+        Raises:
+            InvalidArgumentError: a query or an option is out of its range.
+            FailedPreconditionError: more items would have to be looked at than Milvus answers with.
+        """
+        units = validate.search(queries, options, self.dim)
+        columns = ["label", *(["payload"] if options.with_payload else [])]
+        exclude = options.exclude or [frozenset[str]()] * len(units)
+        test = _text(options.filter)
+        if options.group_by or options.diversity:
+            if options.group_by:
+                columns = list(dict.fromkeys([*columns, _source(options.group_by, "group_by")]))
+            every = [self._weighed(*pair, options, test, columns) for pair in zip(units, exclude, strict=True)]
+        else:
+            every = [_cut(hits, options) for hits in self._nearest(units, options.k, exclude, test, columns)]
+        return [_neighbours(hits, options) for hits in every]
+
+    def classify(self, queries: Vector, options: ClassifyOptions) -> list[Prediction]:
+        """Return the class of each query (float32 [N, D]).
+
+        Raises:
+            InvalidArgumentError: a query or an option is out of its range.
+            FailedPreconditionError: class means are asked for of more than a million items.
+        """
+        units = validate.classification(queries, options, self.dim)
+        test = both(_text(options.filter), _LABELLED)
+        excluded = self._left_out(options, len(units))
+        if options.method is ClassifyMethod.PROTOTYPE:
+            return self._by_prototypes(units, options, test, excluded)
+        found = self._nearest(units, options.k, excluded, test, ["label"])
+        return [vote([row["label"] for row in hits.rows], hits.similarities, options) for hits in found]
+
+    def calibration(self, method: ClassifyMethod) -> Calibration | None:
+        """Return None: a collection in Milvus is not calibrated."""
+        return None
+
+    def evaluate(self, options: EvaluateOptions) -> Evaluation:
+        """Refuse: this needs all vectors in memory."""
+        raise _not_here("evaluate")
+
+    def calibrate(self, options: EvaluateOptions) -> Evaluation:
+        """Refuse: this needs all vectors in memory."""
+        raise _not_here("calibrate")
+
+    def duplicates(
+        self, min_similarity: float = 0.98, on_progress: Callable[[int], object] | None = None
+    ) -> list[duplicates.Group]:
+        """Refuse: this needs all vectors in memory."""
+        raise _not_here("compare every pair of")
+
+    def items(self) -> Iterator[StoredItem]:
+        """Yield all items that were written until now, in the order of their last write."""
+        until = self._sequence = self._rows.last_sequence(self._sequence)
+        yield from map(stored_item, self._rows.scan("", WHOLE, until))
+
+    def close(self) -> None:
+        """Let go of the collection; it is safe to call this twice."""
+        self.closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _take(self, count: int, replaced: Sequence[int]) -> list[int]:
+        self._check_writable()
+        return self._clock.take(count, max(replaced, default=0))
+
+    def _wrote(self, sequence: int) -> int:
+        self._sequence = max(self._sequence, sequence)
+        return sequence
+
+    def _check_writable(self) -> None:
+        if self._read_only:
+            raise FailedPreconditionError("the store is open for reading only: open it for writing")
+
+    def _upsert(self, rows: list[dict[str, Any]], **options: bool) -> None:
+        for begin in range(0, len(rows), AT_ONCE):
+            self._connection.write("upsert", self._table, rows[begin : begin + AT_ONCE], **options)
+
+    def _delete(self, keys: Sequence[str]) -> DeleteResult:
+        for begin in range(0, len(keys), AT_ONCE):
+            self._connection.write("delete", self._table, filter=among("key", keys[begin : begin + AT_ONCE]))
+        return DeleteResult(len(keys), self._wrote(self._clock.take(1, self._sequence)[0]) if keys else 0)
+
+    def _nearest(
+        self, units: Vector, k: int, excluded: Sequence[frozenset[str]], test: str, columns: Sequence[str]
+    ) -> list[Hits]:
+        """Return the k nearest of each query, its excluded keys left out."""
+        if not len(units):
+            return []
+        more = max(map(len, excluded), default=0)
+        if k + more > MOST:
+            raise InvalidArgumentError(f"k and the excluded keys are at most {MOST:,} together in Milvus", field="k")
+        found = nearest(self._connection, self._table, units, k + more, test, columns)
+        return [
+            left.part(range(min(k, len(left.rows))))
+            for left in (hits.without(keys) for hits, keys in zip(found, excluded, strict=True))
+        ]
+
+    def _weighed(
+        self, unit: Vector, exclude: frozenset[str], options: SearchOptions, test: str, columns: Sequence[str]
+    ) -> Hits:
+        """Return neighbours that are weighed against each other, see `index.rich`."""
+        wanted = pool_size(options.k) if options.diversity else options.k
+        if options.group_by:
+            found = self._grouped(unit, wanted, exclude, options, test, columns)
+        else:
+            (found,) = self._nearest(unit[None], wanted, [exclude], test, columns)
+        found = _cut(found, options)
+        if not options.diversity:
+            return found
+        snapshot = _snapshot([row["key"] for row in found.rows], [None] * len(found.rows), found.vectors)
+        chosen = diverse(snapshot, Found(np.arange(len(found.rows)), found.similarities), options.k, options.diversity)
+        return found.part(chosen.slots.tolist())
+
+    def _grouped(
+        self, unit: Vector, k: int, exclude: frozenset[str], options: SearchOptions, test: str, columns: Sequence[str]
+    ) -> Hits:
+        """Go through the neighbours from the nearest on and pass over those of full groups."""
+        test, look_at = both(test, has_value(options.group_by)), 4 * k
+        while True:
+            look_at = min(look_at, MOST - len(exclude))
+            (found,) = self._nearest(unit[None], look_at, [exclude], test, columns)
+            groups = _column([_value(row, options.group_by) for row in found.rows]).scalars().tolist()
+            room: dict[int, int] = {}
+            places: list[int] = []
+            for place, group in enumerate(groups):
+                if group >= 0 and len(places) < k and room.setdefault(group, options.group_size):
+                    room[group] -= 1
+                    places.append(place)
+            if len(places) == k or len(found.rows) < look_at:
+                return found.part(places)
+            if look_at == MOST - len(exclude):
+                raise FailedPreconditionError(
+                    f"the nearest {look_at:,} items are of too few groups, and Milvus answers with no more: raise"
+                    " group_size or narrow the search with a filter"
+                )
+            look_at *= 4
+
+    def _left_out(self, options: ClassifyOptions, count: int) -> list[frozenset[str]]:
+        """Return for each query the keys that do not vote."""
+        by_key = options.exclude_keys or [frozenset[str]()] * count
+        hashes = [value.hex() if value else "" for value in options.exclude_hashes or [None] * count]
+        wanted = sorted(set(hashes) - {""})
+        owners: dict[str, list[str]] = {}
+        for begin in range(0, len(wanted), AT_ONCE):
+            test = among("content_hash", wanted[begin : begin + AT_ONCE])
+            for row in self._rows.scan(test, ["key", "content_hash"]):
+                owners.setdefault(row["content_hash"], []).append(row["key"])
+        return [keys.union(owners.get(value, ())) for keys, value in zip(by_key, hashes, strict=True)]
+
+    def _by_prototypes(
+        self, units: Vector, options: ClassifyOptions, test: str, excluded: Sequence[frozenset[str]]
+    ) -> list[Prediction]:
+        names, sums = self._class_sums(test, options.filter is None)
+        keys = sorted(frozenset[str]().union(*excluded))
+        rows = [row for row in self._rows.by_key(keys, ["vector", "label"]).values() if row["label"]]
+        if rows and options.filter is not None:
+            matching = {row["key"] for row in self._rows.scan(both(test, among("key", keys)), ["key"])}
+            rows = [row for row in rows if row["key"] in matching]
+        left_out = [row["key"] for row in rows]
+        vectors = np.array([row["vector"] for row in rows], np.float32).reshape(len(rows), self.dim)
+        snapshot = _snapshot(left_out, [row["label"] for row in rows], vectors, names)
+        slots = [np.array([left_out.index(key) for key in each if key in left_out], np.int64) for each in excluded]
+        return by_prototypes(snapshot, units, options, sums, slots)
+
+    def _class_sums(self, test: str, all_items: bool) -> tuple[list[str], ClassSums]:
+        """Return the names and the sums of the classes; those of all items are kept until something is written."""
+        self._sequence = self._rows.last_sequence(self._sequence)
+        count = self._rows.count(test)
+        known = self._means
+        if all_items and known is not None and known[0] == self._sequence and int(known[2].counts.sum()) == count:
+            return known[1], known[2]
+        if count > _MOST_FOR_MEANS:
+            raise FailedPreconditionError(
+                f"class means of {count:,} items in Milvus take too long: classify with knn, or narrow it with a filter"
+            )
+        columns = Columns(self.dim, count)
+        rows = self._rows.scan(test, ["vector", "label"])
+        while part := list(itertools.islice(rows, AT_ONCE)):
+            vectors = np.array([row["vector"] for row in part], np.float32)
+            sequences = np.array([int(row["sequence"]) for row in part])
+            columns.append(sequences, [b""] * len(part), [row["label"] for row in part], [None] * len(part), vectors)
+        snapshot = columns.snapshot(2**62)
+        sums = class_sums(snapshot, None)
+        if all_items:
+            self._means = (self._sequence, list(snapshot.label_names), sums)
+        return list(snapshot.label_names), sums
+
+
+def _text(condition: Condition | None) -> str:
+    return "" if condition is None else expression(condition)
+
+
+def _not_here(what: str) -> FailedPreconditionError:
+    return FailedPreconditionError(
+        f"kindred cannot {what} the items of a collection in Milvus: export it and import it into a local folder"
+    )
+
+
+def _source(field: str, of: str) -> str:
+    """Return the column that holds a field whose values are compared."""
+    if field == "key":
+        raise InvalidArgumentError("keys are unique: use label or payload. and a path", field=of)
+    if field == "label":
+        return "label"
+    payload_path(field, of)
+    return "payload"
+
+
+def _value(row: dict[str, Any], field: str) -> Any:
+    if field == "label":
+        return row["label"] or MISSING
+    return look_up(payload_of(row), payload_path(field))
+
+
+def _column(values: Sequence[Any]) -> Column:
+    """Return values as a column, which knows what is equal."""
+    column = Column(np.arange(len(values)))
+    column.fill(np.arange(len(values)), values)
+    return column
+
+
+def _snapshot(
+    keys: Sequence[str], labels: Sequence[str | None], vectors: Vector, names: Sequence[str] = ()
+) -> Snapshot:
+    """Return a few items as the local store's algorithms take them."""
+    columns = Columns(vectors.shape[1], len(keys), names)
+    columns.append(
+        np.arange(1, len(keys) + 1), [key.encode() for key in keys], list(labels), [None] * len(keys), vectors
+    )
+    return columns.snapshot(len(keys))
+
+
+def _cut(hits: Hits, options: SearchOptions) -> Hits:
+    if options.min_similarity is None:
+        return hits
+    # float32, as the similarities are: an item exactly at the bound stays.
+    return hits.part(range(int(np.count_nonzero(hits.similarities >= np.float32(options.min_similarity)))))
+
+
+def _neighbours(hits: Hits, options: SearchOptions) -> list[Neighbour]:
+    return [
+        Neighbour(
+            row["key"],
+            similarity,
+            row["label"] or None,
+            payload_of(row) if options.with_payload else None,
+            vector if options.with_vector else None,
+        )
+        for row, similarity, vector in zip(hits.rows, hits.similarities.tolist(), hits.vectors, strict=True)
+    ]

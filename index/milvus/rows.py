@@ -1,0 +1,160 @@
+"""Items as rows of Milvus, and the rows that meet an expression, in the order of their sequence numbers."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from encoder.errors import InvalidArgumentError
+from index.milvus.connection import Connection
+from index.milvus.expressions import among, both, flattened
+from index.types import Payload, StoredItem
+from index.writes import Batch
+
+# Milvus answers one call with no more rows.
+MOST = 16_384
+# A row holds up to 130 KB beside its vector, and a message 64 MiB.
+AT_ONCE = 400
+_MOST_PAYLOAD_BYTES = 65_535
+WHOLE = ("key", "vector", "label", "payload", "content_hash", "sequence")
+
+
+def payload_columns(key: str, text: str | None) -> dict[str, Any]:
+    """Return the columns of a payload, given as text.
+
+    Raises:
+        InvalidArgumentError: Milvus cannot keep it.
+    """
+    text = text or ""
+    if len(text.encode()) > _MOST_PAYLOAD_BYTES:
+        raise InvalidArgumentError(
+            f"item {key!r}: Milvus keeps at most {_MOST_PAYLOAD_BYTES} bytes of payload", field="payload"
+        )
+    try:
+        facts, tags = flattened(json.loads(text) if text else None)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"item {key!r}: {error}", field=error.field) from None
+    return {"payload": text, "facts": facts, "tags": tags}
+
+
+def rows_of(batch: Batch, sequences: Sequence[int]) -> list[dict[str, Any]]:
+    """Return checked items as rows."""
+    return [
+        {
+            "key": row.key,
+            "vector": vector,
+            "label": row.label or "",
+            "content_hash": row.content_hash.hex() if row.content_hash else "",
+            "sequence": sequence,
+            **payload_columns(row.key, row.payload),
+        }
+        for row, vector, sequence in zip(batch.rows, batch.vectors, sequences, strict=True)
+    ]
+
+
+def payload_of(row: Mapping[str, Any]) -> Payload | None:
+    """Return a row's payload."""
+    text = row["payload"]
+    payload: Payload | None = json.loads(text) if text else None
+    return payload
+
+
+def stored_item(row: Mapping[str, Any]) -> StoredItem:
+    """Return a whole row's item."""
+    digest = row["content_hash"]
+    return StoredItem(
+        row["key"],
+        np.asarray(row["vector"], np.float32),
+        row["label"] or None,
+        payload_of(row),
+        bytes.fromhex(digest) if digest else None,
+        int(row["sequence"]),
+    )
+
+
+class Rows:
+    """The rows of one collection.
+
+    Args:
+        connection: to Milvus.
+        table: the collection's name there.
+    """
+
+    def __init__(self, connection: Connection, table: str) -> None:
+        self._connection = connection
+        self._table = table
+
+    def count(self, expression: str) -> int:
+        """Return how many rows meet an expression; all for an empty one."""
+        (row,) = self._query(expression, ["count(*)"])
+        return int(row["count(*)"])
+
+    def by_key(self, keys: Sequence[str], columns: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return those of the rows that exist, by key."""
+        found: dict[str, dict[str, Any]] = {}
+        for begin in range(0, len(keys), AT_ONCE):
+            rows = self._query(among("key", keys[begin : begin + AT_ONCE]), columns)
+            found.update((row["key"], row) for row in rows)
+        return found
+
+    def page(self, after: int, limit: int, expression: str, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the first `limit` rows above a sequence number, in its order, as of now."""
+        found: list[dict[str, Any]] = []
+        while len(found) < limit:
+            wanted = min(limit - len(found), MOST // 2)
+            sequences = self._first(after, wanted, expression)
+            for begin in range(0, len(sequences), AT_ONCE):
+                part = sequences[begin : begin + AT_ONCE]
+                rows = self._query(
+                    f"sequence in [{', '.join(map(str, part))}]", list(dict.fromkeys([*columns, "sequence"]))
+                )
+                found += sorted(rows, key=lambda row: int(row["sequence"]))
+            if len(sequences) < wanted:
+                break
+            after = sequences[-1]
+        return found
+
+    def scan(self, expression: str, columns: Sequence[str], until: int | None = None) -> Iterator[dict[str, Any]]:
+        """Yield all rows that meet an expression, in the order of their sequence numbers."""
+        bound = "" if until is None else f"sequence <= {until}"
+        after = 0
+        while rows := self.page(after, MOST // 8, both(expression, bound), columns):
+            yield from rows
+            after = int(rows[-1]["sequence"])
+
+    def last_sequence(self, known: int) -> int:
+        """Return the largest sequence number of a row, or `known` where none is above it."""
+        low, high = known, 2**63 - 1
+        while low < high:
+            middle = low + (high - low) // 2
+            rows = self._query(f"sequence > {middle}", ["sequence"], limit=100)
+            if rows:
+                low = max(int(row["sequence"]) for row in rows)
+            else:
+                high = middle
+                # Most often nothing was written since.
+                if low == known and not self._query(f"sequence > {known}", ["sequence"], limit=1):
+                    return known
+        return low
+
+    def _first(self, after: int, limit: int, expression: str) -> list[int]:
+        """Return the first `limit` sequence numbers above one.
+
+        Milvus answers with any 16,384 of the rows, in no order: the range is narrowed until all of it was seen.
+        """
+        end = 2**63 - 1
+        while True:
+            window = both(expression, f"sequence > {after}", "" if end == 2**63 - 1 else f"sequence <= {end}")
+            rows = self._query(window, ["sequence"], limit=MOST)
+            found = sorted(int(row["sequence"]) for row in rows)
+            if len(found) < MOST:
+                return found[:limit]
+            end = found[limit]
+
+    def _query(self, expression: str, columns: Sequence[str], limit: int | None = None) -> list[dict[str, Any]]:
+        options = {} if limit is None else {"limit": limit}
+        found: list[dict[str, Any]] = self._connection.call(
+            "query", self._table, filter=expression, output_fields=list(columns), **options
+        )
+        return found

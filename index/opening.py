@@ -1,0 +1,26 @@
+"""Opens collections wherever they are kept: in a folder of this machine or in Milvus."""
+
+from pathlib import Path
+
+from index.catalog import Catalog
+from index.interface import Collections
+
+
+def open_collections(place: Path | str, *, read_only: bool = False) -> Collections:
+    """Return the collections of a place.
+
+    Args:
+        place: a data folder, or the address of a store as `--store` takes it.
+        read_only: make, change and drop nothing.
+
+    Raises:
+        InvalidArgumentError: the address names no store.
+        UnavailableError: the store cannot be reached.
+        FailedPreconditionError: what it takes to speak to the store is not installed.
+    """
+    if isinstance(place, Path):
+        return Catalog(place, read_only=read_only)
+    from index.milvus.catalog import MilvusCatalog
+    from index.milvus.connection import parse_store
+
+    return MilvusCatalog(parse_store(place), read_only=read_only)
