@@ -124,6 +124,10 @@ class Catalog:
             recall=None if index is None else index.recall,
         )
 
+    def created_at(self, name: str) -> float:
+        """Return when a collection was made, seconds since the epoch, without opening it; raises as `describe` does."""
+        return self.describe(name).created_at
+
     def drop(self, name: str) -> int:
         """Remove a collection for good and return how many items it held.
 

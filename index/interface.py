@@ -137,6 +137,9 @@ class Collections(Protocol):
     def describe(self, name: str) -> CollectionInfo:
         """Return the state of a collection without loading it."""
 
+    def created_at(self, name: str) -> float:
+        """Return when a collection was made, seconds since the epoch, without opening it."""
+
     def drop(self, name: str) -> int:
         """Remove a collection for good and return how many items it held."""
 

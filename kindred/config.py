@@ -16,7 +16,9 @@ from encoder.errors import InvalidArgumentError
 
 DEFAULT_FILE = Path("kindred.toml")
 # Options that mean the same in every subcommand: KINDRED_ADDRESS is meant for all of them.
-_EVERYWHERE = frozenset({"address", "ca", "cache_dir", "data_dir", "data_root", "device", "model", "tls", "token"})
+_EVERYWHERE = frozenset(
+    {"address", "ca", "cache_dir", "data_dir", "data_root", "device", "model", "store", "tls", "token"}
+)
 # Options that are about one call and would be a trap in a file or in the environment.
 _CALL_ONLY = frozenset({"help", "config", "show_views"})
 

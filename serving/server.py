@@ -120,7 +120,8 @@ class Server:
         await self._server.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._serving = True
-        if self.settings.read_only and self.settings.data_dir is not None:
+        # Others may drop and make collections, too.
+        if self.settings.store is not None or (self.settings.read_only and self.settings.data_dir is not None):
             self._following = asyncio.create_task(self._follow())
 
     async def stop(self) -> None:

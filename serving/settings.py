@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from encoder.errors import InvalidArgumentError
+from index.milvus.connection import parse_store
 from serving.logs import FORMATS, LEVELS
 from serving.tracing import check_endpoint
 
@@ -66,7 +67,8 @@ class Settings:
     Attributes:
         address: `HOST:PORT` to listen on (`[HOST]:PORT` for IPv6); port 0 takes a free one.
         models: name and path of each model artifact; the first one is the default.
-        data_dir: folder of the collections; None serves models only.
+        data_dir: folder of the collections; None for none.
+        store: address of the store of the collections, see `index.milvus.connection.parse_store`; None for none.
         read_only: serve the collections without ever writing.
         allow_insecure: listen beyond loopback although there is neither TLS nor a token.
         device: `auto`, `cpu` or `cuda`.
@@ -97,6 +99,7 @@ class Settings:
     address: str = "127.0.0.1:50051"
     models: tuple[tuple[str, Path], ...] = ()
     data_dir: Path | None = None
+    store: str | None = None
     read_only: bool = False
     allow_insecure: bool = False
     device: str = "auto"
@@ -122,8 +125,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         self._check_protection()
-        if not self.models and self.data_dir is None:
+        if not self.models and self.data_dir is None and self.store is None:
             raise InvalidArgumentError("nothing to serve: give a model, a data folder or both", field="models")
+        if self.store is not None:
+            parse_store(self.store)
+            if self.data_dir is not None:
+                raise InvalidArgumentError("collections are in a data folder or in a store, not both", field="store")
         names = [name for name, _ in self.models]
         for name in names:
             if not _MODEL_NAME.match(name):

@@ -13,8 +13,8 @@ from typing import ParamSpec, TypeVar
 
 from encoder.errors import FailedPreconditionError, KindredError, NotFoundError
 from encoder.machine import cores
-from index.catalog import Catalog
-from index.interface import Collection
+from index.interface import Collection, Collections
+from index.opening import open_collections
 from index.snapshots import SnapshotInfo
 from index.types import CollectionInfo
 from serving.batcher import SearchBatcher
@@ -55,6 +55,7 @@ class OpenCollection:
         self.name = info.name
         self.space = info.space
         self.dim = info.dim
+        self.created_at = info.created_at
         self._readers = readers
         self._writers = writers
         self._metrics = metrics
@@ -112,6 +113,7 @@ class OpenCollection:
             self.collection, info = await opened()
             if (info.space, info.dim) != (self.space, self.dim):
                 raise FailedPreconditionError(f"collection {self.name} was replaced by another one: try again")
+            self.created_at = info.created_at
         except KindredError as error:
             self._end = error
             raise
@@ -138,7 +140,7 @@ class OpenCollection:
 
 
 class Store:
-    """All collections below the server's data folder; without a folder every call is refused.
+    """All collections of the server's data folder or store; without either every call is refused.
 
     Args:
         settings: the server's settings.
@@ -148,7 +150,8 @@ class Store:
     def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._catalog = None if settings.data_dir is None else Catalog(settings.data_dir, read_only=settings.read_only)
+        place = settings.data_dir or settings.store
+        self._catalog = None if place is None else open_collections(place, read_only=settings.read_only)
         self._open: dict[str, OpenCollection] = {}
         self._changing = asyncio.Lock()
         workers = settings.search_workers or max(4, cores())
@@ -239,8 +242,7 @@ class Store:
         catalog = self._given()
         for name, entry in list(self._open.items()):
             try:
-                there = await self._in_thread(catalog.describe, name)
-                if there.created_at == (await entry.read(entry.state)).created_at:
+                if await self._in_thread(catalog.created_at, name) == entry.created_at:
                     continue
             except NotFoundError:
                 pass
@@ -281,7 +283,7 @@ class Store:
             raise failure
         return sorted(names or existing)
 
-    async def _reopen(self, catalog: Catalog, name: str) -> None:
+    async def _reopen(self, catalog: Collections, name: str) -> None:
         async def opened() -> tuple[Collection, CollectionInfo]:
             collection = await self._in_thread(catalog.open, name)
             return collection, await self._in_thread(collection.info)
@@ -312,9 +314,9 @@ class Store:
         self._readers.shutdown()
         self._writers.shutdown()
 
-    def _given(self, *, writing: bool = False) -> Catalog:
+    def _given(self, *, writing: bool = False) -> Collections:
         if self._catalog is None:
-            raise FailedPreconditionError("this server keeps no collections: start it with --data-dir")
+            raise FailedPreconditionError("this server keeps no collections: start it with --data-dir or --store")
         if writing and self._settings.read_only:
             raise FailedPreconditionError("this server is a read-only replica: write to the primary one")
         return self._catalog

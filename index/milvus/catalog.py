@@ -79,18 +79,7 @@ class MilvusCatalog:
             NotFoundError: there is none of that name.
             FailedPreconditionError: kindred did not make it, or a newer version did.
         """
-        table = _table(validate.collection_name(name))
-        if not self._connection.call("has_collection", table):
-            raise NotFoundError(f"there is no collection {name!r}: make it first, or check the store's address")
-        found = self._connection.call("describe_collection", table).get("properties", {})
-        try:
-            space, dim, made = found["kindred.space"], int(found["kindred.dim"]), float(found["kindred.created_at"])
-            if found["kindred.version"] != _VERSION:
-                raise FailedPreconditionError(f"a newer version of kindred made collection {name!r}: use that one")
-        except (KeyError, ValueError):
-            raise FailedPreconditionError(
-                f"the collection {table} in Milvus was not made by kindred: rename it there"
-            ) from None
+        table, space, dim, made = self._identity(name)
         self._connection.call("load_collection", table)
         return MilvusCollection(
             self._connection,
@@ -118,6 +107,10 @@ class MilvusCatalog:
             NotFoundError: there is none of that name.
         """
         return self.open(name).info()
+
+    def created_at(self, name: str) -> float:
+        """Return when a collection was made, seconds since the epoch, without opening it; raises as `open` does."""
+        return self._identity(name)[3]
 
     def drop(self, name: str) -> int:
         """Remove a collection for good and return how many items it held.
@@ -163,6 +156,21 @@ class MilvusCatalog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _identity(self, name: str) -> tuple[str, str, int, float]:
+        """Return a collection's name in Milvus, its space, its dimension and when it was made."""
+        table = _table(validate.collection_name(name))
+        if not self._connection.call("has_collection", table):
+            raise NotFoundError(f"there is no collection {name!r}: make it first, or check the store's address")
+        found = self._connection.call("describe_collection", table).get("properties", {})
+        try:
+            if found["kindred.version"] != _VERSION:
+                raise FailedPreconditionError(f"a newer version of kindred made collection {name!r}: use that one")
+            return table, found["kindred.space"], int(found["kindred.dim"]), float(found["kindred.created_at"])
+        except (KeyError, ValueError):
+            raise FailedPreconditionError(
+                f"the collection {table} in Milvus was not made by kindred: rename it there"
+            ) from None
 
     def _check_writable(self) -> None:
         if self._read_only:

@@ -12,19 +12,21 @@ from encoder.errors import DataLossError, InvalidArgumentError
 from kindred.commands import shared
 
 if TYPE_CHECKING:
-    from index.catalog import Catalog
+    from index.interface import Collections
     from index.types import StoredItem
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The collection's name.")]
 
 
 def verify(
+    ctx: typer.Context,
     name: Name,
     repair: Annotated[
         bool,
         typer.Option("--repair", help="Restore what can be restored, take out what cannot, and name it."),
     ] = False,
     data_dir: shared.DataDir = None,
+    store: shared.Store = None,
     as_json: shared.AsJson = False,
 ) -> None:
     """Check every row, checksum and segment of a collection, also while a server has it open."""
@@ -32,7 +34,7 @@ def verify(
     from training.progress import progress
 
     started = time.perf_counter()
-    with _catalog(data_dir, read_only=not repair) as catalog, progress("checking", None) as advance:
+    with _catalog(ctx, data_dir, store, read_only=not repair) as catalog, progress("checking", None) as advance:
         report = catalog.verify(name, repair=repair, on_progress=advance)
     seconds = time.perf_counter() - started
     console.list_failures([(key, "damaged") for key in report.damaged], len(report.damaged))
@@ -51,11 +53,17 @@ def verify(
         raise DataLossError(f"collection {name!r} is damaged: restore a snapshot, or verify it with --repair")
 
 
-def compact(name: Name, data_dir: shared.DataDir = None, as_json: shared.AsJson = False) -> None:
+def compact(
+    ctx: typer.Context,
+    name: Name,
+    data_dir: shared.DataDir = None,
+    store: shared.Store = None,
+    as_json: shared.AsJson = False,
+) -> None:
     """Give back the space of what was deleted."""
     from kindred import console
 
-    with _catalog(data_dir) as catalog:
+    with _catalog(ctx, data_dir, store) as catalog:
         before, after = catalog.compact(name)
     if as_json:
         console.print_json({"compacted": name, "bytes_before": before, "bytes_after": after})
@@ -64,11 +72,13 @@ def compact(name: Name, data_dir: shared.DataDir = None, as_json: shared.AsJson 
 
 
 def duplicates(
+    ctx: typer.Context,
     name: Name,
     min_similarity: Annotated[
         float, typer.Option("--min-similarity", metavar="0…1", help="Of two items, for them to be in one group.")
     ] = 0.98,
     data_dir: shared.DataDir = None,
+    store: shared.Store = None,
     as_json: shared.AsJson = False,
 ) -> None:
     """Report groups of nearly identical items, every pair compared exactly, also while a server has it open."""
@@ -76,7 +86,7 @@ def duplicates(
     from training.progress import progress
 
     started = time.perf_counter()
-    with _catalog(data_dir, read_only=True) as catalog, catalog.open(name) as collection:
+    with _catalog(ctx, data_dir, store, read_only=True) as catalog, catalog.open(name) as collection:
         items = collection.count()
         with progress("comparing", items) as advance:
             groups = collection.duplicates(min_similarity, advance)
@@ -100,6 +110,7 @@ def snapshot(
     ctx: typer.Context,
     name: Name,
     data_dir: shared.DataDir = None,
+    store: shared.Store = None,
     address: shared.RemoteAddress = None,
     token: shared.Token = None,
     tls: shared.TlsFlag = False,
@@ -109,9 +120,9 @@ def snapshot(
     """Copy a collection as of now into the data folder's snapshots, while it is served and written."""
     from kindred import console
 
-    data_dir, address = shared.place(ctx, data_dir, address)
-    if data_dir is not None:
-        with _catalog(data_dir) as catalog:
+    place, address = shared.place(ctx, data_dir, address, store)
+    if place is not None:
+        with shared.collections(place) as catalog:
             taken = catalog.snapshot(name)
         own, size, sequence = taken.name, taken.disk_bytes, taken.sequence
     else:
@@ -123,11 +134,16 @@ def snapshot(
         print(f"snapshot {own}, {size / 2**20:,.1f} MiB")
 
 
-def list_snapshots(data_dir: shared.DataDir = None, as_json: shared.AsJson = False) -> None:
+def list_snapshots(
+    ctx: typer.Context,
+    data_dir: shared.DataDir = None,
+    store: shared.Store = None,
+    as_json: shared.AsJson = False,
+) -> None:
     """List the snapshots of a data folder."""
     from kindred import console
 
-    with _catalog(data_dir, read_only=True) as catalog:
+    with _catalog(ctx, data_dir, store, read_only=True) as catalog:
         found = catalog.snapshots()
     if as_json:
         console.print_json({"snapshots": [dataclasses.asdict(one) for one in found]})
@@ -137,18 +153,20 @@ def list_snapshots(data_dir: shared.DataDir = None, as_json: shared.AsJson = Fal
 
 
 def restore(
+    ctx: typer.Context,
     snapshot: Annotated[str, typer.Argument(metavar="SNAPSHOT", help="The snapshot's name, see `snapshots`.")],
     name: Annotated[
         str | None, typer.Option("--as", metavar="NAME", help="Name of the collection; default that of the copied one.")
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of a collection that exists.")] = False,
     data_dir: shared.DataDir = None,
+    store: shared.Store = None,
     as_json: shared.AsJson = False,
 ) -> None:
     """Make a collection from a snapshot."""
     from kindred import console
 
-    with _catalog(data_dir) as catalog:
+    with _catalog(ctx, data_dir, store) as catalog:
         info = catalog.restore(snapshot, name, replace=replace)
     if as_json:
         console.print_json({"restored": info.name, "count": info.count, "sequence": info.sequence})
@@ -157,9 +175,11 @@ def restore(
 
 
 def export_collection(
+    ctx: typer.Context,
     name: Name,
     out: Annotated[Path, typer.Option("--out", metavar="FILE.parquet", help="The file to write.")],
     data_dir: shared.DataDir = None,
+    store: shared.Store = None,
     as_json: shared.AsJson = False,
 ) -> None:
     """Write a collection to a Parquet file: key, label, payload, content_hash, vector."""
@@ -168,7 +188,7 @@ def export_collection(
 
     started = time.perf_counter()
     with (
-        _catalog(data_dir, read_only=True) as catalog,
+        _catalog(ctx, data_dir, store, read_only=True) as catalog,
         catalog.open(name) as collection,
         progress("writing", collection.count()) as advance,
     ):
@@ -183,12 +203,14 @@ def export_collection(
 
 
 def import_collection(
+    ctx: typer.Context,
     name: Name,
     file: Annotated[Path, typer.Argument(metavar="FILE.parquet", help="Columns key and vector; others optional.")],
     space: Annotated[
         str | None, typer.Option("--space", metavar="ID", help="Embedding space; default the one that the file names.")
     ] = None,
     data_dir: shared.DataDir = None,
+    store: shared.Store = None,
     as_json: shared.AsJson = False,
 ) -> None:
     """Upsert the rows of a Parquet file into a collection, made if there is none."""
@@ -201,7 +223,7 @@ def import_collection(
     if not space:
         raise InvalidArgumentError("the file names no embedding space: say --space", field="space")
     started = time.perf_counter()
-    with _catalog(data_dir) as catalog, progress("importing", source.count) as advance:
+    with _catalog(ctx, data_dir, store) as catalog, progress("importing", source.count) as advance:
         try:
             collection = catalog.open(name)
         except NotFoundError:
@@ -224,12 +246,10 @@ def register(app: typer.Typer) -> None:
     app.command("import")(import_collection)
 
 
-def _catalog(data_dir: Path | None, *, read_only: bool = False) -> "Catalog":
-    from index.catalog import Catalog
+def _catalog(ctx: typer.Context, data_dir: Path | None, store: str | None, *, read_only: bool = False) -> "Collections":
+    from index.opening import open_collections
 
-    if data_dir is None:
-        raise InvalidArgumentError("say --data-dir: this works on the folder of the collections", field="data_dir")
-    return Catalog(data_dir, read_only=read_only)
+    return open_collections(shared.kept_here(ctx, data_dir, store), read_only=read_only)
 
 
 def _say_rate(done: str, name: str, count: int, seconds: float, as_json: bool) -> None:

@@ -44,6 +44,7 @@ class Keeper(Protocol):
 def list_collections(
     ctx: typer.Context,
     data_dir: shared.DataDir = None,
+    store: shared.Store = None,
     address: shared.RemoteAddress = None,
     token: shared.Token = None,
     tls: shared.TlsFlag = False,
@@ -53,7 +54,7 @@ def list_collections(
     """List the collections."""
     from kindred import console
 
-    keeper = keeper_of(ctx, data_dir, address, token, tls, ca)
+    keeper = keeper_of(ctx, data_dir, store, address, token, tls, ca)
     try:
         infos = keeper.infos()
     finally:
@@ -71,6 +72,7 @@ def show_collection(
     ctx: typer.Context,
     name: Name,
     data_dir: shared.DataDir = None,
+    store: shared.Store = None,
     address: shared.RemoteAddress = None,
     token: shared.Token = None,
     tls: shared.TlsFlag = False,
@@ -80,7 +82,7 @@ def show_collection(
     """Describe one collection."""
     from kindred import console
 
-    keeper = keeper_of(ctx, data_dir, address, token, tls, ca)
+    keeper = keeper_of(ctx, data_dir, store, address, token, tls, ca)
     try:
         info = keeper.info(name)
     finally:
@@ -111,6 +113,7 @@ def scroll_items(
     limit: Annotated[int, typer.Option("--limit", help="Items to show; 0 is all.", min=0)] = 20,
     condition: shared.Filter = None,
     data_dir: shared.DataDir = None,
+    store: shared.Store = None,
     address: shared.RemoteAddress = None,
     token: shared.Token = None,
     tls: shared.TlsFlag = False,
@@ -120,7 +123,7 @@ def scroll_items(
     """Show a collection's items in the order of their last write."""
     from kindred import console
 
-    keeper = keeper_of(ctx, data_dir, address, token, tls, ca)
+    keeper = keeper_of(ctx, data_dir, store, address, token, tls, ca)
     kept: list[dict[str, Any]] = []
     try:
         with console.Rows(["sequence", "key", "label", "payload"], silent=as_json) as rows:
@@ -141,6 +144,7 @@ def drop_collection(
     name: Name,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     data_dir: shared.DataDir = None,
+    store: shared.Store = None,
     address: shared.RemoteAddress = None,
     token: shared.Token = None,
     tls: shared.TlsFlag = False,
@@ -152,7 +156,7 @@ def drop_collection(
 
     from kindred import console
 
-    keeper = keeper_of(ctx, data_dir, address, token, tls, ca)
+    keeper = keeper_of(ctx, data_dir, store, address, token, tls, ca)
     try:
         info = keeper.info(name)
         if not yes:
@@ -173,37 +177,41 @@ care.register(app)
 
 
 def keeper_of(
-    ctx: typer.Context, data_dir: Path | None, address: str | None, token: str | None, tls: bool, ca: Path | None
+    ctx: typer.Context,
+    data_dir: Path | None,
+    store: str | None,
+    address: str | None,
+    token: str | None,
+    tls: bool,
+    ca: Path | None,
 ) -> Keeper:
-    """Return whoever keeps the collections: a folder here, or a server."""
-    data_dir, address = shared.place(ctx, data_dir, address)
-    return _Folder(data_dir) if data_dir is not None else _Server(address or "", token, tls, ca)
+    """Return whoever keeps the collections: a folder here, Milvus, or a server."""
+    kept, address = shared.place(ctx, data_dir, address, store)
+    return _Here(kept) if kept is not None else _Server(address or "", token, tls, ca)
 
 
-class _Folder:
-    """Collections in a folder; only dropping takes the writer's lock, so a running server does not stand in the way."""
+class _Here:
+    """Collections in a folder or in Milvus.
 
-    def __init__(self, data_dir: Path) -> None:
-        from index.catalog import Catalog
+    Of a folder only dropping takes the writer's lock, so a running server does not stand in the way.
+    """
 
-        if not data_dir.is_dir():
-            raise InvalidArgumentError(f"no folder {data_dir}", field="data_dir")
-        self._catalog = Catalog
-        self._data_dir = data_dir
+    def __init__(self, place: Path | str) -> None:
+        self._place = place
 
     def infos(self) -> "list[CollectionInfo]":
-        with self._catalog(self._data_dir, read_only=True) as catalog:
+        with shared.collections(self._place, read_only=True) as catalog:
             return catalog.list()
 
     def info(self, name: str) -> "CollectionInfo":
-        with self._catalog(self._data_dir, read_only=True) as catalog, catalog.open(name) as collection:
+        with shared.collections(self._place, read_only=True) as catalog, catalog.open(name) as collection:
             return collection.info()
 
     def items(self, name: str, condition: str | None = None) -> "Iterator[StoredItem]":
         from kindred.types import StoredItem
 
         tree = select.parsed(condition)
-        with self._catalog(self._data_dir, read_only=True) as catalog, catalog.open(name) as collection:
+        with shared.collections(self._place, read_only=True) as catalog, catalog.open(name) as collection:
             after = 0
             while page := collection.scroll(after, _PAGE, tree):
                 for item in page:
@@ -211,7 +219,7 @@ class _Folder:
                 after = page[-1].sequence
 
     def drop(self, name: str) -> int:
-        with self._catalog(self._data_dir) as catalog:
+        with shared.collections(self._place) as catalog:
             return catalog.drop(name)
 
     def close(self) -> None:

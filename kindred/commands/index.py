@@ -35,6 +35,7 @@ def index(
         typer.Option("--space", metavar="NAME", help="Embedding space of vectors that are indexed without a model."),
     ] = None,
     data_dir: shared.DataDir = None,
+    store: shared.Store = None,
     address: shared.RemoteAddress = None,
     on_conflict: Annotated[
         Conflict, typer.Option("--on-conflict", help="What to do when a key exists with other content.")
@@ -63,7 +64,7 @@ def index(
     What the collection holds already is left out, so the same command again does only what is missing. Vectors from
     Parquet are stored as they are.
     """
-    data_dir, address = shared.place(ctx, data_dir, address)
+    place, address = shared.place(ctx, data_dir, address, store)
     from index.batch import index_images
     from kindred import console
     from kindred.batches import pace
@@ -74,7 +75,7 @@ def index(
     typed = shared.typed(ctx, "model")
     encoder, space, dim = _space_of(source.embedded, model, typed, space, device)
     with (
-        _opened(collection, space, dim, index_kind, data_dir, address, token, tls, ca, timeout) as sink,
+        _opened(collection, space, dim, index_kind, place, address, token, tls, ca, timeout) as sink,
         shared.report_table(report) if report is not None else nullcontext() as table,
     ):
         total = source.count()
@@ -145,7 +146,7 @@ def _opened(
     space: str,
     dim: int,
     index_kind: str,
-    data_dir: Path | None,
+    place: Path | str | None,
     address: str | None,
     token: str | None,
     tls: bool,
@@ -160,11 +161,11 @@ def _opened(
             _check_dim(remote_collection(client, name, space=space, dim=dim, index_kind=index_kind).dim, dim)
             yield ClientSink(client, name)
         return
-    assert data_dir is not None  # noqa: S101  place() has seen to it
+    assert place is not None  # noqa: S101  place() has seen to it
     from encoder.errors import NotFoundError
-    from index.catalog import Catalog
+    from index.opening import open_collections
 
-    with Catalog(data_dir) as catalog:
+    with open_collections(place) as catalog:
         try:
             collection = catalog.open(name)
         except NotFoundError:

@@ -11,8 +11,8 @@ from encoder.errors import InvalidArgumentError
 from kindred.commands import shared
 
 if TYPE_CHECKING:
-    from index.collection import LocalCollection
     from index.filters import Condition
+    from index.interface import KeptCollection
     from kindred.client import Client
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The collection's name.")]
@@ -23,6 +23,7 @@ def count(
     name: Name,
     condition: shared.Filter = None,
     data_dir: shared.DataDir = None,
+    store: shared.Store = None,
     address: shared.RemoteAddress = None,
     token: shared.Token = None,
     tls: shared.TlsFlag = False,
@@ -32,7 +33,7 @@ def count(
     """Count a collection's items, or those that match."""
     from kindred import console
 
-    with _opened(ctx, name, data_dir, address, token, tls, ca) as place:
+    with _opened(ctx, name, data_dir, store, address, token, tls, ca) as place:
         if isinstance(place, _Remote):
             found = place.client.count(name, filter=condition)
         else:
@@ -50,6 +51,7 @@ def facet(
     condition: shared.Filter = None,
     limit: Annotated[int, typer.Option("--limit", help="Values to show at most.", min=1, max=10_000)] = 100,
     data_dir: shared.DataDir = None,
+    store: shared.Store = None,
     address: shared.RemoteAddress = None,
     token: shared.Token = None,
     tls: shared.TlsFlag = False,
@@ -59,7 +61,7 @@ def facet(
     """Count a collection's items by the values of a field, the most frequent first."""
     from kindred import console
 
-    with _opened(ctx, name, data_dir, address, token, tls, ca) as place:
+    with _opened(ctx, name, data_dir, store, address, token, tls, ca) as place:
         if isinstance(place, _Remote):
             found = place.client.facet(name, field, filter=condition, limit=limit)
         else:
@@ -77,6 +79,7 @@ def delete(
     key: Annotated[list[str] | None, typer.Option("--key", metavar="KEY", help="An item; may be repeated.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     data_dir: shared.DataDir = None,
+    store: shared.Store = None,
     address: shared.RemoteAddress = None,
     token: shared.Token = None,
     tls: shared.TlsFlag = False,
@@ -90,7 +93,7 @@ def delete(
 
     if bool(condition) == bool(key):
         raise InvalidArgumentError("name either a condition (--filter) or items (--key)")
-    with _opened(ctx, name, data_dir, address, token, tls, ca, writing=True) as place:
+    with _opened(ctx, name, data_dir, store, address, token, tls, ca, writing=True) as place:
         if condition and not yes:
             if isinstance(place, _Remote):
                 matching = place.client.count(name, filter=condition)
@@ -112,8 +115,10 @@ def delete(
 
 
 def evaluate(
+    ctx: typer.Context,
     name: Name,
-    data_dir: Annotated[Path, typer.Option("--data-dir", metavar="DIR", help="Folder of the collections.")],
+    data_dir: shared.DataDir = None,
+    store: shared.Store = None,
     method: Annotated[str, typer.Option("--method", metavar="knn|prototype", help="Where a class comes from.")] = "knn",
     k: Annotated[int, typer.Option("--k", help="Neighbours that vote.", min=1, max=10_000)] = 20,
     sample: Annotated[int, typer.Option("--sample", help="Labelled items to classify at most.", min=2)] = 10_000,
@@ -127,17 +132,15 @@ def evaluate(
     import dataclasses
     import time
 
-    from index.catalog import Catalog
     from index.types import ClassifyMethod, EvaluateOptions
     from kindred import console
 
     if method not in list(ClassifyMethod):
         raise InvalidArgumentError(f"no method {method!r}: choose {' or '.join(ClassifyMethod)}", field="method")
-    if not data_dir.is_dir():
-        raise InvalidArgumentError(f"no folder {data_dir}", field="data_dir")
+    place = shared.kept_here(ctx, data_dir, store)
     options = EvaluateOptions(ClassifyMethod(method), k, sample, true_positive_rate)
     started = time.perf_counter()
-    with Catalog(data_dir, read_only=not save) as catalog, catalog.open(name) as collection:
+    with shared.collections(place, read_only=not save) as catalog, catalog.open(name) as collection:
         found = collection.calibrate(options) if save else collection.evaluate(options)
     seconds = time.perf_counter() - started
     if as_json:
@@ -188,21 +191,18 @@ def _opened(
     ctx: typer.Context,
     name: str,
     data_dir: Path | None,
+    store: str | None,
     address: str | None,
     token: str | None,
     tls: bool,
     ca: Path | None,
     *,
     writing: bool = False,
-) -> "Iterator[_Remote | LocalCollection]":
-    data_dir, address = shared.place(ctx, data_dir, address)
-    if data_dir is None:
+) -> "Iterator[_Remote | KeptCollection]":
+    kept, address = shared.place(ctx, data_dir, address, store)
+    if kept is None:
         with shared.connect(address or "", token, tls, ca, timeout=60.0) as client:
             yield _Remote(client)
         return
-    from index.catalog import Catalog
-
-    if not data_dir.is_dir():
-        raise InvalidArgumentError(f"no folder {data_dir}", field="data_dir")
-    with Catalog(data_dir, read_only=not writing) as catalog:
-        yield catalog.open(name)
+    with shared.collections(kept, read_only=not writing) as collections:
+        yield collections.open(name)

@@ -22,6 +22,7 @@ def serve(
         Path | None,
         typer.Option("--data-dir", metavar="DIR", help="Folder of the collections; none serves models only."),
     ] = None,
+    store: shared.Store = None,
     address: Annotated[
         str, typer.Option("--address", metavar="HOST:PORT", help="Where to listen; port 0 takes a free one.")
     ] = shared.DEFAULT_ADDRESS,
@@ -104,11 +105,13 @@ def serve(
     from serving.server import serve as run
     from serving.settings import Limits, Settings, parse_model
 
+    place = shared.kept(ctx, data_dir, store)
     limits = Limits(max_batch_items=max_batch_items, max_image_bytes=max_image_bytes, max_pixels=max_pixels)
     settings = Settings(
         address=address,
         models=tuple(parse_model(text) for text in model or ()),
-        data_dir=data_dir,
+        data_dir=place if isinstance(place, Path) else None,
+        store=place if isinstance(place, str) else None,
         read_only=read_only,
         allow_insecure=allow_insecure,
         device=device,

@@ -1,5 +1,6 @@
 """Options that several subcommands have, and what they stand for."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +9,7 @@ import typer
 from encoder.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
+    from index.interface import Collections
     from index.report_table import ReportTable
     from kindred.client import Client
 
@@ -30,6 +32,12 @@ Timeout = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON object on the last line.")]
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", metavar="DIR", help="Folder of the collections, opened here.")
+]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        "--store", metavar="URL", help="Collections in Milvus: milvus://HOST:PORT[/DATABASE], milvus-lite:///FILE.db."
+    ),
 ]
 CollectionName = Annotated[str, typer.Option("--collection", metavar="NAME", help="The collection to ask.")]
 Sources = Annotated[
@@ -65,25 +73,65 @@ def report_table(path: Path) -> "ReportTable":
     return ReportTable(path)
 
 
-def place(ctx: typer.Context, data_dir: Path | None, address: str | None) -> tuple[Path | None, str | None]:
-    """Return the folder or the server that the user means, and None for the other.
+def place(
+    ctx: typer.Context, data_dir: Path | None, address: str | None, store: str | None
+) -> tuple[Path | str | None, str | None]:
+    """Return the folder (or the store) or the server that the user means, and None for the other.
 
     One that was given on the command line wins over one from the environment, and that over one from the file.
 
     Raises:
+        InvalidArgumentError: none is given, or several in the same way.
+    """
+    meant = _meant(ctx, {"data_dir": data_dir, "address": address, "store": store})
+    if meant is None:
+        raise InvalidArgumentError(
+            "give either --data-dir (collections in a folder here), --store (in Milvus) or --address (of a server)"
+        )
+    return (None, address) if meant == "address" else (data_dir if meant == "data_dir" else store, None)
+
+
+def kept(ctx: typer.Context, data_dir: Path | None, store: str | None) -> Path | str | None:
+    """Return the folder or the address of the store that the user means, None where neither is given.
+
+    Raises:
+        InvalidArgumentError: both are given in the same way.
+    """
+    return {"data_dir": data_dir, "store": store, None: None}[_meant(ctx, {"data_dir": data_dir, "store": store})]
+
+
+def kept_here(ctx: typer.Context, data_dir: Path | None, store: str | None) -> Path | str:
+    """Return the folder or the address of the store that the user means.
+
+    Raises:
         InvalidArgumentError: neither is given, or both in the same way.
     """
-    if data_dir is not None and address is not None:
-        ranks = [_rank(ctx, name) for name in ("data_dir", "address")]
-        if ranks[0] < ranks[1]:
-            address = None
-        elif ranks[1] < ranks[0]:
-            data_dir = None
-    if (data_dir is None) == (address is None):
-        raise InvalidArgumentError(
-            "give either --data-dir (collections in a folder here) or --address (collections of a server), not both"
-        )
-    return data_dir, address
+    found = kept(ctx, data_dir, store)
+    if found is None:
+        raise InvalidArgumentError("say --data-dir: this works on the folder of the collections", field="data_dir")
+    return found
+
+
+def collections(place: Path | str, *, read_only: bool = False) -> "Collections":
+    """Open the collections of a folder or a store.
+
+    Raises:
+        InvalidArgumentError: there is no such folder, or the address names no store.
+    """
+    from index.opening import open_collections
+
+    if isinstance(place, Path) and not place.is_dir():
+        raise InvalidArgumentError(f"no folder {place}", field="data_dir")
+    return open_collections(place, read_only=read_only)
+
+
+def _meant(ctx: typer.Context, values: Mapping[str, object]) -> str | None:
+    ranks = {name: _rank(ctx, name) for name, value in values.items() if value is not None}
+    first = [name for name, rank in ranks.items() if rank == min(ranks.values())]
+    if len(first) > 1:
+        options = ["--" + name.replace("_", "-") for name in first]
+        raise InvalidArgumentError(f"give {' or '.join(options)}, not {'both' if len(options) == 2 else 'all'}")
+    return first[0] if first else None
 
 
 def typed(ctx: typer.Context, name: str) -> bool:

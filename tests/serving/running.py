@@ -1,7 +1,5 @@
 """A real server on a real socket inside the test process, and what tests send to it."""
 
-# ruff: noqa: D102 (the properties are the stubs that their names say)
-
 import asyncio
 import io
 import threading

@@ -1,7 +1,5 @@
 """Concurrent questions of one kind become one search, and each gets its own answer."""
 
-# ruff: noqa: D102 (what stands in for a real class has its method names)
-
 import asyncio
 import threading
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The pipeline batches what is there, keeps to its bounds, and spends no inference on work that nobody waits for."""
 
-# ruff: noqa: D102 (what stands in for a real class has its method names)
-
 import asyncio
 import hashlib
 import threading

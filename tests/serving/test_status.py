@@ -1,6 +1,6 @@
 """Every error reaches the caller with its own code; a bug reaches it as an id that the log has too."""
 
-# ruff: noqa: D102, N802 (what stands in for a real class has its method names)
+# ruff: noqa: N802 (what stands in for a real class has its method names)
 
 import asyncio
 import logging
