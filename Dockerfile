@@ -1,7 +1,8 @@
 # syntax=docker/dockerfile:1
-# Three images from one file:
+# Four images from one file:
 #   docker build --target serve -t kindred .            # CPU: embeds, searches, classifies, indexes; no torch inside
 #   docker build --target serve-gpu -t kindred:gpu .    # the same on an NVIDIA GPU (run with --gpus all)
+#   docker build --target serve-milvus -t kindred:milvus .  # the CPU service with what --store milvus://… takes
 #   docker build --target train -t kindred:train .      # training, on a GPU where there is one
 # Models and collections live in the volume /data, which belongs to the user that the container runs as.
 ARG PYTHON_IMAGE=python:3.12.12-slim-bookworm
@@ -20,6 +21,9 @@ RUN python -m venv /opt/kindred
 
 FROM build AS build-serve
 RUN /opt/kindred/bin/pip install --constraint constraints.txt '.[cpu]'
+
+FROM build AS build-serve-milvus
+RUN /opt/kindred/bin/pip install --constraint constraints.txt '.[cpu,scale]'
 
 FROM build AS build-serve-gpu
 RUN /opt/kindred/bin/pip install --constraint constraints.txt '.[gpu]'
@@ -47,6 +51,9 @@ CMD ["serve", "--model", "/data/model.onnx", "--data-dir", "/data", "--address",
 
 FROM serve-base AS serve-gpu
 COPY --from=build-serve-gpu /opt/kindred /opt/kindred
+
+FROM serve-base AS serve-milvus
+COPY --from=build-serve-milvus /opt/kindred /opt/kindred
 
 FROM runtime AS train
 COPY --from=build-train /opt/kindred /opt/kindred

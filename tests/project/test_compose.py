@@ -90,11 +90,29 @@ def test_images_of_others_are_pinned_to_a_version() -> None:
     assert all(re.fullmatch(r"[\w./-]+:v?\d+\.\d+\.\d+", image) for image in images)
 
 
-def test_the_services_arguments_are_ones_that_the_command_takes() -> None:
-    done = run(*services()["kindred"]["command"], "--print-config")
+@pytest.mark.parametrize("name", ["kindred", "kindred-milvus"])
+def test_the_services_arguments_are_ones_that_the_command_takes(name: str) -> None:
+    service = services()[name]
+    done = run(*service["command"], "--print-config")
     assert done.returncode == 0, done.stderr
-    drain = int(next(each for each in services()["kindred"]["command"] if "drain" in each).partition("=")[2])
-    assert int(services()["kindred"]["stop_grace_period"].removesuffix("s")) > drain
+    drain = int(next(each for each in service["command"] if "drain" in each).partition("=")[2])
+    assert int(service["stop_grace_period"].removesuffix("s")) > drain
+    assert f" AS {service['build']['target']}\n" in (ROOT / "Dockerfile").read_text()
+
+
+def test_milvus_is_a_profile_of_its_own_and_waited_for() -> None:
+    assert {name for name, service in services().items() if service.get("profiles") == ["milvus"]} == {
+        "milvus",
+        "kindred-milvus",
+    }
+    service, milvus = services()["kindred-milvus"], services()["milvus"]
+    assert "--store=milvus://milvus:19530" in service["command"]
+    assert service["depends_on"]["milvus"]["condition"] == "service_healthy"
+    assert milvus["healthcheck"]["test"][-1] == "http://localhost:9091/healthz"
+    # What the metadata store reads is what is mounted.
+    folder, config = "/milvus/configs/kindred", milvus["environment"]["ETCD_CONFIG_PATH"]
+    assert f"./milvus:{folder}:ro" in milvus["volumes"]
+    assert yaml.safe_load((COMPOSE / "milvus" / Path(config).relative_to(folder)).read_text())["quota-backend-bytes"]
 
 
 def test_prometheus_scrapes_the_port_that_the_service_opens() -> None:

@@ -1,4 +1,4 @@
-"""The Dockerfile: clean by the linter, not root, three targets, and install lines that pip can follow."""
+"""The Dockerfile: clean by the linter, not root, four targets, and install lines that pip can follow."""
 
 import re
 import shutil
@@ -17,9 +17,9 @@ def test_the_linter_finds_nothing() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_it_makes_the_three_images_and_none_runs_as_root() -> None:
+def test_it_makes_the_four_images_and_none_runs_as_root() -> None:
     parents = {name: base for base, name in re.findall(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, re.MULTILINE)}
-    for target in ("serve", "serve-gpu", "train"):
+    for target in ("serve", "serve-gpu", "serve-milvus", "train"):
         stage = target
         while stage != "runtime":
             stage = parents[stage]
