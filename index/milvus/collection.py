@@ -327,8 +327,9 @@ class MilvusCollection:
     ) -> Hits:
         """Go through the neighbours from the nearest on and pass over those of full groups."""
         test, look_at = both(test, has_value(options.group_by)), 4 * k
+        most = MOST // 2  # so that more can be asked for to settle what is equally similar
         while True:
-            look_at = min(look_at, MOST - len(exclude))
+            look_at = min(look_at, most)
             (found,) = self._nearest(unit[None], look_at, [exclude], test, columns)
             groups = _column([_value(row, options.group_by) for row in found.rows]).scalars().tolist()
             room: dict[int, int] = {}
@@ -339,7 +340,7 @@ class MilvusCollection:
                     places.append(place)
             if len(places) == k or len(found.rows) < look_at:
                 return found.part(places)
-            if look_at == MOST - len(exclude):
+            if look_at == most:
                 raise FailedPreconditionError(
                     f"the nearest {look_at:,} items are of too few groups, and Milvus answers with no more: raise"
                     " group_size or narrow the search with a filter"

@@ -126,17 +126,18 @@ class Rows:
     def last_sequence(self, known: int) -> int:
         """Return the largest sequence number of a row, or `known` where none is above it."""
         low, high = known, 2**63 - 1
-        while low < high:
+        while True:
+            rows = self._query(f"sequence > {low}", ["sequence"], limit=MOST)
+            low = max((int(row["sequence"]) for row in rows), default=low)
+            if len(rows) < MOST:
+                return low
+            # Milvus answers with any of the rows: halving bounds the number of questions, whichever they are.
             middle = low + (high - low) // 2
-            rows = self._query(f"sequence > {middle}", ["sequence"], limit=100)
-            if rows:
-                low = max(int(row["sequence"]) for row in rows)
+            above = self._query(f"sequence > {middle}", ["sequence"], limit=1)
+            if above:
+                low = int(above[0]["sequence"])
             else:
                 high = middle
-                # Most often nothing was written since.
-                if low == known and not self._query(f"sequence > {known}", ["sequence"], limit=1):
-                    return known
-        return low
 
     def _first(self, after: int, limit: int, expression: str) -> list[int]:
         """Return the first `limit` sequence numbers above one.

@@ -35,9 +35,7 @@ DataDir = Annotated[
 ]
 Store = Annotated[
     str | None,
-    typer.Option(
-        "--store", metavar="URL", help="Collections in Milvus: milvus://HOST:PORT[/DATABASE], milvus-lite:///FILE.db."
-    ),
+    typer.Option("--store", metavar="URL", help="Collections in Milvus: milvus://HOST:PORT or milvus-lite:///FILE.db."),
 ]
 CollectionName = Annotated[str, typer.Option("--collection", metavar="NAME", help="The collection to ask.")]
 Sources = Annotated[

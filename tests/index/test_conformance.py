@@ -18,8 +18,9 @@ from index.milvus.clock import Clock
 from index.milvus.connection import StoreAddress, parse_store
 from index.milvus.expressions import expression
 from index.opening import open_collections
-from index.types import Item
-from tests.index.conformance import DIM, SPACE, Place, Promises
+from index.types import Item, SearchOptions
+from tests.index.conformance import DIM, SPACE, Place, Promises, shop
+from tests.index.reference import assert_agree, nearest
 
 ONE = np.ones(DIM, np.float32)
 
@@ -77,6 +78,29 @@ def test_what_milvus_does_otherwise_is_refused_with_what_does_it(lite: Place) ->
     with pytest.raises(InvalidArgumentError, match="Milvus"):
         collection.upsert([Item("good", ONE), Item("many", ONE, payload={f"f{n}": None for n in range(4097)})])
     assert collection.count() == 0
+
+
+def test_more_rows_than_milvus_answers_with_at_once(lite: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("rows", "nearest", "collection"):
+        monkeypatch.setattr(f"index.milvus.{module}.MOST", 16)
+    collection, items = lite.new(), shop()
+    collection.upsert(list(reversed(items)))  # Milvus answers in the order of keys
+    last = collection.upsert(items[30:40]).sequence
+    order = [item.key for item in (*reversed(items[40:]), *reversed(items[:30]), *items[30:40])]
+    for limit in (1, 7, 25, 100):
+        assert [one.key for one in collection.scroll(0, limit)] == order[:limit]
+    assert [one.key for one in collection.items()] == order
+    assert lite.collections.describe(collection.name).sequence == last
+    assert collection.delete_matching(parse("payload.price < 15")).deleted == 24
+    (found,) = collection.search(items[50].vector[None], SearchOptions(8))
+    assert_agree(found, nearest({one.key: one for one in collection.items()}, items[50].vector, 8))
+    with pytest.raises(InvalidArgumentError, match="16"):
+        collection.search(ONE[None], SearchOptions(17))
+    collection.upsert([Item(f"same-{n:02}", ONE) for n in range(30)])
+    with pytest.raises(FailedPreconditionError, match="equally similar"):
+        collection.search(ONE[None], SearchOptions(10))
+    with pytest.raises(FailedPreconditionError, match="groups"):
+        collection.search(items[50].vector[None], SearchOptions(6, group_by="label"))
 
 
 @pytest.mark.parametrize(
