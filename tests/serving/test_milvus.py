@@ -2,13 +2,14 @@
 
 import json
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from encoder.errors import FailedPreconditionError, InvalidArgumentError
+from encoder.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from index.opening import open_collections
 from kindred import cli
 from kindred.client import Client
@@ -60,6 +61,49 @@ def test_a_server_upserts_searches_and_classifies_in_milvus(tmp_path: Path) -> N
         (boot,) = collection.get(["item-00"])
         assert boot is not None
         assert (collection.count(), boot.label) == (20, "boot")
+
+
+def test_servers_of_one_milvus_answer_alike(tmp_path: Path) -> None:
+    from milvus_lite.adapter.grpc.server import start_server_in_thread
+
+    engine, database, port = start_server_in_thread(str(tmp_path / "shared.db"))
+    store = f"store='milvus://127.0.0.1:{port}'"
+    vectors = np.random.default_rng(0).standard_normal((20, DIM)).astype(np.float32)
+    items = [Item(f"item-{n:02}", label="ab"[n % 2], vector=vector) for n, vector in enumerate(vectors)]
+    try:
+        with (
+            serving(store) as first,
+            serving(store) as second,
+            Client(f"127.0.0.1:{first.port}") as one,
+            Client(f"127.0.0.1:{second.port}") as other,
+        ):
+            one.create_collection("shop", space="ks1-test", dim=DIM)
+            one.upsert("shop", items)
+            answers = []
+            for client in (one, other):
+                assert client.collection("shop").count == 20
+                found = client.search(vectors=vectors[:4], collection="shop", k=5)
+                answers.append([[(near.key, near.similarity, near.label) for near in each] for each in found])
+            assert answers[0] == answers[1]
+            before = one.get("shop", ["item-03"])[0]
+            other.update("shop", [ItemUpdate("item-03", label="c")])
+            (after,) = one.get("shop", ["item-03"])
+            assert before is not None
+            assert after is not None
+            assert (after.label, after.sequence > before.sequence) == ("c", True)
+            assert one.collection("shop").sequence == other.collection("shop").sequence == after.sequence
+            other.drop_collection("shop")
+            with pytest.raises(NotFoundError):
+                one.count("shop")
+            # Made anew with another dimension, it is the new one that both serve, at the latest after a second or two.
+            other.create_collection("shop", space="ks1-test", dim=DIM // 2)
+            deadline = time.monotonic() + 30
+            while one.collection("shop").dim != DIM // 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+    finally:
+        engine.stop(0)
+        database.close()
 
 
 def test_the_command_indexes_into_milvus_and_looks_after_it(
