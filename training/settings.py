@@ -268,7 +268,12 @@ def for_small_images(data: str, out: Path, objective: str) -> TrainSettings:
         projection_dim=0 if objective in LABELLED else 128,
         learning_rate=3e-3 if objective in (*LABELLED, "context", "deepcluster") else 1e-3,
     )
-    return dataclasses.replace(base, surrogate_classes=500) if objective == "exemplar" else base
+    if objective == "exemplar":
+        return dataclasses.replace(base, surrogate_classes=500)
+    if objective == "triplet":
+        # The hardest triplets of a batch pull everything into one point at first (Schroff et al. 2015, section 3.2).
+        return dataclasses.replace(base, mining="semi-hard", learning_rate=1e-3)
+    return base
 
 
 def _require(holds: bool, name: str, message: str) -> None:
