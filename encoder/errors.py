@@ -115,8 +115,5 @@ class InternalError(KindredError):
 
 
 def error_classes() -> dict[str, type[KindredError]]:
-    """Return the class of each status code; of several, the most general one."""
-    classes: dict[str, type[KindredError]] = {}
-    for kind in KindredError.__subclasses__():
-        classes[kind.code] = kind
-    return classes
+    """Return the class of each status code that one states; of several, the most general one."""
+    return {kind.code: kind for kind in KindredError.__subclasses__() if "code" in vars(kind)}

@@ -122,6 +122,16 @@ class Pace:
         return images * self._seconds
 
 
+def _bare(error: KindredError) -> KindredError:
+    """Return the error without the frames that it came through.
+
+    They hold the request, which is about to hold the error: together they would stay, images and all, until the garbage
+    collector comes by.
+    """
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
+
+
 # A file, as its request and its place there.
 File = tuple[Work, int]
 # An image on its way to the encoder: its request and place there, pixels, content hash, and when it was decoded.
@@ -331,7 +341,7 @@ class Pipeline:
         try:
             pixels, content_hash = self._decode(work.images[position], work.hashes)
         except KindredError as error:
-            self._end([(work, position, error)])
+            self._end([(work, position, _bare(error))])
             return
         except Exception as error:
             work.failure = error
@@ -391,7 +401,7 @@ class Pipeline:
         except KindredError as error:
             # Find out whose image the model cannot take: the others in the batch are strangers to it.
             if len(batch) == 1:
-                return [(batch[0][0], batch[0][1], error)]
+                return [(batch[0][0], batch[0][1], _bare(error))]
             return [ended for entry in batch for ended in self._encode([entry])]
         except Exception as error:
             for entry in batch:

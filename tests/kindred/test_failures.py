@@ -29,6 +29,11 @@ def test_every_code_has_its_class_rich_or_plain(code: str) -> None:
 
 @pytest.mark.parametrize("code", ["ABORTED", "OUT_OF_RANGE", "UNKNOWN"])
 def test_a_code_that_no_class_owns_is_the_base_class(code: str) -> None:
+    # A class that states no code of its own owns none, wherever it was defined.
+    class StrayError(KindredError):
+        pass
+
+    assert StrayError not in error_classes().values()
     assert type(call_failure(code, "", None, "host:1").error) is KindredError
 
 

@@ -1,9 +1,11 @@
 """The pipeline batches what is there, keeps to its bounds, and spends no inference on work that nobody waits for."""
 
 import asyncio
+import gc
 import hashlib
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -238,6 +240,22 @@ def test_an_image_that_the_model_cannot_take_fails_alone(pipeline: Pipeline, run
         return [values_of(list(await call)) for call in calls]
 
     assert asyncio.run(mixed()) == [[1], [2, "FailedPreconditionError"], [3]]
+
+
+@pytest.mark.parametrize("bad", [b"\xff", b"\xc8"], ids=["no image", "not for the model"])
+def test_a_request_with_a_bad_image_leaves_nothing_to_the_garbage_collector(pipeline: Pipeline, bad: bytes) -> None:
+    class Request(list[bytes]):
+        """A list that can be watched."""
+
+    images = Request([bad, bytes([1])])
+    gone = weakref.ref(images)
+    gc.disable()
+    try:
+        assert len(asyncio.run(pipeline.embed(images))) == 2
+        del images
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_a_bug_fails_its_request_and_no_other(pipeline: Pipeline) -> None:
