@@ -1,6 +1,7 @@
 """How a client reaches a server: address, channel options, TLS, token, and the health check. Shared by both clients."""
 
 import os
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -111,7 +112,9 @@ def credentials_of(tls: TlsLike) -> grpc.ChannelCredentials | None:
     files = tls if isinstance(tls, Tls) else Tls(None if tls is True else Path(tls))
     if (files.certificate is None) != (files.key is None):
         raise InvalidArgumentError("mutual TLS needs both a certificate and its key", field="tls")
-    return grpc.ssl_channel_credentials(_read(files.ca), _read(files.key), _read(files.certificate))
+    credentials = grpc.ssl_channel_credentials(_read(files.ca), _read(files.key), _read(files.certificate))
+    _check(files)
+    return credentials
 
 
 def check_address(address: str) -> str:
@@ -120,6 +123,25 @@ def check_address(address: str) -> str:
     if not bare or ("://" in bare and not bare.startswith(("dns://", "unix://"))):
         raise InvalidArgumentError(f"{address!r} is no address: write HOST:PORT", field="address")
     return bare
+
+
+def _check(files: Tls) -> None:
+    """Say what is wrong with files that gRPC would take, and fail with at the first call without a reason."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if files.ca is not None:
+        try:
+            context.load_verify_locations(files.ca)
+        except (OSError, ValueError):
+            raise InvalidArgumentError(f"{files.ca}: no certificates in PEM", field="tls") from None
+    if files.certificate is not None:
+        try:
+            # The password keeps OpenSSL from asking for one on the terminal.
+            context.load_cert_chain(files.certificate, files.key, password="")
+        except (OSError, ValueError):
+            raise InvalidArgumentError(
+                f"{files.certificate} and {files.key} are no certificate and its key, in PEM, without a password",
+                field="tls",
+            ) from None
 
 
 def _read(path: Path | None) -> bytes | None:

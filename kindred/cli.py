@@ -49,8 +49,8 @@ HELP = """From a folder of images to a service that knows which images are alike
 
 Every option --some-name of COMMAND may also be given as KINDRED_COMMAND_SOME_NAME in the environment, or as some-name \
 in kindred.toml, at its top or in the command's own table. The command line comes first, then the environment, then \
-the file. KINDRED_ADDRESS, KINDRED_TOKEN, KINDRED_CA, KINDRED_DATA_DIR, KINDRED_MODEL and KINDRED_DEVICE are for all \
-commands.
+the file. KINDRED_ADDRESS, KINDRED_TOKEN, KINDRED_CA, KINDRED_CLIENT_CERT, KINDRED_CLIENT_KEY, KINDRED_DATA_DIR, \
+KINDRED_MODEL and KINDRED_DEVICE are for all commands.
 """
 INTERRUPTED = 130
 BROKEN_PIPE = 141

@@ -17,7 +17,20 @@ from encoder.errors import InvalidArgumentError
 DEFAULT_FILE = Path("kindred.toml")
 # Options that mean the same in every subcommand: KINDRED_ADDRESS is meant for all of them.
 _EVERYWHERE = frozenset(
-    {"address", "ca", "cache_dir", "data_dir", "data_root", "device", "model", "store", "tls", "token"}
+    {
+        "address",
+        "ca",
+        "cache_dir",
+        "client_cert",
+        "client_key",
+        "data_dir",
+        "data_root",
+        "device",
+        "model",
+        "store",
+        "tls",
+        "token",
+    }
 )
 # Options that are about one call and would be a trap in a file or in the environment.
 _CALL_ONLY = frozenset({"help", "config", "show_views"})

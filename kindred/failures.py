@@ -91,13 +91,23 @@ def call_failure(code: str, message: str, trailing: Iterable[tuple[str, str | by
         if key == _DETAILS_KEY and isinstance(value, bytes):
             return status_failure(status_pb2.Status.FromString(value))
     if code == "UNAVAILABLE":
-        return Failure(UnavailableError(f"no answer from {target} ({message}): is `kindred serve` running there?"))
+        return Failure(UnavailableError(f"no answer from {target} ({message}): {_hint(message)}"))
     if code == "DEADLINE_EXCEEDED":
         message = f"no answer from {target} in time: raise the timeout, or send less at once"
     if code == "RESOURCE_EXHAUSTED" and "larger than max" in message:
         # gRPC itself refuses a message over the server's size limit, which no retry can cure.
         return Failure(InvalidArgumentError(f"{target} takes no message of this size: {message}"))
     return Failure(_error(code, message))
+
+
+def _hint(message: str) -> str:
+    """Return what to do about a server that cannot be reached, by gRPC's words."""
+    if "andshake failed" in message:
+        return "its certificate is expired, for another name, or of an authority that is not trusted here"
+    if "Socket closed" in message:
+        # All that is heard of a server that wants TLS, or another certificate of ours.
+        return "does it want TLS, or a client's certificate, or another one?"
+    return "is `kindred serve` running there?"
 
 
 def status_failure(status: status_pb2.Status) -> Failure:

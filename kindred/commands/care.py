@@ -115,6 +115,8 @@ def snapshot(
     token: shared.Token = None,
     tls: shared.TlsFlag = False,
     ca: shared.CaFile = None,
+    client_cert: shared.ClientCert = None,
+    client_key: shared.ClientKey = None,
     as_json: shared.AsJson = False,
 ) -> None:
     """Copy a collection as of now into the data folder's snapshots, while it is served and written."""
@@ -126,7 +128,9 @@ def snapshot(
             taken = catalog.snapshot(name)
         own, size, sequence = taken.name, taken.disk_bytes, taken.sequence
     else:
-        with shared.connect(address or "", token, tls, ca, timeout=3600.0) as client:
+        with shared.connect(
+            address or "", token, shared.encryption(tls, ca, client_cert, client_key), timeout=3600.0
+        ) as client:
             own, size, sequence = client.snapshot(name)
     if as_json:
         console.print_json({"snapshot": own, "disk_bytes": size, "sequence": sequence})

@@ -35,6 +35,8 @@ def classify(
     token: shared.Token = None,
     tls: shared.TlsFlag = False,
     ca: shared.CaFile = None,
+    client_cert: shared.ClientCert = None,
+    client_key: shared.ClientKey = None,
     timeout: shared.Timeout = 60.0,
     as_json: shared.AsJson = False,
 ) -> None:
@@ -56,7 +58,7 @@ def classify(
     classes: set[str] = set()
     started = time.perf_counter()
     with (
-        shared.connect(address, token, tls, ca, timeout) as client,
+        shared.connect(address, token, shared.encryption(tls, ca, client_cert, client_key), timeout) as client,
         reading(images, "classify") as (records, advance),
         console.Rows(["key", "class", "confidence", "similarity"], silent=as_json) as rows,
     ):

@@ -14,6 +14,7 @@ from kindred.commands import care, select, shared
 
 if TYPE_CHECKING:
     from index.types import CollectionInfo
+    from kindred.channel import TlsLike
     from kindred.types import StoredItem
 
 app = typer.Typer(add_completion=False, help="Look after collections, in a folder here or on a server.")
@@ -49,12 +50,14 @@ def list_collections(
     token: shared.Token = None,
     tls: shared.TlsFlag = False,
     ca: shared.CaFile = None,
+    client_cert: shared.ClientCert = None,
+    client_key: shared.ClientKey = None,
     as_json: shared.AsJson = False,
 ) -> None:
     """List the collections."""
     from kindred import console
 
-    keeper = keeper_of(ctx, data_dir, store, address, token, tls, ca)
+    keeper = keeper_of(ctx, data_dir, store, address, token, shared.encryption(tls, ca, client_cert, client_key))
     try:
         infos = keeper.infos()
     finally:
@@ -77,12 +80,14 @@ def show_collection(
     token: shared.Token = None,
     tls: shared.TlsFlag = False,
     ca: shared.CaFile = None,
+    client_cert: shared.ClientCert = None,
+    client_key: shared.ClientKey = None,
     as_json: shared.AsJson = False,
 ) -> None:
     """Describe one collection."""
     from kindred import console
 
-    keeper = keeper_of(ctx, data_dir, store, address, token, tls, ca)
+    keeper = keeper_of(ctx, data_dir, store, address, token, shared.encryption(tls, ca, client_cert, client_key))
     try:
         info = keeper.info(name)
     finally:
@@ -118,12 +123,14 @@ def scroll_items(
     token: shared.Token = None,
     tls: shared.TlsFlag = False,
     ca: shared.CaFile = None,
+    client_cert: shared.ClientCert = None,
+    client_key: shared.ClientKey = None,
     as_json: shared.AsJson = False,
 ) -> None:
     """Show a collection's items in the order of their last write."""
     from kindred import console
 
-    keeper = keeper_of(ctx, data_dir, store, address, token, tls, ca)
+    keeper = keeper_of(ctx, data_dir, store, address, token, shared.encryption(tls, ca, client_cert, client_key))
     kept: list[dict[str, Any]] = []
     try:
         with console.Rows(["sequence", "key", "label", "payload"], silent=as_json) as rows:
@@ -149,6 +156,8 @@ def drop_collection(
     token: shared.Token = None,
     tls: shared.TlsFlag = False,
     ca: shared.CaFile = None,
+    client_cert: shared.ClientCert = None,
+    client_key: shared.ClientKey = None,
     as_json: shared.AsJson = False,
 ) -> None:
     """Remove a collection and all its items for good."""
@@ -156,7 +165,7 @@ def drop_collection(
 
     from kindred import console
 
-    keeper = keeper_of(ctx, data_dir, store, address, token, tls, ca)
+    keeper = keeper_of(ctx, data_dir, store, address, token, shared.encryption(tls, ca, client_cert, client_key))
     try:
         info = keeper.info(name)
         if not yes:
@@ -182,12 +191,11 @@ def keeper_of(
     store: str | None,
     address: str | None,
     token: str | None,
-    tls: bool,
-    ca: Path | None,
+    tls: "TlsLike",
 ) -> Keeper:
     """Return whoever keeps the collections: a folder here, Milvus, or a server."""
     kept, address = shared.place(ctx, data_dir, address, store)
-    return _Here(kept) if kept is not None else _Server(address or "", token, tls, ca)
+    return _Here(kept) if kept is not None else _Server(address or "", token, tls)
 
 
 class _Here:
@@ -229,8 +237,8 @@ class _Here:
 class _Server:
     """Collections of a server."""
 
-    def __init__(self, address: str, token: str | None, tls: bool, ca: Path | None) -> None:
-        self._client = shared.connect(address, token, tls, ca, timeout=60.0)
+    def __init__(self, address: str, token: str | None, tls: "TlsLike") -> None:
+        self._client = shared.connect(address, token, tls, timeout=60.0)
 
     def infos(self) -> "list[CollectionInfo]":
         return self._client.collections()

@@ -47,6 +47,8 @@ def embed(
     token: shared.Token = None,
     tls: shared.TlsFlag = False,
     ca: shared.CaFile = None,
+    client_cert: shared.ClientCert = None,
+    client_key: shared.ClientKey = None,
     timeout: shared.Timeout = 60.0,
     as_json: shared.AsJson = False,
 ) -> None:
@@ -65,7 +67,7 @@ def embed(
     kept: list[dict[str, Any]] = []
     started = time.perf_counter()
     with (
-        shared.connect(address, token, tls, ca, timeout) as client,
+        shared.connect(address, token, shared.encryption(tls, ca, client_cert, client_key), timeout) as client,
         _output(out) as write,
         reading(images, "embed") as (records, advance),
         console.Rows(["key", "embedding"], silent=as_json or out is not None) as rows,

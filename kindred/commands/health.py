@@ -16,12 +16,14 @@ def health(
     token: shared.Token = None,
     tls: shared.TlsFlag = False,
     ca: shared.CaFile = None,
+    client_cert: shared.ClientCert = None,
+    client_key: shared.ClientKey = None,
     as_json: shared.AsJson = False,
 ) -> None:
     """Ask a server whether it is serving; exit status 0 when it is, 1 when not."""
     from kindred.console import print_json
 
-    with shared.connect(address, token, tls, ca, timeout=5.0) as client:
+    with shared.connect(address, token, shared.encryption(tls, ca, client_cert, client_key), timeout=5.0) as client:
         if wait:
             client.wait_ready(wait)
         elif not client.health():

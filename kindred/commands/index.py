@@ -13,6 +13,7 @@ from kindred.commands import shared
 if TYPE_CHECKING:
     from encoder.session import Encoder
     from index.batch import IndexReport, Sink
+    from kindred.channel import TlsLike
     from sources.records import Embedded
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -56,6 +57,8 @@ def index(
     token: shared.Token = None,
     tls: shared.TlsFlag = False,
     ca: shared.CaFile = None,
+    client_cert: shared.ClientCert = None,
+    client_key: shared.ClientKey = None,
     timeout: shared.Timeout = 60.0,
     as_json: shared.AsJson = False,
 ) -> None:
@@ -65,6 +68,7 @@ def index(
     Parquet are stored as they are.
     """
     place, address = shared.place(ctx, data_dir, address, store)
+    secured = shared.encryption(tls, ca, client_cert, client_key)
     from index.batch import index_images
     from kindred import console
     from kindred.batches import pace
@@ -75,7 +79,7 @@ def index(
     typed = shared.typed(ctx, "model")
     encoder, space, dim = _space_of(source.embedded, model, typed, space, device)
     with (
-        _opened(collection, space, dim, index_kind, place, address, token, tls, ca, timeout) as sink,
+        _opened(collection, space, dim, index_kind, place, address, token, secured, timeout) as sink,
         shared.report_table(report) if report is not None else nullcontext() as table,
     ):
         total = source.count()
@@ -149,15 +153,14 @@ def _opened(
     place: Path | str | None,
     address: str | None,
     token: str | None,
-    tls: bool,
-    ca: Path | None,
+    tls: "TlsLike",
     timeout: float,
 ) -> Iterator["Sink"]:
     """Yield the collection, made if there is none, whose embedding space is that of the vectors to come."""
     if address is not None:
         from kindred.sink import ClientSink, remote_collection
 
-        with shared.connect(address, token, tls, ca, timeout) as client:
+        with shared.connect(address, token, tls, timeout) as client:
             _check_dim(remote_collection(client, name, space=space, dim=dim, index_kind=index_kind).dim, dim)
             yield ClientSink(client, name)
         return

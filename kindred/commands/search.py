@@ -32,6 +32,8 @@ def search(
     token: shared.Token = None,
     tls: shared.TlsFlag = False,
     ca: shared.CaFile = None,
+    client_cert: shared.ClientCert = None,
+    client_key: shared.ClientKey = None,
     timeout: shared.Timeout = 60.0,
     as_json: shared.AsJson = False,
 ) -> None:
@@ -56,7 +58,7 @@ def search(
 
     headings = ["query", "rank", "key", "similarity", "label", *(["payload"] if with_payload else [])]
     with (
-        shared.connect(address, token, tls, ca, timeout) as client,
+        shared.connect(address, token, shared.encryption(tls, ca, client_cert, client_key), timeout) as client,
         console.Rows(headings, silent=as_json) as rows,
     ):
         if key:

@@ -13,6 +13,7 @@ from kindred.commands import shared
 if TYPE_CHECKING:
     from index.filters import Condition
     from index.interface import KeptCollection
+    from kindred.channel import TlsLike
     from kindred.client import Client
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The collection's name.")]
@@ -28,12 +29,15 @@ def count(
     token: shared.Token = None,
     tls: shared.TlsFlag = False,
     ca: shared.CaFile = None,
+    client_cert: shared.ClientCert = None,
+    client_key: shared.ClientKey = None,
     as_json: shared.AsJson = False,
 ) -> None:
     """Count a collection's items, or those that match."""
     from kindred import console
 
-    with _opened(ctx, name, data_dir, store, address, token, tls, ca) as place:
+    secured = shared.encryption(tls, ca, client_cert, client_key)
+    with _opened(ctx, name, data_dir, store, address, token, secured) as place:
         if isinstance(place, _Remote):
             found = place.client.count(name, filter=condition)
         else:
@@ -56,12 +60,15 @@ def facet(
     token: shared.Token = None,
     tls: shared.TlsFlag = False,
     ca: shared.CaFile = None,
+    client_cert: shared.ClientCert = None,
+    client_key: shared.ClientKey = None,
     as_json: shared.AsJson = False,
 ) -> None:
     """Count a collection's items by the values of a field, the most frequent first."""
     from kindred import console
 
-    with _opened(ctx, name, data_dir, store, address, token, tls, ca) as place:
+    secured = shared.encryption(tls, ca, client_cert, client_key)
+    with _opened(ctx, name, data_dir, store, address, token, secured) as place:
         if isinstance(place, _Remote):
             found = place.client.facet(name, field, filter=condition, limit=limit)
         else:
@@ -84,6 +91,8 @@ def delete(
     token: shared.Token = None,
     tls: shared.TlsFlag = False,
     ca: shared.CaFile = None,
+    client_cert: shared.ClientCert = None,
+    client_key: shared.ClientKey = None,
     as_json: shared.AsJson = False,
 ) -> None:
     """Delete items by key, or all that match."""
@@ -93,7 +102,8 @@ def delete(
 
     if bool(condition) == bool(key):
         raise InvalidArgumentError("name either a condition (--filter) or items (--key)")
-    with _opened(ctx, name, data_dir, store, address, token, tls, ca, writing=True) as place:
+    secured = shared.encryption(tls, ca, client_cert, client_key)
+    with _opened(ctx, name, data_dir, store, address, token, secured, writing=True) as place:
         if condition and not yes:
             if isinstance(place, _Remote):
                 matching = place.client.count(name, filter=condition)
@@ -194,14 +204,13 @@ def _opened(
     store: str | None,
     address: str | None,
     token: str | None,
-    tls: bool,
-    ca: Path | None,
+    tls: "TlsLike",
     *,
     writing: bool = False,
 ) -> "Iterator[_Remote | KeptCollection]":
     kept, address = shared.place(ctx, data_dir, address, store)
     if kept is None:
-        with shared.connect(address or "", token, tls, ca, timeout=60.0) as client:
+        with shared.connect(address or "", token, tls, timeout=60.0) as client:
             yield _Remote(client)
         return
     with shared.collections(kept, read_only=not writing) as collections:

@@ -11,6 +11,7 @@ from encoder.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from index.interface import Collections
     from index.report_table import ReportTable
+    from kindred.channel import TlsLike
     from kindred.client import Client
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -25,6 +26,13 @@ Token = Annotated[
 TlsFlag = Annotated[bool, typer.Option("--tls", help="Encrypt, trusting the system's certificates.")]
 CaFile = Annotated[
     Path | None, typer.Option("--ca", metavar="FILE", help="Encrypt, trusting these certificates (PEM).")
+]
+ClientCert = Annotated[
+    Path | None,
+    typer.Option("--client-cert", metavar="FILE", help="Encrypt, and show the server this certificate (PEM)."),
+]
+ClientKey = Annotated[
+    Path | None, typer.Option("--client-key", metavar="FILE", help="The private key of --client-cert (PEM).")
 ]
 Timeout = Annotated[
     float, typer.Option("--timeout", metavar="SECONDS", help="Longest time for one message.", min=0.001)
@@ -49,13 +57,26 @@ Filter = Annotated[
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="Where the model runs.")]
 
 
-def connect(
-    address: str, token: str | None, tls: bool, ca: Path | None, timeout: float, in_flight: int = 4
-) -> "Client":
+def encryption(tls: bool, ca: Path | None, client_cert: Path | None, client_key: Path | None) -> "TlsLike":
+    """Return what the four options about encryption mean; any of them asks for it.
+
+    Raises:
+        InvalidArgumentError: one of the client's certificate and its key is given without the other.
+    """
+    if client_cert is None and client_key is None:
+        return ca or tls
+    if client_cert is None or client_key is None:
+        raise InvalidArgumentError("--client-cert and --client-key go together")
+    from kindred.channel import Tls
+
+    return Tls(ca, client_cert, client_key)
+
+
+def connect(address: str, token: str | None, tls: "TlsLike", timeout: float, in_flight: int = 4) -> "Client":
     """Return a client for the options that all commands with a server have."""
     from kindred.client import Client
 
-    return Client(address, token=token, tls=ca or tls, timeout=timeout, in_flight=in_flight)
+    return Client(address, token=token, tls=tls, timeout=timeout, in_flight=in_flight)
 
 
 def report_table(path: Path) -> "ReportTable":

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,10 +72,17 @@ def running_server(model: Path, data_dir: Path, *options: str) -> Iterator[Serve
         process.stderr.close()
 
 
-def run(*arguments: str, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run `kindred ARGUMENTS` to its end, whatever its exit status, and return what it said."""
+def run(
+    *arguments: str, cwd: Path | None = None, timeout: float = 300, settings: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `kindred ARGUMENTS`, with settings in its environment, to its end, whatever its exit status."""
     return subprocess.run(
-        [*KINDRED, *arguments], capture_output=True, text=True, cwd=cwd, timeout=timeout, env=quiet_environment()
+        [*KINDRED, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=timeout,
+        env=quiet_environment() | dict(settings or {}),
     )
 
 
