@@ -41,7 +41,7 @@ WHITE: Colour = (255, 255, 255)
 
 # Pillow runs these codecs in Python, holding the interpreter's lock.
 _PYTHON_CODECS = frozenset({"bmp_rle", "ppm", "ppm_plain"})
-_MAX_PYTHON_PIXELS = 2_000_000
+_MAX_PYTHON_VALUES = 1_000_000
 # A scan of a progressive JPEG takes a few bytes and a pass over the whole image.
 _MAX_SCANNED_PIXELS = 4_000_000_000
 _FREE_SCANS = 64
@@ -226,8 +226,8 @@ def _check_header(image: Image.Image, data: bytes, limits: DecodeLimits) -> None
         if isinstance(width, int) and isinstance(height, int):
             _check_pixels((width, height), limits)
     codecs = {tile[0] for tile in tiles}
-    if codecs & _PYTHON_CODECS and pixels > _MAX_PYTHON_PIXELS:
-        raise ImageError(f"{image.format} image of this kind is over {_MAX_PYTHON_PIXELS:,} pixels; send it as PNG")
+    if codecs & _PYTHON_CODECS and pixels * len(image.getbands()) > _MAX_PYTHON_VALUES:
+        raise ImageError(f"{image.format} image of this kind has over {_MAX_PYTHON_VALUES:,} values; send it as PNG")
     if "jpeg" in codecs and (image.info.get("progressive") or image.info.get("progression")):
         # Bytes that only look like the marker are let pass: up to _FREE_SCANS, and more in a small image.
         scans = data.count(_START_OF_SCAN)
