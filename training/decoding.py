@@ -4,9 +4,9 @@ import logging
 import os
 import sys
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -20,6 +20,10 @@ from training.cache import Arrangement, Decoded
 from training.progress import progress
 
 logger = logging.getLogger("kindred.training")
+
+GROUP_IMAGES = 32
+GROUP_BYTES = 2**16
+"""A thread is handed as many files at a time as these allow: handing over one costs as much as decoding a small one."""
 
 
 def decode_source(source: Source, name: str, preprocess: Preprocess, limit: int, skip: int = 0) -> Iterator[Decoded]:
@@ -36,20 +40,19 @@ def decode_source(source: Source, name: str, preprocess: Preprocess, limit: int,
         InvalidArgumentError: the source is damaged, so that nobody knows what else it holds, or holds vectors.
     """
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    waiting: deque[Future[Decoded]] = deque()
+    waiting: deque[Future[list[Decoded]]] = deque()
     total = source.count() if sys.stderr.isatty() and not limit else None
     with ThreadPoolExecutor(workers) as pool, progress(f"reading {name}", total) as advance:
-        for place, record in enumerate(_limited(source, limit)):
-            if place < skip:
-                advance(1)
-                continue
-            waiting.append(pool.submit(_decode, record, preprocess))
+        records = iter(_limited(source, limit))
+        advance(sum(1 for _ in islice(records, skip)))
+        for group in _groups(records):
+            waiting.append(pool.submit(_decode_all, group, preprocess))
             if len(waiting) >= 4 * workers:
-                yield waiting.popleft().result()
-                advance(1)
+                yield from (done := waiting.popleft().result())
+                advance(len(done))
         while waiting:
-            yield waiting.popleft().result()
-            advance(1)
+            yield from (done := waiting.popleft().result())
+            advance(len(done))
 
 
 def arrange(rows: Sequence[Decoded], path: str) -> Arrangement:
@@ -84,6 +87,24 @@ def arrange(rows: Sequence[Decoded], path: str) -> Arrangement:
         class_names=names,
         failed=tuple(failed),
     )
+
+
+def _groups(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Put records together, in their order, until a group is large enough for a thread."""
+    group: list[Record] = []
+    size = 0
+    for record in records:
+        group.append(record)
+        size += len(record.data) if isinstance(record.data, bytes) else 0
+        if len(group) >= GROUP_IMAGES or size >= GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _decode_all(group: Sequence[Record], preprocess: Preprocess) -> list[Decoded]:
+    return [_decode(record, preprocess) for record in group]
 
 
 def _decode(record: Record, preprocess: Preprocess) -> Decoded:

@@ -58,7 +58,8 @@ def train_command(
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
     num_views: Annotated[int | None, typer.Option(help="Views of each image.")] = None,
     views: Annotated[
-        str | None, typer.Option(help="How views are drawn: supcon, simclr, photos, strokes, characters or cutout.")
+        str | None,
+        typer.Option(help="How views are drawn: supcon, simclr, mild, photos, strokes, characters or cutout."),
     ] = None,
     show_views: Annotated[
         Path | None,

@@ -95,6 +95,18 @@ PRESETS = {
         hue=0.1,
         gray=0.2,
     ),
+    "mild": Preset(
+        about="small natural images with labels, in long trainings: nearer to the image than supcon, half with a hole",
+        crop_scale=(0.4, 1.0),
+        flip=0.5,
+        jitter=0.8,
+        brightness=0.3,
+        contrast=0.3,
+        saturation=0.3,
+        hue=0.03,
+        gray=0.05,
+        cutout=0.5,
+    ),
     "photos": Preset(
         about="photos of things whose colour matters: milder colour changes, some blur",
         crop_scale=(0.25, 1.0),

@@ -24,9 +24,14 @@ def test_the_small_form_measures_every_piece_and_measures_none_twice(
     gpu_train.main([*small, "--piece", "tiled"])
     first = last_line(capsys)["figures"]
     assert first["left"] == ["speed", "supcon", "cross-entropy", "rotation"]
-    gpu_train.main(small)
+    gpu_train.main([*small, "--unscored"])
+    trained = last_line(capsys)["figures"]
+    assert trained["left"] == []
+    assert trained["unscored"] == list(gpu_train.LEARNED)
+    assert trained["cross-entropy"]["epochs"] == trained["supcon"]["epochs"]
+    gpu_train.main([*small, "--score"])
     whole = last_line(capsys)["figures"]
-    assert whole["left"] == []
+    assert whole["unscored"] == []
     assert whole["tiled"] == first["tiled"]
     assert whole["speed"]["images_per_second"] > 0
     for method in gpu_train.LEARNED:
