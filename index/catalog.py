@@ -14,6 +14,7 @@ from typing import Self
 from encoder.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
 from index import approximate, schema, snapshots, validate
 from index.collection import LocalCollection
+from index.device import open_device
 from index.schema import read_identity, read_state, translated
 from index.segments import FOLDER
 from index.snapshots import SnapshotInfo
@@ -32,9 +33,13 @@ class Catalog:
     Args:
         data_dir: the data folder; made when it does not exist, unless `read_only`.
         read_only: open collections for reading only, make and drop none.
+        device: `auto`, `cpu` or `cuda`: where sealed rows are searched, see `index.device.open_device`.
+
+    Raises:
+        FailedPreconditionError: the folder cannot be made, or there is no such device.
     """
 
-    def __init__(self, data_dir: Path, *, read_only: bool = False) -> None:
+    def __init__(self, data_dir: Path, *, read_only: bool = False, device: str = "cpu") -> None:
         self._folder = data_dir / _FOLDER
         self._snapshots = data_dir / snapshots.SNAPSHOTS
         self._read_only = read_only
@@ -47,6 +52,7 @@ class Catalog:
                 raise FailedPreconditionError(
                     f"the data folder cannot be made ({error.strerror}): choose another one"
                 ) from None
+        self._device = open_device(device)
 
     def create(self, name: str, *, space: str, dim: int, index_kind: str = "auto") -> LocalCollection:
         """Make an empty collection and open it.
@@ -85,7 +91,7 @@ class Catalog:
         with self._lock:
             known = self._open.get(name)
             if known is None or known.closed:
-                known = LocalCollection(self._folder / name, name, read_only=self._read_only)
+                known = LocalCollection(self._folder / name, name, read_only=self._read_only, device=self._device)
                 self._open[name] = known
             return known
 
@@ -230,6 +236,8 @@ class Catalog:
             self._open.clear()
         for collection in collections:
             collection.close()
+        if self._device is not None:
+            self._device.close()
 
     def __enter__(self) -> Self:
         return self

@@ -15,6 +15,7 @@ from encoder.errors import InvalidArgumentError
 from index import duplicates, evaluation, reads, updates, validate, writes
 from index.classify import ClassSums, by_prototypes, by_votes, class_sums, slots_of_hash
 from index.columns import Mask, Slots, Snapshot
+from index.device import DeviceThread
 from index.fields import Fields
 from index.filter_sql import matching_rows
 from index.filters import Condition, check
@@ -56,6 +57,7 @@ class LocalCollection:
         folder: the collection's folder.
         name: its name.
         read_only: write nothing and take no lock; commits of the process that writes become visible.
+        device: what searches in the processor's place; None for nothing.
 
     Raises:
         NotFoundError: there is no such collection.
@@ -63,8 +65,8 @@ class LocalCollection:
         DataLossError: it is damaged.
     """
 
-    def __init__(self, folder: Path, name: str, *, read_only: bool = False) -> None:
-        self._store = Store(folder, name, read_only=read_only)
+    def __init__(self, folder: Path, name: str, *, read_only: bool = False, device: DeviceThread | None = None) -> None:
+        self._store = Store(folder, name, read_only=read_only, device=device)
         self._fields = Fields(name)
         self._classes: tuple[int, ClassSums] | None = None
 
@@ -91,7 +93,8 @@ class LocalCollection:
     def info(self) -> CollectionInfo:
         """Return the collection's state."""
         state = self._store.state
-        index = self._store.snapshot().approximate
+        snapshot = self._store.snapshot()
+        index, resident = snapshot.approximate, snapshot.resident
         return CollectionInfo(
             name=self.name,
             space=self.space,
@@ -103,6 +106,7 @@ class LocalCollection:
             disk_bytes=self._store.disk_bytes,
             created_at=self._store.identity.created_at,
             recall=index.description.recall if index is not None else None,
+            index_device="cpu" if resident is None or resident.failed else "cuda",
         )
 
     def check_space(self, space: str) -> None:

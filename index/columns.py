@@ -18,6 +18,7 @@ from index.types import Vector
 if TYPE_CHECKING:
     from index.approximate import Approximate
     from index.combine import Combiner
+    from index.resident import Resident
 
 ALIVE = np.iinfo(np.int64).max
 UNLABELLED = -1
@@ -48,6 +49,7 @@ class Snapshot:
         labelled: how many of those have a label.
         combiner: lets single searches of all threads come together; None when they do not.
         approximate: what proposes neighbours among the first slots; None when every slot is looked at.
+        resident: the first slots on a device that looks at every one of them; None when the processor does.
     """
 
     vectors: Vector
@@ -63,6 +65,7 @@ class Snapshot:
     live: int
     labelled: int
     approximate: "Approximate | None" = None
+    resident: "Resident | None" = None
     combiner: "Combiner[Any, Any] | None" = None
 
     def __len__(self) -> int:
@@ -132,6 +135,7 @@ class Snapshot:
             live=int(np.count_nonzero(alive)),
             labelled=int(np.count_nonzero(alive & (self.labels[:end] != UNLABELLED))),
             approximate=self.approximate,
+            resident=self.resident,
             combiner=self.combiner,
         )
 
@@ -156,6 +160,7 @@ class Columns:
         self._label_names: list[str] = list(label_names)
         self._label_codes = {name: code for code, name in enumerate(self._label_names)}
         self.approximate: Approximate | None = None
+        self.resident: Resident | None = None
         self.combiner: Combiner[Any, Any] | None = None
 
     @classmethod
@@ -260,6 +265,7 @@ class Columns:
             live=size - self._dead,
             labelled=self._labelled,
             approximate=self.approximate,
+            resident=self.resident,
             combiner=self.combiner,
         )
 

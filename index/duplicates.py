@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.columns import Slots, Snapshot
-from index.flat import each_block
-from index.search import rounding, similarities
+from index.flat import each_block, rounding
+from index.search import similarities
 
 _ROWS_AT_ONCE = 256
 _BLOCK_ROWS = 1024

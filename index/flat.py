@@ -75,6 +75,11 @@ def top_k(queries: Vector, vectors: Vector, k: int) -> tuple[Products, Rows]:
     return products, rows
 
 
+def rounding(dim: int) -> float:
+    """Return how far a float32 inner product of unit vectors may be off, generously."""
+    return 4.0 * float(np.sqrt(dim)) * 2.0**-24
+
+
 def threads_for(queries: int, components: int) -> int:
     """Return among how many threads so many queries over so many components are worth sharing out."""
     return int(max(1, min(THREADS, max(components / _READ_A_THREAD, queries * components / _WORK_A_THREAD))))

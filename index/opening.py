@@ -6,12 +6,13 @@ from index.catalog import Catalog
 from index.interface import Collections
 
 
-def open_collections(place: Path | str, *, read_only: bool = False) -> Collections:
+def open_collections(place: Path | str, *, read_only: bool = False, device: str = "cpu") -> Collections:
     """Return the collections of a place.
 
     Args:
         place: a data folder, or the address of a store as `--store` takes it.
         read_only: make, change and drop nothing.
+        device: `auto`, `cpu` or `cuda`: where a data folder's collections are searched; a store minds that itself.
 
     Raises:
         InvalidArgumentError: the address names no store.
@@ -19,7 +20,7 @@ def open_collections(place: Path | str, *, read_only: bool = False) -> Collectio
         FailedPreconditionError: what it takes to speak to the store is not installed.
     """
     if isinstance(place, Path):
-        return Catalog(place, read_only=read_only)
+        return Catalog(place, read_only=read_only, device=device)
     from index.milvus.catalog import MilvusCatalog
     from index.milvus.connection import parse_store
 

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.columns import Mask, Slots, Snapshot
-from index.flat import each_block
-from index.search import Found, ranked, rounding, similarities
+from index.flat import each_block, rounding
+from index.search import Found, ranked, similarities
 from index.types import Vector
 
 _BLOCK_ROWS = 1024

@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 
 from index.approximate import Approximate
 from index.columns import Mask, Slots, Snapshot
-from index.flat import top_k
+from index.flat import rounding, shared_out, threads_for, top_k
+from index.resident import Resident
 from index.types import SearchOptions, Vector
 
 _MARGIN = 8
 # Below this share of matching slots it is cheaper to gather them than to propose enough.
 _GATHER_BELOW = 0.5
+# … and the same where proposing is done by a device, which is quicker at it than the processor at gathering.
+_GATHER_BELOW_ON_DEVICE = 0.02
 _BLOCK = 32_768
 # Fewer matching slots than this, or more neighbours, are not worth an approximate answer.
 _APPROXIMATE_FROM = 20_000
@@ -98,17 +101,86 @@ def nearest(snapshot: Snapshot, queries: Vector, k: int, mask: Mask | None = Non
         return [Found(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
     if snapshot.approximate is not None and k <= _APPROXIMATE_TO and matching >= _APPROXIMATE_FROM:
         return _by_approximation(snapshot, snapshot.approximate, queries, k, mask)
+    if snapshot.resident is not None and snapshot.resident.rows <= len(snapshot) and not snapshot.resident.failed:
+        answers = _by_device(snapshot, snapshot.resident, queries, k, mask, matching)
+        if answers is not None:
+            return _completed(snapshot, queries, k, mask, answers)
     if matching < _GATHER_BELOW * len(snapshot):
         return _by_scoring(snapshot, queries, k, np.flatnonzero(snapshot.alive() if mask is None else mask))
-    spare = _MARGIN if matching < len(snapshot) else 0
-    proposed = min(len(snapshot), int(np.ceil((k + _MARGIN) * len(snapshot) / matching)) + spare)
+    proposed = _enough(snapshot, k, matching)
     step = max(1, _RESCORED_AT_ONCE // (proposed * queries.shape[1]))
     products, slots = top_k(queries, snapshot.vectors, proposed)
-    answers: list[Found | None] = []
+    answers = []
     for begin in range(0, len(queries), step):
         part = slice(begin, begin + step)
         answers += _by_candidates(snapshot, queries[part], k, mask, products[part], slots[part])
     return _completed(snapshot, queries, k, mask, answers)
+
+
+def _enough(snapshot: Snapshot, k: int, matching: int) -> int:
+    """Return how many slots to propose so that k of them most likely match, and some more."""
+    spare = _MARGIN if matching < len(snapshot) else 0
+    return min(len(snapshot), int(np.ceil((k + _MARGIN) * len(snapshot) / matching)) + spare)
+
+
+def _by_device(
+    snapshot: Snapshot, resident: Resident, queries: Vector, k: int, mask: Mask | None, matching: int
+) -> list[Found | None] | None:
+    """Rank what a device proposes, which knows neither filters nor dead slots: as often as it takes, more of them.
+
+    Returns:
+        One answer per query, None for those that are not proven; None for all when the device is of no use here.
+    """
+    proposed = _enough(snapshot, k, matching)
+    most = min(resident.most, len(snapshot))
+    if proposed > most or matching < _GATHER_BELOW_ON_DEVICE * len(snapshot):
+        return None
+    answers: list[Found | None] = [None] * len(queries)
+    missing, considered = np.arange(len(queries)), k + _MARGIN
+    while len(missing):
+        found = resident.top_k(queries[missing], snapshot.vectors, proposed)
+        if found is None:
+            return None
+        ranks = _by_proposals(snapshot, queries[missing], k, mask, *found, considered)
+        for place, answer in zip(missing.tolist(), ranks, strict=True):
+            answers[place] = answer
+        missing = np.array([place for place in missing if answers[place] is None], np.int64)
+        if proposed == most:
+            break
+        proposed, considered = min(4 * proposed, most), 4 * considered
+    return answers
+
+
+def _by_proposals(
+    snapshot: Snapshot,
+    queries: Vector,
+    k: int,
+    mask: Mask | None,
+    products: NDArray[np.float32],
+    slots: Slots,
+    considered: int,
+) -> list[Found | None]:
+    """Rank the first proposals of each query that match; None where they do not prove to hold the k nearest."""
+    matches = snapshot.died[slots] > snapshot.sequence if mask is None else mask[slots]
+    # What was not proposed, or is not considered, is at most as similar as the last one that was, but for rounding.
+    bounds = np.full(len(queries), -np.inf) if slots.shape[1] == len(snapshot) else products[:, -1]
+    if considered < slots.shape[1]:
+        first = np.argsort(~matches, axis=1, kind="stable")[:, :considered]
+        more = np.count_nonzero(matches, axis=1) > considered
+        bounds = np.where(more, np.take_along_axis(products, first[:, -1:], axis=1)[:, 0], bounds)
+        slots, matches = np.take_along_axis(slots, first, axis=1), np.take_along_axis(matches, first, axis=1)
+    exact = np.empty(slots.shape, np.float32)
+    step = max(1, _RESCORED_AT_ONCE // (slots.shape[1] * queries.shape[1]))
+
+    def score(begin: int, end: int) -> None:
+        for start in range(begin, end, step):
+            part = slice(start, min(start + step, end))
+            exact[part] = similarities(queries[part], snapshot.vectors[slots[part]])
+
+    shared_out(score, len(queries), threads_for(1, slots.size * queries.shape[1]))
+    exact[~matches] = -np.inf
+    bounds = bounds + rounding(queries.shape[1])
+    return _settled(snapshot, slots, exact, k, np.count_nonzero(exact > bounds[:, None], axis=1) >= k)
 
 
 def _completed(
@@ -231,8 +303,3 @@ def ranked(snapshot: Snapshot, slots: Slots, exact: NDArray[np.float32], k: int)
     near = np.flatnonzero(exact >= bound)
     ranked = sorted(near.tolist(), key=lambda place: (-exact[place], snapshot.key_utf8(int(slots[place]))))[:k]
     return Found(slots[ranked], exact[ranked])
-
-
-def rounding(dim: int) -> float:
-    """Return how far a float32 inner product of unit vectors may be off, generously."""
-    return 4.0 * float(np.sqrt(dim)) * 2.0**-24

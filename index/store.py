@@ -21,8 +21,10 @@ from index.approximate import Approximate
 from index.columns import Columns, Snapshot
 from index.combine import Combiner
 from index.commits import Committer
+from index.device import DeviceThread
 from index.flat import THREADS
 from index.loading import load, load_sealed, load_since
+from index.resident import Resident
 from index.schema import State, read_identity, read_state, translated
 from index.search import Found, nearest_of_all
 from index.segments import Manifest, Segments
@@ -50,6 +52,7 @@ class Store:
         folder: the collection's folder.
         name: the collection's name, for messages.
         read_only: take no lock and write nothing; what another process commits becomes visible.
+        device: what searches the sealed rows in the processor's place; None for nothing.
 
     Raises:
         NotFoundError: there is no such collection.
@@ -57,8 +60,9 @@ class Store:
         DataLossError: it is damaged; the message names the collection, and the item where it is one.
     """
 
-    def __init__(self, folder: Path, name: str, *, read_only: bool) -> None:
+    def __init__(self, folder: Path, name: str, *, read_only: bool, device: DeviceThread | None = None) -> None:
         self.name = name
+        self.device = device
         self.read_only = read_only
         self._path = folder / DATABASE
         if not folder.is_dir():
@@ -246,6 +250,13 @@ class Store:
         with self._published:
             if lineage == self._lineage:
                 self._columns.approximate = approximate
+                self._show(self._state)
+
+    def use_resident(self, resident: Resident | None, lineage: int) -> None:
+        """Let searches look on a device from now on, unless the slots have been laid out anew since it took them."""
+        with self._published:
+            if lineage == self._lineage:
+                self._columns.resident = resident
                 self._show(self._state)
 
     def replace_columns(self, fresh: Columns, since: int, lineage: int) -> bool:

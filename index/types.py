@@ -159,6 +159,7 @@ class CollectionInfo:
         disk_bytes: bytes that it takes on disk.
         created_at: when it was made, seconds since the epoch.
         recall: measured recall@10 of the index on the collection's own vectors; None when not measured.
+        index_device: where its sealed rows are searched, `cpu` or `cuda`; empty when that is not known.
     """
 
     name: str
@@ -171,6 +172,7 @@ class CollectionInfo:
     disk_bytes: int
     created_at: float
     recall: float | None = None
+    index_device: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from encoder.errors import KindredError
 from index.approximate import Description, build, describe, kind_for, load, save
 from index.columns import Columns
+from index.resident import RESIDENT_FROM, extended
 from index.segments import Manifest, StoppedError
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Upkeep:
         self._unchecked: Manifest | None = store.sealed
         self._full_at = -1
         self._refused: Description | None = None
+        # Lineage of the slots that a device did not take, or not all of them.
+        self._too_large: int | None = None
         self._working = threading.RLock()
         if self._unchecked is not None:
             self._start()
@@ -105,6 +108,7 @@ class Upkeep:
                 if self._is_due(sequence) or (idle and self._is_stale(sequence, SEAL_WHEN_IDLE_FROM)):
                     self._attempt(self._seal, self._stop.is_set)
             self._attempt(self._keep_index, self._stop.is_set)
+            self._attempt(self._keep_resident, self._stop.is_set)
             if self._unchecked is not None and time.monotonic() - opened >= _SCRUB_AFTER_SECONDS:
                 self._attempt(self._scrub, self._paced())
 
@@ -142,13 +146,14 @@ class Upkeep:
         """Build the index that the collection should have now."""
         with self._working:
             self._seal(lambda: False)
+            self._keep_resident(lambda: False)
             self._keep_index(lambda: False, 1.0)
 
     def _keep_index(self, stop: Callable[[], bool], outgrown: float = _OUTGROWN) -> None:
         """Load the approximate index, or build it when there is none, or one of far fewer rows."""
         with self._working:
             snapshot, sealed, lineage = self._store.current()
-            kind = kind_for(self._store.identity.index_kind, sealed.rows if sealed else 0)
+            kind = self._kind(sealed.rows if sealed else 0, lineage)
             if sealed is None or kind == "flat":
                 return
             known = snapshot.approximate
@@ -169,6 +174,31 @@ class Upkeep:
                 self._store.use_index(
                     save(folder, build(kind, sealed.generation, snapshot, sealed.rows, stop)), lineage
                 )
+
+    def _kind(self, rows: int, lineage: int) -> str:
+        """Return the kind of index for so many rows: a device looks at all of them, so that none is needed."""
+        wanted = self._store.identity.index_kind
+        on_device = self._store.device is not None and self._too_large != lineage
+        return "flat" if wanted == "auto" and on_device else kind_for(wanted, rows)
+
+    def _keep_resident(self, stop: Callable[[], bool]) -> None:
+        """Let the device have what is sealed, when it is to be looked at row by row."""
+        with self._working:
+            device = self._store.device
+            snapshot, sealed, lineage = self._store.current()
+            if device is None or sealed is None or sealed.rows < RESIDENT_FROM or self._too_large == lineage:
+                return
+            known, rows = snapshot.resident, sealed.rows
+            if known is not None and known.failed:
+                self._too_large = lineage
+                self._store.use_resident(None, lineage)
+            elif self._kind(rows, lineage) == "flat" and (known is None or known.rows < rows) and not stop():
+                fresh = extended(device, known, snapshot.vectors[:rows], self._store.name)
+                if fresh is None or fresh.rows < rows:
+                    self._too_large = lineage
+                # Of what an index would be built for, a part does not help.
+                if fresh is not None and (fresh.rows == rows or self._store.identity.index_kind == "flat"):
+                    self._store.use_resident(fresh, lineage)
 
     def _scrub(self, stop: Callable[[], bool]) -> None:
         """Check what was found sealed; when it is damaged, go on with what the database says."""

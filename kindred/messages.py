@@ -239,6 +239,7 @@ def collection_from(message: collections_pb2.Collection) -> CollectionInfo:
         disk_bytes=message.disk_bytes,
         created_at=message.created_at.seconds + message.created_at.nanos / 1e9,
         recall=message.recall if message.HasField("recall") else None,
+        index_device=message.index_device,
     )
 
 

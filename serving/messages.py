@@ -96,6 +96,7 @@ def write_collection(info: CollectionInfo) -> collections_pb2.Collection:
         created_at=created,
         recall=info.recall,
         labelled=info.labelled,
+        index_device=info.index_device,
     )
 
 

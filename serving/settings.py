@@ -71,7 +71,8 @@ class Settings:
         store: address of the store of the collections, see `index.milvus.connection.parse_store`; None for none.
         read_only: serve the collections without ever writing.
         allow_insecure: listen beyond loopback although there is neither TLS nor a token.
-        device: `auto`, `cpu` or `cuda`.
+        device: of the encoders: `auto`, `cpu` or `cuda`.
+        index_device: of collections in a data folder, likewise.
         limits: ceilings.
         decode_workers: threads per model that decode images; 0 means one per core.
         encoder_sessions: inferences at one time, per model; 0 takes what `kindred tune` measured, else fills the cores.
@@ -103,6 +104,7 @@ class Settings:
     read_only: bool = False
     allow_insecure: bool = False
     device: str = "auto"
+    index_device: str = "auto"
     limits: Limits = field(default_factory=Limits)
     decode_workers: int = 0
     encoder_sessions: int = 0
@@ -137,8 +139,9 @@ class Settings:
                 raise InvalidArgumentError(f"{name[:64]!r} is no model name: letters, digits, . _ -", field="models")
         if len(set(names)) != len(names):
             raise InvalidArgumentError("two models have the same name", field="models")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise InvalidArgumentError("device must be auto, cpu or cuda", field="device")
+        for name in ("device", "index_device"):
+            if getattr(self, name) not in ("auto", "cpu", "cuda"):
+                raise InvalidArgumentError(f"{name} must be auto, cpu or cuda", field=name)
         for name in (
             "decode_workers",
             "encoder_sessions",

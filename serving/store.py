@@ -151,7 +151,11 @@ class Store:
         self._settings = settings
         self._metrics = metrics
         place = settings.data_dir or settings.store
-        self._catalog = None if place is None else open_collections(place, read_only=settings.read_only)
+        self._catalog = (
+            None
+            if place is None
+            else open_collections(place, read_only=settings.read_only, device=settings.index_device)
+        )
         self._open: dict[str, OpenCollection] = {}
         self._changing = asyncio.Lock()
         workers = settings.search_workers or max(4, cores())

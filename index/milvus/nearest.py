@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoder.errors import FailedPreconditionError
+from index.flat import rounding
 from index.milvus.connection import Connection
 from index.milvus.rows import MOST
-from index.search import rounding, similarities
+from index.search import similarities
 from index.types import Vector
 
 _MARGIN = 8

@@ -102,7 +102,7 @@ def show_collection(
         ["components", str(info.dim)],
         ["items", f"{info.count:,}"],
         ["labelled", f"{info.labelled:,}"],
-        ["index", info.index_kind],
+        ["index", info.index_kind + (" on the GPU" if info.index_device == "cuda" else "")],
         ["recall", "not measured" if info.recall is None else f"{info.recall:.4f}"],
         ["on disk", f"{info.disk_bytes / 2**20:,.1f} MiB"],
         ["last write", f"number {info.sequence:,}"],

@@ -31,6 +31,10 @@ def serve(
         bool, typer.Option("--allow-insecure", help="Let other machines connect, without encryption or a token.")
     ] = False,
     device: shared.Device = "auto",
+    index_device: Annotated[
+        str,
+        typer.Option("--index-device", metavar="auto|cpu|cuda", help="Where collections are searched, row by row."),
+    ] = "auto",
     decode_workers: Annotated[
         int, typer.Option("--decode-workers", help="Threads that decode images; 0 is one per core.", min=0)
     ] = 0,
@@ -115,6 +119,7 @@ def serve(
         read_only=read_only,
         allow_insecure=allow_insecure,
         device=device,
+        index_device=index_device,
         limits=limits,
         decode_workers=decode_workers,
         encoder_sessions=encoder_sessions,

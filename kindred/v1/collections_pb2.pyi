@@ -37,6 +37,7 @@ class Collection(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     RECALL_FIELD_NUMBER: _builtins.int
     LABELLED_FIELD_NUMBER: _builtins.int
+    INDEX_DEVICE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name: 1 to 64 of a–z, 0–9, `_` and `-`, beginning with a letter or digit."""
     space: _builtins.str
@@ -55,6 +56,8 @@ class Collection(_message.Message):
     """Measured recall@10 of the index on the collection's own vectors, 0 to 1; absent when not measured."""
     labelled: _builtins.int
     """Number of items that have a label."""
+    index_device: _builtins.str
+    """Where its sealed items are searched: `cpu`, or `cuda` for a GPU; empty when the server does not say."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
@@ -72,10 +75,11 @@ class Collection(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         recall: _builtins.float | None = ...,
         labelled: _builtins.int = ...,
+        index_device: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "created_at", b"created_at", "recall", b"recall"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "count", b"count", "created_at", b"created_at", "dim", b"dim", "disk_bytes", b"disk_bytes", "index_kind", b"index_kind", "labelled", b"labelled", "name", b"name", "recall", b"recall", "sequence", b"sequence", "space", b"space"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "count", b"count", "created_at", b"created_at", "dim", b"dim", "disk_bytes", b"disk_bytes", "index_device", b"index_device", "index_kind", b"index_kind", "labelled", b"labelled", "name", b"name", "recall", b"recall", "sequence", b"sequence", "space", b"space"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__recall: _TypeAlias = _typing.Literal["recall"]  # noqa: Y015
     _WhichOneofArgType__recall: _TypeAlias = _typing.Literal["_recall", b"_recall"]  # noqa: Y015

@@ -20,6 +20,7 @@ from index.milvus.expressions import expression
 from index.opening import open_collections
 from index.types import Item, SearchOptions
 from tests.index.conformance import DIM, SPACE, Place, Promises, shop
+from tests.index.limited import install, seal_at_once
 from tests.index.reference import assert_agree, nearest
 
 ONE = np.ones(DIM, np.float32)
@@ -46,6 +47,19 @@ class TestLocal(Promises):
         assert isinstance(place.collections, Catalog)
         yield place
         place.collections.close()
+
+
+class TestDevice(Promises):
+    """The local store, most rows of it on a device."""
+
+    @pytest.fixture
+    def place(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+        opened = install(monkeypatch)
+        seal_at_once(monkeypatch)
+        place = Place(lambda read_only: open_collections(tmp_path, read_only=read_only, device="cuda"))
+        yield place
+        place.collections.close()
+        assert not any(device.strangers for device in opened)
 
 
 class TestMilvus(Promises):

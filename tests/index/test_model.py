@@ -24,6 +24,7 @@ from index.collection import LocalCollection
 from index.filter_text import parse
 from index.filters import matches
 from index.types import Item, ItemUpdate, Outcome, SearchOptions, StoredItem
+from tests.index.limited import install, seal_at_once
 from tests.index.reference import assert_agree, nearest, unit
 
 DIM = 3
@@ -49,10 +50,12 @@ ITEMS = st.lists(
 class _CollectionMachine(RuleBasedStateMachine):
     """Drives a collection and a dictionary side by side."""
 
+    device = "cpu"
+
     @initialize()
     def make(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        self.catalog = Catalog(Path(self.folder.name))
+        self.catalog = Catalog(Path(self.folder.name), device=self.device)
         self.catalog.create("model", space="ks1-test", dim=DIM)
         self.items: dict[str, Item] = {}
         self.sequence = 0
@@ -126,7 +129,7 @@ class _CollectionMachine(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.catalog.close()
-        self.catalog = Catalog(Path(self.folder.name))
+        self.catalog = Catalog(Path(self.folder.name), device=self.device)
 
     @rule(queries=st.lists(VECTORS, min_size=1, max_size=7), k=st.integers(1, 20), left_out=st.frozensets(KEYS))
     def search(self, queries: list[tuple[int, ...]], k: int, left_out: frozenset[str]) -> None:
@@ -182,10 +185,29 @@ class _CollectionMachine(RuleBasedStateMachine):
             self.folder.cleanup()
 
 
+class _DeviceMachine(_CollectionMachine):
+    """The same, most rows on a device."""
+
+    device = "cuda"
+
+
 @pytest.mark.parametrize("compact_from", [1, 1024], ids=["compacting", "not compacting"])
 def test_any_history_answers_like_a_dictionary(monkeypatch: pytest.MonkeyPatch, compact_from: int) -> None:
     monkeypatch.setattr(store, "COMPACT_FROM", compact_from)
+    _run(_CollectionMachine)
+
+
+def test_any_history_answers_like_a_dictionary_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "COMPACT_FROM", 8)
+    opened = install(monkeypatch)
+    seal_at_once(monkeypatch)
+    _run(_DeviceMachine)
+    assert sum(len(device.asked) for device in opened) > 10
+    assert not any(device.strangers for device in opened)
+
+
+def _run(machine: type[_CollectionMachine]) -> None:
     chosen = settings(
         max_examples=15, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck), database=None
     )
-    run_state_machine_as_test(_CollectionMachine, settings=chosen)
+    run_state_machine_as_test(machine, settings=chosen)

@@ -1,0 +1,54 @@
+"""Vectors in a GPU's memory, and the largest inner products among them, by `faiss-gpu`."""
+
+from typing import Any
+
+import faiss
+import numpy as np
+
+from index.device import Held
+from index.flat import Products, Rows
+from index.types import Vector
+
+# FAISS's own type hints lack much of what is used here.
+_FAISS: Any = faiss
+_MOST = 2048
+
+
+def open_gpu() -> "Gpu":
+    """Return the first GPU.
+
+    Raises:
+        RuntimeError: there is none that FAISS can use.
+    """
+    if not hasattr(_FAISS, "StandardGpuResources"):
+        raise RuntimeError("FAISS was built without GPUs")
+    if not _FAISS.get_num_gpus():
+        raise RuntimeError("FAISS sees no GPU")
+    return Gpu()
+
+
+class Gpu:
+    """The first GPU. See `index.device.Device`."""
+
+    most = _MOST
+
+    def __init__(self) -> None:
+        self._resources = _FAISS.StandardGpuResources()
+
+    def hold(self, vectors: Vector) -> Held:
+        """Copy vectors into the GPU's memory, in float32."""
+        config = _FAISS.GpuIndexFlatConfig()
+        config.device = 0
+        config.useFloat16 = False
+        index = _FAISS.GpuIndexFlatIP(self._resources, vectors.shape[1], config)
+        index.add(vectors)
+        return _Flat(index)
+
+
+class _Flat:
+    def __init__(self, index: Any) -> None:
+        self._index = index
+
+    def top_k(self, queries: Vector, k: int) -> tuple[Products, Rows]:
+        products, rows = self._index.search(queries, k)
+        return products, rows.astype(np.int64, copy=False)
