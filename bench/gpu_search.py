@@ -13,13 +13,15 @@ FAISS's own search of the same rows on the same GPU, without what a collection a
 import argparse
 import contextlib
 import json
+import logging
 import shutil
 import sqlite3
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dims", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--rounds", type=int, default=3, help="figures of each contender")
     options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         device = open_device("cuda")
     except FailedPreconditionError as error:
@@ -64,25 +67,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         device.close()
     begun = time.perf_counter()
     result = Result()
-    for dim in options.dims:
-        with tempfile.TemporaryDirectory(dir=_roomy(3 * options.rows * 4 * dim)) as folder:
-            measure(Path(folder), options.rows, dim, options.rounds, result)
+    with tempfile.TemporaryDirectory(dir=_roomy(3 * options.rows * 4 * sum(options.dims))) as place:
+        folders = [Path(place) / str(dim) for dim in options.dims]
+        with ProcessPoolExecutor(len(folders), get_context("spawn")) as pool:
+            list(pool.map(make, folders, [options.rows] * len(folders), options.dims))
+        note("collections made and sealed", begun)
+        for folder, dim in zip(folders, options.dims, strict=True):
+            measure(folder, options.rows, dim, options.rounds, result)
     result.add("all of it", time.perf_counter() - begun, "s")
     packages = ("faiss-gpu", "faiss-cpu", "numpy", "nvidia-cublas-cu12")
     title = f"gpu_search: {options.rows:,} rows"
     report(title, ("what", "figure"), result.rows, result.targets, result.figures, packages)
 
 
+def make(folder: Path, rows: int, dim: int) -> None:
+    """Make a sealed collection of random unit vectors."""
+    fill(folder, random_units(rows, dim, 0))
+
+
 def measure(folder: Path, rows: int, dim: int, rounds: int, result: Result) -> None:
-    """Compare and time a collection of `rows` random unit vectors.
+    """Compare and time a collection that was made.
 
     Raises:
         AssertionError: the answers differ.
     """
-    start = time.perf_counter()
-    vectors = random_units(rows, dim, 0)
-    fill(folder, vectors)
-    note(f"{rows:,} × {dim} made and sealed", start)
     start = time.perf_counter()
     with Catalog(folder, device="cuda") as writer, Catalog(folder, read_only=True) as reader:
         on_gpu, on_cpu = writer.open(_NAME), reader.open(_NAME)
@@ -95,6 +103,7 @@ def measure(folder: Path, rows: int, dim: int, rounds: int, result: Result) -> N
         start = time.perf_counter()
         compare(on_gpu, on_cpu, queries)
         note("answers compared", start)
+        start = time.perf_counter()
         name, count = f"{rows:,} × {dim}", min(len(queries), max(64, rows // 100))
         for batch in (1, 64, count):
             part = queries[:batch]
@@ -109,6 +118,7 @@ def measure(folder: Path, rows: int, dim: int, rounds: int, result: Result) -> N
             for other in ("CPU", "device alone"):
                 faster = ratio(rates["GPU"], rates[other])
                 result.add(f"{name}, {batch} at a time: GPU over {other}", faster, "×")
+        note("measured", start)
         changed(on_gpu, on_cpu, queries[:64], dim)
         held = on_gpu._store.snapshot().resident
         assert held is not None, "the GPU was given up"
@@ -163,7 +173,7 @@ def answers(found: Sequence[object]) -> list[tuple[str, float, str | None]]:
 
 
 def rate(collection: LocalCollection, queries: Vectors) -> float:
-    """Return queries a second: one call after the other for a moment, at least two."""
+    """Return queries a second: one call after the other for a moment."""
     return _rate(lambda: collection.search(queries, _K), len(queries))
 
 
@@ -178,7 +188,7 @@ def alone(collection: LocalCollection, queries: Vectors) -> float:
 
 def _rate(call: Callable[[], object], queries: int) -> float:
     calls, start = 0, time.perf_counter()
-    while calls < 2 or time.perf_counter() - start < _SECONDS:
+    while not calls or time.perf_counter() - start < _SECONDS:
         call()
         calls += 1
     return calls * queries / (time.perf_counter() - start)

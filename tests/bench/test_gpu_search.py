@@ -43,6 +43,7 @@ def test_a_device_that_forgets_a_neighbour_is_found_out(tmp_path: Path, monkeypa
 
     whole = LimitedVectors.top_k
     monkeypatch.setattr(LimitedVectors, "top_k", forgetful)
+    gpu_search.make(tmp_path, 12_000, 16)
     with pytest.raises(AssertionError, match="differ"):
         gpu_search.measure(tmp_path, 12_000, 16, 1, Result())
     assert opened
