@@ -1,10 +1,13 @@
 """Serving on a GPU beside bare ONNX Runtime on the same GPU: pixels that are decoded already, then photos.
 
+    kindred tune run/model.onnx --device cuda
     python bench/gpu_serve.py --model run/model.onnx
     python bench/gpu_serve.py --model run/model.onnx --device cpu --seconds 0.5      a trial of the script
 
 Without a GPU, and without --device cpu, it says "not measured". Pixels go through the KServe protocol as raw tensors of
-32 images; photos are those of `bench/serve.py`. Bare ONNX Runtime runs batches of 64 from and to the host's memory.
+32 images; photos are those of `bench/serve.py`. Bare ONNX Runtime runs batches of 64 from and to the host's memory, one
+after another, in the arithmetic that is served: float32 without TF32, which would give other embeddings than a CPU's.
+Its rate with TF32 stands beside it.
 """
 
 import argparse
@@ -13,7 +16,9 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -61,27 +66,33 @@ def measure(folder: Path, model: Path, device: str, seconds: float, rounds: int)
     encoder = Encoder.open(model, device=device)  # type: ignore[arg-type]
     side = encoder.metadata.preprocess
     pixels = np.random.default_rng(0).integers(0, 256, (64, side.height, side.width, 3), np.uint8)
-    bare_session = ort.InferenceSession(
-        model, providers=["CUDAExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
-    )
 
-    def bare() -> float:
+    def opened(tf32: str) -> ort.InferenceSession:
+        cuda = [("CUDAExecutionProvider", {"use_tf32": tf32, "cudnn_conv_algo_search": "HEURISTIC"})]
+        return ort.InferenceSession(model, providers=cuda if device == "cuda" else ["CPUExecutionProvider"])
+
+    def bare(session: ort.InferenceSession) -> float:
         start, count = time.perf_counter(), 0
         while count < 2 * len(pixels) or time.perf_counter() - start < seconds:
-            bare_session.run(["embedding"], {"pixels": pixels})
+            session.run(["embedding"], {"pixels": pixels})
             count += len(pixels)
         return count / (time.perf_counter() - start)
 
     raw = folder / "pixels.bin"
     raw.write_bytes(pixels_request(model.stem, pixels[:_IMAGES]))
     with kindred(folder, "gpu", ["--model", str(model), "--device", device]) as served:
-        load = Load(served.address, _INFER, (str(raw),), seconds, concurrency=8, pids=served.pids())
+        load = Load(served.address, _INFER, (str(raw),), seconds, concurrency=12, pids=served.pids())
 
         def serve(load: Load, images: int) -> float:
             outcome = generate(load)
             return outcome.good * images / outcome.seconds
 
-        contenders = {"bare": bare, "pixels": lambda: serve(load, _IMAGES)}
+        contenders: dict[str, Callable[[], float]] = {
+            "bare": partial(bare, opened("0")),
+            "pixels": lambda: serve(load, _IMAGES),
+        }
+        if device == "cuda":
+            contenders["bare with TF32"] = partial(bare, opened("1"))
         data = Path(os.environ.get("KINDRED_DATA") or DATA) / "grocery-test.tar"
         if data.exists():
             photos = Payloads(folder, read_photos(data, 64)).embed(16)

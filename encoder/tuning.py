@@ -21,7 +21,9 @@ from encoder.errors import InvalidArgumentError
 from encoder.machine import cores, processor
 from encoder.session import Device, Encoder
 
-BATCHES = (1, 2, 4, 8, 16, 32)
+BATCHES = {"cpu": (1, 2, 4, 8, 16, 32), "cuda": (8, 16, 32, 64)}
+# While a GPU works on one batch, the next one can be copied there.
+_GPU_SESSIONS = (1, 2, 3)
 # A smaller batch that is this near the best rate is better: whoever waits for it waits less.
 _NEAR = 0.97
 _ENDING = ".tuning.json"
@@ -61,7 +63,7 @@ class Measured:
 def default(device: str, usable: int) -> Tuning:
     """Return what to do on a machine where nothing was measured: up to four threads an inference, all cores in use."""
     if device == "cuda":
-        return Tuning(1, 1, 32)
+        return Tuning(2, 1, 64)
     threads = 1 if usable <= 4 else 4
     return Tuning(max(1, usable // threads), threads, 32)
 
@@ -73,8 +75,14 @@ def device_of(device: Device) -> str:
     return "cuda" if "CUDAExecutionProvider" in ort.get_available_providers() else "cpu"
 
 
-def candidates(usable: int) -> Iterator[tuple[int, int]]:
-    """Yield the numbers of sessions and threads that fill the cores, from one thread a session to one session."""
+def candidates(device: str, usable: int) -> Iterator[tuple[int, int]]:
+    """Yield the numbers of sessions and threads that are worth trying.
+
+    On a CPU those that fill the cores, from one thread a session to one session; on a GPU some batches at one time.
+    """
+    if device == "cuda":
+        yield from ((sessions, 1) for sessions in _GPU_SESSIONS)
+        return
     threads = 1
     while threads < usable:
         yield usable // threads, threads
@@ -103,11 +111,12 @@ def measure(
         KindredError: the model cannot be opened.
     """
     rates: dict[Tuning, list[float]] = {}
-    shapes = [(1, 1)] if device_of(device) == "cuda" else list(candidates(cores()))
+    where = device_of(device)
+    shapes = list(candidates(where, cores()))
     opened = [(shape, Encoder.open(path, device=device, sessions=shape[0], threads=shape[1])) for shape in shapes]
     for number in range(rounds):
         for (sessions, threads), encoder in opened:
-            for batch in BATCHES:
+            for batch in BATCHES[where]:
                 tuning = Tuning(sessions, threads, batch)
                 rates.setdefault(tuning, []).append(rate(encoder, sessions, batch, seconds))
                 if number == 0:

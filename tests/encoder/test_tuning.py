@@ -16,12 +16,18 @@ from tests.artifacts import tiny_artifact
 
 def test_every_candidate_fills_the_cores_and_no_more() -> None:
     for usable in (1, 2, 3, 4, 6, 16, 96):
-        shapes = list(tuning.candidates(usable))
+        shapes = list(tuning.candidates("cpu", usable))
         assert shapes[-1] == (1, usable)
         assert all(usable / 2 < sessions * threads <= usable for sessions, threads in shapes)
         assert len(set(shapes)) == len(shapes)
         fallback = tuning.default("cpu", usable)
         assert fallback.sessions * fallback.threads <= usable
+
+
+def test_a_gpu_has_batches_at_one_time_whatever_the_cores() -> None:
+    fallback = tuning.default("cuda", 16)
+    assert (fallback.sessions, fallback.threads) in list(tuning.candidates("cuda", 2))
+    assert fallback.batch in tuning.BATCHES["cuda"]
 
 
 def test_the_smallest_batch_near_the_best_rate_wins() -> None:
@@ -33,7 +39,7 @@ def test_what_was_measured_is_found_again_beside_the_model(tmp_path: Path) -> No
     model = tiny_artifact(tmp_path / "tiny.onnx")
     assert tuning.load(model, "cpu") is None
     best, *others = tuning.measure(model, device="cpu", seconds=0.001, rounds=1)
-    assert {each.tuning.batch for each in (best, *others)} == set(tuning.BATCHES)
+    assert {each.tuning.batch for each in (best, *others)} == set(tuning.BATCHES["cpu"])
     assert best.rate > 0
     assert tuning.save(model, "cpu", best) == tmp_path / "tiny.onnx.tuning.json"
     assert tuning.load(model, "cpu") == best.tuning
