@@ -37,10 +37,14 @@ class Combiner(Generic[Question, Answer]):
     Args:
         work: answers some questions, in their order.
         at_once: threads that work at the same time.
+        most: questions that are answered together.
     """
 
-    def __init__(self, work: Callable[[Sequence[Question]], Sequence[Answer]], at_once: int = 1) -> None:
+    def __init__(
+        self, work: Callable[[Sequence[Question]], Sequence[Answer]], at_once: int = 1, most: int = _MOST
+    ) -> None:
         self._work = work
+        self._most = most
         self._lock = threading.Lock()
         self._free = at_once
         self._waiting: list[_Asked[Question, Answer]] = []
@@ -88,8 +92,8 @@ class Combiner(Generic[Question, Answer]):
         """Answer what waits, one's own question with it, and hand the place on."""
         self._linger()
         with self._lock:
-            others = self._waiting[: _MOST - 1]
-            del self._waiting[: _MOST - 1]
+            others = self._waiting[: self._most - 1]
+            del self._waiting[: self._most - 1]
         batch = [own, *others]
         begun = time.perf_counter()
         try:
@@ -100,7 +104,7 @@ class Combiner(Generic[Question, Answer]):
                 asked.error = error
         ended = time.perf_counter()
         with self._lock:
-            self._expected = min(len(batch) + len(self._waiting), _MOST)
+            self._expected = min(len(batch) + len(self._waiting), self._most)
             self._until = ended + _LINGER * (ended - begun)
             following = self._waiting.pop(0) if self._waiting else None
             self._free += following is None

@@ -1,13 +1,12 @@
-"""Group commit: one thread writes, and whatever is waiting when it begins shares one transaction and one fsync."""
+"""Group commit: a write that finds nobody writing commits in its own thread; what comes meanwhile shares the next."""
 
-import queue
 import sqlite3
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from encoder.errors import FailedPreconditionError, KindredError, UnavailableError
+from index.combine import Combiner
 from index.schema import State, as_kindred
 from index.writes import Changes, Transaction
 
@@ -15,11 +14,13 @@ T = TypeVar("T")
 # Bounds what one failure takes with it, and how long the first of many waits for the last.
 MAX_SHARED = 256
 
-_Request = tuple[Callable[[Transaction], Any], "Future[Any]"]
+_Write = Callable[[Transaction], Any]
+# What a write returned, or what it raised.
+_Answer = tuple[Any, Exception | None]
 
 
 class Committer:
-    """Runs writes on its own thread, several to a transaction.
+    """Runs writes one transaction after the other, several to a transaction.
 
     Args:
         connection: the writer's connection; the committer closes it.
@@ -43,9 +44,9 @@ class Committer:
         self._reserve = reserve
         self._publish = publish
         self._collection = collection
-        self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._combiner: Combiner[_Write, _Answer] = Combiner(self._commit, most=MAX_SHARED)
+        self._left = threading.Condition()
+        self._inside = 0
         self._closed = False
         self._failure: KindredError | None = None
 
@@ -59,75 +60,63 @@ class Committer:
 
         A write that raises is undone alone; those that shared its transaction are not touched.
         """
-        future: Future[T] = Future()
-        with self._lock:
+        with self._left:
             if self._closed:
                 raise FailedPreconditionError(f"collection {self._collection!r} is closed")
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name=f"commit-{self._collection}", daemon=True)
-                self._thread.start()
-            self._queue.put((write, future))
-        return future.result()
+            self._inside += 1
+        try:
+            value, refusal = self._combiner.ask(write)
+        finally:
+            with self._left:
+                self._inside -= 1
+                self._left.notify_all()
+        if refusal is not None:
+            raise refusal
+        answer: T = value
+        return answer
 
     def close(self) -> None:
         """Finish what is waiting, then let go of the database."""
-        with self._lock:
-            if self._closed:
-                return
+        with self._left:
             self._closed = True
-            self._queue.put(None)
-        if self._thread is not None:
-            self._thread.join()
+            self._left.wait_for(lambda: not self._inside)
         self._connection.close()
 
-    def _serve(self) -> None:
-        while True:
-            request = self._queue.get()
-            shared: list[_Request] = []
-            while request is not None:
-                shared.append(request)
-                if len(shared) == MAX_SHARED or self._queue.empty():
-                    break
-                # This thread alone takes from the queue: what is there stays there.
-                request = self._queue.get()
-            if shared:
-                self._commit(shared)
-            if request is None:
-                return
-
-    def _commit(self, shared: list[_Request]) -> None:
+    def _commit(self, shared: Sequence[_Write]) -> list[_Answer]:
         try:
             if self._failure is not None:
                 raise self._failure
-            answers = self._write(shared)
-        except BaseException as error:  # whatever it is, it belongs to the callers, who wait for an answer
+            return self._write(shared)
+        except BaseException as error:
             if self._connection.in_transaction:
                 self._connection.rollback()
-            reason = as_kindred(error, self._collection) if isinstance(error, sqlite3.Error) else error
-            for _, future in shared:
-                future.set_exception(reason)
-            return
-        for (_, future), (value, refusal) in zip(shared, answers, strict=True):
-            if refusal is None:
-                future.set_result(value)
-            else:
-                future.set_exception(refusal)
+            if isinstance(error, sqlite3.Error):
+                raise as_kindred(error, self._collection) from error
+            raise
 
-    def _write(self, shared: list[_Request]) -> list[tuple[Any, Exception | None]]:
+    def _write(self, shared: Sequence[_Write]) -> list[_Answer]:
         self._connection.execute("BEGIN IMMEDIATE")
         transaction = Transaction(self._connection, self._state)
-        answers = [_attempt(transaction, write) for write, _ in shared]
+        # What fails alone takes its transaction with it.
+        attempt = _attempt if len(shared) > 1 else _alone
+        answers = [attempt(transaction, write) for write in shared]
         transaction.store_state()
         self._reserve(transaction.changes)
-        self._connection.execute("COMMIT")
         try:
+            self._connection.execute("COMMIT")
             self._publish(transaction.changes, transaction.state())
+            self._state = transaction.state()
+        except sqlite3.Error:
+            raise
         except BaseException:
             # On disk, but not in memory: a further write would build on what memory does not know.
             self._failure = UnavailableError(f"collection {self._collection!r} must be opened again")
             raise
-        self._state = transaction.state()
         return answers
+
+
+def _alone(transaction: Transaction, write: Callable[[Transaction], T]) -> tuple[T | None, Exception | None]:
+    return write(transaction), None
 
 
 def _attempt(transaction: Transaction, write: Callable[[Transaction], T]) -> tuple[T | None, Exception | None]:

@@ -166,7 +166,7 @@ class Transaction:
         if not batch.rows:
             return []
         first = self.sequence + 1
-        existing = self._find([row.key for row in batch.rows])
+        existing = self._take([row.key for row in batch.rows])
         replaced = [(existing[row.key], first + place) for place, row in enumerate(batch.rows) if row.key in existing]
         self._bury([old for (old, _), _ in replaced], [new for _, new in replaced])
         self._insert("item", 7, self._item_values(batch, first))
@@ -183,7 +183,7 @@ class Transaction:
 
     def delete(self, keys: Sequence[str]) -> int:
         """Delete the rows of `keys`, each named once; return how many there were."""
-        existing = self._find(keys)
+        existing = self._take(keys)
         if existing:
             self._bury(
                 [old for old, _ in existing.values()],
@@ -194,19 +194,19 @@ class Transaction:
             self.labelled -= sum(labelled for _, labelled in existing.values())
         return len(existing)
 
-    def _find(self, keys: Sequence[str]) -> dict[str, tuple[int, bool]]:
+    def _take(self, keys: Sequence[str]) -> dict[str, tuple[int, bool]]:
+        """Remove the items of `keys`; return the sequence number of each, and whether it had a label."""
         rows = self.connection.execute(
-            "SELECT key, sequence, label IS NOT NULL FROM item WHERE key IN (SELECT value FROM json_each(?))",
-            (as_json(keys),),
+            f"DELETE FROM item WHERE key {_among(keys)} RETURNING key, sequence, label IS NOT NULL",  # noqa: S608
+            (_bound(keys),),
         )
         return {key: (sequence, bool(labelled)) for key, sequence, labelled in rows.fetchall()}
 
     def _bury(self, old: list[int], new: list[int]) -> None:
+        """Remove the vectors of items that were taken, and note at which sequence numbers they died."""
         if not old:
             return
-        dead = (as_json(old),)
-        self.connection.execute("DELETE FROM item WHERE sequence IN (SELECT value FROM json_each(?))", dead)
-        self.connection.execute("DELETE FROM vector WHERE sequence IN (SELECT value FROM json_each(?))", dead)
+        self.connection.execute(f"DELETE FROM vector WHERE sequence {_among(old)}", (_bound(old),))  # noqa: S608
         self._insert("tombstone", 2, list(zip(new, old, strict=True)))
         self.changes.dead += old
         self.changes.dead_at += new
@@ -236,6 +236,15 @@ def outcomes(batch: Batch, existed: list[bool]) -> tuple[Outcome, ...]:
         results.append(Outcome.REPLACED if place in seen else Outcome.INSERTED)
         seen.add(place)
     return tuple(results)
+
+
+def _among(values: Sequence[object]) -> str:
+    """Return the condition of being among values that `_bound` binds; for one value without taking JSON apart."""
+    return "= ?" if len(values) == 1 else "IN (SELECT value FROM json_each(?))"
+
+
+def _bound(values: Sequence[str] | Sequence[int]) -> str | int:
+    return values[0] if len(values) == 1 else as_json(values)
 
 
 def marks(count: int) -> str:

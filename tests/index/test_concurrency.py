@@ -85,7 +85,7 @@ def test_writers_share_a_commit_and_each_gets_its_own_answer(tmp_path: Path) -> 
             first = pool.submit(collection._store.write, hold)
             assert held.wait(30)
             waiting = [pool.submit(collection.upsert, [Item(f"k{n % 16}", vector(n))]) for n in range(32)]
-            while collection._store._committer._queue.qsize() < 32:  # type: ignore[union-attr]
+            while len(collection._store._committer._combiner._waiting) < 32:  # type: ignore[union-attr]
                 time.sleep(0.001)
             go.set()
             first.result()
