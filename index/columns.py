@@ -88,7 +88,11 @@ class Snapshot:
         """Return the keys of slots."""
         text, lengths = self.keys_utf8(slots)
         whole, ends = text.tobytes(), np.cumsum(lengths).tolist()
-        return [whole[begin:end].decode() for begin, end in zip([0, *ends], ends, strict=False)]
+        spans = zip([0, *ends], ends, strict=False)
+        if whole.isascii():
+            letters = whole.decode()
+            return [letters[begin:end] for begin, end in spans]
+        return [whole[begin:end].decode() for begin, end in spans]
 
     def label(self, slot: int) -> str | None:
         """Return the slot's label, None when it has none."""

@@ -158,7 +158,7 @@ class CollectionInfo:
         index_kind: kind of the index in use, for example `flat`.
         disk_bytes: bytes that it takes on disk.
         created_at: when it was made, seconds since the epoch.
-        recall: measured recall@10 of the index on the collection's own vectors; None when not measured.
+        recall: recall@10 of the index, measured with vectors that it did not hold then; None when not measured.
         index_device: where its sealed rows are searched, `cpu` or `cuda`; empty when that is not known.
     """
 

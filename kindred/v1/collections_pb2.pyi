@@ -53,7 +53,7 @@ class Collection(_message.Message):
     disk_bytes: _builtins.int
     """Bytes that it takes on disk."""
     recall: _builtins.float
-    """Measured recall@10 of the index on the collection's own vectors, 0 to 1; absent when not measured."""
+    """Recall@10 of the index, 0 to 1, measured with vectors that it did not hold then; absent when not measured."""
     labelled: _builtins.int
     """Number of items that have a label."""
     index_device: _builtins.str

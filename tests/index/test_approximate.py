@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 
@@ -167,3 +169,29 @@ def test_the_kind_follows_the_size() -> None:
     assert approximate.kind_for("hnsw", 999) == "flat"
     assert approximate.kind_for("hnsw", 1000) == "hnsw"
     assert approximate.kind_for("flat", 10**9) == "flat"
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+def test_the_recall_that_info_states_is_that_of_new_queries(tmp_path: Path, kind: str) -> None:
+    # Without clusters, where what a graph was made around is found far more easily than what it was not.
+    values = unit(np.random.default_rng(1).standard_normal((COUNT + 500, 24)).astype(np.float32))
+    with Catalog(tmp_path) as catalog:
+        collection = catalog.create("shop", space="ks1-a", dim=24, index_kind=kind)
+        collection.upsert(items(values[:COUNT]))
+        collection.build_index()
+        stated = collection.info().recall
+        found = collection.search(values[COUNT:], SearchOptions(k=10))
+    truth = np.argsort(-(values[COUNT:] @ values[:COUNT].T), axis=1)[:, :10]
+    hits = [len({one.key for one in row} & {f"k{n:05d}" for n in best}) for row, best in zip(found, truth, strict=True)]
+    assert stated == pytest.approx(float(np.mean(hits)) / 10, abs=0.012)
+
+
+@hypothesis.given(st.integers(1, 60), st.sets(st.integers(0, 59), max_size=20))
+def test_slots_that_came_in_last_are_found_at_their_places(rows: int, last: set[int]) -> None:
+    late = tuple(sorted(slot for slot in last if slot < rows))
+    index = approximate.Approximate(None, approximate.Description("hnsw", "", rows, 1, 1.0, 1.0, "", late))
+    order = [slot for slot in range(rows) if slot not in late] + list(late)
+    assert index._slots_at(np.arange(-1, rows)).tolist() == [-1, *order]
+    mask = np.random.default_rng(rows).random(rows) < 0.5
+    bits = np.unpackbits(index._packed(mask), bitorder="little")[:rows]
+    assert bits.tolist() == mask[order].tolist()

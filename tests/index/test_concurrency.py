@@ -97,6 +97,48 @@ def test_writers_share_a_commit_and_each_gets_its_own_answer(tmp_path: Path) -> 
         assert collection.count() == 16
 
 
+def test_a_lone_write_is_committed_by_its_own_thread_and_undone_whole_when_it_fails(tmp_path: Path) -> None:
+    with Catalog(tmp_path) as catalog:
+        collection = catalog.create("many", space="ks1-a", dim=DIM)
+        collection.upsert([Item("stays", vector(1), label="a")])
+        assert collection._store.write(lambda _: threading.current_thread()) is threading.current_thread()
+
+        def fail(transaction: Transaction) -> None:
+            transaction.delete(["stays"])
+            raise InvalidArgumentError("no")
+
+        with pytest.raises(InvalidArgumentError, match="no"):
+            collection._store.write(fail)
+        assert collection.count() == 1
+        assert collection.upsert([Item("new", vector(2))]).sequence == 2
+    with Catalog(tmp_path) as catalog:
+        assert [item.key for item in catalog.open("many").items()] == ["stays", "new"]
+
+
+def test_closing_waits_for_the_writes_that_are_under_way(tmp_path: Path) -> None:
+    held, go = threading.Event(), threading.Event()
+
+    def hold(transaction: Transaction) -> None:
+        held.set()
+        go.wait(30)
+
+    with Catalog(tmp_path) as catalog, ThreadPoolExecutor(3) as pool:
+        collection = catalog.create("many", space="ks1-a", dim=DIM)
+        first = pool.submit(collection._store.write, hold)
+        assert held.wait(30)
+        second = pool.submit(collection.upsert, [Item("new", vector(2))])
+        while not collection._store._committer._combiner._waiting:  # type: ignore[union-attr]
+            time.sleep(0.001)
+        closing = pool.submit(collection.close)
+        time.sleep(0.05)
+        assert not closing.done()
+        go.set()
+        closing.result()
+        first.result()
+        assert second.result().outcomes == (Outcome.INSERTED,)
+        assert catalog.open("many").count() == 1
+
+
 def test_a_write_that_fails_does_not_take_others_with_it(tmp_path: Path) -> None:
     with Catalog(tmp_path) as catalog:
         collection = catalog.create("many", space="ks1-a", dim=DIM)
