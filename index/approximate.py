@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.columns import Mask, Snapshot
+from index.errors import StoppedError
 from index.flat import THREADS, shared_out, top_k
-from index.segments import StoppedError, sync_folder, write_whole
+from index.segments import sync_folder, write_whole
 from index.types import Vector
 
 AUTO_FROM = 200_000

@@ -17,6 +17,7 @@ from index.types import Vector
 
 if TYPE_CHECKING:
     from index.approximate import Approximate
+    from index.codes import Codes
     from index.combine import Combiner
     from index.resident import Resident
 
@@ -50,6 +51,7 @@ class Snapshot:
         combiner: lets single searches of all threads come together; None when they do not.
         approximate: what proposes neighbours among the first slots; None when every slot is looked at.
         resident: the first slots on a device that looks at every one of them; None when the processor does.
+        codes: 8-bit codes of the first slots (maybe of later ones, too), by which they are looked at more quickly.
     """
 
     vectors: Vector
@@ -67,6 +69,7 @@ class Snapshot:
     approximate: "Approximate | None" = None
     resident: "Resident | None" = None
     combiner: "Combiner[Any, Any] | None" = None
+    codes: "Codes | None" = None
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -141,6 +144,7 @@ class Snapshot:
             approximate=self.approximate,
             resident=self.resident,
             combiner=self.combiner,
+            codes=self.codes,
         )
 
 
@@ -166,6 +170,7 @@ class Columns:
         self.approximate: Approximate | None = None
         self.resident: Resident | None = None
         self.combiner: Combiner[Any, Any] | None = None
+        self.codes: Codes | None = None
 
     @classmethod
     def sealed(
@@ -183,6 +188,7 @@ class Columns:
         label_names: list[str],
         dead: Slots,
         labelled: int,
+        codes: "Codes | None" = None,
     ) -> "Columns":
         """Return columns over arrays that hold `rows` rows already, as of `sequence`, of which the slots `dead` died.
 
@@ -197,6 +203,7 @@ class Columns:
         columns._died = np.empty(len(sequences), np.int64)
         columns._died[:rows] = ALIVE
         columns._died[dead] = sequence
+        columns.codes = codes
         return columns
 
     def reserve(self, items: int, key_bytes: int) -> None:
@@ -271,6 +278,7 @@ class Columns:
             approximate=self.approximate,
             resident=self.resident,
             combiner=self.combiner,
+            codes=self.codes,
         )
 
     @property

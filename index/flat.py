@@ -13,9 +13,9 @@ for each other after every block, which on a machine with other work to do makes
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import faiss
 import numpy as np
@@ -25,6 +25,7 @@ from index.types import Vector
 
 Products = NDArray[np.float32]
 Rows = NDArray[np.int64]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 _BLOCKS_FROM = 3
 _GROUP = 16
@@ -85,6 +86,11 @@ def threads_for(queries: int, components: int) -> int:
     return int(max(1, min(THREADS, max(components / _READ_A_THREAD, queries * components / _WORK_A_THREAD))))
 
 
+def taken(values: NDArray[Scalar], places: Rows) -> NDArray[Scalar]:
+    """Return the values [N, m] at places of their rows, int64 [N, k], as NumPy's `take_along_axis` does but at once."""
+    return values[np.arange(len(values))[:, None], places]
+
+
 def shared_out(work: Callable[[int, int], None], count: int, threads: int) -> None:
     """Call `work(begin, end)` for parts of `range(count)`, each on a thread; raises what it raised."""
     parts = max(1, min(threads, count))
@@ -114,9 +120,14 @@ def _scan_parts(queries: Vector, vectors: Vector, k: int) -> tuple[Products, Row
     shared_out(scan, threads, threads)
     if threads == 1:
         return products[0], rows[0]
-    near, where = np.concatenate(list(products), axis=1), np.concatenate(list(rows), axis=1)
+    return merged(list(products), list(rows), k)
+
+
+def merged(products: Sequence[Products], rows: Sequence[Rows], k: int) -> tuple[Products, Rows]:
+    """Return the `k` largest products of each query among several answers, and their rows."""
+    near, where = np.concatenate(products, axis=1), np.concatenate(rows, axis=1)
     order = np.argsort(-near, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(near, order, axis=1), np.take_along_axis(where, order, axis=1)
+    return taken(near, order), taken(where, order)
 
 
 def _scan(queries: Vector, vectors: Vector, products: Products, rows: Rows) -> None:
@@ -136,31 +147,43 @@ def _scan(queries: Vector, vectors: Vector, products: Products, rows: Rows) -> N
 
 
 def _tournament(queries: Vector, vectors: Vector, products: Products, rows: Rows) -> None:
-    count, (n, dim), k = len(queries), vectors.shape, products.shape[1]
+    count, n, k = len(queries), len(vectors), products.shape[1]
     block = max(_GROUP * _GROUP, min(_BLOCK_ROWS, _BLOCK_PRODUCTS // count // _GROUP * _GROUP))
     winners = _group_maxima(queries, vectors, block)
     candidates = _rows_of(_best_groups(winners, k), block)
-    candidates[candidates >= n] = -1  # FAISS scores them as -inf
+    candidates[candidates >= n] = -1
+    products[:], rows[:] = best_of(queries, vectors, candidates, k)
+
+
+def best_of(queries: Vector, vectors: Vector, candidates: Rows, k: int) -> tuple[Products, Rows]:
+    """Return what `top_k` returns, when it is known to be among some rows of each query.
+
+    Args:
+        queries: float32 [N, D], C-contiguous.
+        vectors: float32 [n, D], C-contiguous.
+        candidates: int64 [N, m], C-contiguous, rows of `vectors`, or -1 for none; at least `k` are rows.
+        k: 1 to m.
+    """
     scores = np.empty(candidates.shape, np.float32)
 
     def score(begin: int, end: int) -> None:
         _FAISS.omp_set_num_threads(1)
-        _FAISS.fvec_inner_products_by_idx(
+        _FAISS.fvec_inner_products_by_idx(  # -inf where there is none
             _FAISS.swig_ptr(scores[begin:end]),
             _FAISS.swig_ptr(queries[begin:end]),
             _FAISS.swig_ptr(vectors),
             _FAISS.swig_ptr(candidates[begin:end]),
-            dim,
+            vectors.shape[1],
             end - begin,
             candidates.shape[1],
         )
 
-    shared_out(score, count, threads_for(1, scores.size * dim))
-    places = _largest(scores, k)
-    near = np.take_along_axis(scores, places, axis=1)
+    shared_out(score, len(queries), threads_for(1, scores.size * vectors.shape[1]))
+    places = largest(scores, k)
+    near = taken(scores, places)
     order = np.argsort(-near, axis=1, kind="stable")
-    products[:] = np.take_along_axis(near, order, axis=1)
-    rows[:] = np.take_along_axis(candidates, np.take_along_axis(places, order, axis=1), axis=1)
+    chosen = taken(places, order)
+    return taken(near, order), taken(candidates, chosen)
 
 
 def _group_maxima(queries: Vector, vectors: Vector, block: int) -> Products:
@@ -215,10 +238,10 @@ def _best_groups(winners: Products, k: int) -> Rows:
     heats = groups // _GROUP
     # Heat h holds the groups h, h + heats, h + 2 × heats …
     finals = np.maximum.reduce(winners.reshape(_GROUP, heats * count), axis=0).reshape(heats, count)
-    chosen = _largest(np.ascontiguousarray(finals.T), min(k, heats))
+    chosen = largest(np.ascontiguousarray(finals.T), min(k, heats))
     candidates = (chosen[:, :, None] + heats * np.arange(_GROUP)).reshape(count, -1)
-    best = _largest(winners[candidates, np.arange(count)[:, None]], k)
-    return np.take_along_axis(candidates, best, axis=1)
+    best = largest(winners[candidates, np.arange(count)[:, None]], k)
+    return taken(candidates, best)
 
 
 def _rows_of(groups: Rows, block: int) -> Rows:
@@ -228,7 +251,7 @@ def _rows_of(groups: Rows, block: int) -> Rows:
     return np.ascontiguousarray((first[:, :, None] + width * np.arange(_GROUP)).reshape(len(groups), -1))
 
 
-def _largest(values: Products, k: int) -> Rows:
+def largest(values: Products, k: int) -> Rows:
     """Return where the `k` largest values of each row are, int64 [N, k], in no order."""
     size = values.shape[1]
     if k == size:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from index import candidates
 from index.approximate import Approximate
 from index.columns import Mask, Slots, Snapshot
-from index.flat import rounding, shared_out, threads_for, top_k
+from index.flat import rounding, shared_out, taken, threads_for, top_k
 from index.resident import Resident
 from index.types import SearchOptions, Vector
 
@@ -109,7 +110,7 @@ def nearest(snapshot: Snapshot, queries: Vector, k: int, mask: Mask | None = Non
         return _by_scoring(snapshot, queries, k, np.flatnonzero(snapshot.alive() if mask is None else mask))
     proposed = _enough(snapshot, k, matching)
     step = max(1, _RESCORED_AT_ONCE // (proposed * queries.shape[1]))
-    products, slots = top_k(queries, snapshot.vectors, proposed)
+    products, slots = candidates.top_k(queries, snapshot.vectors, snapshot.codes, proposed)
     answers = []
     for begin in range(0, len(queries), step):
         part = slice(begin, begin + step)
@@ -260,8 +261,8 @@ def _by_candidates(
 def _settled(snapshot: Snapshot, slots: Slots, exact: NDArray[np.float32], k: int, proven: Mask) -> list[Found | None]:
     """Return the k most similar of each row's slots, ties by key; None for rows that are not proven to hold them."""
     order = np.argsort(-exact, axis=1, kind="stable")
-    slots = np.take_along_axis(slots, order, axis=1)
-    exact = np.take_along_axis(exact, order, axis=1)
+    slots = taken(slots, order)
+    exact = taken(exact, order)
     tied = np.any(exact[:, 1 : k + 1] == exact[:, :k][:, : exact.shape[1] - 1], axis=1)
     best, near = slots[:, :k], exact[:, :k]
     answers: list[Found | None] = [Found(*pair) for pair in zip(best, near, strict=True)]

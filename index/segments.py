@@ -24,7 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from index.codes import Codes, width_of
 from index.columns import Columns, Snapshot
+from index.errors import StoppedError
 from index.mapped import map_rows
 from index.schema import Identity
 
@@ -39,12 +41,9 @@ _COLUMNS: dict[str, type[np.generic]] = {
     "key-ends": np.int64,
     "keys": np.uint8,
 }
+_CODES = "codes"
 _WRITTEN_AT_ONCE = 8 * 2**20
 _ROOM = 65_536
-
-
-class StoppedError(Exception):
-    """The writing of a segment was called off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +68,8 @@ class Manifest:
         dead: number of dead slots.
         dead_sha256: SHA-256 of the file that lists them.
         segments: the runs of rows, in their order.
+        step: of the vectors' 8-bit codes, see `index.codes`; 0 when there are none.
+        error: of the codes, likewise.
     """
 
     identity: int
@@ -79,6 +80,8 @@ class Manifest:
     dead: int
     dead_sha256: str
     segments: tuple[Segment, ...]
+    step: float = 0.0
+    error: float = 0.0
 
     @property
     def rows(self) -> int:
@@ -141,6 +144,7 @@ class Segments:
                 label_names=list(manifest.labels),
                 dead=dead,
                 labelled=manifest.labelled,
+                codes=self._codes(manifest, room),
             )
         except (OSError, ValueError):
             return None
@@ -149,8 +153,9 @@ class Segments:
         """Write what a snapshot holds, put it on disk and let the manifest name it.
 
         Args:
-            snapshot: the collection; its first rows are those of `since`.
-            since: what is sealed already; None begins a new generation.
+            snapshot: the collection; its first rows are those of `since`. Its codes are sealed when it has one of every
+                row.
+            since: what is sealed already; None begins a new generation, and so do codes where there were none before.
             stop: asked now and then whether to give up.
 
         Raises:
@@ -158,10 +163,14 @@ class Segments:
             OSError: the disk is full or fails; what was sealed before still counts.
         """
         self.folder.mkdir(exist_ok=True)
+        codes = snapshot.codes if snapshot.codes is not None and snapshot.codes.rows >= len(snapshot) else None
+        step, error = (codes.step, codes.error) if codes is not None else (0.0, 0.0)
+        if since is not None and since.step != step:
+            since = None
         rows, keys = len(snapshot), int(snapshot.key_ends[-1]) if len(snapshot) else 0
         generation = since.generation if since is not None else self._new_generation(snapshot.sequence)
         folder = self.folder / generation
-        parts = _parts(snapshot, since.rows if since else 0, rows, since.key_bytes if since else 0, keys)
+        parts = _parts(snapshot, codes, since.rows if since else 0, rows, since.key_bytes if since else 0, keys)
         digest = hashlib.sha256()
         for name, (offset, part) in parts.items():
             _append(folder / name, offset, part, digest.update, stop)
@@ -181,6 +190,8 @@ class Segments:
             dead=len(dead),
             dead_sha256=_digest(dead),
             segments=segments,
+            step=step,
+            error=error,
         )
         text = json.dumps({"format": _FORMAT} | _fields(manifest), ensure_ascii=False).encode()
         write_whole(self.folder / _MANIFEST, text + b"\n" + hashlib.sha256(text).hexdigest().encode())
@@ -200,11 +211,10 @@ class Segments:
             before = Segment(0, 0, "")
             for segment in manifest.segments:
                 digest = hashlib.sha256()
-                for name, kind in _COLUMNS.items():
+                for name, width in self._widths(manifest).items():
                     begin, end = (
                         (before.key_bytes, segment.key_bytes) if name == "keys" else (before.rows, segment.rows)
                     )
-                    width = np.dtype(kind).itemsize * (self._dim if name == "vectors" else 1)
                     for block in _blocks(folder / name, begin * width, end * width):
                         digest.update(block)
                         if stop():
@@ -221,6 +231,19 @@ class Segments:
         with contextlib.suppress(FileNotFoundError):
             (self.folder / _MANIFEST).unlink()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _codes(self, manifest: Manifest, room: int) -> Codes | None:
+        if not manifest.step:
+            return None
+        path = self.folder / manifest.generation / _CODES
+        codes = map_rows(path, np.uint8, manifest.rows, room, (width_of(self._dim),))
+        return Codes(codes, manifest.rows, manifest.step, manifest.error)
+
+    def _widths(self, manifest: Manifest) -> dict[str, int]:
+        """Return the bytes of a row in each column's file, in the order of the SHA-256."""
+        widths = {name: np.dtype(kind).itemsize for name, kind in _COLUMNS.items()}
+        widths["vectors"] *= self._dim
+        return widths | ({_CODES: width_of(self._dim)} if manifest.step else {})
 
     def _dead_file(self, watermark: int) -> Path:
         return self.folder / f"dead-{watermark}"
@@ -249,7 +272,9 @@ def _fields(manifest: Manifest) -> dict[str, Any]:
     return fields
 
 
-def _parts(snapshot: Snapshot, begin: int, end: int, keys: int, keys_end: int) -> dict[str, tuple[int, NDArray[Any]]]:
+def _parts(
+    snapshot: Snapshot, codes: Codes | None, begin: int, end: int, keys: int, keys_end: int
+) -> dict[str, tuple[int, NDArray[Any]]]:
     """Return for each column's file where the new rows go, in bytes, and the rows."""
     rows = slice(begin, end)
     columns: dict[str, NDArray[Any]] = {
@@ -260,7 +285,8 @@ def _parts(snapshot: Snapshot, begin: int, end: int, keys: int, keys_end: int) -
         "key-ends": snapshot.key_ends,
     }
     parts = {name: (begin * column.strides[0], column[rows]) for name, column in columns.items()}
-    return parts | {"keys": (keys, snapshot.key_bytes[keys:keys_end])}
+    parts |= {"keys": (keys, snapshot.key_bytes[keys:keys_end])}
+    return parts | ({} if codes is None else {_CODES: (begin * codes.room.strides[0], codes.room[rows])})
 
 
 def _append(

@@ -18,6 +18,7 @@ import numpy as np
 from encoder.errors import DataLossError, FailedPreconditionError, NotFoundError, UnavailableError
 from index import schema
 from index.approximate import Approximate
+from index.codes import Codes
 from index.columns import Columns, Snapshot
 from index.combine import Combiner
 from index.commits import Committer
@@ -257,6 +258,13 @@ class Store:
         with self._published:
             if lineage == self._lineage:
                 self._columns.resident = resident
+                self._show(self._state)
+
+    def use_codes(self, codes: Codes | None, lineage: int) -> None:
+        """Let searches go by codes of the vectors from now on, unless the slots have been laid out anew since."""
+        with self._published:
+            if lineage == self._lineage:
+                self._columns.codes = codes
                 self._show(self._state)
 
     def replace_columns(self, fresh: Columns, since: int, lineage: int) -> bool:

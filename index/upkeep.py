@@ -8,13 +8,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from encoder.errors import KindredError
 from index.approximate import Description, build, describe, kind_for, load, save
-from index.columns import Columns
+from index.candidates import CODED_FROM, SHORTEST
+from index.codes import coded
+from index.columns import Columns, Snapshot
+from index.errors import StoppedError
+from index.integers import integer_products
 from index.resident import RESIDENT_FROM, extended
-from index.segments import Manifest, StoppedError
+from index.segments import Manifest
 
 if TYPE_CHECKING:
     from index.store import Store
@@ -33,6 +38,9 @@ _RESTS = 3.0
 _LONGEST_REST = 0.5
 # An index is built anew when this many times its rows are sealed; what it lacks is looked at one by one.
 _OUTGROWN = 1.1
+# Rows without a code from which on coding them pays, and which share of all there are: they are looked at in full.
+_CODE_FROM = 4096
+_CODE_SHARE = 1 / 32
 
 
 class Upkeep:
@@ -61,9 +69,10 @@ class Upkeep:
         """Look, after a commit, whether there is something to do."""
         if self._store.read_only:
             return
-        if self._is_stale(sequence, SEAL_WHEN_IDLE_FROM) or self._store.wants_compaction():
+        uncoded = self._is_uncoded(self._store.current()[0])
+        if uncoded or self._is_stale(sequence, SEAL_WHEN_IDLE_FROM) or self._store.wants_compaction():
             self._start()
-            if self._is_due(sequence) or self._store.wants_compaction():
+            if uncoded or self._is_due(sequence) or self._store.wants_compaction():
                 self._wake.set()
 
     def close(self) -> None:
@@ -102,10 +111,12 @@ class Upkeep:
             self._wake.clear()
             sequence = self._store.current()[0].sequence
             idle, before = not woken and sequence == before, sequence
+            self._attempt(self._keep_codes, self._stop.is_set)
             if not self._store.read_only:
                 if self._store.wants_compaction():
                     self._attempt(lambda _: self._compact(), self._stop.is_set)
-                if self._is_due(sequence) or (idle and self._is_stale(sequence, SEAL_WHEN_IDLE_FROM)):
+                worth_it = self._is_stale(sequence, SEAL_WHEN_IDLE_FROM) or self._has_unsealed_codes()
+                if self._is_due(sequence) or (idle and worth_it):
                     self._attempt(self._seal, self._stop.is_set)
             self._attempt(self._keep_index, self._stop.is_set)
             self._attempt(self._keep_resident, self._stop.is_set)
@@ -132,15 +143,57 @@ class Upkeep:
         except KindredError as error:
             log.error("%s", error)
 
+    def _wants_codes(self, snapshot: Snapshot) -> bool:
+        """Return whether searches go by codes: those that look at every slot of a collection that is not small."""
+        kind = kind_for(self._store.identity.index_kind, len(snapshot))
+        return kind == "flat" and len(snapshot) >= CODED_FROM and self._store.identity.dim >= SHORTEST
+
+    def _is_uncoded(self, snapshot: Snapshot) -> bool:
+        """Return whether so many slots have no code that it is time to code them."""
+        if not self._wants_codes(snapshot):
+            return snapshot.codes is not None
+        lacking = len(snapshot) - (snapshot.codes.rows if snapshot.codes is not None else 0)
+        return lacking >= max(_CODE_FROM, _CODE_SHARE * len(snapshot))
+
+    def _has_unsealed_codes(self) -> bool:
+        """Return whether segments lack the codes that would be theirs: an earlier version made them."""
+        snapshot, sealed, _ = self._store.current()
+        unsealed = sealed is not None and snapshot.codes is not None and sealed.step != snapshot.codes.step
+        return unsealed and snapshot.sequence != self._full_at
+
+    def _keep_codes(self, stop: Callable[[], bool]) -> None:
+        """Code the vectors that have no code yet, when they are many, and have at hand what multiplies codes."""
+        with self._working:
+            snapshot, _, lineage = self._store.current()
+            if self._is_uncoded(snapshot):
+                snapshot = self._coded(snapshot, stop)
+                self._store.use_codes(snapshot.codes, lineage)
+            if snapshot.codes is not None and snapshot.codes.integers is None:
+                integers = integer_products()
+                if integers is not None:
+                    self._store.use_codes(replace(snapshot.codes, integers=integers), lineage)
+
+    def _coded(self, snapshot: Snapshot, stop: Callable[[], bool]) -> Snapshot:
+        """Return a snapshot with a code of every slot, or with none when searches do not go by them."""
+        wanted = self._wants_codes(snapshot)
+        return replace(snapshot, codes=coded(snapshot.vectors, snapshot.codes, stop) if wanted else None)
+
     def _seal(self, stop: Callable[[], bool]) -> None:
         with self._working:
             snapshot, sealed, lineage = self._store.current()
+            snapshot = self._coded(snapshot, stop)
+            self._store.use_codes(snapshot.codes, lineage)
             self._store.note_sealed(self._store.segments.seal(snapshot, sealed, stop), lineage)
 
     def _compact(self) -> None:
         with self._working:
             snapshot, _, lineage = self._store.current()
-            self._store.replace_columns(Columns.of_live(snapshot), snapshot.sequence, lineage)
+            fresh = Columns.of_live(snapshot)
+            # Searches go on as quickly with the new ones.
+            fresh.codes = self._coded(replace(fresh.snapshot(snapshot.sequence), codes=None), lambda: False).codes
+            if fresh.codes is not None and snapshot.codes is not None:
+                fresh.codes = replace(fresh.codes, integers=snapshot.codes.integers)
+            self._store.replace_columns(fresh, snapshot.sequence, lineage)
 
     def index(self) -> None:
         """Build the index that the collection should have now."""

@@ -1,0 +1,337 @@
+"""Exact top-k by way of 8-bit codes: who may be among the k nearest is found by integers, and only they are scored.
+
+With q̂ and x̂ for what the codes of a query and of a vector stand for, Cauchy and Schwarz bound what the codes are off:
+
+    |⟨q, x⟩ − ⟨q̂, x̂⟩| ≤ ‖q − q̂‖ ‖x̂‖ + ‖q‖ ‖x − x̂‖ =: error
+
+The k-th largest product of codes less twice that is therefore a bar that every one of the k nearest reaches. Those that
+reach it are scored as they are without codes, so that the answer is the same; where so many reach it that nothing is
+gained (a query amid a crowd of nearly equal vectors), all are.
+
+One or two queries are scanned by FAISS. From three on, ONNX Runtime multiplies, and of every 16 products the largest is
+looked at first. Reading a quarter of the bytes is what helps the former, and multiplying four times as fast the latter.
+"""
+
+import contextlib
+import functools
+import itertools
+import queue
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from index import flat
+from index.codes import MOST, Codes
+from index.flat import Products, Rows
+from index.integers import IntegerProducts, Integers
+from index.types import Vector
+
+# Fewer rows, shorter vectors, or fewer rows a neighbour are not worth two stages.
+CODED_FROM = 8192
+SHORTEST = 32
+_ROWS_A_PLACE = 64
+# More candidates than this share of the rows are not worth it either.
+_MOST_CANDIDATES = 1 / 16
+_INTEGERS_FROM = 3
+_QUERIES_AT_ONCE = 128
+_GROUP = 16
+# Blocks are of whole groups of groups.
+_EVEN = _GROUP * _GROUP
+_BLOCK_BYTES = 2 << 20
+_FEW = 32
+_PRODUCTS_AT_ONCE = 1 << 22
+# What a scan keeps in the hope that it holds every candidate: some neighbours' worth, and some more.
+_KEPT_A_PLACE, _KEPT = 4, 64
+_LEAST, _MOST_INTEGER = np.iinfo(np.int32).min, np.iinfo(np.int64).max
+# Enough heats that the best of them are seldom in the same one.
+_HEATS_A_PLACE = 8
+_MOST_HOT = 1 / 4
+# For the rounding of the bound itself.
+_GENEROUS = 1.0 + 1e-5
+_FAISS: Any = faiss
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Questions:
+    """Coded queries.
+
+    Attributes:
+        codes: int8 [N, width].
+        slack: int64 [N], twice the error, in units of a product of codes.
+    """
+
+    codes: NDArray[np.int8]
+    slack: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+
+def top_k(queries: Vector, vectors: Vector, codes: Codes | None, k: int) -> tuple[Products, Rows]:
+    """Return the `k` largest inner products of each query and where they are, as `flat.top_k` does.
+
+    Args:
+        queries: float32 [N, D], C-contiguous.
+        vectors: float32 [n, D], C-contiguous.
+        codes: of the first vectors; None for none.
+        k: 1 to n.
+    """
+    few = len(queries) < _INTEGERS_FROM
+    even = 1 if few else _EVEN
+    rows = 0 if codes is None else min(codes.rows, len(vectors)) // even * even
+    if codes is None or rows < max(CODED_FROM, k * _ROWS_A_PLACE) or (codes.integers is None and not few):
+        return flat.top_k(queries, vectors, k)
+    products = np.empty((len(queries), k), np.float32)
+    places = np.empty((len(queries), k), np.int64)
+    for begin in range(0, len(queries), _QUERIES_AT_ONCE):
+        part = slice(begin, begin + _QUERIES_AT_ONCE)
+        products[part], places[part] = _by_codes(queries[part], vectors[:rows], codes, k)
+    if rows == len(vectors):
+        return products, places
+    more, where = flat.top_k(queries, vectors[rows:], min(k, len(vectors) - rows))
+    return flat.merged((products, more), (places, where + rows), k)
+
+
+def _by_codes(queries: Vector, vectors: Vector, codes: Codes, k: int) -> tuple[Products, Rows]:
+    if codes.integers is None or len(queries) < _INTEGERS_FROM:
+        asked = _questions(queries, codes, MOST)
+        found = [_scanned(asked, place, codes, len(vectors), k) for place in range(len(queries))]
+    else:
+        asked = _questions(queries, codes, codes.integers.most)
+        found = _multiplied(asked, codes, codes.integers, len(vectors), k)
+    near = [place for place, rows in enumerate(found) if rows is not None]
+    if len(near) == len(queries):
+        return flat.best_of(queries, vectors, _padded(found), k)
+    products, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    if near:
+        candidates = _padded([found[place] for place in near])
+        products[near], rows[near] = flat.best_of(queries[near], vectors, candidates, k)
+    rest = [place for place, one in enumerate(found) if one is None]
+    products[rest], rows[rest] = flat.top_k(queries[rest], vectors, k)
+    return products, rows
+
+
+def _questions(queries: Vector, codes: Codes, most: int) -> _Questions:
+    """Code queries by multiples of their own step, between minus `most` and `most`."""
+    exact = queries.astype(np.float64)
+    steps = np.abs(exact).max(axis=1) / most
+    steps[steps == 0] = 1.0
+    rounded = np.rint(exact / steps[:, None])
+    coded = np.zeros((len(queries), codes.room.shape[1]), np.int8)
+    coded[:, : queries.shape[1]] = rounded
+    error = _lengths(exact - rounded * steps[:, None]) * (1.0 + codes.error) + _lengths(exact) * codes.error
+    # The products are rounded to float32 where FAISS makes them.
+    rounding = coded.shape[1] * MOST * MOST * 2.0**-22 + 2
+    return _Questions(coded, np.ceil(2.0 * _GENEROUS * error / (steps * codes.step) + rounding).astype(np.int64))
+
+
+def _lengths(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    lengths: NDArray[np.float64] = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+    return lengths
+
+
+def _scanned(asked: _Questions, place: int, codes: Codes, n: int, k: int) -> Rows | None:
+    """Return the candidates of one query among the first `n` rows; None when they are too many."""
+    # A code has a quarter of the bytes of a vector.
+    threads = flat.threads_for(1, n * codes.room.shape[1] / 4)
+    edges = [n * part // threads for part in range(threads + 1)]
+    kept = min(edges[1], _KEPT_A_PLACE * k + _KEPT)
+    near = np.full((threads, kept), -np.inf, np.float32)
+    rows = np.empty((threads, kept), np.int64)
+
+    query = asked.codes[place].astype(np.float32)
+
+    def scan(first: int, last: int) -> None:
+        with _scanner(len(query)) as scanner:
+            for part in range(first, last):
+                scanner.best(query, codes.room[edges[part] : edges[part + 1]], near[part], rows[part])
+                rows[part] += edges[part]
+
+    flat.shared_out(scan, threads, threads)
+    bar = float(np.partition(near, near.size - k, axis=None)[near.size - k]) - float(asked.slack[place])
+    if kept == edges[1] or near.min(axis=1).max() < bar:
+        return rows[near >= bar]
+    found: list[Rows] = [np.empty(0, np.int64)] * threads
+
+    def scan_again(first: int, last: int) -> None:
+        with _scanner(len(query)) as scanner:
+            for part in range(first, last):
+                found[part] = scanner.above(query, codes.room[edges[part] : edges[part + 1]], bar - 1) + edges[part]
+
+    flat.shared_out(scan_again, threads, threads)
+    candidates = np.concatenate(found)
+    return candidates if len(candidates) <= n * _MOST_CANDIDATES else None
+
+
+class _Scanner:
+    """FAISS's scanner of signed codes; where their width is a multiple of 16 bytes, the query is integers as well."""
+
+    def __init__(self, width: int) -> None:
+        self._codec = _FAISS.ScalarQuantizer(width, _FAISS.ScalarQuantizer.QT_8bit_direct_signed)
+        self._scanner = self._codec.select_InvertedListScanner(_FAISS.METRIC_INNER_PRODUCT, None, True, None, False)
+        self._scanner.set_list(0, 0.0)
+
+    def best(self, query: Products, codes: NDArray[np.uint8], products: Products, rows: Rows) -> None:
+        """Store the largest products and their rows, as many as there is room for, in no order."""
+        self._scanner.set_query(_FAISS.swig_ptr(query))
+        self._scanner.scan_codes(
+            len(codes), _FAISS.swig_ptr(codes), None, _FAISS.swig_ptr(products), _FAISS.swig_ptr(rows), len(rows)
+        )
+
+    def above(self, query: Products, codes: NDArray[np.uint8], bar: float) -> Rows:
+        """Return the rows whose products are above a bar."""
+        self._scanner.set_query(_FAISS.swig_ptr(query))
+        result = _FAISS.RangeSearchResult(1)
+        partial = _FAISS.RangeSearchPartialResult(result)
+        self._scanner.scan_codes_range(len(codes), _FAISS.swig_ptr(codes), None, bar, partial.new_result(0))
+        partial.finalize()
+        count = int(_FAISS.rev_swig_ptr(result.lims, 2)[1])
+        rows: Rows = _FAISS.rev_swig_ptr(result.labels, count).copy() if count else np.empty(0, np.int64)
+        return rows
+
+
+@contextlib.contextmanager
+def _scanner(width: int) -> Iterator[_Scanner]:
+    """Lend a scanner: every call of FAISS gives up the interpreter's lock, and making one takes several."""
+    idle = _idle_scanners(width)
+    try:
+        scanner = idle.get_nowait()
+    except queue.Empty:
+        scanner = _Scanner(width)
+    try:
+        yield scanner
+    finally:
+        idle.put(scanner)
+
+
+@functools.cache
+def _idle_scanners(width: int) -> "queue.SimpleQueue[_Scanner]":
+    return queue.SimpleQueue()
+
+
+def _multiplied(asked: _Questions, codes: Codes, integers: IntegerProducts, n: int, k: int) -> list[Rows | None]:
+    """Return the candidates of each query among the first `n` rows; None for a query that has too many."""
+    scores = _Scores(asked, codes, integers, k)
+    step = max(_EVEN, _PRODUCTS_AT_ONCE // len(asked) // _EVEN * _EVEN)
+    scratch = _take_scratch(min(n, step) * len(asked))
+    try:
+        for begin in range(0, n, step):
+            scores.look(begin, min(begin + step, n), scratch)
+    finally:
+        _scratch().put(scratch)
+    return scores.candidates(n)
+
+
+class _Scores:
+    """Products of codes, a part of the rows after the other, and what of them may be among the k largest."""
+
+    def __init__(self, asked: _Questions, codes: Codes, integers: IntegerProducts, k: int) -> None:
+        self._weights = np.ascontiguousarray(asked.codes.T)
+        self._slack, self._codes, self._integers, self._k = asked.slack, codes, integers, k
+        count = len(asked)
+        self._largest = np.full((k, count), _LEAST, np.int32)
+        self._bars = np.full(count, _LEAST, np.int64)
+        self._crowded = np.zeros(count, np.bool_)
+        self._found: list[tuple[Rows, Rows, Integers]] = []
+
+    def look(self, begin: int, end: int, scratch: Integers) -> None:
+        """Multiply a part of the rows, a multiple of 256 of them, and keep the candidates among them."""
+        count = len(self._slack)
+        products = scratch[: (end - begin) * count].reshape(end - begin, count)
+        maxima = np.empty(((end - begin) // _GROUP, count), np.int32)
+        width = self._codes.room.shape[1]
+        threads = flat.threads_for(count, (end - begin) * width / 4)
+        edges = _edges(end - begin, threads, _BLOCK_BYTES // width * max(1, _FEW // count))
+        blocks = len(edges) - 1
+
+        def multiply(first: int, last: int) -> None:
+            for top, bottom in itertools.pairwise(edges[first : last + 1]):
+                part = products[top:bottom]
+                self._integers.multiply(self._codes.room[begin + top : begin + bottom], self._weights, part)
+                # Row r of a block is in its group r mod groups: what is compared lies side by side in memory.
+                np.maximum.reduce(
+                    part.reshape(_GROUP, -1), axis=0, out=maxima[top // _GROUP : bottom // _GROUP].reshape(-1)
+                )
+
+        flat.shared_out(multiply, blocks, threads)
+        self._raise_bars(maxima)
+        found: list[list[tuple[Rows, Rows, Integers]]] = [[] for _ in range(blocks)]
+
+        def pick(first: int, last: int) -> None:
+            for block, (top, bottom) in enumerate(itertools.pairwise(edges[first : last + 1]), first):
+                groups = maxima[top // _GROUP : bottom // _GROUP]
+                found[block] = self._picked(begin + top, products[top:bottom], groups)
+
+        flat.shared_out(pick, blocks, threads)
+        self._found += itertools.chain.from_iterable(found)
+
+    def candidates(self, n: int) -> list[Rows | None]:
+        """Return the candidates of each query, None for a query with too many, after all `n` rows were looked at."""
+        queries, rows, products = (np.concatenate(parts) for parts in zip(*self._found, strict=True))
+        near = products >= self._bars[queries]
+        queries, rows = queries[near], rows[near]
+        rows = rows[np.argsort(queries, kind="stable")]
+        counts = np.bincount(queries, minlength=len(self._slack))
+        self._crowded |= counts > n * _MOST_CANDIDATES
+        parts = np.split(rows, np.cumsum(counts)[:-1])
+        return [None if crowded else part for crowded, part in zip(self._crowded.tolist(), parts, strict=True)]
+
+    def _raise_bars(self, maxima: Integers) -> None:
+        groups, count = maxima.shape
+        heats = groups // _GROUP
+        if heats >= _HEATS_A_PLACE * self._k:
+            # The k-th largest of fewer and larger groups is found more quickly, and hardly ever smaller.
+            maxima = np.maximum.reduce(maxima.reshape(_GROUP, heats * count), axis=0).reshape(heats, count)
+        every = np.ascontiguousarray(np.concatenate((self._largest, maxima)).T)
+        best = np.partition(every, every.shape[1] - self._k, axis=1)[:, -self._k :]
+        self._largest = np.ascontiguousarray(best.T)
+        self._bars = best[:, 0].astype(np.int64) - self._slack
+
+    def _picked(self, begin: int, products: Integers, maxima: Integers) -> list[tuple[Rows, Rows, Integers]]:
+        """Return queries, rows and products that reach the bar, in a block that begins at a row."""
+        groups, count = maxima.shape
+        bars = np.where(self._crowded, _MOST_INTEGER, self._bars)
+        hot = np.flatnonzero(maxima >= bars)
+        if len(hot) > groups * count * _MOST_CANDIDATES:
+            # Whoever has so many candidates in one block has, as like as not, too many in all.
+            crowded = np.bincount(hot % count, minlength=count) > groups * _MOST_HOT
+            self._crowded |= crowded
+            hot = hot[~crowded[hot % count]]
+        products = products.reshape(_GROUP, -1)[:, hot]
+        queries = hot % count
+        member, place = np.nonzero(products >= bars[queries])
+        rows = begin + member * groups + hot[place] // count
+        return [(queries[place], rows, products[member, place])]
+
+
+def _edges(rows: int, threads: int, most: int) -> list[int]:
+    """Return where blocks of at most about so many rows begin and end, as many for each thread, multiples of 256."""
+    parts = min(rows // _EVEN, threads * -(-rows // (threads * max(most, _EVEN))))
+    return [rows // _EVEN * part // parts * _EVEN for part in range(parts + 1)]
+
+
+def _padded(found: Sequence[Rows | None]) -> Rows:
+    """Return candidates as a matrix, -1 behind those of a query with fewer than the others."""
+    parts = [rows for rows in found if rows is not None]
+    candidates = np.full((len(parts), max(map(len, parts))), -1, np.int64)
+    for place, rows in enumerate(parts):
+        candidates[place, : len(rows)] = rows
+    return candidates
+
+
+def _take_scratch(size: int) -> Integers:
+    """Return memory for products that was used before, where there is some: fresh memory takes longer than they do."""
+    try:
+        scratch = _scratch().get_nowait()
+    except queue.Empty:
+        return np.empty(size, np.int32)
+    return scratch if len(scratch) >= size else np.empty(size, np.int32)
+
+
+@functools.cache
+def _scratch() -> "queue.SimpleQueue[Integers]":
+    return queue.SimpleQueue()

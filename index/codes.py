@@ -1,0 +1,101 @@
+"""8-bit codes of vectors, a quarter of their bytes, and how far a code may be from its vector.
+
+The code of a component is its multiple of a step that is the same for the whole collection, so that products of codes
+compare as they are. With x̂ = step × code, one bound holds for all of them: `error` ≥ ‖x − x̂‖.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.errors import StoppedError
+from index.integers import IntegerProducts
+from index.types import Vector
+
+ZERO = 128
+MOST = 127
+# FAISS scans codes of such a width with the processor's vector instructions; the rest is filled up with zeros.
+_WIDTH = 16
+_CODED_AT_ONCE = 4096
+# A new step is at least so much larger, so that vectors of ever larger components are not coded anew all the time.
+_LARGER = 1.25
+# For the rounding of the errors themselves.
+_SLACK = 1.0 + 1e-4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Codes:
+    """The codes of a collection's first slots.
+
+    Attributes:
+        room: uint8 [capacity, width], the codes, each plus `ZERO`, and behind them room for more.
+        rows: number of codes.
+        step: what a code of one stands for.
+        error: the largest distance of a vector from what its code stands for.
+        integers: what multiplies codes; None where nothing does, or not yet.
+    """
+
+    room: NDArray[np.uint8]
+    rows: int
+    step: float
+    error: float
+    integers: IntegerProducts | None = None
+
+
+def width_of(dim: int) -> int:
+    """Return the bytes of a code."""
+    return -(-dim // _WIDTH) * _WIDTH
+
+
+def coded(vectors: Vector, known: Codes | None = None, stop: Callable[[], bool] = lambda: False) -> Codes:
+    """Return codes of vectors, float32 [n, D] of unit length.
+
+    Args:
+        vectors: the vectors.
+        known: codes of the first of them, whose room is used where it is large enough.
+        stop: asked now and then whether to give up.
+
+    Raises:
+        StoppedError: `stop` said so.
+    """
+    if known is not None and known.rows:
+        more = _coded(vectors, known, stop)
+        # Without cutting components off, no code is further away; what is cut off little does no harm.
+        if more.error <= 0.5 * more.step * np.sqrt(vectors.shape[1]) * _SLACK:
+            return more
+    least = _LARGER * known.step if known is not None else 0.0
+    integers = known.integers if known is not None else None
+    return _coded(vectors, Codes(_new_room(vectors, 0), 0, max(least, _step(vectors)), 0.0, integers), stop)
+
+
+def _coded(vectors: Vector, known: Codes, stop: Callable[[], bool]) -> Codes:
+    rows, dim, room, error = len(vectors), vectors.shape[1], known.room, known.error
+    if len(room) < rows:
+        room = _new_room(vectors, rows)
+        room[: known.rows] = known.room[: known.rows]
+    for begin in range(known.rows, rows, _CODED_AT_ONCE):
+        if stop():
+            raise StoppedError
+        part = vectors[begin : begin + _CODED_AT_ONCE]
+        rounded = np.rint(part * np.float32(1 / known.step))
+        np.clip(rounded, -MOST, MOST, out=rounded)
+        room[begin : begin + len(part), :dim] = rounded + ZERO
+        room[begin : begin + len(part), dim:] = ZERO
+        rounded *= np.float32(known.step)
+        rounded -= part
+        largest = float(np.einsum("nd,nd->n", rounded, rounded).max())
+        error = max(error, float(np.sqrt(largest)) * _SLACK + 1e-6)
+    return replace(known, room=room, rows=rows, error=error)
+
+
+def _step(vectors: Vector) -> float:
+    parts = (vectors[begin : begin + _CODED_AT_ONCE] for begin in range(0, len(vectors), _CODED_AT_ONCE))
+    largest = max((max(float(part.max()), -float(part.min())) for part in parts), default=1.0)
+    return float(np.float32(max(largest, 1e-6) / MOST))
+
+
+def _new_room(vectors: Vector, rows: int) -> NDArray[np.uint8]:
+    """Return room for what there is and half as much again: pages that are not yet touched take no memory."""
+    return np.empty((max(len(vectors), rows) * 3 // 2, width_of(vectors.shape[1])), np.uint8)

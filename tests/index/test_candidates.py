@@ -1,0 +1,192 @@
+"""Searches by codes answer as those without: the same items in the same order, the same similarities bit by bit."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from index import candidates, flat
+from index.codes import MOST, ZERO, Codes, coded
+from index.errors import StoppedError
+from index.integers import integer_products
+from index.search import nearest
+from index.types import Vector
+from tests.index.reference import unit
+from tests.index.test_search import columns
+
+Random = np.random.Generator
+KINDS = ("random", "clustered", "duplicated", "hardly different", "spiked", "flat")
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "CODED_FROM", 256)
+    monkeypatch.setattr(candidates, "_ROWS_A_PLACE", 20)
+
+
+def drawn(kind: str, count: int, dim: int, random: Random) -> Vector:
+    """Return unit vectors that are easy or hard to tell apart by their codes."""
+    noise = random.standard_normal((count, dim))
+    if kind == "clustered":
+        noise = random.standard_normal((7, dim))[random.integers(0, 7, count)] + 0.02 * noise
+    elif kind == "duplicated":
+        noise = noise[random.integers(0, min(9, count), count)]
+    elif kind == "hardly different":
+        noise = noise[:1] + 1e-5 * noise
+    elif kind == "spiked":
+        rows = random.random(count) < 0.02
+        noise[rows] = np.eye(dim)[random.integers(0, dim, int(rows.sum()))]
+    elif kind == "flat":
+        noise = np.sign(noise)
+    return unit(noise.astype(np.float32))
+
+
+def with_integers(codes: Codes) -> Codes:
+    integers = integer_products()
+    assert integers is not None, "ONNX Runtime multiplies integers wherever the project is tested"
+    return replace(codes, integers=integers)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    kind=st.sampled_from(KINDS),
+    count=st.integers(300, 3000),
+    dim=st.integers(1, 70),
+    queries=st.sampled_from([1, 2, 3, 8, 130]),
+    k=st.integers(1, 12),
+    near=st.booleans(),
+    dead=st.sampled_from([0.0, 0.3]),
+    matching=st.sampled_from([None, 0.6, 0.95]),
+    lacking=st.sampled_from([0, 40, 700]),
+)
+def test_a_search_by_codes_answers_as_one_without(
+    seed: int,
+    kind: str,
+    count: int,
+    dim: int,
+    queries: int,
+    k: int,
+    near: bool,
+    dead: float,
+    matching: float | None,
+    lacking: int,
+) -> None:
+    random = np.random.default_rng(seed)
+    vectors = drawn(kind, count, dim, random)
+    asked = vectors[random.integers(0, count, queries)] if near else drawn("random", queries, dim, random)
+    plain = columns(vectors, np.flatnonzero(random.random(count) < dead))
+    mask = None if matching is None else plain.alive() & (random.random(count) < matching)
+    codes = with_integers(coded(vectors[: max(1, count - lacking)]))
+    found = nearest(replace(plain, codes=codes), asked, k, mask)
+    for one, other in zip(found, nearest(plain, asked, k, mask), strict=True):
+        assert one.slots.tolist() == other.slots.tolist()
+        assert one.similarities.tobytes() == other.similarities.tobytes()
+
+
+@pytest.mark.parametrize("queries", [1, 8])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_large_parts_and_small_ones_find_the_same(monkeypatch: pytest.MonkeyPatch, queries: int, threads: int) -> None:
+    random = np.random.default_rng(queries)
+    vectors, asked = drawn("random", 20_000, 40, random), drawn("random", queries, 40, random)
+    # The worst order for a bar that rises on the way.
+    vectors = np.ascontiguousarray(vectors[np.argsort(vectors @ asked[0])])
+    codes = with_integers(coded(vectors))
+    expected = flat.top_k(asked, vectors, 10)
+    monkeypatch.setattr(flat, "THREADS", threads)
+    monkeypatch.setattr(flat, "_READ_A_THREAD", 1e3)
+    for at_once in (1 << 22, 5000):
+        monkeypatch.setattr(candidates, "_PRODUCTS_AT_ONCE", at_once)
+        monkeypatch.setattr(candidates, "_BLOCK_BYTES", at_once)
+        products, rows = candidates.top_k(asked, vectors, codes, 10)
+        assert rows.tolist() == expected[1].tolist()
+        np.testing.assert_allclose(products, expected[0], atol=1e-6)
+
+
+def test_only_few_vectors_are_scored_where_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    vectors, asked = drawn("random", 20_000, 64, random), drawn("random", 64, 64, random)
+    scored: list[int] = []
+    best_of = flat.best_of
+
+    def counted(queries: Vector, vectors: Vector, rows: NDArray[np.int64], k: int) -> tuple[Vector, NDArray[np.int64]]:
+        scored.append(int(np.count_nonzero(rows >= 0)))
+        return best_of(queries, vectors, rows, k)
+
+    monkeypatch.setattr(flat, "best_of", counted)
+    monkeypatch.setattr(flat, "top_k", None)
+    for count in (1, 64):
+        candidates.top_k(asked[:count], vectors[:19_968], with_integers(coded(vectors)), 10)
+        assert scored.pop() < 200 * count
+
+
+@pytest.mark.parametrize("queries", [1, 8])
+def test_a_query_amid_a_crowd_is_answered_without_codes(monkeypatch: pytest.MonkeyPatch, queries: int) -> None:
+    vectors = drawn("hardly different", 5120, 32, np.random.default_rng(1))
+    asked: list[int] = []
+    top_k = flat.top_k
+
+    def counted(queries: Vector, vectors: Vector, k: int) -> tuple[Vector, NDArray[np.int64]]:
+        asked.append(len(queries))
+        return top_k(queries, vectors, k)
+
+    monkeypatch.setattr(flat, "top_k", counted)
+    candidates.top_k(vectors[:queries], vectors, with_integers(coded(vectors)), 5)
+    assert asked == [queries]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    kind=st.sampled_from(KINDS),
+    dim=st.integers(1, 70),
+    parts=st.lists(st.integers(1, 300), min_size=1, max_size=4),
+    louder=st.booleans(),
+)
+def test_no_vector_is_further_from_its_code_than_said(
+    seed: int, kind: str, dim: int, parts: list[int], louder: bool
+) -> None:
+    random = np.random.default_rng(seed)
+    vectors = drawn(kind, sum(parts), dim, random)
+    if louder:
+        vectors[-1] = np.eye(dim)[0]  # beyond the range of what was coded before
+    known: Codes | None = None
+    for end in np.cumsum(parts).tolist():
+        known = coded(vectors[:end], known)
+        assert known.rows == end
+        stands_for = (known.room[:end, :dim].astype(np.float64) - ZERO) * known.step
+        assert np.linalg.norm(vectors[:end] - stands_for, axis=1).max() <= known.error
+        assert (known.room[:end, dim:] == ZERO).all()
+        assert 0.5 * known.step * np.sqrt(dim) + 1e-5 >= known.error / 1.001
+    assert known is not None
+    assert known.step <= 1.3 / MOST
+
+
+def test_coding_can_be_called_off() -> None:
+    with pytest.raises(StoppedError):
+        coded(np.eye(4, dtype=np.float32), stop=lambda: True)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    rows=st.integers(1, 300),
+    dim=st.integers(1, 600),
+    count=st.integers(1, 130),
+    largest=st.booleans(),
+)
+def test_products_of_integers_are_exact(seed: int, rows: int, dim: int, count: int, largest: bool) -> None:
+    random = np.random.default_rng(seed)
+    integers = integer_products()
+    assert integers is not None
+    most = integers.most
+    codes = random.integers(0, 256, (rows, dim), np.uint8)
+    weights = random.integers(-most, most + 1, (dim, count), np.int8)
+    if largest:
+        codes[:], weights[:] = 255, random.choice([-most, most], (dim, count))
+    products = np.empty((rows, count), np.int32)
+    integers.multiply(codes, weights, products)
+    assert np.array_equal(products, codes.astype(np.int32) @ weights.astype(np.int32))

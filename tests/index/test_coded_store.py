@@ -1,0 +1,202 @@
+"""Codes of a collection's vectors are made, sealed, mapped and healed by themselves, and never change an answer."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index import candidates, segments, upkeep
+from index.catalog import Catalog
+from index.codes import Codes
+from index.collection import LocalCollection
+from index.types import Item, SearchOptions
+
+Answers = list[list[tuple[str, float]]]
+DIM, COUNT = 40, 3000
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (candidates, upkeep):
+        monkeypatch.setattr(module, "CODED_FROM", 512)
+    monkeypatch.setattr(upkeep, "_CODE_FROM", 200)
+    monkeypatch.setattr(upkeep, "_SCRUB_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(upkeep, "_IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(upkeep, "_RESTS", 0.0)
+
+
+def items(first: int, last: int) -> list[Item]:
+    vectors = np.random.default_rng(first).standard_normal((last - first, DIM)).astype(np.float32)
+    return [Item(f"k{first + n}", vector) for n, vector in enumerate(vectors)]
+
+
+def answers(collection: LocalCollection) -> Answers:
+    queries = np.random.default_rng(9).standard_normal((9, DIM)).astype(np.float32)
+    found = [collection.search(queries[:1], SearchOptions(k=7)), collection.search(queries, SearchOptions(k=7))]
+    return [[(one.key, one.similarity) for one in answer] for part in found for answer in part]
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def codes_of(collection: LocalCollection) -> Codes | None:
+    return collection._store.snapshot().codes
+
+
+def ready(collection: LocalCollection) -> bool:
+    codes = codes_of(collection)
+    return codes is not None and codes.integers is not None
+
+
+def without_codes(folder: Path, aside: Path) -> Answers:
+    """Return what the database alone answers, by NumPy."""
+    copy = aside / "collections" / folder.name
+    copy.mkdir(parents=True)
+    shutil.copy(folder / "items.sqlite", copy)
+    with Catalog(aside, read_only=True) as catalog:
+        collection = catalog.open(folder.name)
+        assert codes_of(collection) is None
+        return answers(collection)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return the folder of a sealed collection with dead slots and codes."""
+    with Catalog(tmp_path) as catalog:
+        collection = catalog.create("shop", space="ks1-a", dim=DIM)
+        collection.upsert(items(0, COUNT))
+        eventually(lambda: ready(collection))
+        collection.delete([f"k{n}" for n in range(300)])
+        collection.seal()
+        collection.upsert(items(COUNT, COUNT + 50))
+        collection.seal()
+    return tmp_path / "collections" / "shop"
+
+
+def reopened(folder: Path, read_only: bool = False) -> Catalog:
+    return Catalog(folder.parent.parent, read_only=read_only)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_sealed_codes_are_mapped_and_answer_alike(folder: Path, tmp_path: Path, read_only: bool) -> None:
+    expected = without_codes(folder, tmp_path / "plain")
+    with reopened(folder, read_only) as catalog:
+        collection = catalog.open("shop")
+        codes = codes_of(collection)
+        assert codes is not None
+        assert codes.rows == COUNT + 50
+        assert answers(collection) == expected  # by scanning alone, if it comes before what multiplies
+        eventually(lambda: ready(collection))
+        assert answers(collection) == expected
+
+
+def damaged(path: Path, how: str) -> None:
+    data = bytearray(path.read_bytes())
+    if how == "flipped":
+        data[len(data) // 2] ^= 0x40
+        path.write_bytes(data)
+    elif how == "cut":
+        path.write_bytes(data[:-5])
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "removed"])
+def test_damaged_codes_are_made_again(folder: Path, tmp_path: Path, how: str) -> None:
+    expected = without_codes(folder, tmp_path / "plain")
+    (path,) = folder.glob("segments/rows-*/codes")
+    damaged(path, how)
+    with reopened(folder) as catalog:
+        collection = catalog.open("shop")
+        keeper = collection._store._upkeep
+        eventually(lambda: keeper._unchecked is None)
+        with keeper._working:
+            assert answers(collection) == expected
+        collection.seal()
+        sealed = collection._store.sealed
+        assert sealed is not None
+        assert sealed.step > 0
+        assert collection._store.segments.scrub(sealed)
+        assert codes_of(collection) is not None
+        assert answers(collection) == expected
+
+
+def test_segments_of_before_there_were_codes_are_opened_and_get_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as before:
+        before.setattr(upkeep, "SHORTEST", DIM + 1)
+        with Catalog(tmp_path) as catalog:
+            catalog.create("shop", space="ks1-a", dim=DIM).upsert(items(0, COUNT))
+    folder = tmp_path / "collections" / "shop"
+    manifest = folder / "segments" / "manifest"
+    fields = json.loads(manifest.read_bytes().rpartition(b"\n")[0])
+    assert (fields.pop("step"), fields.pop("error")) == (0.0, 0.0)
+    text = json.dumps(fields).encode()
+    manifest.write_bytes(text + b"\n" + hashlib.sha256(text).hexdigest().encode())
+    monkeypatch.setattr("index.store.load", None)  # not every row is read
+    with reopened(folder) as catalog:
+        collection = catalog.open("shop")
+        eventually(lambda: ready(collection))
+        expected = answers(collection)
+        eventually(lambda: collection._store.sealed is not None and collection._store.sealed.step > 0)
+    with reopened(folder) as catalog:
+        codes = codes_of(catalog.open("shop"))
+        assert codes is not None
+        assert codes.rows == COUNT
+        assert answers(catalog.open("shop")) == expected
+    monkeypatch.undo()
+    assert without_codes(folder, tmp_path / "plain") == expected
+
+
+def test_vectors_out_of_range_get_a_larger_step(folder: Path, tmp_path: Path) -> None:
+    with reopened(folder) as catalog:
+        collection = catalog.open("shop")
+        before = codes_of(collection)
+        collection.upsert([Item(f"axis{n}", np.eye(DIM, dtype=np.float32)[n]) for n in range(DIM)])
+        collection.seal()
+        after = codes_of(collection)
+        assert before is not None
+        assert after is not None
+        assert after.step > before.step
+        (found,) = collection.search(np.eye(DIM, dtype=np.float32)[:1], SearchOptions(k=2))
+        assert found[0].key == "axis0"
+        expected = answers(collection)
+    assert without_codes(folder, tmp_path / "plain") == expected
+    with reopened(folder) as catalog:
+        assert answers(catalog.open("shop")) == expected
+
+
+def test_compacted_slots_have_codes_at_once(folder: Path, tmp_path: Path) -> None:
+    with reopened(folder) as catalog:
+        collection = catalog.open("shop")
+        eventually(lambda: ready(collection))
+        collection.compact()
+        codes = codes_of(collection)
+        assert codes is not None
+        assert codes.integers is not None
+        assert codes.rows == COUNT - 300 + 50
+        assert answers(collection) == without_codes(folder, tmp_path / "plain")
+
+
+def test_only_collections_that_are_searched_exactly_have_codes(tmp_path: Path) -> None:
+    with Catalog(tmp_path) as catalog:
+        small = catalog.create("small", space="ks1-a", dim=DIM)
+        small.upsert(items(0, 500))
+        approximate = catalog.create("approximate", space="ks1-a", dim=DIM, index_kind="ivf")
+        approximate.upsert(items(0, 6000))
+        for collection in (small, approximate):
+            collection.seal()
+            assert codes_of(collection) is None
+            assert collection._store.sealed is not None
+            assert collection._store.sealed.step == 0
+    assert not list(tmp_path.glob(f"collections/*/{segments.FOLDER}/*/codes"))
