@@ -1,4 +1,4 @@
-"""The section `approximate` of bench/search.py: recall, rate and memory of the approximate kinds beside hnswlib."""
+"""The section `approximate` of bench/search.py: recall, rate and memory of our kinds beside hnswlib and usearch."""
 
 import statistics
 from collections.abc import Callable
@@ -17,6 +17,7 @@ ASKED = 512
 BATCH = 64
 GOOD = 0.95
 EFFORTS = (10, 16, 32, 64, 128, 256)
+PEERS = ("hnswlib", "usearch")
 
 
 def approximate(folder: Path, scale: float, kinds: list[str], embeddings: Path | None, graph: Path | None) -> Result:
@@ -52,7 +53,7 @@ def approximate(folder: Path, scale: float, kinds: list[str], embeddings: Path |
         result.add(f"{kind}: index beside the vectors", sum(one.stat().st_size for one in size) / vectors.nbytes, "×")
         if info.recall is not None:
             result.add(f"{kind}: recall@10 as info says", info.recall, "")
-    asks |= _hnswlib(result, vectors, queries, graph)
+    asks |= _hnswlib(result, vectors, queries, graph) | _usearch(result, vectors, queries)
     recalls = {
         name: statistics.mean(len(best & set(one)) / K for best, one in zip(truth, ask(), strict=True))
         for name, ask in asks.items()
@@ -63,14 +64,15 @@ def approximate(folder: Path, scale: float, kinds: list[str], embeddings: Path |
         bound = GOOD if name in kinds else None
         result.add(f"{name}: recall@10", recalls[name], "", bound)
         result.add(f"{name}: batches of {BATCH}", rate, "queries/s")
-    peer = sorted((recalls[name], rates[name]) for name in rates if name not in kinds)
     ours = [name for name in kinds if recalls[name] >= GOOD]
-    if peer and ours:
-        best = max(rates[name] / _rate_at(peer, recalls[name]) for name in ours)
-        result.add("approximate: times hnswlib at equal recall", best, "×", 1)
-        cheapest = max((rate for recall, rate in peer if recall >= GOOD), default=0.0)
-        if cheapest:
-            result.add(f"approximate: times hnswlib's fastest at ≥ {GOOD}", max(rates[n] for n in ours) / cheapest, "×")
+    for peer in PEERS:
+        curve = sorted((recalls[name], rates[name]) for name in rates if name.startswith(peer))
+        if curve and ours:
+            best = max(rates[name] / _rate_at(curve, recalls[name]) for name in ours)
+            result.add(f"times {peer} at equal recall", best, "×", 1)
+            cheapest = max((rate for recall, rate in curve if recall >= GOOD), default=0.0)
+            if cheapest:
+                result.add(f"times {peer}'s fastest at ≥ {GOOD}", max(rates[n] for n in ours) / cheapest, "×")
     for catalog in made:
         catalog.close()
     return result
@@ -108,6 +110,24 @@ def _hnswlib(
         return [[int(one) for one in row] for part in found for row in part]
 
     return {f"hnswlib ef {effort}": lambda effort=effort: ask(effort) for effort in EFFORTS}  # type: ignore[misc]
+
+
+def _usearch(result: Result, vectors: Vectors, queries: Vectors) -> dict[str, Callable[[], list[list[int]]]]:
+    try:
+        from usearch.index import Index
+    except ImportError:
+        print("usearch: left out, it is not installed")
+        return {}
+    graph = Index(ndim=vectors.shape[1], metric="ip", dtype="f32", connectivity=16, expansion_add=100)
+    places = np.arange(len(vectors))
+    result.add("usearch: building", timed(lambda: graph.add(places, vectors, threads=CORES)), "s")
+
+    def ask(effort: int) -> list[list[int]]:
+        graph.expansion_search = effort
+        parts = (queries[begin : begin + BATCH] for begin in range(0, ASKED, BATCH))
+        return [[int(one) for one in row] for part in parts for row in graph.search(part, K, threads=CORES).keys]
+
+    return {f"usearch ef {effort}": lambda effort=effort: ask(effort) for effort in EFFORTS}  # type: ignore[misc]
 
 
 def _rate_at(curve: list[tuple[float, float]], recall: float) -> float:

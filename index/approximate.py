@@ -1,6 +1,6 @@
 """Approximate indexes over a collection's sealed rows: they propose slots, whose similarities are computed exactly.
 
-    hnsw   graph over vectors of 8 bits a component (Malkov and Yashunin 2018)
+    hnsw   graph over vectors in bfloat16 (Malkov and Yashunin 2018)
     ivf    inverted lists, 8 bits a component
     pq     inverted lists, product quantisation to a quarter of a byte a component (Jégou et al. 2011)
 
@@ -39,7 +39,7 @@ _ADDED_AT_ONCE = 20_000
 _LINKS = 16
 _TRAINED_ON = 40  # vectors a centroid
 _EFFORTS = {
-    "hnsw": (16, 24, 32, 48, 64, 96, 128, 192, 256, 512),
+    "hnsw": (16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256, 512),
     "ivf": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256),
     "pq": (2, 4, 8, 16, 32, 64, 128),
 }
@@ -189,7 +189,7 @@ def build(
 
 def _empty(kind: str, dim: int, rows: int) -> Any:
     if kind == "hnsw":
-        index = _FAISS.IndexHNSWSQ(dim, _FAISS.ScalarQuantizer.QT_8bit, _LINKS, _FAISS.METRIC_INNER_PRODUCT)
+        index = _FAISS.IndexHNSWSQ(dim, _FAISS.ScalarQuantizer.QT_bf16, _LINKS, _FAISS.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = 80
         return index
     lists = int(2 ** np.clip(np.floor(np.log2(min(4 * np.sqrt(rows), rows / _TRAINED_ON))), 0, 16))
