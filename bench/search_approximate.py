@@ -118,7 +118,7 @@ def _usearch(result: Result, vectors: Vectors, queries: Vectors) -> dict[str, Ca
     except ImportError:
         print("usearch: left out, it is not installed")
         return {}
-    graph = Index(ndim=vectors.shape[1], metric="ip", dtype="f32", connectivity=16, expansion_add=100)
+    graph: Any = Index(ndim=vectors.shape[1], metric="ip", dtype="f32", connectivity=16, expansion_add=100)
     places = np.arange(len(vectors))
     result.add("usearch: building", timed(lambda: graph.add(places, vectors, threads=CORES)), "s")
 

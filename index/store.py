@@ -343,7 +343,8 @@ class Store:
         self._upkeep.consider(state.sequence)
 
     def _compact(self, state: State) -> None:
-        if self._columns.size < COMPACT_APART_FROM and self.wants_compaction():
+        # Not before what was found sealed has been checked: damaged rows must not be copied and pass for whole.
+        if self._columns.size < COMPACT_APART_FROM and self.wants_compaction() and not self._upkeep.is_checking:
             self._lay_out(self._columns.compacted(state.sequence))
 
     def _lay_out(self, columns: Columns, sealed: Manifest | None = None) -> None:

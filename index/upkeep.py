@@ -65,6 +65,11 @@ class Upkeep:
         if self._unchecked is not None:
             self._start()
 
+    @property
+    def is_checking(self) -> bool:
+        """Whether what was found sealed has not been checked yet."""
+        return self._unchecked is not None
+
     def consider(self, sequence: int) -> None:
         """Look, after a commit, whether there is something to do."""
         if self._store.read_only:
@@ -187,6 +192,8 @@ class Upkeep:
 
     def _compact(self) -> None:
         with self._working:
+            # Rows that were damaged on disk must not be copied into columns that pass for whole.
+            self._scrub(self._stop.is_set)
             snapshot, _, lineage = self._store.current()
             fresh = Columns.of_live(snapshot)
             # Searches go on as quickly with the new ones.

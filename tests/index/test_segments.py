@@ -145,6 +145,34 @@ def test_every_file_flipped_cut_or_removed_is_healed(sealed: Sealed, tmp_path: P
             assert collection._store.segments.scrub(manifest), (name, damage)
 
 
+@pytest.mark.parametrize("column", ["labels", "vectors"])
+@pytest.mark.parametrize("apart_from", [1, 10**6], ids=["in the background", "by the writer"])
+def test_a_damaged_row_is_not_compacted_into_one_that_passes_for_whole(
+    sealed: Sealed, monkeypatch: pytest.MonkeyPatch, column: str, apart_from: int
+) -> None:
+    folder, _ = sealed
+    monkeypatch.setattr(store, "COMPACT_FROM", 1)
+    monkeypatch.setattr(store, "COMPACT_APART_FROM", apart_from)
+    monkeypatch.setattr(upkeep, "_SCRUB_AFTER_SECONDS", 60.0)
+    (path,) = (folder / "segments").rglob(column)
+    data = bytearray(path.read_bytes())
+    data[len(data) // (COUNT + 100) * 2500 + 2] ^= 0x40
+    path.write_bytes(data)
+    with open_again(folder) as catalog:
+        collection = catalog.open("shop")
+        collection.delete([f"k{number}" for number in range(COUNT // 2)])
+        if apart_from == 1:
+            collection._store._upkeep._compact()
+        collection.compact()
+        snapshot = collection._store.snapshot()
+        stored = {item.key: item for item in collection.items()}
+        assert len(stored) == snapshot.live == len(snapshot)
+        for slot in range(len(snapshot)):
+            item = stored[snapshot.key(slot)]
+            assert snapshot.label(slot) == item.label
+            np.testing.assert_array_equal(snapshot.vectors[slot], item.vector)
+
+
 def test_segments_of_another_history_are_not_believed(sealed: Sealed, tmp_path: Path) -> None:
     folder, expected = sealed
     (tmp_path / "kept").mkdir()
