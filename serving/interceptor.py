@@ -13,7 +13,8 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from types import MappingProxyType
+from typing import Any, Protocol, TypeAlias, cast
 
 import grpc
 import grpc.aio
@@ -63,6 +64,16 @@ class Call:
     metadata: Any
 
 
+class Door(Protocol):
+    """Refuses calls for which there is no room, before their requests are read."""
+
+    def is_crowded(self) -> bool:
+        """Return whether there is reason to ask for `refusal`."""
+
+    def refusal(self, timeout: float | None) -> KindredError | None:
+        """Return why a call that waits so many seconds is refused, None when it is not."""
+
+
 class Calls(grpc.GenericRpcHandler):
     """Every method of the server, wrapped. Services are added to it as to a server, and it to the server.
 
@@ -72,6 +83,7 @@ class Calls(grpc.GenericRpcHandler):
         guard: says who may call what; None lets everyone.
         metrics: told of every call but those for health and reflection; None for nobody.
         tracer: told likewise.
+        readers: what parses the requests of a method, in place of the protobuf library.
     """
 
     def __init__(
@@ -81,6 +93,7 @@ class Calls(grpc.GenericRpcHandler):
         guard: Guard | None = None,
         metrics: Metrics | None = None,
         tracer: Tracer | None = None,
+        readers: Mapping[str, Callable[[bytes], object]] = MappingProxyType({}),
     ) -> None:
         self._guard = guard
         self._tracer = tracer
@@ -93,7 +106,9 @@ class Calls(grpc.GenericRpcHandler):
         self._draining = asyncio.Event()
         self._held: asyncio.Event | None = None
         self._reading: set[asyncio.Task[Any]] = set()
-        self._handlers: dict[str, Handler] = {}
+        self._handlers: dict[str, Any] = {}
+        self._readers = readers
+        self._doors: dict[str, Door] = {}
 
     @property
     def in_flight(self) -> int:
@@ -110,6 +125,10 @@ class Calls(grpc.GenericRpcHandler):
             task.cancel()
         await self._idle.wait()
 
+    def watch_door(self, method: str, door: Door) -> None:
+        """Ask a door before the requests of a unary method are read."""
+        self._doors[method] = door
+
     async def hold(self, seconds: float) -> None:
         """Hold new calls back for a while and let them fail together, right before the server stops.
 
@@ -122,14 +141,17 @@ class Calls(grpc.GenericRpcHandler):
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Handler]) -> None:
         """Take the methods of a service; what generated code calls on a server."""
-        self._handlers.update({f"/{service_name}/{name}": handler for name, handler in method_handlers.items()})
+        for name, handler in method_handlers.items():
+            method, wrapped = f"/{service_name}/{name}", cast(Any, handler)
+            reader = self._readers.get(method, wrapped.request_deserializer)
+            self._handlers[method] = wrapped._replace(request_deserializer=reader)
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Do nothing: generated code gives the same methods in this form, too."""
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "Handler | None":
         """Return the method's handler, wrapped; an unknown method stays unknown."""
-        handler: Any = self._handlers.get(handler_call_details.method)
+        handler = self._handlers.get(handler_call_details.method)
         if handler is None:
             return None
         metadata: Any = handler_call_details.invocation_metadata or ()
@@ -140,6 +162,9 @@ class Calls(grpc.GenericRpcHandler):
             except KindredError as error:
                 return self._refuse(error, call)
         if not handler.response_streaming:
+            door = self._doors.get(call.method)
+            if door is not None and door.is_crowded():
+                return self._wrap_crowded(handler, call, door)
             return self._wrap_unary(handler, call)
         inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
         if inspect.isasyncgenfunction(inner):
@@ -160,21 +185,39 @@ class Calls(grpc.GenericRpcHandler):
 
     def _wrap_unary(self, handler: Any, call: Call) -> Handler:
         async def answer(raw: bytes, context: Context) -> bytes:
-            try:
-                with self._watched(call, context, streamed=False):
-                    await self._enter(call.method)
-                    try:
-                        response = await handler.unary_unary(_parse(handler, raw), context)
-                    finally:
-                        self._leave(call.method)
-                    data = self._serialise(handler, response)
-            except Exception as error:
-                await abort(context, error, call)
-                raise  # not reached: abort always raises
-            context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
-            return data
+            return await self._answer(handler, call, context, raw)
 
         return grpc.unary_unary_rpc_method_handler(answer)
+
+    def _wrap_crowded(self, handler: Any, call: Call, door: Door) -> Handler:
+        """Wrap a unary method as a stream, which has not read its request yet when the door is asked."""
+
+        async def answer(raw: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+            yield await self._answer(handler, call, context, raw, door)
+
+        return grpc.stream_stream_rpc_method_handler(answer)
+
+    async def _answer(
+        self, handler: Any, call: Call, context: Context, raw: bytes | AsyncIterator[bytes], door: Door | None = None
+    ) -> bytes:
+        """Return a unary method's answer, serialised."""
+        try:
+            with self._watched(call, context, streamed=False):
+                await self._enter(call.method)
+                try:
+                    if door is not None and (refusal := door.refusal(context.time_remaining())) is not None:
+                        self._rejected("queue_full")
+                        raise refusal
+                    data = raw if isinstance(raw, bytes) else await anext(raw, b"")
+                    response = await handler.unary_unary(_parse(handler, data), context)
+                finally:
+                    self._leave(call.method)
+                answer = self._serialise(handler, response)
+        except Exception as error:
+            await abort(context, error, call)
+            raise  # not reached: abort always raises
+        context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+        return answer
 
     def _wrap_stream(self, handler: Any, inner: Callable[..., Any], call: Call) -> Handler:
         async def requests(raw: AsyncIterator[bytes]) -> AsyncIterator[Message]:

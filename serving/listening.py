@@ -1,5 +1,7 @@
 """How the server listens: channel options, credentials, and a clear error for an address that cannot be had."""
 
+import asyncio
+import importlib
 import socket
 
 import grpc
@@ -10,6 +12,15 @@ from serving.settings import Limits, split_address
 
 # Room for the framing of a message that is just small enough.
 _FRAMING_BYTES = 64 * 1024
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """Return the event loop to serve on: uvloop's where it is installed, which takes less CPU a call."""
+    try:
+        loop: asyncio.AbstractEventLoop = importlib.import_module("uvloop").new_event_loop()
+    except ImportError:
+        return asyncio.new_event_loop()
+    return loop
 
 
 def options(limits: Limits) -> list[tuple[str, int]]:

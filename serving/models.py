@@ -10,7 +10,7 @@ from typing import Self, cast
 import numpy as np
 
 from encoder import tuning
-from encoder.errors import FailedPreconditionError, NotFoundError
+from encoder.errors import FailedPreconditionError, NotFoundError, ResourceExhaustedError
 from encoder.machine import cores
 from encoder.metadata import Metadata
 from encoder.session import Device, Encoder
@@ -92,6 +92,22 @@ class Models:
         model = self.get(name)
         with model.pipeline.leased():
             yield model
+
+    def is_crowded(self) -> bool:
+        """Return whether there is reason to ask for `refusal` before a request is read."""
+        return any(model.pipeline.admission.is_crowded() for model in self._models.values())
+
+    def refusal(self, timeout: float | None) -> ResourceExhaustedError | None:
+        """Return why no model would let in one more image now, None when one would; the request may be for that one.
+
+        Args:
+            timeout: seconds after which the caller stops waiting; None for never.
+        """
+        refusals = [model.pipeline.admission.refusal(timeout=timeout) for model in self._models.values()]
+        found = [refusal for refusal in refusals if refusal is not None]
+        if len(found) < len(refusals):
+            return None
+        return min(found, key=lambda refusal: refusal.retry_after, default=None)
 
     def for_space(self, space: str) -> Model | None:
         """Return the first model that embeds into a space, None when there is none."""

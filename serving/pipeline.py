@@ -15,22 +15,21 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder.errors import DeadlineExceededError, KindredError, ResourceExhaustedError
+from encoder.errors import DeadlineExceededError, KindredError
 from encoder.images import DecodeLimits
 from encoder.metadata import Metadata
 from encoder.session import Outputs
+from serving.admission import Admission
 from serving.metrics import Metrics
 from serving.settings import Limits
 
-Source = bytes | NDArray[np.uint8]
-
-# The wait is only guessed; a call let in that is then too late costs an answer that somebody else could have had.
-_CAUTION = 1.3
+Source = bytes | memoryview | NDArray[np.uint8]
 
 
 class Runner(Protocol):
@@ -78,48 +77,19 @@ class Work:
         self.size = sum(len(image) if isinstance(image, bytes) else image.nbytes for image in images)
         self.outcomes: list[Outcome | None] = [None] * len(images)
         self.failure: Exception | None = None
-        self.abandoned = False
         self.began = time.monotonic()
         self.left = len(images)
         self.deadline = deadline
         self.loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[None] = self.loop.create_future()
+        self.done: asyncio.Future[list[Outcome]] = self.loop.create_future()
 
     def is_dead(self) -> bool:
         """Return whether nobody waits for the answer any more, so that no more work may be spent on it."""
-        return self.abandoned or self.is_late() or self.failure is not None
+        return self.done.cancelled() or self.is_late() or self.failure is not None
 
     def is_late(self) -> bool:
         """Return whether the deadline has passed."""
         return self.deadline is not None and time.monotonic() >= self.deadline
-
-
-class Pace:
-    """How many images a second leave while the queue is never empty; a running mean. Lives on the event loop."""
-
-    _SPAN_SECONDS = 0.25
-
-    def __init__(self) -> None:
-        self._seconds = 0.0  # for one image; 0 as long as nothing is known
-        self._since = 0.0
-        self._count = 0
-
-    def begin(self) -> None:
-        """Note that the queue has been empty and is so no more."""
-        self._since, self._count = time.monotonic(), 0
-
-    def ended(self, images: int) -> None:
-        """Note that images have left."""
-        self._count += images
-        passed = time.monotonic() - self._since
-        if passed >= self._SPAN_SECONDS:
-            latest = passed / self._count
-            self._seconds = 0.5 * (self._seconds + latest) if self._seconds else latest
-            self._since, self._count = time.monotonic(), 0
-
-    def seconds_for(self, images: int) -> float:
-        """Return how long so many images take, 0 while that is not known."""
-        return images * self._seconds
 
 
 def _bare(error: KindredError) -> KindredError:
@@ -150,6 +120,9 @@ class Pipeline:
         max_batch: images of one inference.
         sessions: inferences at one time.
         metrics: told of the stages; None for nobody.
+
+    Attributes:
+        admission: lets requests in or not.
     """
 
     def __init__(
@@ -163,24 +136,23 @@ class Pipeline:
         metrics: Metrics | None = None,
     ) -> None:
         self._runner = runner
-        self._limits = limits
+        self.admission = Admission(limits)
         self._decode_limits = DecodeLimits(max_bytes=limits.max_image_bytes, max_pixels=limits.max_pixels)
         self._max_batch = max_batch
         self._metrics = metrics
         self._leases = 0
         self._unused = asyncio.Event()
         self._unused.set()
-        # Guards the five below and `Work.left`; idle threads wait on it.
-        self._changed = threading.Condition(threading.Lock())
+        # Guards the five below and `Work.left`.
+        self._lock = threading.Lock()
         self._files: deque[File] = deque()
         self._pixels: deque[Decoded] = deque()
         self._sessions = sessions
         self._idle = 0
         self._closing = False
-        self._queued = 0
-        self._queued_bytes = 0
-        self._pace = Pace()
-        self._room = asyncio.Event()
+        # An idle thread waits for a token; one is put in for each thread that stops being idle.
+        self._tokens: SimpleQueue[None] = SimpleQueue()
+        self._arrived = 0
         self._threads = [
             threading.Thread(target=self._loop, name=f"pipeline-{number}", daemon=True)
             for number in range(max(workers, sessions))
@@ -191,12 +163,12 @@ class Pipeline:
     @property
     def queued(self) -> int:
         """Images waiting or in work."""
-        return self._queued
+        return self.admission.queued
 
     @property
     def queued_bytes(self) -> int:
         """Bytes of these images."""
-        return self._queued_bytes
+        return self.admission.queued_bytes
 
     @contextlib.contextmanager
     def leased(self) -> Iterator[None]:
@@ -233,77 +205,73 @@ class Pipeline:
             ResourceExhaustedError: the queue is full.
             DeadlineExceededError: the time is up.
         """
-        if not images:
-            return []
+        return await (await self.begin(images, timeout=timeout, hashes=hashes, patient=patient))
+
+    async def begin(
+        self, images: Sequence[Source], *, timeout: float | None = None, hashes: bool = False, patient: bool = False
+    ) -> asyncio.Future[list[Outcome]]:
+        """Put the images of one request into the queue and return the answer to come; to cancel it drops them.
+
+        Arguments and errors are those of `embed`; DeadlineExceededError comes as the answer.
+        """
         work = Work(images, None if timeout is None else time.monotonic() + timeout, hashes)
-        await self._enter(work, patient)
-        with self._changed:
-            self._files.extend([(work, position) for position in range(len(images))])
-            if self._idle:
-                self._changed.notify(len(images))
-        try:
-            await work.done
-        except asyncio.CancelledError:
-            work.abandoned = True
-            raise
-        if work.failure is not None:
-            raise work.failure
-        if any(outcome is None for outcome in work.outcomes):
+        if not images:
+            work.done.set_result([])
+            return work.done
+        if patient:
+            await self.admission.wait_for_room(len(images), work.size)
+        elif (refusal := self.admission.refusal(len(images), work.size, timeout)) is not None:
             if self._metrics is not None:
-                self._metrics.rejected("deadline")
-            raise DeadlineExceededError("the deadline passed while the images were queued")
-        return [outcome for outcome in work.outcomes if outcome is not None]
+                self._metrics.rejected("queue_full")
+            raise refusal
+        # The request is counted out when its last image has left, wanted or not.
+        self.admission.enter(len(images), work.size)
+        with self._lock:
+            self._files.extend([(work, position) for position in range(len(images))])
+        # A thread is woken once for all requests of this turn of the event loop: it would only compete with the loop
+        # for the interpreter's lock meanwhile.
+        if not self._arrived:
+            work.loop.call_soon(self._announce)
+        self._arrived += len(images)
+        return work.done
 
     def close(self) -> None:
         """Stop the threads after what is queued. Blocks."""
-        with self._changed:
+        with self._lock:
             self._closing = True
-            self._changed.notify_all()
+            self._wake(len(self._threads))
         for thread in self._threads:
             thread.join()
 
-    async def _enter(self, work: Work, patient: bool) -> None:
-        """Count the work in, or refuse it; it is counted out when its last image has left, wanted or not."""
-        # Bulk streams fill half of the queue at most, so that single calls find room beside them.
-        share = 2 if patient else 1
-        while self._queued and not self._fits(work, share):
-            if not patient:
-                if self._metrics is not None:
-                    self._metrics.rejected("queue_full")
-                wait = min(max(self._pace.seconds_for(self._queued), 0.05), 30.0)
-                raise ResourceExhaustedError("the queue is full: try again later", retry_after=wait)
-            self._room.clear()
-            await self._room.wait()
-        if not patient and work.deadline is not None and self._queued:
-            # Whoever would be answered too late is told now, instead of pushing others behind their deadlines, too.
-            wait = self._pace.seconds_for(self._queued + len(work.images))
-            if time.monotonic() + _CAUTION * wait > work.deadline:
-                if self._metrics is not None:
-                    self._metrics.rejected("queue_full")
-                raise ResourceExhaustedError(
-                    "the queue is too long for the call's deadline: try again later", retry_after=min(wait, 30.0)
-                )
-        if not self._queued:
-            self._pace.begin()
-        self._queued += len(work.images)
-        self._queued_bytes += work.size
-
-    def _fits(self, work: Work, share: int) -> bool:
-        return (
-            self._queued + len(work.images) <= self._limits.max_queue // share
-            and self._queued_bytes + work.size <= self._limits.max_queue_bytes // share
-        )
-
     def _leave(self, works: Sequence[Work]) -> None:
-        """Wake who waits for these requests, on their event loop."""
+        """Answer these requests, on their event loop."""
         for work in works:
-            self._queued -= len(work.images)
-            self._queued_bytes -= work.size
-            if not (work.abandoned or work.is_late()):
-                self._pace.ended(len(work.images))
-            if not work.done.done():
-                work.done.set_result(None)
-        self._room.set()
+            wanted = not (work.done.cancelled() or work.is_late())
+            self.admission.leave(len(work.images), work.size, wanted=wanted)
+            if work.done.cancelled():
+                continue
+            outcomes = [outcome for outcome in work.outcomes if outcome is not None]
+            if work.failure is not None:
+                work.done.set_exception(work.failure)
+            elif len(outcomes) == len(work.outcomes):
+                work.done.set_result(outcomes)
+            else:
+                if self._metrics is not None:
+                    self._metrics.rejected("deadline")
+                work.done.set_exception(DeadlineExceededError("the deadline passed while the images were queued"))
+
+    def _announce(self) -> None:
+        """Wake threads for the files that have arrived since the last turn of the event loop."""
+        arrived, self._arrived = self._arrived, 0
+        with self._lock:
+            self._wake(arrived)
+
+    def _wake(self, count: int) -> None:
+        """Wake so many threads, if so many are idle. Called with the lock held."""
+        count = min(count, self._idle)
+        self._idle -= count
+        for _ in range(count):
+            self._tokens.put(None)
 
     def _loop(self) -> None:
         while (task := self._next()) is not None:
@@ -316,21 +284,19 @@ class Pipeline:
 
     def _next(self) -> "File | list[Decoded] | None":
         """Return what to do next: a file to decode or a batch to infer; None when the pipeline is closed."""
-        with self._changed:
-            while True:
+        while True:
+            with self._lock:
                 ready = len(self._pixels)
                 if ready and self._sessions and (ready >= self._max_batch or not self._files):
                     self._sessions -= 1
-                    if self._idle and self._files:
-                        self._changed.notify(len(self._files))
+                    self._wake(len(self._files))
                     return [self._pixels.popleft() for _ in range(min(ready, self._max_batch))]
                 if self._files and ready < 2 * self._max_batch:
                     return self._files.popleft()
                 if self._closing and not ready and not self._files:
                     return None
                 self._idle += 1
-                self._changed.wait()
-                self._idle -= 1
+            self._tokens.get()
 
     def _read(self, work: Work, position: int) -> None:
         """Decode a file and put its pixels before the encoder."""
@@ -351,7 +317,7 @@ class Pipeline:
         if self._metrics is not None:
             self._metrics.stage("queue", start - work.began)
             self._metrics.stage("decode", end - start)
-        with self._changed:
+        with self._lock:
             # This thread looks for what to do next right after, so nobody has to be woken for these.
             self._pixels.append((work, position, pixels, content_hash, end))
 
@@ -366,18 +332,18 @@ class Pipeline:
                 wanted.append(entry)
         if wanted:
             ended += self._encode(wanted)
-        with self._changed:
+        with self._lock:
             self._sessions += 1
             if self._closing:
-                self._changed.notify_all()
-            elif self._idle and (self._pixels or self._files):
-                self._changed.notify()
+                self._wake(len(self._threads))
+            elif self._pixels or self._files:
+                self._wake(1)
         self._end(ended)
 
     def _end(self, ended: Sequence[Ended]) -> None:
         """Set what became of images; requests that are complete wake their callers, all of them at once."""
         complete: list[Work] = []
-        with self._changed:
+        with self._lock:
             for work, position, outcome in ended:
                 work.outcomes[position] = outcome
                 work.left -= 1
@@ -389,10 +355,11 @@ class Pipeline:
                 loop.call_soon_threadsafe(self._leave, [work for work in complete if work.loop is loop])
 
     def _decode(self, image: Source, with_hash: bool) -> tuple[NDArray[np.uint8], bytes]:
-        if not isinstance(image, bytes):
+        if isinstance(image, np.ndarray):
             return image, b""
-        pixels = self._runner.load_pixels(image, self._decode_limits)
-        return pixels, hashlib.sha256(image).digest() if with_hash else b""
+        data = bytes(image)
+        pixels = self._runner.load_pixels(data, self._decode_limits)
+        return pixels, hashlib.sha256(data).digest() if with_hash else b""
 
     def _encode(self, batch: list[Decoded]) -> list[Ended]:
         start = time.monotonic()

@@ -1,6 +1,7 @@
 """The server process: starts, says when it is ready, and drains when it is told to stop."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -33,7 +34,7 @@ from serving.models import Models
 from serving.reload import Reloader
 from serving.services.admin import Admin
 from serving.services.collections import Collections
-from serving.services.embedder import Embedder
+from serving.services.embedder import EMBED, READERS, Embedder
 from serving.services.kserve import Inference
 from serving.services.searcher import Searcher
 from serving.settings import Settings
@@ -86,7 +87,7 @@ class Server:
         limits = settings.limits
         self._tracer = None if settings.otlp_endpoint is None else Tracer(settings.otlp_endpoint)
         self._calls = Calls(
-            limits.max_message_bytes, limits.max_concurrent_calls, self._guard, self._metrics, self._tracer
+            limits.max_message_bytes, limits.max_concurrent_calls, self._guard, self._metrics, self._tracer, READERS
         )
         self.models = Models(())
         self.store = Store(settings, self._metrics)
@@ -168,6 +169,7 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), server)
+        self._calls.watch_door(EMBED, self.models)
         self._server.add_generic_rpc_handlers((self._calls,))
 
     async def _follow(self) -> None:
@@ -212,7 +214,11 @@ def serve(settings: Settings) -> None:
         KindredError: the server cannot start; the message says what to do.
     """
     logs.configure(settings.log_level, settings.log_format)
-    asyncio.run(_serve(settings))
+    # The modules stay for good. To look through them for garbage would hold all calls up, for tens of milliseconds.
+    gc.collect()
+    gc.freeze()
+    with asyncio.Runner(loop_factory=listening.new_event_loop) as runner:
+        runner.run(_serve(settings))
 
 
 async def _serve(settings: Settings) -> None:

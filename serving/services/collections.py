@@ -2,6 +2,7 @@
 
 # ruff: noqa: N802, D102 (the contract names and describes the methods)
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
@@ -73,13 +74,14 @@ class Collections(collections_pb2_grpc.CollectionsServicer):
     async def UpsertStream(
         self, request_iterator: AsyncIterator[pb.UpsertStreamRequest], context: Context
     ) -> AsyncIterator[pb.UpsertStreamResponse]:
-        async def prepare(request: pb.UpsertStreamRequest) -> Prepared:
-            return await self._writer.prepare(request.batch, timeout=context.time_remaining(), patient=True)
+        async def begin(request: pb.UpsertStreamRequest) -> tuple[int, asyncio.Future[Prepared]]:
+            prepared = self._writer.prepare(request.batch, timeout=context.time_remaining(), patient=True)
+            return request.tag, asyncio.ensure_future(prepared)
 
-        async with contextlib.aclosing(in_order(request_iterator, prepare)) as batches:
-            async for request, prepared in batches:
+        async with contextlib.aclosing(in_order(request_iterator, begin)) as batches:
+            async for tag, prepared in batches:
                 # Written one after the other: of two batches with the same key the later one counts.
-                yield pb.UpsertStreamResponse(batch=await self._writer.write(prepared), tag=request.tag)
+                yield pb.UpsertStreamResponse(batch=await self._writer.write(prepared), tag=tag)
 
     async def Update(self, request: pb.UpdateRequest, context: Context) -> pb.UpdateResponse:
         check_count(request.updates, self._limits.max_batch_items, "updates")

@@ -2,10 +2,12 @@
 
 # ruff: noqa: N802, D102 (the contract names and describes the methods)
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from encoder.errors import KindredError
+from encoder.metadata import Metadata
 from kindred.v1 import embedder_pb2, embedder_pb2_grpc
 from serving.interceptor import Context
 from serving.messages import check_count
@@ -14,6 +16,11 @@ from serving.pipeline import Outcome
 from serving.settings import Limits
 from serving.status import item_error
 from serving.streams import in_order
+from serving.wire import AnyEmbed, AnyEmbedStream, read_embed, read_embed_stream
+
+EMBED = "/kindred.v1.Embedder/Embed"
+# How the methods' requests are read.
+READERS = {EMBED: read_embed, "/kindred.v1.Embedder/EmbedStream": read_embed_stream}
 
 
 class Embedder(embedder_pb2_grpc.EmbedderServicer):
@@ -28,40 +35,49 @@ class Embedder(embedder_pb2_grpc.EmbedderServicer):
         self._models = models
         self._limits = limits
 
-    async def Embed(self, request: embedder_pb2.EmbedRequest, context: Context) -> embedder_pb2.EmbedResponse:
-        return await self._embed(request, timeout=context.time_remaining(), patient=False)
+    async def Embed(self, request: AnyEmbed, context: Context) -> embedder_pb2.EmbedResponse:
+        images = self._images(request)
+        with self._models.use(request.model) as model:
+            outcomes = await model.pipeline.embed(images, timeout=context.time_remaining())
+        response = embedder_pb2.EmbedResponse()
+        _fill(response, outcomes, model.metadata)
+        return response
 
     async def EmbedStream(
-        self, request_iterator: AsyncIterator[embedder_pb2.EmbedStreamRequest], context: Context
+        self, request_iterator: AsyncIterator[AnyEmbedStream], context: Context
     ) -> AsyncIterator[embedder_pb2.EmbedStreamResponse]:
-        async def prepare(request: embedder_pb2.EmbedStreamRequest) -> embedder_pb2.EmbedResponse:
-            return await self._embed(request.batch, timeout=context.time_remaining(), patient=True)
+        async def begin(request: AnyEmbedStream) -> tuple[tuple[int, Metadata], asyncio.Future[list[Outcome]]]:
+            images = self._images(request.batch)
+            with self._models.use(request.batch.model) as model:
+                outcomes = await model.pipeline.begin(images, timeout=context.time_remaining(), patient=True)
+            return (request.tag, model.metadata), outcomes
 
-        async with contextlib.aclosing(in_order(request_iterator, prepare)) as answers:
-            async for request, response in answers:
-                yield embedder_pb2.EmbedStreamResponse(batch=response, tag=request.tag)
+        async with contextlib.aclosing(in_order(request_iterator, begin)) as answers:
+            async for (tag, metadata), outcomes in answers:
+                response = embedder_pb2.EmbedStreamResponse(tag=tag)
+                _fill(response.batch, outcomes, metadata)
+                yield response
 
     async def ListModels(
         self, request: embedder_pb2.ListModelsRequest, context: Context
     ) -> embedder_pb2.ListModelsResponse:
         return embedder_pb2.ListModelsResponse(models=[_describe(model) for model in self._models.all])
 
-    async def _embed(
-        self, request: embedder_pb2.EmbedRequest, *, timeout: float | None, patient: bool
-    ) -> embedder_pb2.EmbedResponse:
+    def _images(self, request: AnyEmbed) -> list[bytes | memoryview]:
         check_count(request.images, self._limits.max_batch_items, "images")
-        images = [image.data for image in request.images]
-        with self._models.use(request.model) as model:
-            outcomes = await model.pipeline.embed(images, timeout=timeout, patient=patient)
-        return embedder_pb2.EmbedResponse(
-            results=[_result(outcome) for outcome in outcomes], dim=model.metadata.dim, space=model.metadata.space
-        )
+        return [image.data for image in request.images]
 
 
-def _result(outcome: Outcome) -> embedder_pb2.EmbedResult:
-    if isinstance(outcome, KindredError):
-        return embedder_pb2.EmbedResult(error=item_error(outcome))
-    return embedder_pb2.EmbedResult(vector=outcome.vector.astype("<f4", copy=False).tobytes())
+def _fill(response: embedder_pb2.EmbedResponse, outcomes: Sequence[Outcome], metadata: Metadata) -> None:
+    """Write the answers in place: protobuf copies the messages that it is given."""
+    for outcome in outcomes:
+        result = response.results.add()
+        if isinstance(outcome, KindredError):
+            result.error.CopyFrom(item_error(outcome))
+        else:
+            result.vector = outcome.vector.astype("<f4", copy=False).tobytes()
+    response.dim = metadata.dim
+    response.space = metadata.space
 
 
 def _describe(model: Model) -> embedder_pb2.Model:

@@ -1,0 +1,130 @@
+"""Reads requests to embed without copying their images.
+
+The protobuf library copies every `bytes` field twice, and that is most of what a request of large images costs. Clients
+write these requests in one plain form, which is read here as views into the received bytes. Whatever has another form,
+malformed or not, is left to the library: there is no second opinion on what a message means.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from kindred.v1 import embedder_pb2
+
+# A field's number and wire type; images and batches are length-delimited.
+_FIRST = 0x0A  # EmbedRequest.images, Image.data, EmbedStreamRequest.batch
+_MODEL = 0x12
+_TAG = 0x10
+_MAX_LENGTH_BYTES = 5
+_MAX_NUMBER_BYTES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class ImageView:
+    """A `kindred.v1.Image` as a view of the bytes that hold it."""
+
+    data: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedView:
+    """A `kindred.v1.EmbedRequest` whose images are views."""
+
+    images: list[ImageView]
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedStreamView:
+    """A `kindred.v1.EmbedStreamRequest` whose images are views."""
+
+    batch: EmbedView
+    tag: int
+
+
+AnyEmbed: TypeAlias = embedder_pb2.EmbedRequest | EmbedView
+AnyEmbedStream: TypeAlias = embedder_pb2.EmbedStreamRequest | EmbedStreamView
+
+
+class _OtherFormError(Exception):
+    """The message is not of the plain form."""
+
+
+def read_embed(data: bytes) -> AnyEmbed:
+    """Return an EmbedRequest.
+
+    Raises:
+        google.protobuf.message.DecodeError: it is none.
+    """
+    try:
+        return _embed(memoryview(data), 0, len(data))
+    except (_OtherFormError, IndexError):
+        return embedder_pb2.EmbedRequest.FromString(data)
+
+
+def read_embed_stream(data: bytes) -> AnyEmbedStream:
+    """Return an EmbedStreamRequest.
+
+    Raises:
+        google.protobuf.message.DecodeError: it is none.
+    """
+    try:
+        return _embed_stream(memoryview(data))
+    except (_OtherFormError, IndexError):
+        return embedder_pb2.EmbedStreamRequest.FromString(data)
+
+
+def _embed_stream(data: memoryview) -> EmbedStreamView:
+    start, end = _field(data, 0, len(data), _FIRST)
+    batch, tag = _embed(data, start, end), 0
+    if end < len(data):
+        if data[end] != _TAG:
+            raise _OtherFormError
+        tag, end = _varint(data, end + 1, _MAX_NUMBER_BYTES)
+        if end != len(data) or tag >= 2**64:
+            raise _OtherFormError
+    return EmbedStreamView(batch, tag)
+
+
+def _embed(data: memoryview, at: int, end: int) -> EmbedView:
+    images: list[ImageView] = []
+    while at < end and data[at] == _FIRST:
+        start, at = _field(data, at, end, _FIRST)
+        inner = start
+        if start < at:
+            inner, last = _field(data, start, at, _FIRST)
+            if last != at:
+                raise _OtherFormError
+        images.append(ImageView(data[inner:at]))
+    model = ""
+    if at < end:
+        start, at = _field(data, at, end, _MODEL)
+        if at != end:
+            raise _OtherFormError
+        try:
+            model = bytes(data[start:end]).decode()
+        except UnicodeDecodeError:
+            raise _OtherFormError from None
+    return EmbedView(images, model)
+
+
+def _field(data: memoryview, at: int, end: int, key: int) -> tuple[int, int]:
+    """Return where the content of the field that begins here starts and ends."""
+    if data[at] != key:
+        raise _OtherFormError
+    length, start = _varint(data, at + 1, _MAX_LENGTH_BYTES)
+    if start + length > end:
+        raise _OtherFormError
+    return start, start + length
+
+
+def _varint(data: memoryview, at: int, most: int) -> tuple[int, int]:
+    """Return a number in its shortest encoding, and where it ends."""
+    value = 0
+    for index in range(most):
+        byte = data[at + index]
+        value |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            if not byte and index:
+                raise _OtherFormError
+            return value, at + index + 1
+    raise _OtherFormError
