@@ -4,9 +4,10 @@ With q̂ and x̂ for what the codes of a query and of a vector stand for, Cauchy
 
     |⟨q, x⟩ − ⟨q̂, x̂⟩| ≤ ‖q − q̂‖ ‖x̂‖ + ‖q‖ ‖x − x̂‖ =: error
 
-The k-th largest product of codes less twice that is therefore a bar that every one of the k nearest reaches. Those that
-reach it are scored as they are without codes, so that the answer is the same; where so many reach it that nothing is
-gained (a query amid a crowd of nearly equal vectors), all are.
+The k-th largest product of codes less twice that is therefore a bar that every one of the k nearest reaches; the k-th
+largest inner product of any rows less once that is another one. Those that reach both are scored as they are without
+codes, so that the answer is the same; where so many do that nothing is gained (a query amid a crowd of nearly equal
+vectors), all are.
 
 One or two queries are scanned by FAISS. From three on, ONNX Runtime multiplies, and of every 16 products the largest is
 looked at first. Reading a quarter of the bytes is what helps the former, and multiplying four times as fast the latter.
@@ -16,7 +17,7 @@ import contextlib
 import functools
 import itertools
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index import flat
-from index.codes import MOST, Codes
+from index.codes import MOST, ZERO, Codes
 from index.flat import Products, Rows
 from index.integers import IntegerProducts, Integers
 from index.types import Vector
@@ -34,8 +35,9 @@ from index.types import Vector
 CODED_FROM = 8192
 SHORTEST = 32
 _ROWS_A_PLACE = 64
-# More candidates than this share of the rows are not worth it either.
-_MOST_CANDIDATES = 1 / 16
+# Nor are more candidates than this share of the rows: of queries that are scored together, and of one alone.
+_MOST_CANDIDATES = 1 / 32
+_MOST_SCANNED = 1 / 16
 _INTEGERS_FROM = 3
 _QUERIES_AT_ONCE = 128
 _GROUP = 16
@@ -45,11 +47,12 @@ _BLOCK_BYTES = 2 << 20
 _FEW = 32
 _PRODUCTS_AT_ONCE = 1 << 22
 # What a scan keeps in the hope that it holds every candidate: some neighbours' worth, and some more.
-_KEPT_A_PLACE, _KEPT = 4, 64
+_KEPT_A_PLACE, _KEPT = 4, 192
 _LEAST, _MOST_INTEGER = np.iinfo(np.int32).min, np.iinfo(np.int64).max
 # Enough heats that the best of them are seldom in the same one.
 _HEATS_A_PLACE = 8
-_MOST_HOT = 1 / 4
+# Groups with a candidate before the bar is raised by inner products.
+_MOST_HOT = 1 / 2
 # For the rounding of the bound itself.
 _GENEROUS = 1.0 + 1e-5
 _FAISS: Any = faiss
@@ -61,14 +64,25 @@ class _Questions:
 
     Attributes:
         codes: int8 [N, width].
-        slack: int64 [N], twice the error, in units of a product of codes.
+        scales: float64 [N], what a product of codes of one stands for.
+        errors: float64 [N], how far what it stands for may be from the inner product.
     """
 
     codes: NDArray[np.int8]
-    slack: NDArray[np.int64]
+    scales: NDArray[np.float64]
+    errors: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.codes)
+
+    @property
+    def slack(self) -> NDArray[np.int64]:
+        """Twice the error in products of codes, int64 [N]: so far below the k-th largest may the k nearest be."""
+        return np.ceil(2.0 * self.errors / self.scales).astype(np.int64)
+
+    def bars(self, products: Products) -> NDArray[np.int64]:
+        """Return the products of codes, int64 [N], below which no inner product is as large as one, float32 [N]."""
+        return np.floor((products - self.errors) / self.scales).astype(np.int64)
 
 
 def top_k(queries: Vector, vectors: Vector, codes: Codes | None, k: int) -> tuple[Products, Rows]:
@@ -99,20 +113,30 @@ def top_k(queries: Vector, vectors: Vector, codes: Codes | None, k: int) -> tupl
 def _by_codes(queries: Vector, vectors: Vector, codes: Codes, k: int) -> tuple[Products, Rows]:
     if codes.integers is None or len(queries) < _INTEGERS_FROM:
         asked = _questions(queries, codes, MOST)
-        found = [_scanned(asked, place, codes, len(vectors), k) for place in range(len(queries))]
-    else:
-        asked = _questions(queries, codes, codes.integers.most)
-        found = _multiplied(asked, codes, codes.integers, len(vectors), k)
-    near = [place for place, rows in enumerate(found) if rows is not None]
-    if len(near) == len(queries):
-        return flat.best_of(queries, vectors, _padded(found), k)
+        found = [_scanned(queries[place : place + 1], asked, place, vectors, codes, k) for place in range(len(queries))]
+        return np.concatenate([products for products, _ in found]), np.concatenate([rows for _, rows in found])
+    asked = _questions(queries, codes, codes.integers.most)
+    scores = _multiplied(asked, codes, codes.integers, len(vectors), k)
+    # The inner products of the most promising make a bar that is closer by half of the slack.
+    near = np.flatnonzero(~scores.crowded)
+    if len(near):
+        best, _ = flat.best_of(queries[near], vectors, scores.candidates(near, scores.largest), k)
+        scores.raise_bars(near, asked.bars(_with(best[:, -1], near, len(queries))))
+        near = np.flatnonzero(~scores.crowded)
     products, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-    if near:
-        candidates = _padded([found[place] for place in near])
-        products[near], rows[near] = flat.best_of(queries[near], vectors, candidates, k)
-    rest = [place for place, one in enumerate(found) if one is None]
-    products[rest], rows[rest] = flat.top_k(queries[rest], vectors, k)
+    if len(near):
+        products[near], rows[near] = flat.best_of(queries[near], vectors, scores.candidates(near, scores.bars), k)
+    if len(near) < len(queries):
+        crowded = np.flatnonzero(scores.crowded)
+        products[crowded], rows[crowded] = flat.top_k(queries[crowded], vectors, k)
     return products, rows
+
+
+def _with(values: Products, places: Rows, count: int) -> Products:
+    """Return `count` values, those that are given at their places and 0 elsewhere."""
+    every = np.zeros(count, np.float32)
+    every[places] = values
+    return every
 
 
 def _questions(queries: Vector, codes: Codes, most: int) -> _Questions:
@@ -123,10 +147,11 @@ def _questions(queries: Vector, codes: Codes, most: int) -> _Questions:
     rounded = np.rint(exact / steps[:, None])
     coded = np.zeros((len(queries), codes.room.shape[1]), np.int8)
     coded[:, : queries.shape[1]] = rounded
-    error = _lengths(exact - rounded * steps[:, None]) * (1.0 + codes.error) + _lengths(exact) * codes.error
-    # The products are rounded to float32 where FAISS makes them.
-    rounding = coded.shape[1] * MOST * MOST * 2.0**-22 + 2
-    return _Questions(coded, np.ceil(2.0 * _GENEROUS * error / (steps * codes.step) + rounding).astype(np.int64))
+    errors = _lengths(exact - rounded * steps[:, None]) * (1.0 + codes.error) + _lengths(exact) * codes.error
+    # FAISS rounds products of codes, and inner products, to float32.
+    scales = steps * codes.step
+    rounding = scales * (coded.shape[1] * MOST * MOST * 2.0**-22 + 2) + 2 * flat.rounding(queries.shape[1])
+    return _Questions(coded, scales, _GENEROUS * errors + rounding)
 
 
 def _lengths(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -134,37 +159,44 @@ def _lengths(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     return lengths
 
 
-def _scanned(asked: _Questions, place: int, codes: Codes, n: int, k: int) -> Rows | None:
-    """Return the candidates of one query among the first `n` rows; None when they are too many."""
+def _scanned(
+    query: Vector, asked: _Questions, place: int, vectors: Vector, codes: Codes, k: int
+) -> tuple[Products, Rows]:
+    """Answer one query, [1, D], by scanning codes."""
+    n = len(vectors)
     # A code has a quarter of the bytes of a vector.
     threads = flat.threads_for(1, n * codes.room.shape[1] / 4)
     edges = [n * part // threads for part in range(threads + 1)]
-    kept = min(edges[1], _KEPT_A_PLACE * k + _KEPT)
+    longest = max(last - first for first, last in itertools.pairwise(edges))
+    kept = min(longest, _KEPT_A_PLACE * k + _KEPT)
     near = np.full((threads, kept), -np.inf, np.float32)
     rows = np.empty((threads, kept), np.int64)
-
-    query = asked.codes[place].astype(np.float32)
+    code = asked.codes[place].astype(np.float32)
 
     def scan(first: int, last: int) -> None:
-        with _scanner(len(query)) as scanner:
+        with _scanner(len(code)) as scanner:
             for part in range(first, last):
-                scanner.best(query, codes.room[edges[part] : edges[part + 1]], near[part], rows[part])
+                scanner.best(code, codes.room[edges[part] : edges[part + 1]], near[part], rows[part])
                 rows[part] += edges[part]
 
     flat.shared_out(scan, threads, threads)
-    bar = float(np.partition(near, near.size - k, axis=None)[near.size - k]) - float(asked.slack[place])
-    if kept == edges[1] or near.min(axis=1).max() < bar:
-        return rows[near >= bar]
+    most = np.argpartition(near, near.size - k, axis=None)[near.size - k :]
+    best, _ = flat.best_of(query, vectors, rows.reshape(1, -1)[:, most], k)
+    bar = float(asked.bars(np.repeat(best[:, -1], len(asked)))[place])
+    if kept == longest or near.min(axis=1).max() < bar:
+        return flat.best_of(query, vectors, rows[near >= bar][None], k)
     found: list[Rows] = [np.empty(0, np.int64)] * threads
 
     def scan_again(first: int, last: int) -> None:
-        with _scanner(len(query)) as scanner:
+        with _scanner(len(code)) as scanner:
             for part in range(first, last):
-                found[part] = scanner.above(query, codes.room[edges[part] : edges[part + 1]], bar - 1) + edges[part]
+                found[part] = scanner.above(code, codes.room[edges[part] : edges[part + 1]], bar - 1) + edges[part]
 
     flat.shared_out(scan_again, threads, threads)
     candidates = np.concatenate(found)
-    return candidates if len(candidates) <= n * _MOST_CANDIDATES else None
+    if len(candidates) > n * _MOST_SCANNED:
+        return flat.top_k(query, vectors, k)
+    return flat.best_of(query, vectors, candidates[None], k)
 
 
 class _Scanner:
@@ -213,9 +245,9 @@ def _idle_scanners(width: int) -> "queue.SimpleQueue[_Scanner]":
     return queue.SimpleQueue()
 
 
-def _multiplied(asked: _Questions, codes: Codes, integers: IntegerProducts, n: int, k: int) -> list[Rows | None]:
-    """Return the candidates of each query among the first `n` rows; None for a query that has too many."""
-    scores = _Scores(asked, codes, integers, k)
+def _multiplied(asked: _Questions, codes: Codes, integers: IntegerProducts, n: int, k: int) -> "_Scores":
+    """Return what of the first `n` rows may be among the k largest."""
+    scores = _Scores(asked, codes, integers, n, k)
     step = max(_EVEN, _PRODUCTS_AT_ONCE // len(asked) // _EVEN * _EVEN)
     scratch = _take_scratch(min(n, step) * len(asked))
     try:
@@ -223,19 +255,29 @@ def _multiplied(asked: _Questions, codes: Codes, integers: IntegerProducts, n: i
             scores.look(begin, min(begin + step, n), scratch)
     finally:
         _scratch().put(scratch)
-    return scores.candidates(n)
+    return scores
 
 
 class _Scores:
-    """Products of codes, a part of the rows after the other, and what of them may be among the k largest."""
+    """Products of codes, a part of the rows after the other, and what of them may be among the k largest.
 
-    def __init__(self, asked: _Questions, codes: Codes, integers: IntegerProducts, k: int) -> None:
-        self._weights = np.ascontiguousarray(asked.codes.T)
-        self._slack, self._codes, self._integers, self._k = asked.slack, codes, integers, k
+    Attributes:
+        largest: int64 [N], a product that the k largest of each query are not below.
+        bars: int64 [N], what a row must reach to be a candidate.
+        crowded: bool [N], which queries have so many candidates that codes do not help.
+    """
+
+    def __init__(self, asked: _Questions, codes: Codes, integers: IntegerProducts, n: int, k: int) -> None:
         count = len(asked)
-        self._largest = np.full((k, count), _LEAST, np.int32)
-        self._bars = np.full(count, _LEAST, np.int64)
-        self._crowded = np.zeros(count, np.bool_)
+        self.largest = np.full(count, _LEAST, np.int64)
+        self.bars = np.full(count, _LEAST, np.int64)
+        self.crowded = np.zeros(count, np.bool_)
+        self._weights = np.ascontiguousarray(asked.codes.T)
+        # What `ZERO`, which is added to every code, adds to a product.
+        self._zeros = ZERO * asked.codes.astype(np.int64).sum(axis=1)
+        self._slack, self._codes, self._integers, self._n, self._k = asked.slack, codes, integers, n, k
+        self._best = np.full((k, count), _LEAST, np.int32)
+        self._hot = np.zeros(count, np.int64)
         self._found: list[tuple[Rows, Rows, Integers]] = []
 
     def look(self, begin: int, end: int, scratch: Integers) -> None:
@@ -258,7 +300,7 @@ class _Scores:
                 )
 
         flat.shared_out(multiply, blocks, threads)
-        self._raise_bars(maxima)
+        self._follow(maxima)
         found: list[list[tuple[Rows, Rows, Integers]]] = [[] for _ in range(blocks)]
 
         def pick(first: int, last: int) -> None:
@@ -269,38 +311,53 @@ class _Scores:
         flat.shared_out(pick, blocks, threads)
         self._found += itertools.chain.from_iterable(found)
 
-    def candidates(self, n: int) -> list[Rows | None]:
-        """Return the candidates of each query, None for a query with too many, after all `n` rows were looked at."""
-        queries, rows, products = (np.concatenate(parts) for parts in zip(*self._found, strict=True))
-        near = products >= self._bars[queries]
-        queries, rows = queries[near], rows[near]
-        rows = rows[np.argsort(queries, kind="stable")]
-        counts = np.bincount(queries, minlength=len(self._slack))
-        self._crowded |= counts > n * _MOST_CANDIDATES
-        parts = np.split(rows, np.cumsum(counts)[:-1])
-        return [None if crowded else part for crowded, part in zip(self._crowded.tolist(), parts, strict=True)]
+    def raise_bars(self, places: Rows, bars: NDArray[np.int64]) -> None:
+        """Raise the bars of some queries, given for all of them and without what `ZERO` adds."""
+        self.bars[places] = np.maximum(self.bars, bars + self._zeros)[places]
+        queries, _, products = self._every()
+        counts = np.bincount(queries[products >= self.bars[queries]], minlength=len(self.bars))
+        self.crowded |= counts > self._n * _MOST_CANDIDATES
 
-    def _raise_bars(self, maxima: Integers) -> None:
+    def candidates(self, places: Rows, bars: NDArray[np.int64]) -> Rows:
+        """Return the rows that reach the bars, of the queries at some places: int64 [P, m], -1 behind the last one."""
+        queries, rows, products = self._every()
+        wanted = np.where(self.crowded, _MOST_INTEGER, bars)
+        near = np.flatnonzero(products >= wanted[queries])
+        near = near[np.argsort(queries[near], kind="stable")]
+        queries = queries[near]
+        counts = np.bincount(queries, minlength=len(bars))
+        matrix = np.full((len(bars), int(counts.max())), -1, np.int64)
+        matrix[queries, np.arange(len(queries)) - (np.cumsum(counts) - counts)[queries]] = rows[near]
+        return matrix[places]
+
+    def _every(self) -> tuple[Rows, Rows, Integers]:
+        if len(self._found) > 1:
+            queries, rows, products = zip(*self._found, strict=True)
+            self._found = [(np.concatenate(queries), np.concatenate(rows), np.concatenate(products))]
+        return self._found[0]
+
+    def _follow(self, maxima: Integers) -> None:
+        """Take account of the largest products of further groups."""
         groups, count = maxima.shape
         heats = groups // _GROUP
         if heats >= _HEATS_A_PLACE * self._k:
             # The k-th largest of fewer and larger groups is found more quickly, and hardly ever smaller.
             maxima = np.maximum.reduce(maxima.reshape(_GROUP, heats * count), axis=0).reshape(heats, count)
-        every = np.ascontiguousarray(np.concatenate((self._largest, maxima)).T)
+        every = np.ascontiguousarray(np.concatenate((self._best, maxima)).T)
         best = np.partition(every, every.shape[1] - self._k, axis=1)[:, -self._k :]
-        self._largest = np.ascontiguousarray(best.T)
-        self._bars = best[:, 0].astype(np.int64) - self._slack
+        self._best = np.ascontiguousarray(best.T)
+        self.largest = best[:, 0].astype(np.int64)
+        self.bars = self.largest - self._slack
 
     def _picked(self, begin: int, products: Integers, maxima: Integers) -> list[tuple[Rows, Rows, Integers]]:
         """Return queries, rows and products that reach the bar, in a block that begins at a row."""
         groups, count = maxima.shape
-        bars = np.where(self._crowded, _MOST_INTEGER, self._bars)
+        bars = np.where(self.crowded, _MOST_INTEGER, self.bars)
         hot = np.flatnonzero(maxima >= bars)
-        if len(hot) > groups * count * _MOST_CANDIDATES:
-            # Whoever has so many candidates in one block has, as like as not, too many in all.
-            crowded = np.bincount(hot % count, minlength=count) > groups * _MOST_HOT
-            self._crowded |= crowded
-            hot = hot[~crowded[hot % count]]
+        self._hot += np.bincount(hot % count, minlength=count)
+        if self._hot.max() > self._n // _GROUP * _MOST_HOT:
+            self.crowded |= self._hot > self._n // _GROUP * _MOST_HOT
+            hot = hot[~self.crowded[hot % count]]
         products = products.reshape(_GROUP, -1)[:, hot]
         queries = hot % count
         member, place = np.nonzero(products >= bars[queries])
@@ -312,15 +369,6 @@ def _edges(rows: int, threads: int, most: int) -> list[int]:
     """Return where blocks of at most about so many rows begin and end, as many for each thread, multiples of 256."""
     parts = min(rows // _EVEN, threads * -(-rows // (threads * max(most, _EVEN))))
     return [rows // _EVEN * part // parts * _EVEN for part in range(parts + 1)]
-
-
-def _padded(found: Sequence[Rows | None]) -> Rows:
-    """Return candidates as a matrix, -1 behind those of a query with fewer than the others."""
-    parts = [rows for rows in found if rows is not None]
-    candidates = np.full((len(parts), max(map(len, parts))), -1, np.int64)
-    for place, rows in enumerate(parts):
-        candidates[place, : len(rows)] = rows
-    return candidates
 
 
 def _take_scratch(size: int) -> Integers:

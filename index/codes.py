@@ -19,8 +19,10 @@ MOST = 127
 # FAISS scans codes of such a width with the processor's vector instructions; the rest is filled up with zeros.
 _WIDTH = 16
 _CODED_AT_ONCE = 4096
-# A new step is at least so much larger, so that vectors of ever larger components are not coded anew all the time.
-_LARGER = 1.25
+# A step leaves so much room above the largest component: components that are a little larger come without coding all of
+# them anew, of which there is an end (none is above 1).
+_ROOM = 1.03
+_SMALLEST = 1e-6
 # For the rounding of the errors themselves.
 _SLACK = 1.0 + 1e-4
 
@@ -60,14 +62,11 @@ def coded(vectors: Vector, known: Codes | None = None, stop: Callable[[], bool] 
     Raises:
         StoppedError: `stop` said so.
     """
-    if known is not None and known.rows:
-        more = _coded(vectors, known, stop)
-        # Without cutting components off, no code is further away; what is cut off little does no harm.
-        if more.error <= 0.5 * more.step * np.sqrt(vectors.shape[1]) * _SLACK:
-            return more
-    least = _LARGER * known.step if known is not None else 0.0
+    if known is not None and _largest(vectors[known.rows :]) <= MOST * known.step:
+        return _coded(vectors, known, stop)
+    step = float(np.float32(_ROOM * max(_largest(vectors), _SMALLEST) / MOST))
     integers = known.integers if known is not None else None
-    return _coded(vectors, Codes(_new_room(vectors, 0), 0, max(least, _step(vectors)), 0.0, integers), stop)
+    return _coded(vectors, Codes(_new_room(vectors, 0), 0, step, 0.0, integers), stop)
 
 
 def _coded(vectors: Vector, known: Codes, stop: Callable[[], bool]) -> Codes:
@@ -80,7 +79,6 @@ def _coded(vectors: Vector, known: Codes, stop: Callable[[], bool]) -> Codes:
             raise StoppedError
         part = vectors[begin : begin + _CODED_AT_ONCE]
         rounded = np.rint(part * np.float32(1 / known.step))
-        np.clip(rounded, -MOST, MOST, out=rounded)
         room[begin : begin + len(part), :dim] = rounded + ZERO
         room[begin : begin + len(part), dim:] = ZERO
         rounded *= np.float32(known.step)
@@ -90,10 +88,9 @@ def _coded(vectors: Vector, known: Codes, stop: Callable[[], bool]) -> Codes:
     return replace(known, room=room, rows=rows, error=error)
 
 
-def _step(vectors: Vector) -> float:
+def _largest(vectors: Vector) -> float:
     parts = (vectors[begin : begin + _CODED_AT_ONCE] for begin in range(0, len(vectors), _CODED_AT_ONCE))
-    largest = max((max(float(part.max()), -float(part.min())) for part in parts), default=1.0)
-    return float(np.float32(max(largest, 1e-6) / MOST))
+    return max((max(float(part.max()), -float(part.min())) for part in parts), default=0.0)
 
 
 def _new_room(vectors: Vector, rows: int) -> NDArray[np.uint8]:
