@@ -11,10 +11,12 @@ import grpc
 import numpy as np
 import pytest
 
-from encoder.errors import KindredError
+from encoder.errors import FailedPreconditionError, KindredError
 from kindred.v1 import collections_pb2, common_pb2
 from kindred.v1.collections_pb2 import UpsertResult
 from serving.settings import Limits, Settings
+from serving.store import Store
+from tests.index.limited import install, seal_at_once
 from tests.serving.running import Running, details, fields, image, png, running, vector
 
 pb = collections_pb2
@@ -366,3 +368,21 @@ def test_a_data_folder_that_cannot_be_is_a_clear_error(tmp_path: Path) -> None:
         running(Settings(address="127.0.0.1:0", data_dir=file)),
     ):
         pass
+
+
+def test_a_collection_tells_where_it_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = install(monkeypatch)
+    seal_at_once(monkeypatch)
+    settings = Settings(address="127.0.0.1:0", data_dir=tmp_path, index_device="cuda")
+    with running(settings) as server:
+        server.collections.CreateCollection(pb.CreateCollectionRequest(name="shop", space="s", dim=16))
+        describe = pb.DescribeCollectionRequest(name="shop")
+        assert server.collections.DescribeCollection(describe).collection.index_device == "cpu"
+        for key in ("a", "b"):
+            server.collections.Upsert(pb.UpsertRequest(collection="shop", items=[item(key)]))
+        assert server.collections.DescribeCollection(describe).collection.index_device == "cuda"
+    assert opened
+    assert not opened[0].strangers
+    monkeypatch.undo()
+    with pytest.raises(FailedPreconditionError, match="--index-device cpu"):
+        Store(settings)

@@ -45,6 +45,7 @@ def test_a_server_serves_something() -> None:
         ({"models": (("a b", Path("x")),)}, "models"),
         ({"models": (*MODELS, *MODELS)}, "models"),
         ({"device": "tpu"}, "device"),
+        ({"index_device": "tpu"}, "index_device"),
         ({"decode_workers": -1}, "decode_workers"),
         ({"drain_seconds": float("nan")}, "drain_seconds"),
         ({"encoder_batch": -1}, "encoder_batch"),
