@@ -78,7 +78,7 @@ class Calls(grpc.GenericRpcHandler):
     """Every method of the server, wrapped. Services are added to it as to a server, and it to the server.
 
     Args:
-        max_message_bytes: ceiling on an answer.
+        max_message_bytes: ceiling on a request's message and on an answer.
         max_calls: calls at one time, those for health and reflection not counted.
         guard: says who may call what; None lets everyone.
         metrics: told of every call but those for health and reflection; None for nobody.
@@ -209,7 +209,7 @@ class Calls(grpc.GenericRpcHandler):
                         self._rejected("queue_full")
                         raise refusal
                     data = raw if isinstance(raw, bytes) else await anext(raw, b"")
-                    response = await handler.unary_unary(_parse(handler, data), context)
+                    response = await handler.unary_unary(_parse(handler, data, self._max_bytes), context)
                 finally:
                     self._leave(call.method)
                 answer = self._serialise(handler, response)
@@ -222,11 +222,11 @@ class Calls(grpc.GenericRpcHandler):
     def _wrap_stream(self, handler: Any, inner: Callable[..., Any], call: Call) -> Handler:
         async def requests(raw: AsyncIterator[bytes]) -> AsyncIterator[Message]:
             while (data := await self._read(raw)) is not None:
-                yield _parse(handler, data)
+                yield _parse(handler, data, self._max_bytes)
 
         async def answers(raw: Any, context: Context) -> AsyncIterator[bytes]:
             context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
-            given = requests(raw) if handler.request_streaming else _parse(handler, raw)
+            given = requests(raw) if handler.request_streaming else _parse(handler, raw, self._max_bytes)
             try:
                 with self._watched(call, context, streamed=True):
                     await self._enter(call.method)
@@ -248,7 +248,7 @@ class Calls(grpc.GenericRpcHandler):
 
         async def watch(raw: bytes, context: Context) -> None:
             drain = asyncio.ensure_future(self._draining.wait())
-            writer = asyncio.ensure_future(write(_parse(handler, raw), context))
+            writer = asyncio.ensure_future(write(_parse(handler, raw, self._max_bytes), context))
             try:
                 await asyncio.wait((writer, drain), return_when=asyncio.FIRST_COMPLETED)
                 # The last status, NOT_SERVING, goes out before the stream ends.
@@ -340,7 +340,9 @@ class Calls(grpc.GenericRpcHandler):
         return InvalidArgumentError(f"the answer is larger than {self._max_bytes} bytes: ask for less at a time")
 
 
-def _parse(handler: Any, data: bytes) -> Any:
+def _parse(handler: Any, data: bytes, most: int) -> Any:
+    if len(data) > most:
+        raise InvalidArgumentError(f"a message of {len(data)} bytes is over the limit of {most}", field="request")
     try:
         return handler.request_deserializer(data)
     except DecodeError:

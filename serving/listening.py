@@ -12,6 +12,10 @@ from serving.settings import Limits, split_address
 
 # Room for the framing of a message that is just small enough.
 _FRAMING_BYTES = 64 * 1024
+# gRPC refuses a large message with the status of a full queue and without details. So it lets in messages of up to
+# twice the limit, for which the service has a better answer, and refuses only what would take too much memory.
+_RECEIVED = 2
+_MOST_RECEIVED = 2**31 - 1
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -26,7 +30,7 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 def options(limits: Limits) -> list[tuple[str, int]]:
     """Return the options of the gRPC server."""
     return [
-        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        ("grpc.max_receive_message_length", min(_RECEIVED * limits.max_message_bytes, _MOST_RECEIVED)),
         ("grpc.max_send_message_length", limits.max_message_bytes + _FRAMING_BYTES),
         ("grpc.max_concurrent_streams", limits.max_concurrent_streams),
         # Without this a second server on the same port would silently take half of the connections.

@@ -26,7 +26,7 @@ class Limits:
         max_k: neighbours per query.
         max_keys: keys of one Get or Delete, items of one Scroll page.
         max_neighbours: neighbours of one answer, over all its queries.
-        max_message_bytes: bytes of one request or answer; gRPC itself refuses a larger request.
+        max_message_bytes: bytes of one message or answer; gRPC itself refuses a message of twice as many.
         max_queue: images waiting or in work, per model.
         max_queue_bytes: bytes of those images.
         max_queued_searches: queries waiting, per collection.

@@ -116,7 +116,7 @@ def test_the_client_sends_its_token(guarded: Running) -> None:
 
 def test_a_refusal_has_a_status_with_details_and_reads_no_request(guarded: Running) -> None:
     # Larger than any message that is let in: to read it would be RESOURCE_EXHAUSTED.
-    large = embedder_pb2.EmbedRequest(images=[Image(data=b"x" * (65 * 2**20))])
+    large = embedder_pb2.EmbedRequest(images=[Image(data=b"x" * (129 * 2**20))])
     with pytest.raises(grpc.RpcError) as failed:
         guarded.embedder.Embed(large, timeout=20)
     assert code(failed.value) == grpc.StatusCode.UNAUTHENTICATED
