@@ -5,10 +5,18 @@
 
 Sections: ceiling, best, identity, loaded, photos, search, restart. Requests come from a load generator in a process of
 its own, in a closed or an open (Poisson) loop; CPU seconds are the server's own, from /proc. Contenders take turns, and
-ratios are taken round by round before their median is. The photos are real ones, from the folder that KINDREDDATA
-names. Peers (mosec, LitServe, PyTriton) run in virtual environments `VENVS/venv-mosec` … made by pip, with onnxruntime,
-pillow and numpy beside them; those that are absent are named and left out. Without --model a ResNet-18 for 128 pixels
-with random weights is made, which needs the [train] extra.
+ratios are taken round by round before their median is. The photos are real ones, from the folder that KINDRED_DATA
+names. Without --model a ResNet-18 for 128 pixels with random weights is made, which needs the [train] extra.
+
+Each peer runs in a virtual environment of its own in the folder VENVS, made so:
+
+    python3 -m venv venv-mosec && venv-mosec/bin/pip install mosec onnxruntime pillow numpy
+    python3 -m venv venv-litserve && venv-litserve/bin/pip install litserve onnxruntime pillow numpy
+    python3 -m venv venv-pytriton && venv-pytriton/bin/pip install nvidia-pytriton onnxruntime pillow numpy
+
+One that is absent or does not start is left out, with the reason in the table. mosec 0.9.8, LitServe 0.2.19 and
+nvidia-pytriton 0.7.0 were measured. PyTriton embeds an interpreter of its own, which fails with the library of some
+other Python 3.11 (3.11.7: "no attribute '_recursion_count'"); with Debian's 3.11.2 it starts.
 
 The load generator shares the machine with what it measures: its share of the cores is in the table.
 """
@@ -23,9 +31,9 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import serve_sections
+from bench import serve_restart, serve_sections
 from bench.harness import report
-from bench.serve_bare import read_photos
+from bench.serve_bare import read_classes, read_photos
 from bench.serve_sections import Bench, Result, versions_of_peers
 
 SECTIONS: dict[str, Callable[[Bench], Result]] = {
@@ -35,7 +43,7 @@ SECTIONS: dict[str, Callable[[Bench], Result]] = {
     "loaded": serve_sections.loaded,
     "photos": serve_sections.photos,
     "search": serve_sections.search,
-    "restart": serve_sections.restart,
+    "restart": serve_restart.restart,
 }
 _PACKAGES = ("onnxruntime", "grpcio", "protobuf", "pillow", "numpy", "faiss-cpu")
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -66,6 +74,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a float32 model artifact")
     parser.add_argument("--int8", type=Path, help="the same model in int8")
     parser.add_argument("--peers", type=Path, help="folder of the peers' virtual environments")
+    parser.add_argument("--gallery", type=int, default=1000, help="photos to find neighbours among; 0 finds none")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of one figure")
     parser.add_argument("--rounds", type=int, default=3, help="figures of each contender")
     parser.add_argument("--short", action="store_true", help="one round of half a second, hundredth collections")
@@ -73,9 +82,10 @@ def main() -> None:
     chosen = options.sections.split(",")
     if unknown := [name for name in chosen if name not in SECTIONS]:
         parser.error(f"no section {unknown[0]!r}: choose of {', '.join(SECTIONS)}")
-    data = Path(os.environ.get("KINDREDDATA") or DATA)
+    data = Path(os.environ.get("KINDRED_DATA") or DATA)
     if not (data / "grocery-test.tar").exists():
-        parser.error(f"no photos in {data}: set KINDREDDATA to the folder of grocery-test.tar")
+        parser.error(f"no photos in {data}: set KINDRED_DATA to the folder of grocery-test.tar")
+    gallery = 0 if options.short else options.gallery
     whole = Result()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -84,7 +94,8 @@ def main() -> None:
             options.model.resolve() if options.model else make_model(folder / "resnet18.onnx"),
             options.int8.resolve() if options.int8 else None,
             read_photos(data / "grocery-test.tar", 64 if options.short else 256),
-            [] if options.short else read_photos(data / "grocery-train.tar", 1000),
+            read_photos(data / "grocery-train.tar", gallery),
+            read_classes(data / "grocery-train.tar", gallery),
             0.5 if options.short else options.seconds,
             1 if options.short else options.rounds,
             0.01 if options.short else 1.0,

@@ -63,6 +63,16 @@ def twelve_megapixels(tiles: list[bytes], quality: int, noise: float = 0) -> byt
 def read_photos(path: Path, count: int) -> list[bytes]:
     """Return every so-manieth photo of an archive, `count` of them."""
     with tarfile.open(path) as archive:
-        members = [member for member in archive if member.isfile() and member.name.endswith((".jpg", ".jpeg"))]
-        chosen = members[:: max(1, len(members) // count)][:count]
+        chosen = _chosen(archive, count)
         return [file.read() for member in chosen if (file := archive.extractfile(member)) is not None]
+
+
+def read_classes(path: Path, count: int) -> list[str]:
+    """Return the folders of the photos that `read_photos` returns."""
+    with tarfile.open(path) as archive:
+        return [str(Path(member.name).parent) for member in _chosen(archive, count)]
+
+
+def _chosen(archive: tarfile.TarFile, count: int) -> list[tarfile.TarInfo]:
+    members = [member for member in archive if member.isfile() and member.name.endswith((".jpg", ".jpeg"))]
+    return members[:: max(1, len(members) // count)][:count] if count else []

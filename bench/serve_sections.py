@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import grpc
 import numpy as np
 import onnxruntime as ort
 
@@ -26,7 +25,6 @@ from encoder import images
 from encoder.machine import cores
 from encoder.metadata import Preprocess
 from encoder.session import Encoder
-from kindred.v1 import common_pb2, searcher_pb2, searcher_pb2_grpc
 
 CALLERS = 16
 _TRIES = 20
@@ -63,6 +61,7 @@ class Bench:
         int8: its int8 twin, None without.
         photos: real JPEG photos.
         gallery: more of them, to find neighbours among; may be empty.
+        classes: the gallery's classes.
         seconds: length of one figure.
         rounds: figures of each contender.
         items: scale of the collections, 1 for what the targets say.
@@ -74,6 +73,7 @@ class Bench:
     int8: Path | None
     photos: list[bytes]
     gallery: list[bytes]
+    classes: list[str]
     seconds: float
     rounds: int
     items: float
@@ -285,30 +285,6 @@ def search(bench: Bench) -> Result:
     return result
 
 
-def restart(bench: Bench) -> Result:
-    """From the start of the process to the first answer, with a million vectors indexed."""
-    result = Result()
-    from bench.search_common import fill, unit_vectors
-    from index.catalog import Catalog
-
-    count, data = int(1_000_000 * bench.items), bench.folder / "million"
-    with Catalog(data) as catalog:
-        fill(catalog, unit_vectors(count, 128))
-    vector = common_pb2.Vector(data=unit_vectors(1, 128, 9).astype("<f4").tobytes(), dim=128)
-    request = searcher_pb2.SearchRequest(collection="bench", queries=[common_pb2.Query(vector=vector)])
-    seconds = []
-    for number in range(bench.rounds):
-        start = time.perf_counter()
-        with kindred(bench.folder, f"restart{number}", ["--data-dir", str(data)]) as served:
-            with grpc.insecure_channel(served.address) as channel:
-                answer = searcher_pb2_grpc.SearcherStub(channel).Search(request, wait_for_ready=True, timeout=60)
-            seconds.append(time.perf_counter() - start)
-        if len(answer.results[0].neighbours) != 10:
-            raise RuntimeError("the restarted server gives another answer")
-    result.add(f"restart to first answer, {count:,} × 128", statistics.median(seconds), "s", 2.0, at_least=False)
-    return result
-
-
 def inferred(port: int) -> int:
     """Return how many images a server has inferred, by its own metrics."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
@@ -318,7 +294,7 @@ def inferred(port: int) -> int:
 
 
 def _agreement(bench: Bench) -> float:
-    """Return for how many photos the nearest neighbour in the gallery is the same item."""
+    """Return for how many photos the nearest neighbour in the gallery is of the same class."""
     if bench.int8 is None:
         return float("nan")
     answers = []
@@ -329,7 +305,7 @@ def _agreement(bench: Bench) -> float:
             np.concatenate([encoder.embed_pixels(read(data, rule)[None]) for data in files])
             for files in (bench.gallery, bench.photos)
         ]
-        answers.append((sides[1] @ sides[0].T).argmax(1))
+        answers.append(np.array(bench.classes)[(sides[1] @ sides[0].T).argmax(1)])
     return float((answers[0] == answers[1]).mean())
 
 

@@ -22,6 +22,20 @@ class ConvNet(nn.Module):
         return self.body(image).mean((2, 3))  # type: ignore[no-any-return]
 
 
+class Relu6(nn.Module):
+    """Convolutions that ReLU6 cuts off far below their greatest values, as MobileNets have them."""
+
+    def __init__(self, dim: int = 24) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 16, 3, 2), nn.ReLU6(), nn.Conv2d(16, dim, 3), nn.ReLU6(), nn.Conv2d(dim, dim, 3), nn.ReLU6()
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map [N, 3, H, W] to [N, D]."""
+        return self.body(image).mean((2, 3))  # type: ignore[no-any-return]
+
+
 class Tokens(nn.Module):
     """Patches, a class token and attention, as DINOv2 and CLIP towers have them."""
 

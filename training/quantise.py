@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 CALIBRATION_BATCH = 16
 _LAYERS = frozenset({"Conv", "MatMul", "Gemm"})
-# Between integer layers these are integer as well, so that nothing is converted back and forth.
-_BETWEEN = frozenset({"Add", "Relu", "MaxPool"})
+# Between integer layers these are integer as well, so that nothing is converted back and forth, and nothing is given a
+# range that the next node cuts down: a convolution's output before ReLU6, a Clip, is many times wider than after it.
+_BETWEEN = frozenset({"Add", "Clip", "Relu", "MaxPool"})
 
 
 def to_int8(model: "onnx.ModelProto", calibration: NDArray[np.uint8], float_share: float = 0.0) -> "onnx.ModelProto":

@@ -13,6 +13,8 @@ from bench.serve_identity import EMBED, STREAM
 from bench.serve_load import Load
 from bench.serve_payloads import Payloads
 from bench.serve_process import ROOT, environment, generate, started
+from bench.serve_restart import restart
+from bench.serve_sections import Bench
 from tests.artifacts import tiny_artifact
 
 
@@ -43,6 +45,15 @@ def test_every_kind_of_load_reaches_a_server_that_does_nothing(tmp_path: Path) -
         assert len(outcome.good_ms) == outcome.good
         assert outcome.percentile(0.5) <= outcome.percentile(0.99)
     assert found["open"].good < 60
+
+
+def test_a_writer_that_is_killed_under_load_loses_nothing_and_fails_no_call_of_a_replica(tmp_path: Path) -> None:
+    found = restart(Bench(tmp_path, tmp_path / "none.onnx", None, [], [], [], 0.5, 1, 0.002, None)).figures
+    assert found["acknowledged before the kills"] > 0
+    assert found["… of them gone afterwards"] == 0
+    assert found["searches of the replica meanwhile"] > 0
+    assert found["… of them failed"] == 0
+    assert found["writing calls that the kills broke"] == 4
 
 
 def test_without_a_gpu_nothing_is_claimed(tmp_path: Path) -> None:

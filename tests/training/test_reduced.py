@@ -11,11 +11,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from encoder import artifact
 from encoder.adopt import Adoption, AdoptSettings
 from encoder.artifact import load_graph, read_metadata
 from encoder.errors import FailedPreconditionError, InvalidArgumentError
 from encoder.session import Encoder
-from tests.foreign import Tokens, export
+from tests.foreign import Relu6, Tokens, export
 from training import parity, quantise, reduced
 from training.data import ImageSet, load_images
 from training.judge_options import export_command
@@ -110,6 +111,19 @@ def test_a_transformers_layers_become_int8_and_its_attention_stays(tmp_path: Pat
     products = [node for node in converted.graph.node if node.op_type == "MatMul"]
     integer = [node for node in products if all(made.get(name) == "DequantizeLinear" for name in node.input)]
     assert 0 < len(integer) < len(products)
+
+
+def test_what_relu6_cuts_off_takes_no_room_in_eight_bits(tmp_path: Path) -> None:
+    path = export(Relu6(), tmp_path / "relu6.onnx")
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
+    model = tmp_path / "model.onnx"
+    Adoption(path, AdoptSettings((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))).write(pixels[:8], model)
+    artifact.write(quantise.to_int8(load_graph(model), pixels[:32]), read_metadata(model), tmp_path / "int8.onnx")
+    kinds = fused(tmp_path / "int8.onnx", tmp_path)
+    assert kinds.count("QLinearConv") == 2
+    assert kinds.count("QuantizeLinear") == 1, "nothing is converted between integer layers"
+    both = [Encoder.open(file).embed_pixels(pixels[32:]) for file in (model, tmp_path / "int8.onnx")]
+    assert (both[0] * both[1]).sum(1).min() > 0.999
 
 
 def test_a_run_knows_its_images(run: Path) -> None:
