@@ -1,10 +1,10 @@
 """From image files to embeddings: decoding, batching and ONNX Runtime, all in threads; one pipeline per model.
 
 The event loop hands in one `Work` per request and gets one wake-up when all its images are done. In between there is
-no event loop. Every thread does both: it decodes images in the order of arrival, and infers once the best batch is
-there or no file is left to decode; it never waits for more. So a lone image stays in one thread all the way, and
-decoding and inference share the cores as the images need it. At most two batches of pixels wait, so that they do not
-pile up when inference is slower than decoding.
+no event loop. Every thread does both: it decodes images in the order of arrival, and infers once a batch is there that
+suits the length of the queue, or no file is left to decode; it never waits for more. So a lone image stays in one
+thread all the way, and decoding and inference share the cores as the images need it. At most two batches of pixels
+wait, so that they do not pile up when inference is slower than decoding.
 """
 
 import asyncio
@@ -147,7 +147,7 @@ class Pipeline:
         self._lock = threading.Lock()
         self._files: deque[File] = deque()
         self._pixels: deque[Decoded] = deque()
-        self._sessions = sessions
+        self._sessions = self._all_sessions = sessions
         self._idle = 0
         self._closing = False
         # An idle thread waits for a token; one is put in for each thread that stops being idle.
@@ -287,7 +287,7 @@ class Pipeline:
         while True:
             with self._lock:
                 ready = len(self._pixels)
-                if ready and self._sessions and (ready >= self._max_batch or not self._files):
+                if ready and self._sessions and (ready >= self._enough(ready) or not self._files):
                     self._sessions -= 1
                     self._wake(len(self._files))
                     return [self._pixels.popleft() for _ in range(min(ready, self._max_batch))]
@@ -297,6 +297,15 @@ class Pipeline:
                     return None
                 self._idle += 1
             self._tokens.get()
+
+    def _enough(self, ready: int) -> int:
+        """Return how many decoded images make a batch: half of a session's share of all that wait.
+
+        A longer queue wants the rate of large batches. In a short one, whoever was decoded first would only wait for
+        the others.
+        """
+        share = (ready + len(self._files)) // (2 * self._all_sessions)
+        return min(max(share, 1), self._max_batch)
 
     def _read(self, work: Work, position: int) -> None:
         """Decode a file and put its pixels before the encoder."""

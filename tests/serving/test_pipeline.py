@@ -123,6 +123,19 @@ def test_concurrent_requests_share_batches_and_keep_their_answers(pipeline: Pipe
     assert len(runner.batches) < 16
 
 
+def test_a_short_queue_is_not_held_up_for_a_batch(pipeline: Pipeline, runner: GatedRunner) -> None:
+    async def few() -> None:
+        runner.decoding.clear()
+        calls = [asyncio.create_task(pipeline.embed(files(value))) for value in (1, 2, 3)]
+        await until(runner.decode_began)
+        await asyncio.sleep(0.02)
+        runner.decoding.set()
+        await asyncio.gather(*calls)
+
+    asyncio.run(few())
+    assert runner.batches == [[1], [2], [3]]
+
+
 def test_hashes_are_of_the_file_and_only_when_asked_for(pipeline: Pipeline) -> None:
     (with_hash,) = asyncio.run(pipeline.embed(files(7), hashes=True))
     (without,) = asyncio.run(pipeline.embed(files(7)))
