@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from encoder.errors import KindredError
+from index import candidates
 from index.approximate import Description, build, describe, kind_for, load, save
-from index.candidates import CODED_FROM, SHORTEST
 from index.codes import coded
 from index.columns import Columns, Snapshot
 from index.errors import StoppedError
@@ -151,7 +151,8 @@ class Upkeep:
     def _wants_codes(self, snapshot: Snapshot) -> bool:
         """Return whether searches go by codes: those that look at every slot of a collection that is not small."""
         kind = kind_for(self._store.identity.index_kind, len(snapshot))
-        return kind == "flat" and len(snapshot) >= CODED_FROM and self._store.identity.dim >= SHORTEST
+        wanted = len(snapshot) >= candidates.CODED_FROM and self._store.identity.dim >= candidates.SHORTEST
+        return wanted and kind == "flat"
 
     def _is_uncoded(self, snapshot: Snapshot) -> bool:
         """Return whether so many slots have no code that it is time to code them."""

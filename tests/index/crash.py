@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from encoder.errors import FailedPreconditionError
-from index import store, upkeep
+from index import candidates, store, upkeep
 from index.catalog import Catalog
 from index.types import Item, SearchOptions, Vector
 from tests.index.reference import unit
@@ -159,6 +159,7 @@ def check(folder: Path, seed: int, say: Callable[[dict[str, Any]], None]) -> Non
     with Catalog(folder) as catalog:
         collection = catalog.open(NAME)
         sealed = collection._store.sealed is not None
+        coded = collection._store.snapshot().codes is not None
         stored = list(collection.items())
         if collection._store._upkeep._unchecked is not None:
             end = time.monotonic() + _PATIENCE
@@ -175,6 +176,8 @@ def check(folder: Path, seed: int, say: Callable[[dict[str, Any]], None]) -> Non
         if stored:
             queries = random.standard_normal((4, DIM)).astype(np.float32)
             products = unit(queries) @ np.stack([item.vector for item in stored]).T
+            (alone,) = collection.search(queries[:1], SearchOptions(k=5))
+            assert [one.key for one in alone] == [stored[place].key for place in np.argsort(-products[0])[:5]]
             for row, answer in enumerate(collection.search(queries, SearchOptions(k=5))):
                 best = np.argsort(-products[row], kind="stable")[:5]
                 assert [one.key for one in answer] == [stored[place].key for place in best]
@@ -188,7 +191,7 @@ def check(folder: Path, seed: int, say: Callable[[dict[str, Any]], None]) -> Non
             catalog.drop("copy")
         if len(taken) > 5:
             shutil.rmtree(folder / "snapshots")
-    say({"found": found, "sealed": sealed})
+    say({"found": found, "sealed": sealed, "coded": coded})
 
 
 def refused(folder: Path, _: int, say: Callable[[dict[str, Any]], None]) -> None:
@@ -230,7 +233,7 @@ def run(folder: Path, kills: int, seed: int, on_kill: Callable[[int], None] = la
     random = np.random.default_rng(seed)
     account = Account()
     damages: Counter[str] = Counter()
-    sealed = 0
+    sealed = coded = 0
     _wait(*_fork(_make, folder, seed))
     for number in range(kills):
         child, output = _fork(write_on, folder, seed * 1_000_003 + number)
@@ -249,6 +252,7 @@ def run(folder: Path, kills: int, seed: int, on_kill: Callable[[int], None] = la
         (answer,) = _wait(*_fork(check, folder, seed + number))
         account.settle(answer["found"])
         sealed += bool(answer["sealed"])
+        coded += bool(answer["coded"])
         on_kill(number + 1)
     return {
         "kills": kills,
@@ -257,6 +261,7 @@ def run(folder: Path, kills: int, seed: int, on_kill: Callable[[int], None] = la
         "killed_during": dict(account.doing),
         "damages": dict(damages),
         "opened_from_segments": sealed,
+        "opened_with_codes": coded,
     }
 
 
@@ -269,6 +274,8 @@ def _hurry() -> None:
     """Let the store do by itself, all the time, what it does now and then."""
     upkeep.SEAL_FROM, upkeep.SEAL_WHEN_IDLE_FROM = 100, 50
     upkeep._SCRUB_AFTER_SECONDS, upkeep._RESTS = 0.0, 0.0
+    candidates.CODED_FROM = candidates._ROWS_A_PLACE = upkeep._CODE_FROM = 16
+    candidates.SHORTEST = DIM
     store.COMPACT_FROM, store.COMPACT_APART_FROM, store.KEPT_TOMBSTONES = 64, 128, 300
 
 

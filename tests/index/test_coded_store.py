@@ -22,8 +22,7 @@ DIM, COUNT = 40, 3000
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (candidates, upkeep):
-        monkeypatch.setattr(module, "CODED_FROM", 512)
+    monkeypatch.setattr(candidates, "CODED_FROM", 512)
     monkeypatch.setattr(upkeep, "_CODE_FROM", 200)
     monkeypatch.setattr(upkeep, "_SCRUB_AFTER_SECONDS", 0.0)
     monkeypatch.setattr(upkeep, "_IDLE_SECONDS", 0.05)
@@ -134,7 +133,7 @@ def test_segments_of_before_there_were_codes_are_opened_and_get_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as before:
-        before.setattr(upkeep, "SHORTEST", DIM + 1)
+        before.setattr(candidates, "SHORTEST", DIM + 1)
         with Catalog(tmp_path) as catalog:
             catalog.create("shop", space="ks1-a", dim=DIM).upsert(items(0, COUNT))
     folder = tmp_path / "collections" / "shop"
