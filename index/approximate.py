@@ -43,8 +43,9 @@ _EFFORTS = {
     "ivf": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256),
     "pq": (2, 4, 8, 16, 32, 64, 128),
 }
-# Candidates that are scored exactly, a neighbour: the coarser the codes, the more.
+# Candidates that are scored exactly, a neighbour, and how many besides: the coarser the codes, the more.
 _PROPOSALS = {"hnsw": (1.0,), "ivf": (1.0,), "pq": (8.0, 32.0)}
+_SPARE = {"hnsw": 4, "ivf": 10, "pq": 10}
 _QUERIES_A_THREAD = 2
 # FAISS's own type hints lack much of what is used here.
 _FAISS: Any = faiss
@@ -104,7 +105,8 @@ class Approximate:
             snapshot: the collection; of its slots those are proposed that it sees, as far as the index goes.
             mask: bool [n], live slots that match; None means every live slot.
         """
-        count = min(self.rows, int(np.ceil(k * self.description.proposals)) + _K)
+        spare = _SPARE[self.description.kind]
+        count = min(self.rows, int(np.ceil(k * self.description.proposals)) + spare)
         selector, bits = None, self._bits(snapshot, mask)
         if bits is not None:
             selector = _FAISS.IDSelectorBitmap(bits)  # wraps the bits, and does not keep them alive
