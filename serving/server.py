@@ -35,7 +35,7 @@ from serving.reload import Reloader
 from serving.services.admin import Admin
 from serving.services.collections import Collections
 from serving.services.embedder import EMBED, READERS, Embedder
-from serving.services.kserve import Inference
+from serving.services.kserve import INFER, Inference
 from serving.services.searcher import Searcher
 from serving.settings import Settings
 from serving.store import Store
@@ -169,7 +169,8 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), server)
-        self._calls.watch_door(EMBED, self.models)
+        for method in (EMBED, INFER):
+            self._calls.watch_door(method, self.models)
         self._server.add_generic_rpc_handlers((self._calls,))
 
     async def _follow(self) -> None:

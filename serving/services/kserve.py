@@ -18,6 +18,7 @@ from serving.pipeline import Embedded, Source
 from serving.settings import Limits
 
 VERSION = "1"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
 _LENGTH_BYTES = 4
 
 Tensor = pb.ModelInferRequest.InferInputTensor
