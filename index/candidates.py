@@ -180,11 +180,11 @@ def _scanned(
                 rows[part] += edges[part]
 
     flat.shared_out(scan, threads, threads)
-    most = np.argpartition(near, near.size - k, axis=None)[near.size - k :]
-    best, _ = flat.best_of(query, vectors, rows.reshape(1, -1)[:, most], k)
+    rows[np.isneginf(near)] = -1
+    best, where = flat.best_of(query, vectors, rows.reshape(1, -1), k)
     bar = float(asked.bars(np.repeat(best[:, -1], len(asked)))[place])
     if kept == longest or near.min(axis=1).max() < bar:
-        return flat.best_of(query, vectors, rows[near >= bar][None], k)
+        return best, where
     found: list[Rows] = [np.empty(0, np.int64)] * threads
 
     def scan_again(first: int, last: int) -> None:
