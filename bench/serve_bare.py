@@ -1,5 +1,6 @@
 """The bare model for `bench/serve.py`: decoding and ONNX Runtime in a tight loop, and the photos for it."""
 
+import heapq
 import io
 import tarfile
 import threading
@@ -39,6 +40,25 @@ def tight_loop(model: Path, files: list[bytes], seconds: float, *, scaled: bool 
     for thread in threads:
         thread.join()
     return sum(counts) / (time.perf_counter() - began), (time.process_time() - cpu) / sum(counts)
+
+
+def ideal_p99(load: float, servers: int, count: int = 200_000) -> float:
+    """Return the 99th percentile of a queue's times to answer, in service times: the least that any server can reach.
+
+    Poisson arrivals, one queue, first come, first served, every service equally long, nothing lost between two.
+
+    Args:
+        load: share of the servers' time that is needed.
+        servers: how many.
+        count: arrivals to simulate.
+    """
+    gaps = np.random.default_rng(0).exponential(1 / (load * servers), count)
+    free, times = [0.0] * servers, []
+    for now in np.cumsum(gaps).tolist():
+        done = max(now, heapq.heappop(free)) + 1
+        heapq.heappush(free, done)
+        times.append(done - now)
+    return float(np.quantile(times, 0.99))
 
 
 def plain_pixels(data: bytes, rule: Preprocess) -> NDArray[np.uint8]:

@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime as ort
 
 from bench.harness import Target, interleave, ratio
-from bench.serve_bare import plain_pixels, tight_loop, twelve_megapixels
+from bench.serve_bare import ideal_p99, plain_pixels, tight_loop, twelve_megapixels
 from bench.serve_identity import EMBED, STREAM
 from bench.serve_load import Load, Outcome
 from bench.serve_payloads import Payloads
@@ -212,6 +212,7 @@ def loaded(bench: Bench) -> Result:
             result.add(f"at 70 % of the peak: p{share * 100:.0f}", busy.percentile(share), "ms")
         over = busy.percentile(0.99) / lone.percentile(0.5)
         result.add("p99 at 70 % over unloaded p50", over, "×", 3.0, at_least=False)
+        result.add(f"the same of an ideal queue for {cores()} processors", ideal_p99(0.7, cores()), "×")
         before = inferred(int(port_file.read_text()))
         flood = generate(
             replace(load, rate=2 * peak, concurrency=4, timeout=1.0, seconds=2 * bench.seconds, warm_up=3.0)
