@@ -23,7 +23,7 @@ FROM build AS build-serve
 RUN /opt/kindred/bin/pip install --constraint constraints.txt '.[cpu]'
 
 FROM build AS build-serve-milvus
-RUN /opt/kindred/bin/pip install --constraint constraints.txt '.[cpu,scale]'
+RUN /opt/kindred/bin/pip install --constraint constraints.txt '.[cpu]' pymilvus
 
 FROM build AS build-serve-gpu
 RUN /opt/kindred/bin/pip install --constraint constraints.txt '.[gpu]'

@@ -7,13 +7,19 @@ Every contender is a process of its own on all cores, run in turn; the rate is i
 read to the last one stored, so that starting Python and loading the model count for nobody. The ceiling decodes in as
 many threads as there are cores and embeds in batches of 64 what lies in memory already: no archive, hash or store. The
 DataLoader script reads the archive, decodes with Pillow in worker processes, embeds with the same session and keeps the
-embeddings in a list: it stores nothing, and starts anew when it is killed.
+embeddings in a list: it stores nothing, and starts anew when it is killed. clip-retrieval's way is its own reader,
+runner and writer (`pip install --no-deps clip-retrieval webdataset braceexpand`) around the same session and the same
+decoding as the script's: it writes a .npy and a Parquet file at the end. One process reads a shard, so it gets a shard
+a core.
 
 `--memory` runs generated records (images of 2×2 pixels) through the same pipeline into a Parquet file, and compares the
 peak memory of the processes.
 """
 
 import argparse
+import contextlib
+import importlib.util
+import io
 import json
 import os
 import resource
@@ -26,9 +32,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from bench.harness import Target, interleave, ratio, report
 from encoder.images import DecodeLimits
@@ -71,10 +80,14 @@ def measure_ceiling(model: Path, path: Path) -> float:
         return len(files) / (time.perf_counter() - started)
 
 
+def scaled(image: Image.Image, side: int) -> NDArray[np.uint8]:
+    """Return an image's pixels as a plain script would take them."""
+    return np.array(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
+
+
 def measure_dataloader(model: Path, path: Path) -> float:
     """Return images/s of a plain script: torch's DataLoader, Pillow, the same session."""
     import torch
-    from PIL import Image
 
     from encoder.session import Encoder
 
@@ -83,18 +96,80 @@ def measure_dataloader(model: Path, path: Path) -> float:
 
     class Images(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
         def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-            import io
-
             worker = torch.utils.data.get_worker_info()
             for number, data in enumerate(members(path)):
                 if worker is None or number % worker.num_workers == worker.id:
-                    image = Image.open(io.BytesIO(data)).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
-                    yield np.asarray(image)
+                    yield scaled(Image.open(io.BytesIO(data)), side)
 
     loader = torch.utils.data.DataLoader(Images(), batch_size=BATCH, num_workers=len(os.sched_getaffinity(0)))
     started = time.perf_counter()
     kept = [encoder.embed_pixels(batch.numpy()) for batch in loader]
     return sum(map(len, kept)) / (time.perf_counter() - started)
+
+
+def part_of(package: str, name: str) -> Any:
+    """Load one module of a package by its file, without what the package itself would import."""
+    found = importlib.util.find_spec(package)
+    assert found is not None
+    assert found.submodule_search_locations
+    path = Path(found.submodule_search_locations[0], *name.split(".")).with_suffix(".py")
+    spec = importlib.util.spec_from_file_location(f"{package}_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def shards(path: Path, folder: Path) -> list[str]:
+    """Write an archive's files to as many archives as there are cores, and return their paths."""
+    parts = [folder / f"{number}.tar" for number in range(len(os.sched_getaffinity(0)))]
+    with contextlib.ExitStack() as stack:
+        archives = [stack.enter_context(tarfile.open(part, "w")) for part in parts]
+        for number, data in enumerate(members(path)):
+            member = tarfile.TarInfo(f"{number}.jpg")
+            member.size = len(data)
+            archives[number % len(archives)].addfile(member, io.BytesIO(data))
+    return [str(part) for part in parts]
+
+
+def measure_clip_retrieval(model: Path, path: Path) -> float:
+    """Return images/s of clip-retrieval's reader, runner and writer around the same session."""
+    from encoder.session import Encoder
+
+    reader, runner, writer = (
+        part_of("clip_retrieval", f"clip_inference.{one}") for one in ("reader", "runner", "writer")
+    )
+    encoder = Encoder.open(model)
+    side = encoder.metadata.preprocess.width
+    done = 0
+
+    def embed(batch: dict[str, Any]) -> dict[str, Any]:
+        nonlocal done
+        vectors = encoder.embed_pixels(batch["image_tensor"].numpy())
+        done += len(vectors)
+        return {"image_embs": vectors, "image_filename": batch["image_filename"]}
+
+    with tempfile.TemporaryDirectory() as folder:
+        parts = shards(path, Path(folder))
+        run = runner.Runner(
+            lambda sampler: reader.WebdatasetReader(
+                sampler,
+                lambda image: scaled(image, side),
+                None,
+                parts,
+                BATCH,
+                len(parts),
+                enable_text=False,
+            ),
+            lambda: embed,
+            lambda part: writer.NumpyWriter(part, folder, False, True, False, 1),
+            lambda part: Mock(),  # its logger reports to a service
+            1,
+        )
+        started = time.perf_counter()
+        run(0)
+        return done / (time.perf_counter() - started)
 
 
 def measure_index(model: Path, path: Path) -> float:
@@ -155,20 +230,33 @@ def compare_memory(counts: list[int]) -> None:
 def compare_rates(model: Path, archives: list[Path], rounds: int) -> None:
     """Measure every contender on every archive, in turn."""
     rows, targets, figures = [], [], {}
+    names = list(CONTENDERS)
+    for package in ("clip_retrieval", "webdataset"):
+        if importlib.util.find_spec(package) is None and "clip-retrieval" in names:
+            print(f"clip-retrieval is left out: no {package} here", file=sys.stderr)
+            names.remove("clip-retrieval")
     for path in archives:
         common = ["--model", str(model), str(path)]
-        contenders = {
-            name: lambda name=name, common=common: float(alone("--one", name, *common))
-            for name in ("index", "ceiling", "dataloader")
-        }
+        contenders = {name: lambda name=name, common=common: float(alone("--one", name, *common)) for name in names}
         found = interleave(contenders, rounds)
         share = ratio(found["index"], found["ceiling"])
         medians = {name: float(np.median(values)) for name, values in found.items()}
         figures[path.name] = {**medians, "share_of_ceiling": share, "rounds": found}
         rows.append([path.name, *(f"{medians[name]:,.0f}" for name in contenders), f"{share:.2f}"])
         targets.append(Target(f"{path.name}: kindred index over the ceiling", share, 0.9, True))
-    columns = ["archive", "kindred index", "decode + model alone", "DataLoader script", "of the ceiling"]
+    columns = ["archive", "kindred index", "decode + model alone", "DataLoader script", "clip-retrieval"][
+        : 1 + len(names)
+    ]
+    columns.append("of the ceiling")
     report("batch indexing: images/s", columns, rows, targets, figures, ["onnxruntime", "pillow", "torch"])
+
+
+CONTENDERS = {
+    "index": measure_index,
+    "ceiling": measure_ceiling,
+    "dataloader": measure_dataloader,
+    "clip-retrieval": measure_clip_retrieval,
+}
 
 
 def main() -> None:
@@ -179,13 +267,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--records", default="10000,1000000")
-    parser.add_argument("--one", choices=["index", "ceiling", "dataloader", "memory"], help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=[*CONTENDERS, "memory"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one == "memory":
         print(json.dumps(measure_memory(int(options.records))))
     elif options.one:
-        measure = {"index": measure_index, "ceiling": measure_ceiling, "dataloader": measure_dataloader}[options.one]
-        print(measure(options.model, options.archives[0]))
+        print(CONTENDERS[options.one](options.model, options.archives[0]))
     elif options.memory:
         compare_memory([int(count) for count in options.records.split(",")])
     elif options.model is None or not options.archives:

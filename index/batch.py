@@ -2,23 +2,23 @@
 
     read and hash ─▶ leave out what is known ─▶ decode (many threads) ─▶ embed ─▶ store (durable, batch by batch)
 
-Reading and decoding go on while a batch is embedded and stored, a few batches ahead, so that memory does not depend on
-the source's size. What has been stored is recognised by key and content hash before it is decoded: running the same
-again does only what is missing. Vectors take the same way, past decoding and embedding.
+All stages work at the same time, a few batches apart, so that memory does not depend on the source's size. What has
+been stored is recognised by key and content hash before it is decoded: running the same again does only what is
+missing. Vectors take the same way, past decoding and embedding.
+
+A batch is embedded and stored in two halves: while the first is stored, the second is embedded, so that the processors
+do not wait for the disk; and what a kill can cost is one batch.
 """
 
 import os
 import threading
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from encoder.errors import ImageError, InvalidArgumentError
+from encoder.errors import InvalidArgumentError, KindredError
 from encoder.images import DecodeLimits
+from index.embedding import MAX_BATCH_BYTES, Data, Model, Pace, embedded
 from index.intake import Conflict, Intake, New, Sink
 from index.prefetch import Prefetch
 from index.report import Failure, Finding, IndexInterruptedError, IndexReport, Progress, Tally
@@ -28,30 +28,8 @@ from sources.records import Record
 
 __all__ = ["Failure", "IndexInterruptedError", "IndexReport", "Progress", "Sink", "available_cores", "index_images"]
 
-# A batch is cut short when its files grow to this size together, so that large photos cannot fill the memory.
-_MAX_BATCH_BYTES = 32 * 2**20
-# Files that one task decodes, one after the other: handing over small ones one by one costs more than decoding them.
-_DECODED_AT_ONCE = 16
-_DECODED_BYTES_AT_ONCE = 128 * 1024
-# Batches read and being decoded ahead of the one that is being embedded. A batch is stored before the next is embedded,
-# so that a kill costs at most one; the processors decode meanwhile.
-_READ_AHEAD = 2
 # Items looked at at once for those that are no longer in the source.
 _PAGE = 1000
-
-Decoded = list[NDArray[np.uint8] | ImageError]
-
-
-class Model(Protocol):
-    """What turns an image file into an embedding; `encoder.session.Encoder` is one. Both methods run in threads."""
-
-    def load_pixels(self, data: bytes, limits: DecodeLimits | None = None) -> NDArray[np.uint8]:
-        """Return an image file's pixels, uint8 [H, W, 3]; raises ImageError."""
-        ...
-
-    def embed_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the embeddings of uint8 [N, H, W, 3], float32 [N, D]."""
-        ...
 
 
 def available_cores() -> int:
@@ -83,7 +61,7 @@ def index_images(
         encoder: turns files into embeddings; None when the records are vectors.
         records: the images or vectors; read by one thread.
         sink: where the items go.
-        batch_size: images that are embedded, and stored, at once.
+        batch_size: images that a kill can cost at most; half of them are embedded, and stored, at once.
         workers: threads that decode; None takes one for each core.
         on_conflict: what becomes of a record whose key exists with other content: it replaces that, is skipped (as are
             changes of label and payload), or is an error.
@@ -115,33 +93,6 @@ class _Options:
     limits: DecodeLimits
     on_conflict: Conflict
     sync: bool
-
-
-class _Batch:
-    """Records on their way to being items; without their bytes, which are not needed once decoded."""
-
-    def __init__(self) -> None:
-        self.records: list[New] = []
-        self.size = 0
-        self.tasks: list[Future[Decoded]] = []
-        self._files: list[bytes] = []
-        self._files_size = 0
-
-    def add(self, new: New) -> None:
-        """Take a record; its file waits for others that are decoded with it."""
-        self.size += len(new.data) if isinstance(new.data, bytes) else new.data.nbytes
-        if isinstance(new.data, bytes):
-            self._files.append(new.data)
-            self._files_size += len(new.data)
-            new = new._replace(data=b"")
-        self.records.append(new)
-
-    def decode(self, decode: Callable[[list[bytes]], Future[Decoded]], *, last: bool) -> None:
-        """Hand the files over to be decoded when there are enough of them."""
-        enough = len(self._files) >= _DECODED_AT_ONCE or self._files_size >= _DECODED_BYTES_AT_ONCE
-        if self._files and (enough or last):
-            self.tasks.append(decode(self._files))
-            self._files, self._files_size = [], 0
 
 
 def _await(run: "_Run", records: Iterable[Record]) -> IndexReport:
@@ -176,70 +127,40 @@ class _Run:
 
     def run(self, records: Iterable[Record]) -> IndexReport:
         """Run all stages to the end, to `stop` or to the first exception, and end their threads."""
-        pool = ThreadPoolExecutor(self._options.workers, thread_name_prefix="decode")
-        with SeenKeys() as seen, pool:
-            loading = Prefetch(self._load(records, pool, seen), _READ_AHEAD, "read")
+        options = self._options
+        half = Pace((options.batch_size + 1) // 2, options.workers, options.limits)
+        with SeenKeys() as seen:
+            embedding = Prefetch(embedded(self._encoder, self._new(records, seen), half), 0, "embed")
             try:
-                for items in self._embed(loading, seen):
-                    self._tally.wrote(self._sink.upsert(items))
-                if self._options.sync and not self.stop.is_set() and not self._tally.incomplete:
+                for batch in embedding:
+                    if self.stop.is_set():
+                        break
+                    if items := self._good(batch, seen):
+                        self._tally.wrote(self._sink.upsert(items))
+                if options.sync and not self.stop.is_set() and not self._tally.incomplete:
                     self._delete_vanished(seen)
             finally:
                 self.stop.set()
-                loading.abandon()
-                loading.join()
-                pool.shutdown(cancel_futures=True)
+                embedding.abandon()
+                embedding.join()
         return self._tally.report()
 
-    def _load(
-        self, records: Iterable[Record], pool: ThreadPoolExecutor, seen: SeenKeys
-    ) -> Generator[_Batch, None, None]:
-        """Yield full batches of what is not known yet, being decoded already."""
+    def _new(self, records: Iterable[Record], seen: SeenKeys) -> Generator[tuple[New, Data], None, None]:
+        """Yield what is not known yet, and apart from it its data, which nobody needs once they are decoded."""
         intake = Intake(self._sink, self._options.on_conflict, seen, self._tally, self.stop)
-        batch = _Batch()
-        for new in intake.new(records, self._options.batch_size, _MAX_BATCH_BYTES):
-            if self._encoder is None and isinstance(new.data, bytes):
-                self._tally.failed(new.key, "it is an image, and no model was given to embed it")
-                continue
-            batch.add(new)
-            full = len(batch.records) == self._options.batch_size or batch.size >= _MAX_BATCH_BYTES
-            batch.decode(lambda files: pool.submit(self._decode, files), last=full)
-            if full:
-                yield batch
-                batch = _Batch()
-        if batch.records:
-            batch.decode(lambda files: pool.submit(self._decode, files), last=True)
-            yield batch
+        for new in intake.new(records, self._options.batch_size, MAX_BATCH_BYTES):
+            yield new._replace(data=b""), new.data
 
-    def _decode(self, files: list[bytes]) -> Decoded:
-        assert self._encoder is not None  # noqa: S101  _load has seen to it
-        decoded: Decoded = []
-        for data in files:
-            try:
-                decoded.append(self._encoder.load_pixels(data, self._options.limits))
-            except ImageError as error:
-                decoded.append(error)
-        return decoded
-
-    def _embed(self, batches: Iterable[_Batch], seen: SeenKeys) -> Generator[list[Item], None, None]:
-        for batch in batches:
-            decoded = iter([one for task in batch.tasks for one in task.result()])
-            good: list[New] = []
-            pixels: list[NDArray[np.uint8]] = []
-            for new in batch.records:
-                image = next(decoded) if isinstance(new.data, bytes) else None
-                if isinstance(image, ImageError):
-                    seen.forget(new.key)
-                    self._tally.failed(new.key, str(image))
-                    continue
-                good.append(new)
-                if image is not None:
-                    pixels.append(image)
-            if self.stop.is_set():
-                return
-            if good:
-                made = iter(self._encoder.embed_pixels(np.stack(pixels)) if pixels and self._encoder else ())
-                yield [_item(new, new.data if isinstance(new.data, np.ndarray) else next(made)) for new in good]
+    def _good(self, batch: list[tuple[New, Vector | KindredError]], seen: SeenKeys) -> list[Item]:
+        """Return the items of a batch, and count the images that are none."""
+        items: list[Item] = []
+        for new, vector in batch:
+            if isinstance(vector, KindredError):
+                seen.forget(new.key)
+                self._tally.failed(new.key, str(vector))
+            else:
+                items.append(Item(new.key, vector, new.label, new.payload, new.content_hash))
+        return items
 
     def _delete_vanished(self, seen: SeenKeys) -> None:
         """Delete what the source no longer holds; an empty source is rather a mistake than a wish."""
@@ -249,7 +170,3 @@ class _Run:
             if gone := seen.missing([item.key for item in page]):
                 self._sink.delete(gone)
                 self._tally.deleted(gone)
-
-
-def _item(new: New, vector: Vector) -> Item:
-    return Item(new.key, vector, new.label, new.payload, new.content_hash)

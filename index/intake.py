@@ -33,6 +33,11 @@ class Described(Protocol):
         ...
 
     @property
+    def content_hash(self) -> bytes | None:
+        """SHA-256 of what its vector was made from, None when it is not known."""
+        ...
+
+    @property
     def sequence(self) -> int:
         """The sequence number of its last write."""
         ...
@@ -114,8 +119,7 @@ class Intake:
             if isinstance(data, KindredError):
                 self._tally.failed(record.key, str(data), incomplete=isinstance(data, SourceError))
                 continue
-            digest = record.content_hash or hashlib.sha256(data if isinstance(data, bytes) else data.tobytes()).digest()
-            yield New(record.key, data, record.label, record.payload, digest)
+            yield New(record.key, data, record.label, record.payload, content_hash(record))
 
     def _unknown(self, chunk: list[New]) -> Iterator[New]:
         """Yield the records that have to be stored."""
@@ -163,6 +167,13 @@ class Intake:
             self._sink.update([ItemUpdate(new.key, new.label or "", new.payload or {}) for new in changed])
             self._tally.updated(len(changed))
         return len(records) - len(changed)
+
+
+def content_hash(record: Record) -> bytes:
+    """Return what the source says is the SHA-256 of a record's content, else that of its image or vector."""
+    data = record.data
+    assert not isinstance(data, KindredError)  # noqa: S101
+    return record.content_hash or hashlib.sha256(data if isinstance(data, bytes) else data.tobytes()).digest()
 
 
 def _differs(record: New, item: Described) -> bool:

@@ -17,7 +17,7 @@ class Prefetch(Generic[T]):
 
     Args:
         stage: the generator; runs, and is closed, in the new thread only.
-        depth: how many results may wait to be read.
+        depth: how many results may wait to be read; with 0, the generator goes on when its result has been taken.
         name: of the thread.
     """
 
@@ -73,9 +73,11 @@ class Prefetch(Generic[T]):
     def _put(self, result: T) -> bool:
         """Hand over a result; False when nobody wants it."""
         with self._changed:
-            self._changed.wait_for(lambda: self._finished or len(self._ready) < self._depth)
+            self._changed.wait_for(lambda: self._finished or len(self._ready) < max(self._depth, 1))
             if self._finished:
                 return False
             self._ready.append(result)
             self._changed.notify_all()
-            return True
+            if not self._depth:
+                self._changed.wait_for(lambda: self._finished or not self._ready)
+            return not self._finished

@@ -43,6 +43,7 @@ EXTRAS = {
     "otel": {"opentelemetry"},
     "parquet": {"pyarrow"},
     "remote": {"aiohttp", "fsspec", "gcsfs", "s3fs"},
+    "scale": {"ray"},
     "train": {"torch", "sklearn", "onnx", "onnxscript", "scipy", "tensorboard", "matplotlib"},
 }
 HELP = """From a folder of images to a service that knows which images are alike and what they are.

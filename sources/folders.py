@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from encoder.errors import KindredError
 from sources.labels import FolderLabels
+from sources.pieces import ImageFile, Piece
 from sources.places import LocalPlace, Place
 from sources.records import Record, SourceError, is_hidden, is_image_name, record_of
 
@@ -32,15 +33,20 @@ class FolderSource:
 
     def __iter__(self) -> Iterator[Record]:
         """Read the records, see `Source`."""
+        for piece in self.pieces():
+            yield from piece
+
+    def pieces(self) -> Iterator[Piece]:
+        """List the files, see `sources.pieces`."""
         self._ignored = 0
         files = (found.key for found in walk(self._path) if not found.problem)
         label = FolderLabels.of(filter(is_image_name, files))
         for found in walk(self._path):
             if found.problem:
-                yield record_of(found.key or os.path.basename(self._path), found.problem)
+                yield (record_of(found.key or os.path.basename(self._path), found.problem),)
             elif is_image_name(found.key):
-                data = LocalPlace(os.path.join(self._path, found.key)).read(self._max_bytes)
-                yield record_of(found.key, data, label(found.key))
+                place = LocalPlace(os.path.join(self._path, found.key))
+                yield ImageFile(found.key, place, self._max_bytes, label(found.key))
             else:
                 self._ignored += 1
 

@@ -7,6 +7,7 @@ from itertools import chain, islice
 from encoder.errors import InvalidArgumentError, KindredError
 from sources.labels import LOOK_AHEAD, FolderLabels
 from sources.lines import lines
+from sources.pieces import ImageFile, Piece, pieces_of
 from sources.places import LocalPlace, Place, RemotePlace, is_url
 from sources.records import Record, Source, SourceError, is_hidden, is_image_name, printable, record_of
 
@@ -29,6 +30,11 @@ class ListSource:
 
     def __iter__(self) -> Iterator[Record]:
         """Read the records, see `Source`."""
+        for piece in self.pieces():
+            yield from piece
+
+    def pieces(self) -> Iterator[Piece]:
+        """Read the list, see `sources.pieces`."""
         paths = (line if line is None else line.removeprefix("./") for _, line in lines(sys.stdin.buffer) if line != "")
         first: list[str | None] = []
 
@@ -41,19 +47,19 @@ class ListSource:
         label = FolderLabels.of(ahead())
         for path in chain(first, paths):
             if path is None:
-                yield record_of("standard input", SourceError("a line is longer than 1 MiB"))
+                yield (record_of("standard input", SourceError("a line is longer than 1 MiB")),)
             else:
-                yield record_of(path, self._read(path), label(printable(path)))
+                yield self._piece(path, label(printable(path)))
 
     def count(self) -> None:
         """Return None: the list is still to come."""
 
-    def _read(self, path: str) -> bytes | KindredError:
+    def _piece(self, path: str, label: str | None) -> Piece:
         try:
             place: Place = RemotePlace(path) if is_url(path) else LocalPlace(path)
         except KindredError as error:
-            return error
-        return place.read(self._max_bytes)
+            return (record_of(path, error),)
+        return ImageFile(path, place, self._max_bytes, label)
 
 
 class FilesSource:
@@ -88,13 +94,19 @@ class FilesSource:
 
     def __iter__(self) -> Iterator[Record]:
         """Read the records, see `Source`."""
+        for piece in self.pieces():
+            yield from piece
+            self._ignored += getattr(piece, "ignored", 0)
+
+    def pieces(self) -> Iterator[Piece]:
+        """List the files, see `sources.pieces`."""
         self._ignored = 0
         label = FolderLabels.of(path for path in self._listing() if isinstance(path, str) and is_image_name(path))
         for found in self._listing():
             if isinstance(found, Record):
-                yield found
+                yield (found,)
             elif is_image_name(found):
-                yield record_of(found, self._place(found).read(self._max_bytes), label(printable(found)))
+                yield ImageFile(found, self._place(found), self._max_bytes, label(printable(found)))
             else:
                 yield from self._inside(found)
 
@@ -109,15 +121,14 @@ class FilesSource:
             total += 1
         return total
 
-    def _inside(self, found: str) -> Iterator[Record]:
+    def _inside(self, found: str) -> Iterator[Piece]:
         source = self._source(found)
         if source is None:
             self._ignored += 1
         elif source.embedded is not None:
-            yield record_of(found, "it holds vectors; index them by a command of their own")
+            yield (record_of(found, "it holds vectors; index them by a command of their own"),)
         else:
-            yield from source
-            self._ignored += source.ignored
+            yield from pieces_of(source)
 
     def _source(self, found: str) -> Source | None:
         if self._open_file is None or is_hidden(found):

@@ -10,6 +10,7 @@ from typing import IO, NamedTuple
 from encoder.errors import InvalidArgumentError
 from sources.labels import LOOK_AHEAD, FolderLabels
 from sources.lines import json_object, lines
+from sources.pieces import ImageFile, Piece
 from sources.places import Place, is_url
 from sources.records import Record, SourceError, printable, record_of
 from sources.rows import KEY_COLUMNS, LABEL_COLUMNS, PATH_COLUMNS, described, first_of
@@ -47,13 +48,18 @@ class ManifestSource:
 
     def __iter__(self) -> Iterator[Record]:
         """Read the records, see `Source`."""
+        for piece in self.pieces():
+            yield from piece
+
+    def pieces(self) -> Iterator[Piece]:
+        """Read the manifest, see `sources.pieces`."""
         try:
             label = FolderLabels.of(self._paths())
             with closing(self._place.open()) as file:
                 for row in self._rows(file):
-                    yield self._record(row, label)
+                    yield self._piece(row, label)
         except (OSError, SourceError) as error:
-            yield record_of(self._place.name, SourceError(f"the manifest cannot be read ({error})"))
+            yield (record_of(self._place.name, SourceError(f"the manifest cannot be read ({error})")),)
 
     def count(self) -> int | None:
         """Return about how many records there are, by the lines of the manifest."""
@@ -87,24 +93,25 @@ class ManifestSource:
                     if isinstance(path, str):
                         yield _relative(path)
 
-    def _record(self, row: _Row, label_of: FolderLabels) -> Record:
+    def _piece(self, row: _Row, label_of: FolderLabels) -> Piece:
         where = f"{self._place.name}:{row.number}"
         if isinstance(row.values, str):
-            return record_of(where, SourceError(row.values))
+            return (record_of(where, SourceError(row.values)),)
         path_column = first_of(row.values, PATH_COLUMNS)
         key_column = first_of(row.values, KEY_COLUMNS)
         label_column = first_of(row.values, LABEL_COLUMNS)
         path = row.values[path_column] if path_column else None
         if not isinstance(path, str) or not path:
-            return record_of(where, SourceError("it names no path: a manifest needs a column 'path'"))
+            return (record_of(where, SourceError("it names no path: a manifest needs a column 'path'")),)
         key = row.values.get(key_column) if key_column else None
         key = _relative(path) if key is None or key == "" else str(key)
         try:
             told = described(row.values, label_column, {path_column or "", key_column or ""})
-            data = self._place.beside(path).read(self._max_bytes)
+            place = self._place.beside(path)
         except InvalidArgumentError as error:
-            return record_of(key, str(error))
-        return record_of(key, data, told.label if label_column else label_of(printable(key)), told.payload)
+            return (record_of(key, str(error)),)
+        label = told.label if label_column else label_of(printable(key))
+        return ImageFile(key, place, self._max_bytes, label, told.payload)
 
 
 def _relative(path: str) -> str:

@@ -11,6 +11,7 @@ from sources.folders import FileSource, FolderSource
 from sources.lists import FilesSource, ListSource
 from sources.manifests import MANIFEST_SUFFIXES, ManifestSource
 from sources.patterns import fixed_part, has_wildcard, local_listing
+from sources.pieces import Piece, pieces_of
 from sources.places import LocalPlace, Place, RemotePlace
 from sources.records import Embedded, Record, Source, is_image_name, printable
 from sources.remote import remote_listing
@@ -140,6 +141,10 @@ class _Joined:
     def __iter__(self) -> Iterator[Record]:
         for source in self._sources:
             yield from source
+
+    def pieces(self) -> Iterator[Piece]:
+        for source in self._sources:
+            yield from pieces_of(source)
 
     def count(self) -> int | None:
         counts = [source.count() for source in self._sources]

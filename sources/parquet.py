@@ -3,6 +3,8 @@
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -10,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from encoder.errors import InvalidArgumentError, KindredError
+from sources.pieces import Piece
 from sources.places import Place
 from sources.records import Embedded, Record, SourceError, Vector, printable, record_of, too_large
 from sources.rows import KEY_COLUMNS, LABEL_COLUMNS, PATH_COLUMNS, PAYLOAD_COLUMN, described, first_of
@@ -61,10 +64,13 @@ class ParquetSource:
         self._embedded: Embedded | None = None
         self._problem: KindredError | None = None
         self._rows: int | None = None
+        self._firsts: list[int] = []
         try:
             with closing(place.open()) as file:
                 parquet = _opened(file)
                 self._rows = parquet.metadata.num_rows
+                sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+                self._firsts = list(accumulate(sizes[:-1], initial=0)) if sizes else []
                 self._columns = _columns(parquet)
                 if self._columns.dim is not None:
                     space = (parquet.schema_arrow.metadata or {}).get(SPACE, b"").decode(errors="replace")
@@ -89,12 +95,25 @@ class ParquetSource:
         try:
             with closing(self._place.open()) as file:
                 parquet = _opened(file)
-                first = 0
-                for group in range(parquet.num_row_groups):
+                for group, first in enumerate(self._firsts):
                     yield from self._group(parquet, group, first)
-                    first += parquet.metadata.row_group(group).num_rows
         except _DAMAGE as error:
             yield record_of(self._place.name, SourceError(_first_line(error)))
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield the row groups, see `sources.pieces`."""
+        if self._problem is not None:
+            yield self
+        for group, first in enumerate(self._firsts):
+            yield _RowGroup(self, group, first)
+
+    def read_group(self, group: int, first: int) -> Iterator[Record]:
+        """Open the file and read one row group, whose first row is the file's row `first`."""
+        try:
+            with closing(self._place.open()) as file:
+                yield from self._group(_opened(file), group, first)
+        except _DAMAGE as error:
+            yield record_of(f"{self._place.name}#{group}", SourceError(_first_line(error)))
 
     def _group(self, parquet: Any, group: int, row: int) -> Iterator[Record]:
         """Read one row group; one that is damaged is one record with an error, after what could be read of it."""
@@ -152,6 +171,18 @@ class ParquetSource:
             if "path" in names:
                 paths = [path if isinstance(path, str) else None for path in _values(struct.field("path"))]
         return ["it holds no bytes" if value is None else value for value in column.to_pylist()], paths
+
+
+@dataclass(frozen=True, slots=True)
+class _RowGroup:
+    """A row group of a file; the file is opened when it is iterated."""
+
+    source: ParquetSource
+    group: int
+    first: int
+
+    def __iter__(self) -> Iterator[Record]:
+        return self.source.read_group(self.group, self.first)
 
 
 def _opened(file: IO[bytes]) -> Any:

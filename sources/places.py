@@ -127,6 +127,10 @@ class RemotePlace:
         parts = urlsplit(self.url)
         return printable(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
 
+    def __reduce__(self) -> tuple[type["RemotePlace"], tuple[str]]:
+        """Send only the URL to another process, which connects by itself."""
+        return RemotePlace, (self.url,)
+
     def open(self) -> IO[bytes]:
         """Open it; see `Place`."""
         try:

@@ -19,6 +19,7 @@ from typing import IO, Self, cast
 
 from encoder.errors import InvalidArgumentError
 from sources.labels import FolderLabels
+from sources.pieces import Piece
 from sources.places import Place
 from sources.records import Record, SourceError, is_hidden, is_image_name, printable, record_of, too_large
 from sources.sidecars import SIDECAR_SUFFIXES, Sidecars
@@ -105,6 +106,18 @@ class TarSource:
             yield from self._finished(group, label)
             where = f"at or after {last}" if last else "at its beginning"
             yield record_of(self._place.name, SourceError(f"the archive is cut off or damaged {where} ({error})"))
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield the archive whole, see `sources.pieces`.
+
+        Raises:
+            InvalidArgumentError: it is a pipe, which nobody else can read.
+        """
+        if not self._repeatable:
+            raise InvalidArgumentError(
+                f"{self._place.shown} is a pipe, which other processes cannot read: write it to a file", field="source"
+            )
+        yield self
 
     def count(self) -> int | None:
         """Return how many records there are, estimated for large archives; None for compressed ones."""

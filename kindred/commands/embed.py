@@ -5,17 +5,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from encoder.errors import ImageError, InvalidArgumentError
+from kindred.commands import engine as engines
 from kindred.commands import shared
 
 if TYPE_CHECKING:
     from kindred.types import Vector
-
-Device = Literal["auto", "cpu", "cuda"]
 
 
 def embed(
@@ -41,7 +40,10 @@ def embed(
     workers: Annotated[
         int, typer.Option("--workers", help="With --model: threads that decode; 0 is one per core.", min=0)
     ] = 0,
-    device: Annotated[Device, typer.Option("--device", help="With --model: where the model runs.")] = "auto",
+    device: Annotated[engines.Device, typer.Option("--device", help="With --model: where the model runs.")] = "auto",
+    engine: engines.EngineOption = "local",
+    ray_address: engines.RayAddress = None,
+    ray_workers: engines.RayWorkers = None,
     address: shared.Address = shared.DEFAULT_ADDRESS,
     model: Annotated[str, typer.Option("--model-name", metavar="NAME", help="One of the server's models.")] = "",
     token: shared.Token = None,
@@ -56,10 +58,11 @@ def embed(
     if out is not None and out.suffix == ".parquet":
         if artifact is None:
             raise InvalidArgumentError("a .parquet file is written with --model FILE; a server's answers go to a .npy")
-        to_file(images, artifact, out, report, batch_size, workers, device, as_json)
+        embedder = engines.chosen(ctx, engine, ray_address, ray_workers, workers, device, batch_size)
+        to_file(images, artifact, out, report, embedder, as_json)
         return
-    if shared.typed(ctx, "artifact") or report is not None:
-        raise InvalidArgumentError("--model and --report go with --out FILE.parquet")
+    if shared.typed(ctx, "artifact") or report is not None or shared.typed(ctx, "engine"):
+        raise InvalidArgumentError("--model, --report and --engine go with --out FILE.parquet")
     from kindred import console
     from kindred.inputs import Tally, answered, reading
 
@@ -94,9 +97,7 @@ def to_file(
     artifact: Path,
     out: Path,
     report: Path | None,
-    batch_size: int,
-    workers: int,
-    device: Device,
+    engine: engines.Engine,
     as_json: bool,
 ) -> None:
     """Embed sources here into a Parquet file, in constant memory; the file is there only when all went well."""
@@ -111,19 +112,21 @@ def to_file(
     source = open_sources(sources)
     if source.embedded is not None:
         raise InvalidArgumentError("these are vectors already", field="sources")
-    encoder = Encoder.open(artifact, device=device)
+    encoder = Encoder.open(artifact, device=engine.here)
     with (
+        engine.started(),
         VectorFile(out, space=encoder.metadata.space, dim=encoder.metadata.dim) as file,
         shared.report_table(report) if report is not None else nullcontext() as table,
     ):
         total = source.count()
+        left, records = engine.records(source, artifact, encoder, file, "replace")
         with progress("embed", total) as advance:
             done = index_images(
-                encoder,
-                source,
+                left,
+                records,
                 file,
-                batch_size=batch_size,
-                workers=workers or None,
+                batch_size=engine.batch_size,
+                workers=engine.threads or None,
                 total=total,
                 on_progress=pace(advance),
                 on_finding=None if table is None else table.add,

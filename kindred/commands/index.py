@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from encoder.errors import FailedPreconditionError, ImageError, InvalidArgumentError
+from kindred.commands import engine as engines
 from kindred.commands import shared
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from kindred.channel import TlsLike
     from sources.records import Embedded
 
-Device = Literal["auto", "cpu", "cuda"]
 IndexKind = Literal["auto", "flat", "hnsw", "ivf", "pq"]
 Conflict = Literal["skip", "replace", "error"]
 
@@ -48,12 +48,17 @@ def index(
         Path | None,
         typer.Option("--report", metavar="FILE.parquet", help="Write failures, duplicates and deletions there."),
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Images embedded and stored at once.", min=1)] = 64,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", help="Images that a kill may cost; half are embedded at once.", min=1)
+    ] = 64,
     workers: Annotated[int, typer.Option("--workers", help="Threads that decode; 0 is one per core.", min=0)] = 0,
     index_kind: Annotated[
         IndexKind, typer.Option("--index", help="Kind of index of a collection that is made; auto follows its size.")
     ] = "auto",
-    device: Annotated[Device, typer.Option("--device", help="Where the model runs.")] = "auto",
+    device: Annotated[engines.Device, typer.Option("--device", help="Where the model runs.")] = "auto",
+    engine: engines.EngineOption = "local",
+    ray_address: engines.RayAddress = None,
+    ray_workers: engines.RayWorkers = None,
     token: shared.Token = None,
     tls: shared.TlsFlag = False,
     ca: shared.CaFile = None,
@@ -77,16 +82,19 @@ def index(
 
     source = open_sources(sources)
     typed = shared.typed(ctx, "model")
-    encoder, space, dim = _space_of(source.embedded, model, typed, space, device)
+    embedder = engines.chosen(ctx, engine, ray_address, ray_workers, workers, device, batch_size)
+    encoder, space, dim = _space_of(source.embedded, model, typed, space, embedder.here)
     with (
+        embedder.started(),
         _opened(collection, space, dim, index_kind, place, address, token, secured, timeout) as sink,
         shared.report_table(report) if report is not None else nullcontext() as table,
     ):
         total = source.count()
+        left, records = embedder.records(source, model, encoder, sink, on_conflict)
         with progress("index", total) as advance:
             done = index_images(
-                encoder,
-                source,
+                left,
+                records,
                 sink,
                 batch_size=batch_size,
                 workers=workers or None,
@@ -97,8 +105,8 @@ def index(
                 on_finding=None if table is None else table.add,
             )
     console.list_failures(done.failed, done.failed_count)
-    if source.ignored:
-        console.say(f"kindred: passed over {source.ignored:,} files that are no images by their names")
+    if records.ignored:
+        console.say(f"kindred: passed over {records.ignored:,} files that are no images by their names")
     if as_json:
         console.print_json(_figures(collection, done))
     else:
@@ -123,7 +131,7 @@ def _judge(done: "IndexReport", sync: bool) -> None:
 
 
 def _space_of(
-    embedded: "Embedded | None", model: Path | None, typed: bool, space: str | None, device: Device
+    embedded: "Embedded | None", model: Path | None, typed: bool, space: str | None, device: engines.Device
 ) -> tuple["Encoder | None", str, int]:
     """Return what embeds the images (None for vectors), the embedding space and the number of components."""
     if embedded is None:

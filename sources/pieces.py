@@ -1,0 +1,55 @@
+"""What a source can be taken apart into: pieces that are read apart from one another, by whoever gets them.
+
+A piece is an iterable of records that can be sent to another process or machine, where its places must mean the same.
+Pieces come in the source's order, and cost little to make: what they stand for is read when they are iterated.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias, runtime_checkable
+
+from sources.places import Place
+from sources.records import Record, Source, record_of
+from sources.values import Payload
+
+Piece: TypeAlias = Iterable[Record]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image file that has not been read yet.
+
+    Attributes:
+        key: its record's key.
+        place: the file.
+        max_bytes: a larger one is not read.
+        label: its record's label.
+        payload: its record's payload.
+    """
+
+    key: str
+    place: Place
+    max_bytes: int
+    label: str | None = None
+    payload: Payload | None = None
+
+    def __iter__(self) -> Iterator[Record]:
+        """Read the file."""
+        yield record_of(self.key, self.place.read(self.max_bytes), self.label, self.payload)
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """A source of more than one piece."""
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield the pieces; together they yield the source's records in its order."""
+        ...
+
+
+def pieces_of(source: Source) -> Iterator[Piece]:
+    """Yield the pieces of a source; one that cannot be divided is one piece itself."""
+    if isinstance(source, Divisible):
+        yield from source.pieces()
+    else:
+        yield source
