@@ -22,11 +22,12 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from encoder.errors import ImageError, InternalError, InvalidArgumentError, KindredError, UnavailableError
 from encoder.images import DecodeLimits
 from encoder.session import Device, Encoder
+from index.batch import available_cores
 from index.embedding import Data, Model, Pace, embedded
 from index.intake import Conflict, content_hash
 from index.known import Digests, is_known
@@ -98,7 +99,7 @@ class ArtifactBytes:
 
 
 @contextmanager
-def connected(address: str | None, workers: int | None = None) -> Iterator[None]:
+def connected(address: str | None, workers: Workers = Workers()) -> Iterator[None]:
     """Connect to a cluster, or start one on this machine; leave or end it when the block ends.
 
     A process that is connected already stays so.
@@ -106,7 +107,7 @@ def connected(address: str | None, workers: int | None = None) -> Iterator[None]
     Args:
         address: `HOST:PORT` or `ray://HOST:PORT` of the head node, `auto`, or `local` to start a cluster; None takes
             `RAY_ADDRESS` from the environment and, where that is not set, `local`.
-        workers: processors of a cluster that is started; None takes all.
+        workers: for whom a cluster that is started has processors.
 
     Raises:
         UnavailableError: no cluster answers there.
@@ -121,7 +122,12 @@ def connected(address: str | None, workers: int | None = None) -> Iterator[None]
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised here as well, and said in a line
     started: dict[str, Any] = {}
     if address == "local":
-        started = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": _LOCAL_STORE_BYTES}
+        count = workers.count or max(1, available_cores() // workers.threads)
+        started = {
+            "num_cpus": count * workers.threads,
+            "include_dashboard": False,
+            "object_store_memory": _LOCAL_STORE_BYTES,
+        }
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **started)
     except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
@@ -322,11 +328,13 @@ def _check_reachable(address: str) -> None:
 def _translated(error: RayError) -> KindredError:
     """Return what went wrong in one line; an error of ours that a worker raised stays what it is."""
     cause: BaseException = error
-    while isinstance(cause, RayError):
+    while isinstance(cause, RayError) and not isinstance(cause, RayActorError):
         within = cause.cause if isinstance(cause, RayTaskError) else cause.__cause__
         if within is None:
             break
         cause = within
+    if isinstance(cause, RayActorError):
+        return UnavailableError("the Ray cluster lost its workers; run the same again when it is well")
     if isinstance(cause, KindredError) and not isinstance(cause, RayError):
         return type(cause)(_first_line(cause))  # Ray Data adds lines of its own
     return InternalError(f"a Ray worker failed: {type(cause).__name__}: {_first_line(cause)}")

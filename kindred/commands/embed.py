@@ -36,7 +36,9 @@ def embed(
         Path | None,
         typer.Option("--report", metavar="FILE.parquet", help="With --model: write failures and duplicates there."),
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="With --model: images embedded at once.", min=1)] = 64,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", help="With --model: images in hand; half are embedded at once.", min=1)
+    ] = 64,
     workers: Annotated[
         int, typer.Option("--workers", help="With --model: threads that decode; 0 is one per core.", min=0)
     ] = 0,

@@ -81,9 +81,9 @@ class Engine:
         """
         if self.name == "local":
             return nullcontext()
-        from index.on_ray import connected
+        from index.on_ray import Workers, connected
 
-        return connected(self.address, self.workers)
+        return connected(self.address, Workers(self.workers, self.threads or 1))
 
     def records(
         self, source: "Source", model: Path | None, encoder: "Encoder | None", sink: "Sink", on_conflict: "Conflict"

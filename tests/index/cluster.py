@@ -11,7 +11,7 @@ def local_cluster() -> Iterator[str]:
     """Start a cluster, connect this process to it, and yield its address."""
     import ray
 
-    from index.on_ray import connected
+    from index.on_ray import Workers, connected
 
-    with connected("local", CORES):
+    with connected("local", Workers(CORES)):
         yield str(ray.get_runtime_context().gcs_address)
