@@ -31,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -227,6 +228,13 @@ def compare_memory(counts: list[int]) -> None:
     report("batch indexing: memory", ["records", "peak MiB", "records/s"], rows, [growth], {"runs": found}, ["pyarrow"])
 
 
+def measured(name: str, model: Path, path: Path) -> float:
+    """Return a contender's images/s, and say them at once: a round takes a minute."""
+    rate = float(alone("--one", name, "--model", str(model), str(path)))
+    print(f"{path.name}: {name} {rate:,.0f} images/s", file=sys.stderr)
+    return rate
+
+
 def compare_rates(model: Path, archives: list[Path], rounds: int) -> None:
     """Measure every contender on every archive, in turn."""
     rows, targets, figures = [], [], {}
@@ -236,8 +244,7 @@ def compare_rates(model: Path, archives: list[Path], rounds: int) -> None:
             print(f"clip-retrieval is left out: no {package} here", file=sys.stderr)
             names.remove("clip-retrieval")
     for path in archives:
-        common = ["--model", str(model), str(path)]
-        contenders = {name: lambda name=name, common=common: float(alone("--one", name, *common)) for name in names}
+        contenders = {name: partial(measured, name, model, path) for name in names}
         found = interleave(contenders, rounds)
         share = ratio(found["index"], found["ceiling"])
         medians = {name: float(np.median(values)) for name, values in found.items()}
