@@ -7,25 +7,25 @@ from torch import Tensor, nn
 
 
 class Follower(nn.Module):
-    """A copy of `module` without gradients, always in evaluation mode.
-
-    Its BatchNorm uses running statistics, so what it says of one image does not depend on the batch (which is how a
-    key could otherwise betray its query).
+    """A copy of `module` without gradients, always in the same mode.
 
     Args:
         module: what to copy and follow.
         keep: how much of itself it keeps each step.
+        batch_statistics: whether its BatchNorm takes the statistics of each batch, as the module's does while it
+            trains; else the module's running ones, so that what it says of one image does not depend on the batch.
     """
 
-    def __init__(self, module: nn.Module, keep: float) -> None:
+    def __init__(self, module: nn.Module, keep: float, *, batch_statistics: bool = False) -> None:
         super().__init__()
         self.copy = copy.deepcopy(module).requires_grad_(False)
         self._keep = keep
-        self.eval()
+        self._batch_statistics = batch_statistics
+        self.train()
 
     def train(self, mode: bool = True) -> "Follower":
-        """Stay in evaluation mode."""
-        return super().train(False)
+        """Stay in the mode that it was built for."""
+        return super().train(self._batch_statistics)
 
     @torch.no_grad()
     def follow(self, module: nn.Module) -> None:

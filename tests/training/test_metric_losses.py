@@ -158,3 +158,14 @@ def test_a_follower_keeps_its_share_and_never_trains() -> None:
     assert torch.equal(after["1.running_mean"], leader.state_dict()["1.running_mean"])
     assert not follower.copy.training
     assert not any(parameter.requires_grad for parameter in follower.parameters())
+
+
+def test_keys_are_normalised_as_queries_are() -> None:
+    """Running statistics lag behind; at the first step they are those of no image at all."""
+    encoder = build_encoder("tiny", 8)
+    objective = MoCo(VIEWS, encoder, 4, 0.1, queue_size=5, teacher_momentum=0.9)
+    objective.eval().train()
+    images = torch.randn(6, 3, 8, 8)
+    expected = objective.head(encoder.train()(images))
+    torch.testing.assert_close(objective.teacher(images), expected)
+    assert not any(parameter.requires_grad for parameter in objective.teacher.parameters())

@@ -2,6 +2,10 @@
 
 The queue remembers each key's group. In `moco` that is its image, so an older key of the same image is no negative; in
 `supmoco` its class, so that thousands of labelled keys are compared with whatever the batch size.
+
+Queries and keys are both normalised by the statistics of their batch: running ones lag behind weights that change fast,
+and keys made with them lie elsewhere than queries. MoCo shuffles its keys over processes because its positive is the
+only key of the query's own batch, which statistics would betray; here all keys of the batch are candidates.
 """
 
 import math
@@ -50,7 +54,7 @@ class MoCo(Objective):
     ) -> None:
         super().__init__()
         self.head = ProjectionHead(encoder.feature_dim, projection_dim)
-        self.teacher = Follower(nn.Sequential(encoder, self.head), teacher_momentum)
+        self.teacher = Follower(nn.Sequential(encoder, self.head), teacher_momentum, batch_statistics=True)
         self.register_buffer("queue", torch.zeros(queue_size, projection_dim or encoder.feature_dim))
         self.register_buffer("queue_groups", torch.full((queue_size,), -1))
         self.register_buffer("queue_place", torch.zeros((), dtype=torch.int64))
