@@ -107,6 +107,17 @@ PRESETS = {
         gray=0.05,
         cutout=0.5,
     ),
+    "gentle": Preset(
+        about="small natural images with labels, in short trainings: milder crops and colours than supcon, no holes",
+        crop_scale=(0.5, 1.0),
+        flip=0.5,
+        jitter=0.8,
+        brightness=0.3,
+        contrast=0.3,
+        saturation=0.3,
+        hue=0.05,
+        gray=0.05,
+    ),
     "photos": Preset(
         about="photos of things whose colour matters: milder colour changes, some blur",
         crop_scale=(0.25, 1.0),
