@@ -39,8 +39,8 @@ def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
     """Turn the hue of each image by a part of the colour circle, keeping value and saturation (of HSV).
 
     This equals the round trip through HSV without making it. With M and m the largest and smallest channel and h the
-    hue in sixths of a turn, a channel of the result is M − (M − m)·clip(min(k, 4 − k), 0, 1), k = (n + h) mod 6,
-    where n is 5 for red, 3 for green, 1 for blue.
+    hue in turns, a channel of the result is M − (M − m)·clip(2 − 6·|n + h|, 0, 1), where |·| is the distance to the
+    nearest whole turn and n is 1/2 for red, 1/6 for green, −1/6 for blue.
 
     Args:
         images: float [N, 3, H, W] in [0, 1].
@@ -49,15 +49,16 @@ def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
     red, green, blue = images.unbind(1)
     largest = torch.maximum(torch.maximum(red, green), blue)
     spread = largest - torch.minimum(torch.minimum(red, green), blue)
-    scale = 1.0 / spread.clamp_min(1e-8)
-    # The hue, from whichever two channels are not the largest.
-    hue = torch.where(largest == red, (green - blue) * scale, (red - green).mul_(scale).add_(4.0))
-    hue = torch.where((largest == green) & (green != red), (blue - red).mul_(scale).add_(2.0), hue)
-    hue.add_((turns * 6.0).view(-1, 1, 1))
+    scale = (1 / 6) / spread.clamp_min(1e-8)
+    # The hue, from whichever two channels are not the largest; of equal ones red counts as such, then green.
+    hue = torch.where(largest == green, (blue - red).mul_(scale).add_(2 / 6), (red - green).mul_(scale).add_(4 / 6))
+    hue = torch.where(largest == red, (green - blue).mul_(scale), hue)
+    hue.add_(turns.view(-1, 1, 1))
     result = torch.empty_like(images)
-    for channel, offset in enumerate((5.0, 3.0, 1.0)):
-        place = (hue + offset).remainder_(6.0)
-        place = torch.minimum(place, 4.0 - place).clamp_(0.0, 1.0)
+    for channel, offset in enumerate((3 / 6, 1 / 6, -1 / 6)):
+        place = hue + offset
+        # Rounding takes a fraction of the time of a remainder.
+        place = place.sub_(place.round()).abs_().mul_(-6.0).add_(2.0).clamp_(0.0, 1.0)
         torch.addcmul(largest, place, spread, value=-1.0, out=result[:, channel])
     return result
 

@@ -244,6 +244,21 @@ def test_views_follow_from_the_seed_and_stay_in_range(name: str) -> None:
     assert first.max() <= 1 + 1e-4
 
 
+def test_views_of_several_pieces_and_threads_are_those_of_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.views.PIECE_VALUES", 3 * 16**2 * 10)
+    images, results = noise(32, 20), []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            results.append(Views.named("photos", 16, PLAIN)(images, seeded(), 2))
+    finally:
+        torch.set_num_threads(threads)
+    assert results[0].shape == (64, 3, 16, 16)
+    assert torch.equal(*results)
+    assert not torch.equal(results[0][:32], results[0][32:])
+
+
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "none"])
 def test_every_image_of_a_batch_is_changed_in_its_own_way(name: str) -> None:
     images = noise(1, 24).expand(16, -1, -1, -1)

@@ -33,7 +33,7 @@ class ProjectionHead(nn.Sequential):
 
 def stack_views(batch: Batch, views: Views, count: int) -> Tensor:
     """Return `count` views of each image, [count·B, 3, S, S]: all first views, then all second ones, and so on."""
-    return torch.cat([views(batch.images, batch.generator) for _ in range(count)])
+    return views(batch.images, batch.generator, count)
 
 
 def contrastive_loss(
