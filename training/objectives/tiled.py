@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TILED_FROM = {"cpu": 1024, "cuda": 8192}
+TILED_FROM = {"cpu": 256, "cuda": 8192}
 """Vectors from which tiles are faster than the whole matrix (and below which memory is no matter).
 
 On a GPU the whole matrix is quick for longer, and needs no answer from the device in between.
