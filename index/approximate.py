@@ -191,7 +191,8 @@ def build(
 
 def _empty(kind: str, dim: int, rows: int) -> Any:
     if kind == "hnsw":
-        index = _FAISS.IndexHNSWSQ(dim, _FAISS.ScalarQuantizer.QT_bf16, _LINKS, _FAISS.METRIC_INNER_PRODUCT)
+        # Distances order unit vectors as products do, and a graph made by them finds more for the same effort.
+        index = _FAISS.IndexHNSWSQ(dim, _FAISS.ScalarQuantizer.QT_bf16, _LINKS, _FAISS.METRIC_L2)
         index.hnsw.efConstruction = 80
         return index
     lists = int(2 ** np.clip(np.floor(np.log2(min(4 * np.sqrt(rows), rows / _TRAINED_ON))), 0, 16))
