@@ -144,5 +144,7 @@ def open_device(wanted: str) -> DeviceThread | None:
                 f"no GPU can be searched on ({error}): check the driver and that kindred[gpu] is installed, or search"
                 " on the processor with --index-device cpu"
             ) from None
-        log.info("collections are searched on the processor: %s", error)
+        # Whoever installed FAISS for processors knows.
+        level = logging.INFO if gpu.is_built() else logging.DEBUG
+        log.log(level, "collections are searched on the processor: %s", error)
         return None

@@ -14,15 +14,25 @@ _FAISS: Any = faiss
 _MOST = 2048
 
 
+def is_built() -> bool:
+    """Say whether the installed FAISS can use GPUs at all."""
+    return hasattr(_FAISS, "StandardGpuResources")
+
+
+def gpu_count() -> int:
+    """Return the number of GPUs that a FAISS built for them sees."""
+    return int(_FAISS.get_num_gpus())
+
+
 def open_gpu() -> "Gpu":
     """Return the first GPU.
 
     Raises:
         RuntimeError: there is none that FAISS can use.
     """
-    if not hasattr(_FAISS, "StandardGpuResources"):
+    if not is_built():
         raise RuntimeError("FAISS was built without GPUs")
-    if not _FAISS.get_num_gpus():
+    if not gpu_count():
         raise RuntimeError("FAISS sees no GPU")
     return Gpu()
 

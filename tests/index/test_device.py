@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from encoder.errors import FailedPreconditionError, InvalidArgumentError
-from index import resident
+from index import gpu, resident
 from index.catalog import Catalog
 from index.collection import LocalCollection
 from index.device import open_device
@@ -224,11 +224,17 @@ def test_a_device_that_computes_roughly_is_not_used(
         assert "is not used" in caplog.text
 
 
-def test_without_a_gpu(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.skipif(gpu.is_built() and gpu.gpu_count() > 0, reason="there is a GPU here")
+@pytest.mark.parametrize("built", [True, False])
+def test_without_a_gpu(
+    tmp_path: Path, built: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     assert open_device("cpu") is None
+    monkeypatch.setattr(gpu, "is_built", lambda: built)
+    monkeypatch.setattr(gpu, "gpu_count", lambda: 0)
     with caplog.at_level(logging.INFO, logger="kindred.index"):
         assert open_device("auto") is None
-    assert "searched on the processor" in caplog.text
+    assert ("searched on the processor: FAISS sees no GPU" in caplog.text) is built  # an ordinary install has no news
     with pytest.raises(FailedPreconditionError, match="--index-device cpu"):
         Catalog(tmp_path, device="cuda")
     with pytest.raises(InvalidArgumentError, match="auto, cpu, cuda"):
