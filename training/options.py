@@ -59,7 +59,7 @@ def train_command(
     num_views: Annotated[int | None, typer.Option(help="Views of each image.")] = None,
     views: Annotated[
         str | None,
-        typer.Option(help="How views are drawn: supcon, simclr, mild, photos, strokes, characters or cutout."),
+        typer.Option(help="How views are drawn: supcon, simclr, mild, gentle, photos, strokes, characters or cutout."),
     ] = None,
     show_views: Annotated[
         Path | None,
