@@ -299,12 +299,12 @@ class Pipeline:
             self._tokens.get()
 
     def _enough(self, ready: int) -> int:
-        """Return how many decoded images make a batch: half of a session's share of all that wait.
+        """Return how many decoded images make a batch: a session's share of all that wait.
 
         A longer queue wants the rate of large batches. In a short one, whoever was decoded first would only wait for
         the others.
         """
-        share = (ready + len(self._files)) // (2 * self._all_sessions)
+        share = (ready + len(self._files)) // self._all_sessions
         return min(max(share, 1), self._max_batch)
 
     def _read(self, work: Work, position: int) -> None:

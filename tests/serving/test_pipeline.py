@@ -68,8 +68,9 @@ def runner() -> GatedRunner:
 
 
 @contextmanager
-def opened(runner: GatedRunner, workers: int) -> Iterator[Pipeline]:
-    pipeline = Pipeline(runner, Limits(max_queue=16, max_batch_items=16), workers=workers, max_batch=4)
+def opened(runner: GatedRunner, workers: int, sessions: int = 1) -> Iterator[Pipeline]:
+    limits = Limits(max_queue=16, max_batch_items=16)
+    pipeline = Pipeline(runner, limits, workers=workers, sessions=sessions, max_batch=4)
     yield pipeline
     runner.decoding.set()
     runner.running.set()
@@ -123,17 +124,19 @@ def test_concurrent_requests_share_batches_and_keep_their_answers(pipeline: Pipe
     assert len(runner.batches) < 16
 
 
-def test_a_short_queue_is_not_held_up_for_a_batch(pipeline: Pipeline, runner: GatedRunner) -> None:
-    async def few() -> None:
+def test_a_short_queue_is_not_held_up_for_a_batch(runner: GatedRunner) -> None:
+    async def few(pipeline: Pipeline) -> None:
         runner.decoding.clear()
-        calls = [asyncio.create_task(pipeline.embed(files(value))) for value in (1, 2, 3)]
+        calls = [asyncio.create_task(pipeline.embed(files(value))) for value in range(1, 7)]
         await until(runner.decode_began)
         await asyncio.sleep(0.02)
         runner.decoding.set()
         await asyncio.gather(*calls)
 
-    asyncio.run(few())
-    assert runner.batches == [[1], [2], [3]]
+    with opened(runner, 2, sessions=2) as pipeline:
+        asyncio.run(few(pipeline))
+    assert len(runner.batches[0]) < 4  # what the largest batch holds, and the queue would have filled
+    assert sorted(value for batch in runner.batches for value in batch) == [1, 2, 3, 4, 5, 6]
 
 
 def test_hashes_are_of_the_file_and_only_when_asked_for(pipeline: Pipeline) -> None:
