@@ -35,7 +35,7 @@ from bench.serve_load import Load
 from bench.serve_payloads import Payloads, pixels_request
 from bench.serve_process import generate, kindred
 from bench.serve_sections import Result
-from encoder.session import Encoder
+from encoder.session import Encoder, cuda_options
 
 _IMAGES = 32
 _INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -68,7 +68,7 @@ def measure(folder: Path, model: Path, device: str, seconds: float, rounds: int)
     pixels = np.random.default_rng(0).integers(0, 256, (64, side.height, side.width, 3), np.uint8)
 
     def opened(tf32: str) -> ort.InferenceSession:
-        cuda = [("CUDAExecutionProvider", {"use_tf32": tf32, "cudnn_conv_algo_search": "HEURISTIC"})]
+        cuda = [("CUDAExecutionProvider", cuda_options() | {"use_tf32": tf32})]
         return ort.InferenceSession(model, providers=cuda if device == "cuda" else ["CPUExecutionProvider"])
 
     def bare(session: ort.InferenceSession) -> float:

@@ -189,10 +189,7 @@ def length_of(plan: Plan, method: str, out: Path, state: Figures) -> Figures:
         return lengths.setdefault(method, dict(lengths["supcon"]))
     options = options_of(plan, method) | ({"compile": True} if compiled else {})
     if method == "supcon" and fast:
-        rate, images = (
-            max(fast["compiled_images_per_second"] if compiled else 0, fast["images_per_second"]),
-            fast["images"],
-        )
+        rate, images = fast["compiled_images_per_second" if compiled else "images_per_second"], fast["images"]
     else:
         rate, images = measure_rate(plan, options, out / f"{method}-speed")
     return lengths.setdefault(method, {"epochs": max(1, round(plan.seconds * rate / images)), "compile": compiled})

@@ -204,6 +204,15 @@ class Encoder:
             raise InvalidArgumentError("model's embeddings are not of unit length; end its graph with an L2 norm")
 
 
+def cuda_options(*, graphs: bool = False) -> dict[str, str]:
+    """Return what ONNX Runtime's CUDA provider is told.
+
+    The default algorithm search runs anew for every batch size; the heuristic is as fast once warm. TF32 would keep 10
+    bits of each factor: other embeddings than the CPU's, in the same space. Speed is what float16 is for.
+    """
+    return {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0", "enable_cuda_graph": str(int(graphs))}
+
+
 def _start(path: Path, device: Device, threads: int | None, graphs: bool = False) -> ort.InferenceSession:
     if device not in ("auto", "cpu", "cuda"):
         raise InvalidArgumentError(f"device must be auto, cpu or cuda, not {device!r}", field="device")
@@ -220,10 +229,7 @@ def _start(path: Path, device: Device, threads: int | None, graphs: bool = False
         raise FailedPreconditionError("no CUDA here: install onnxruntime-gpu, or use --device cpu", field="device")
     providers: list[Any] = ["CPUExecutionProvider"]
     if device != "cpu" and "CUDAExecutionProvider" in available:
-        # The default algorithm search runs anew for every batch size; the heuristic is as fast once warm. TF32 would
-        # keep 10 bits of each factor: other embeddings than the CPU's, in the same space. Speed is what float16 is for.
-        cuda = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0", "enable_cuda_graph": str(int(graphs))}
-        providers.insert(0, ("CUDAExecutionProvider", cuda))
+        providers.insert(0, ("CUDAExecutionProvider", cuda_options(graphs=graphs)))
         # Finds CUDA libraries that pip installed. What it misses it prints, and standard output is not its own.
         with redirect_stdout(StringIO()):
             ort.preload_dlls()
