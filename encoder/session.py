@@ -56,6 +56,7 @@ class Encoder:
         name: what to call it, by default the file's name without its ending.
         metadata: what the artifact says about itself.
         device: where it runs, `cpu` or `cuda`.
+        sessions: runs at one time; more of them wait.
     """
 
     def __init__(
@@ -64,9 +65,10 @@ class Encoder:
         self.name = name
         self.metadata = metadata
         self.device: Literal["cpu", "cuda"] = "cuda" if sessions[0].get_providers()[0].startswith("CUDA") else "cpu"
-        self._sessions: SimpleQueue[ort.InferenceSession] = SimpleQueue()
+        self.sessions = len(sessions)
+        self._idle: SimpleQueue[ort.InferenceSession] = SimpleQueue()
         for session in sessions:
-            self._sessions.put(session)
+            self._idle.put(session)
         self._outputs = [EMBEDDING, LOGITS] if metadata.class_names else [EMBEDDING]
         side = metadata.preprocess
         self._bucketed: Bucketed | None = None
@@ -182,11 +184,11 @@ class Encoder:
         if self._bucketed is not None:
             results = self._bucketed.run(pixels)
         else:
-            session = self._sessions.get()
+            session = self._idle.get()
             try:
                 results = session.run(self._outputs, {PIXELS: np.ascontiguousarray(pixels)})
             finally:
-                self._sessions.put(session)
+                self._idle.put(session)
         if not all(np.isfinite(result).all() for result in results):
             raise FailedPreconditionError(f"model {self.name} gives numbers that are not finite; export it again")
         return results

@@ -75,6 +75,30 @@ def device_of(device: Device) -> str:
     return "cuda" if "CUDAExecutionProvider" in ort.get_available_providers() else "cpu"
 
 
+def of_machine(path: Path, device: Device) -> tuple[Device, Tuning]:
+    """Return where a model will run and how it runs best there: as was measured on this machine, or by the cores.
+
+    Raises:
+        KindredError: the model cannot be opened.
+    """
+    where = device_of(device)
+    if device == "auto" and where == "cuda" and Encoder.open(path, device=device).device == "cpu":
+        device, where = "cpu", "cpu"  # CUDA's build of ONNX Runtime without a GPU
+    return device, (load(path, where) if path.is_file() else None) or default(where, cores())
+
+
+def open_for_files(path: Path, device: Device) -> Encoder:
+    """Open a model to embed one batch of files after the other, each shared out between as many runs as pay.
+
+    Raises:
+        KindredError: the model cannot be opened.
+    """
+    device, tuned = of_machine(path, device)
+    if device_of(device) == "cuda":
+        return Encoder.open(path, device=device)  # a GPU is the faster the more images it gets at once
+    return Encoder.open(path, device=device, threads=tuned.threads, sessions=tuned.sessions)
+
+
 def candidates(device: str, usable: int) -> Iterator[tuple[int, int]]:
     """Yield the numbers of sessions and threads that are worth trying.
 

@@ -2,15 +2,14 @@
 
     read and hash ─▶ leave out what is known ─▶ decode (many threads) ─▶ embed ─▶ store (durable, batch by batch)
 
-All stages work at the same time, a few batches apart, so that memory does not depend on the source's size. What has
-been stored is recognised by key and content hash before it is decoded: running the same again does only what is
-missing. Vectors take the same way, past decoding and embedding.
+All stages work at the same time, a batch apart, so that memory does not depend on the source's size. What has been
+stored is recognised by key and content hash before it is decoded: running the same again does only what is missing.
+Vectors take the same way, past decoding and embedding.
 
-A batch is embedded and stored in two halves: while the first is stored, the second is embedded, so that the processors
-do not wait for the disk; and what a kill can cost is one batch.
+A batch goes in pieces: while what is embedded of it is stored, the rest is embedded, so that the processors do not wait
+for the disk; and what a kill can cost is one batch.
 """
 
-import os
 import threading
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
@@ -18,23 +17,18 @@ from dataclasses import dataclass
 
 from encoder.errors import InvalidArgumentError, KindredError
 from encoder.images import DecodeLimits
+from encoder.machine import cores
 from index.embedding import MAX_BATCH_BYTES, Data, Model, Pace, embedded
 from index.intake import Conflict, Intake, New, Sink
-from index.prefetch import Prefetch
 from index.report import Failure, Finding, IndexInterruptedError, IndexReport, Progress, Tally
 from index.seen import SeenKeys
 from index.types import Item, Vector
 from sources.records import Record
 
-__all__ = ["Failure", "IndexInterruptedError", "IndexReport", "Progress", "Sink", "available_cores", "index_images"]
+__all__ = ["Failure", "IndexInterruptedError", "IndexReport", "Progress", "Sink", "index_images"]
 
 # Items looked at at once for those that are no longer in the source.
 _PAGE = 1000
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def index_images(
@@ -42,7 +36,7 @@ def index_images(
     records: Iterable[Record],
     sink: Sink,
     *,
-    batch_size: int = 64,
+    batch_size: int = 128,
     workers: int | None = None,
     on_conflict: Conflict = "replace",
     sync: bool = False,
@@ -61,7 +55,7 @@ def index_images(
         encoder: turns files into embeddings; None when the records are vectors.
         records: the images or vectors; read by one thread.
         sink: where the items go.
-        batch_size: images that a kill can cost at most; half of them are embedded, and stored, at once.
+        batch_size: images that a kill can cost at most: that are being embedded, or embedded and not stored yet.
         workers: threads that decode; None takes one for each core.
         on_conflict: what becomes of a record whose key exists with other content: it replaces that, is skipped (as are
             changes of label and payload), or is an error.
@@ -81,7 +75,7 @@ def index_images(
         raise InvalidArgumentError("batch size must be at least 1", field="batch_size")
     if workers is not None and workers < 1:
         raise InvalidArgumentError("workers must be at least 1", field="workers")
-    options = _Options(batch_size, workers or available_cores(), limits or DecodeLimits(), on_conflict, sync)
+    options = _Options(batch_size, workers or cores(), limits or DecodeLimits(), on_conflict, sync)
     run = _Run(encoder, sink, options, Tally(total, on_progress, on_finding))
     return _await(run, records)
 
@@ -128,21 +122,20 @@ class _Run:
     def run(self, records: Iterable[Record]) -> IndexReport:
         """Run all stages to the end, to `stop` or to the first exception, and end their threads."""
         options = self._options
-        half = Pace((options.batch_size + 1) // 2, options.workers, options.limits)
+        pace = Pace(options.batch_size, options.workers, options.limits)
         with SeenKeys() as seen:
-            embedding = Prefetch(embedded(self._encoder, self._new(records, seen), half), 0, "embed")
+            embedding = embedded(self._encoder, self._new(records, seen), pace)
             try:
-                for batch in embedding:
+                for some in embedding:
                     if self.stop.is_set():
                         break
-                    if items := self._good(batch, seen):
+                    if items := self._good(some, seen):
                         self._tally.wrote(self._sink.upsert(items))
                 if options.sync and not self.stop.is_set() and not self._tally.incomplete:
                     self._delete_vanished(seen)
             finally:
                 self.stop.set()
-                embedding.abandon()
-                embedding.join()
+                embedding.close()
         return self._tally.report()
 
     def _new(self, records: Iterable[Record], seen: SeenKeys) -> Generator[tuple[New, Data], None, None]:

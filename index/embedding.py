@@ -1,11 +1,16 @@
-"""Turns image files into embeddings, batch by batch: reading, decoding and the model at work at the same time.
+"""Turns image files into embeddings, piece by piece: reading, decoding and the model at work at the same time.
 
-    read (one thread) ─▶ decode (many threads) ─▶ embed (the thread that asks)
+    read (one thread) ─▶ decode (many threads) ─▶ embed (a thread for each run of the model)
 
-Reading and decoding go on while a batch is embedded, a few batches ahead, so that memory does not depend on how many
-files there are. Everything comes out in the order in which it came in.
+Pieces are read and decoded ahead, so that there is always one to embed, but only so far that memory does not depend on
+how many files there are. Everything comes out in the order in which it came in.
+
+Each piece is one run of the model, as many at one time as it allows. Runs of one thread each never wait for one another
+in the middle: CIFAR-10's images took 660 µs of processor time in the tiny encoder on one thread and 780 on two.
 """
 
+import math
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,13 +24,11 @@ from encoder.images import DecodeLimits
 from index.prefetch import Prefetch
 from index.types import Vector
 
-# A batch is cut short when its files grow to this size together, so that large photos cannot fill the memory.
+# Files of this size together are embedded and stored before more are, so that large photos cannot fill the memory.
 MAX_BATCH_BYTES = 32 * 2**20
 # Files that one task decodes, one after the other: handing over small ones one by one costs more than decoding them.
 _DECODED_AT_ONCE = 16
 _DECODED_BYTES_AT_ONCE = 128 * 1024
-# Batches read and being decoded ahead of the one that is being embedded.
-_READ_AHEAD = 2
 _NO_MODEL = "it is an image, and no model was given to embed it"
 # Whoever embedded elsewhere left out what the collection held then, and sent no bytes.
 _VANISHED = "it was deleted from the collection during this run; run the same again"
@@ -33,10 +36,20 @@ _VANISHED = "it was deleted from the collection during this run; run the same ag
 Decoded: TypeAlias = list[NDArray[np.uint8] | ImageError]
 Data: TypeAlias = bytes | Vector | KindredError
 T = TypeVar("T")
+_Piece: TypeAlias = list[tuple[T, Vector | KindredError]]
 
 
 class Model(Protocol):
-    """What turns an image file into an embedding; `encoder.session.Encoder` is one. Both methods run in threads."""
+    """What turns an image file into an embedding; `encoder.session.Encoder` is one. Both methods run in threads.
+
+    Attributes:
+        sessions: how many batches it embeds at one time.
+    """
+
+    @property
+    def sessions(self) -> int:
+        """See the class."""
+        ...
 
     def load_pixels(self, data: bytes, limits: DecodeLimits | None = None) -> NDArray[np.uint8]:
         """Return an image file's pixels, uint8 [H, W, 3]; raises ImageError."""
@@ -52,7 +65,7 @@ class Pace:
     """How much is done at once.
 
     Attributes:
-        batch_size: images that are embedded at once.
+        batch_size: images that are being embedded, or are embedded and have not been dealt with, at most.
         workers: threads that decode.
         limits: what is refused as an image.
     """
@@ -65,7 +78,9 @@ class Pace:
 def embedded(
     model: Model | None, files: Iterable[tuple[T, Data]], pace: Pace
 ) -> Generator[list[tuple[T, Vector | KindredError]], None, None]:
-    """Yield batches of what came in, with an embedding, or the reason why there is none, in place of each file.
+    """Yield what came in, with an embedding, or the reason why there is none, in place of each file.
+
+    Each list holds what is embedded by then. Whoever has asked for the next one has dealt with it.
 
     Args:
         model: embeds the images; None when there are none.
@@ -73,19 +88,34 @@ def embedded(
             if it is a generator, by a thread of its own.
         pace: how much is done at once.
     """
-    pool = ThreadPoolExecutor(pace.workers, thread_name_prefix="decode")
-    loading = Prefetch(_load(model, files, pool, pace), _READ_AHEAD, "read")
+    sessions = 1 if model is None else model.sessions
+    pieces = 2 * sessions  # of a batch: while one half is stored, the other is embedded
+    decoders = ThreadPoolExecutor(pace.workers, thread_name_prefix="decode")
+    runs = ThreadPoolExecutor(sessions, thread_name_prefix="embed")
+    loading = Prefetch(_load(model, files, decoders, pace, pieces), pieces, "read")
+    running: deque[Future[_Piece[T]]] = deque()
+    room = pieces
     try:
-        for batch in loading:
-            yield _embed(model, batch)
+        while True:
+            while room and (piece := loading.take(wait=not running)) is not None:
+                running.append(runs.submit(_embed, model, piece))
+                room -= 1
+            if not running:
+                return
+            done = [running.popleft().result()]
+            while running and running[0].done():
+                done.append(running.popleft().result())
+            yield [entry for piece in done for entry in piece]
+            room += len(done)
     finally:
         loading.abandon()
         loading.join()
-        pool.shutdown(cancel_futures=True)
+        decoders.shutdown(cancel_futures=True)
+        runs.shutdown(cancel_futures=True)
 
 
-class _Batch(Generic[T]):
-    """Files on their way to being embedded; without their bytes, which are not needed once decoded."""
+class _Loading(Generic[T]):
+    """A piece on its way to being embedded; without the files' bytes, which are not needed once decoded."""
 
     def __init__(self) -> None:
         self.entries: list[tuple[T, Vector | KindredError | None]] = []
@@ -114,24 +144,25 @@ class _Batch(Generic[T]):
 
 
 def _load(
-    model: Model | None, files: Iterable[tuple[T, Data]], pool: ThreadPoolExecutor, pace: Pace
-) -> Generator[_Batch[T], None, None]:
-    """Yield full batches, being decoded already."""
+    model: Model | None, files: Iterable[tuple[T, Data]], decoders: ThreadPoolExecutor, pace: Pace, pieces: int
+) -> Generator[_Loading[T], None, None]:
+    """Yield the pieces of batches, being decoded already."""
 
     def submit(some: list[bytes]) -> Future[Decoded]:
-        return pool.submit(_decode, model, some, pace.limits)
+        return decoders.submit(_decode, model, some, pace.limits)
 
-    batch: _Batch[T] = _Batch()
+    most, most_bytes = math.ceil(pace.batch_size / pieces), 2 * MAX_BATCH_BYTES // pieces
+    piece: _Loading[T] = _Loading()
     for name, data in files:
-        batch.add(name, data)
-        full = len(batch.entries) == pace.batch_size or batch.size >= MAX_BATCH_BYTES
-        batch.decode(submit, last=full)
+        piece.add(name, data)
+        full = len(piece.entries) == most or piece.size >= most_bytes
+        piece.decode(submit, last=full)
         if full:
-            yield batch
-            batch = _Batch()
-    if batch.entries:
-        batch.decode(submit, last=True)
-        yield batch
+            yield piece
+            piece = _Loading()
+    if piece.entries:
+        piece.decode(submit, last=True)
+        yield piece
 
 
 def _decode(model: Model | None, files: list[bytes], limits: DecodeLimits) -> Decoded:
@@ -146,13 +177,13 @@ def _decode(model: Model | None, files: list[bytes], limits: DecodeLimits) -> De
     return decoded
 
 
-def _embed(model: Model | None, batch: _Batch[T]) -> list[tuple[T, Vector | KindredError]]:
-    decoded = [one for task in batch.tasks for one in task.result()]
+def _embed(model: Model | None, piece: _Loading[T]) -> _Piece[T]:
+    decoded = [one for task in piece.tasks for one in task.result()]
     pixels = [image for image in decoded if not isinstance(image, ImageError)]
     vectors = iter(model.embed_pixels(np.stack(pixels)) if pixels and model is not None else ())
     images = iter(decoded)
-    done: list[tuple[T, Vector | KindredError]] = []
-    for name, data in batch.entries:
+    done: _Piece[T] = []
+    for name, data in piece.entries:
         if data is None:
             image = next(images)
             data = image if isinstance(image, ImageError) else next(vectors)

@@ -128,8 +128,8 @@ class Intake:
         held = self._sink.content_hashes([record.key for record in chunk])
         stored: list[New] = []
         skipped = 0
-        for record in chunk:
-            before = self._seen.add(record.key, record.content_hash)
+        met = self._seen.meet([(record.key, record.content_hash) for record in chunk])
+        for record, (before, other) in zip(chunk, met, strict=True):
             if before is Seen.OTHER_CONTENT:
                 reason = "another image of this run has the same key; give each its own path"
                 self._tally.failed(record.key, reason)
@@ -137,7 +137,6 @@ class Intake:
             if before is Seen.SAME_CONTENT:
                 skipped += 1
                 continue
-            other = self._seen.first_with(record.key, record.content_hash)
             if other is not None:
                 self._tally.duplicate(record.key, other)
             if record.key not in held:

@@ -26,8 +26,8 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from encoder.errors import ImageError, InternalError, InvalidArgumentError, KindredError, UnavailableError
 from encoder.images import DecodeLimits
+from encoder.machine import cores
 from encoder.session import Device, Encoder
-from index.batch import available_cores
 from index.embedding import Data, Model, Pace, embedded
 from index.intake import Conflict, content_hash
 from index.known import Digests, is_known
@@ -122,7 +122,7 @@ def connected(address: str | None, workers: Workers = Workers()) -> Iterator[Non
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised here as well, and said in a line
     started: dict[str, Any] = {}
     if address == "local":
-        count = workers.count or max(1, available_cores() // workers.threads)
+        count = workers.count or max(1, cores() // workers.threads)
         started = {
             "num_cpus": count * workers.threads,
             "include_dashboard": False,

@@ -4,20 +4,20 @@ import threading
 from collections import deque
 from collections.abc import Generator
 from contextlib import closing
-from typing import Generic, Self, TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
 class Prefetch(Generic[T]):
-    """An iterator over what a generator yields in its own thread.
+    """Takes what a generator yields in its own thread.
 
     The generator's exception is raised here, after what it yielded before. Once abandoned, the generator is closed at
-    its next result and the iteration ends; threads that wait on either side wake up.
+    its next result and there are no more; threads that wait on either side wake up.
 
     Args:
         stage: the generator; runs, and is closed, in the new thread only.
-        depth: how many results may wait to be read; with 0, the generator goes on when its result has been taken.
+        depth: how many results may wait to be taken.
         name: of the thread.
     """
 
@@ -31,22 +31,21 @@ class Prefetch(Generic[T]):
         self._thread = threading.Thread(target=self._run, args=(stage,), name=name, daemon=True)
         self._thread.start()
 
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> T:
+    def take(self, *, wait: bool) -> T | None:
+        """Return the next result; None when there are no more, or none is ready and `wait` is false."""
         with self._changed:
-            self._changed.wait_for(lambda: self._ready or self._finished)
+            if wait:
+                self._changed.wait_for(lambda: self._ready or self._finished)
             if self._ready:
                 self._changed.notify_all()
                 return self._ready.popleft()
             error, self._error = self._error, None
         if error is not None:
             raise error
-        raise StopIteration
+        return None
 
     def abandon(self) -> None:
-        """End the iteration: nobody wants more."""
+        """End it: nobody wants more."""
         with self._changed:
             self._finished = True
             self._ready.clear()
@@ -73,11 +72,9 @@ class Prefetch(Generic[T]):
     def _put(self, result: T) -> bool:
         """Hand over a result; False when nobody wants it."""
         with self._changed:
-            self._changed.wait_for(lambda: self._finished or len(self._ready) < max(self._depth, 1))
+            self._changed.wait_for(lambda: self._finished or len(self._ready) < self._depth)
             if self._finished:
                 return False
             self._ready.append(result)
             self._changed.notify_all()
-            if not self._depth:
-                self._changed.wait_for(lambda: self._finished or not self._ready)
-            return not self._finished
+            return True

@@ -6,7 +6,12 @@ import sqlite3
 import threading
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self, TypeVar
+
+Value = TypeVar("Value")
+# Records that are looked up and remembered at once. Each step of SQLite gives up the interpreter's lock, and getting it
+# back from busy threads costs more than the step.
+_AT_ONCE = 64
 
 
 class Seen(enum.Enum):
@@ -15,6 +20,13 @@ class Seen(enum.Enum):
     NEW = 1
     SAME_CONTENT = 2
     OTHER_CONTENT = 3
+
+
+class Meeting(NamedTuple):
+    """What was known of a record when it was met: of its key, and the first key with its content if that is another."""
+
+    seen: Seen
+    first: str | None
 
 
 class SeenKeys:
@@ -29,42 +41,66 @@ class SeenKeys:
         self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._database.execute("PRAGMA journal_mode = OFF")
         self._database.execute("PRAGMA synchronous = OFF")
-        self._database.execute("CREATE TABLE seen (key BLOB PRIMARY KEY, content BLOB) WITHOUT ROWID")
-        self._database.execute("CREATE TABLE content (hash BLOB PRIMARY KEY, key TEXT) WITHOUT ROWID")
+        self._database.execute("CREATE TABLE seen (name BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
+        self._database.execute("CREATE TABLE content (name BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID")
         self._database.execute("BEGIN")
 
-    def add(self, key: str, content: bytes) -> Seen:
-        """Remember a key, and say whether it had been met before with this content's hash or another."""
-        digest = _digest(key)
+    def meet(self, records: Sequence[tuple[str, bytes]]) -> list[Meeting]:
+        """Remember keys and their contents' hashes; say of each, in its turn, whether they had been met before."""
         with self._lock:
-            if self._database.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (digest, content)).rowcount:
-                return Seen.NEW
-            known = self._database.execute("SELECT content FROM seen WHERE key = ?", (digest,)).fetchone()
-        return Seen.SAME_CONTENT if known == (content,) else Seen.OTHER_CONTENT
-
-    def first_with(self, key: str, content: bytes) -> str | None:
-        """Return the first key that had this content's hash, None when it is this one."""
-        with self._lock:
-            if self._database.execute("INSERT OR IGNORE INTO content VALUES (?, ?)", (content, key)).rowcount:
-                return None
-            (first,) = self._database.execute("SELECT key FROM content WHERE hash = ?", (content,)).fetchone()
-        return None if first == key else str(first)
+            return [
+                meeting
+                for begin in range(0, len(records), _AT_ONCE)
+                for meeting in self._meet(records[begin : begin + _AT_ONCE])
+            ]
 
     def forget(self, key: str) -> None:
         """Forget a key, because what it names is no image after all."""
         with self._lock:
-            self._database.execute("DELETE FROM seen WHERE key = ?", (_digest(key),))
+            self._database.execute("DELETE FROM seen WHERE name = ?", (_digest(key),))
 
     def missing(self, keys: Sequence[str]) -> list[str]:
         """Return those of the keys that the run has not met."""
         with self._lock:
             found = self._database.execute
-            return [key for key in keys if not found("SELECT 1 FROM seen WHERE key = ?", (_digest(key),)).fetchone()]
+            return [key for key in keys if not found("SELECT 1 FROM seen WHERE name = ?", (_digest(key),)).fetchone()]
 
     def empty(self) -> bool:
         """Return whether the run has met nothing."""
         with self._lock:
             return self._database.execute("SELECT 1 FROM seen LIMIT 1").fetchone() is None
+
+    def _meet(self, records: Sequence[tuple[str, bytes]]) -> list[Meeting]:
+        before = self._held("seen", [(_digest(key), content) for key, content in records])
+        new = [(content, key) for (key, content), held in zip(records, before, strict=True) if held is None]
+        firsts = iter(self._held("content", new))
+        meetings = []
+        for (key, content), held in zip(records, before, strict=True):
+            if held is None:
+                first = next(firsts)
+                meetings.append(Meeting(Seen.NEW, None if first == key else first))
+            else:
+                meetings.append(Meeting(Seen.SAME_CONTENT if held == content else Seen.OTHER_CONTENT, None))
+        return meetings
+
+    def _held(self, table: str, rows: Sequence[tuple[bytes, Value]]) -> list[Value | None]:
+        """Return what a table held under each row's name before that row, None for nothing; then it holds them all."""
+        if not rows:
+            return []
+        names = [name for name, _ in rows]
+        among = ",".join("?" * len(names))
+        held = dict(self._database.execute(f"SELECT name, value FROM {table} WHERE name IN ({among})", names))  # noqa: S608
+        before: list[Value | None] = []
+        new: list[bytes | Value] = []
+        for name, value in rows:
+            before.append(held.get(name))
+            if name not in held:
+                held[name] = value
+                new += [name, value]
+        if new:
+            values = ",".join(["(?,?)"] * (len(new) // 2))
+            self._database.execute(f"INSERT INTO {table} VALUES {values}", new)  # noqa: S608
+        return before
 
     def __enter__(self) -> Self:
         return self

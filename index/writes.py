@@ -18,7 +18,7 @@ from index.schema import State, payload_checksum, row_checksum
 from index.types import Item, Outcome, Vector
 
 # Rows of one INSERT, most first: a handful of statements that stay prepared, whatever the number of rows.
-_STEPS = (64, 8, 1)
+_STEPS = (64, 32, 8, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,11 +175,7 @@ def open_encoder(path: Path, settings: Settings) -> tuple[Encoder, tuning.Tuning
     Raises:
         KindredError: the model cannot be opened.
     """
-    device = cast(Device, settings.device)
-    wanted = tuning.device_of(device)
-    if device == "auto" and wanted == "cuda" and Encoder.open(path, device=device).device == "cpu":
-        device = wanted = "cpu"  # CUDA's build of ONNX Runtime without a GPU
-    known = (tuning.load(path, wanted) if path.is_file() else None) or tuning.default(wanted, cores())
+    device, known = tuning.of_machine(path, cast(Device, settings.device))
     tuned = tuning.Tuning(
         settings.encoder_sessions or known.sessions,
         settings.encoder_threads or known.threads,

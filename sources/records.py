@@ -4,9 +4,9 @@ A key is what a collection knows an image by: its path below the source's root, 
 source says otherwise.
 """
 
+import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -94,11 +94,13 @@ class Source(Protocol):
 
 def is_image_name(name: str) -> bool:
     """Return whether a file of that name is taken for an image, and is not hidden."""
-    return not is_hidden(name) and PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+    return posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name)
 
 
 def is_hidden(name: str) -> bool:
     """Return whether a relative path, or a folder on its way, is hidden."""
+    if "/." not in name and not name.startswith("."):
+        return False
     return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
@@ -142,6 +144,8 @@ def key_problem(key: str) -> str | None:
 
 def printable(text: str) -> str:
     """Return a name as it can be shown and stored: what is not UTF-8 or not printable is escaped."""
+    if text.isprintable():
+        return text
     shown = text.encode("utf-8", "backslashreplace").decode()
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in shown)
 

@@ -87,12 +87,14 @@ class TarSource:
                 for archive, member in _members(stream, "r|", _size_bound(file, stream)):
                     last = printable(member.name)
                     key = _key(member)
-                    if member.isdir() or not self._wanted(key):
+                    is_image = is_image_name(key.lstrip("/"))
+                    if member.isdir() or not (is_image or self._is_sidecar(key)):
                         continue
-                    if _stem(key) != group.stem or group.full:
+                    stem = _stem(key)
+                    if stem != group.stem or group.full:
                         yield from self._finished(group, label)
-                        group = _Group(_stem(key))
-                    if is_image_name(key.lstrip("/")):
+                        group = _Group(stem)
+                    if is_image:
                         problem = _problem(member, key, self._max_bytes)
                         group.images.append((key, problem or _read(archive, member)))
                     else:
@@ -144,9 +146,10 @@ class TarSource:
         except _DAMAGE:
             return FolderLabels()
 
-    def _wanted(self, key: str) -> bool:
+    def _is_sidecar(self, key: str) -> bool:
+        """Return whether a member that is no image belongs to one; count it as passed over if not."""
         relative = key.lstrip("/")
-        if is_image_name(relative) or (not is_hidden(relative) and relative.lower().endswith(SIDECAR_SUFFIXES)):
+        if not is_hidden(relative) and relative.lower().endswith(SIDECAR_SUFFIXES):
             return True
         self._ignored += 1
         return False
@@ -278,11 +281,12 @@ def _until_damage(keys: Iterator[str]) -> Iterator[str]:
 
 
 def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    if file is None:
-        raise tarfile.ReadError(f"{printable(member.name)} has no data")
-    with file:
-        return file.read()
+    """Return the bytes of a member whose header was read last: they follow it, and take no file object of their own."""
+    assert archive.fileobj is not None  # noqa: S101  it is open
+    data = archive.fileobj.read(member.size)
+    if len(data) != member.size:
+        raise tarfile.ReadError("unexpected end of data")
+    return data
 
 
 def _estimate(file: IO[bytes], bound: int) -> int:

@@ -37,10 +37,11 @@ def embed(
         typer.Option("--report", metavar="FILE.parquet", help="With --model: write failures and duplicates there."),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", help="With --model: images in hand; half are embedded at once.", min=1)
-    ] = 64,
+        int, typer.Option("--batch-size", help="With --model: images in hand.", min=1)
+    ] = engines.BATCH_SIZE,
     workers: Annotated[
-        int, typer.Option("--workers", help="With --model: threads that decode; 0 is one per core.", min=0)
+        int,
+        typer.Option("--workers", help="With --model: threads that decode; 0 is one per core.", min=0),
     ] = 0,
     device: Annotated[engines.Device, typer.Option("--device", help="With --model: where the model runs.")] = "auto",
     engine: engines.EngineOption = "local",
@@ -103,7 +104,7 @@ def to_file(
     as_json: bool,
 ) -> None:
     """Embed sources here into a Parquet file, in constant memory; the file is there only when all went well."""
-    from encoder.session import Encoder
+    from encoder.tuning import open_for_files
     from index.batch import index_images
     from index.vector_file import VectorFile
     from kindred import console
@@ -114,7 +115,7 @@ def to_file(
     source = open_sources(sources)
     if source.embedded is not None:
         raise InvalidArgumentError("these are vectors already", field="sources")
-    encoder = Encoder.open(artifact, device=engine.here)
+    encoder = open_for_files(artifact, engine.here)
     with (
         engine.started(),
         VectorFile(out, space=encoder.metadata.space, dim=encoder.metadata.dim) as file,

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Name: TypeAlias = Literal["local", "ray"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 
+BATCH_SIZE = 128
+
 EngineOption = Annotated[Name, typer.Option("--engine", help="Who embeds: this process, or workers of a Ray cluster.")]
 RayAddress = Annotated[
     str | None,

@@ -49,8 +49,8 @@ def index(
         typer.Option("--report", metavar="FILE.parquet", help="Write failures, duplicates and deletions there."),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", help="Images that a kill may cost; half are embedded at once.", min=1)
-    ] = 64,
+        int, typer.Option("--batch-size", help="Images that a kill may cost.", min=1)
+    ] = engines.BATCH_SIZE,
     workers: Annotated[int, typer.Option("--workers", help="Threads that decode; 0 is one per core.", min=0)] = 0,
     index_kind: Annotated[
         IndexKind, typer.Option("--index", help="Kind of index of a collection that is made; auto follows its size.")
@@ -139,9 +139,9 @@ def _space_of(
             raise InvalidArgumentError("give --model FILE, which embeds the images", field="model")
         if space is not None:
             raise InvalidArgumentError("--space is for vectors; the space of images is their model's", field="space")
-        from encoder.session import Encoder
+        from encoder.tuning import open_for_files
 
-        encoder = Encoder.open(model, device=device)
+        encoder = open_for_files(model, device)
         return encoder, encoder.metadata.space, encoder.metadata.dim
     if typed:
         raise InvalidArgumentError("these are vectors, which no model embeds: leave out --model", field="model")

@@ -24,6 +24,8 @@ from sources.records import Embedded, Record
 class CountingModel:
     """A real model's interface; counts what it is asked for."""
 
+    sessions = 1
+
     def __init__(self) -> None:
         self.decoded: list[bytes] = []
         self.embedded: list[int] = []
