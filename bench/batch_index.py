@@ -4,14 +4,14 @@
     python -m bench.batch_index --memory [--records 10000,1000000]
 
 Every contender is a process of its own on all cores, run in turn; the rate is images over the time from the first image
-read to the last one stored, so that starting Python and loading the model count for nobody. The ceilings decode and embed
-what lies in memory already: no archive, hash or store. One decodes in as many threads as there are cores and embeds
-batches of 64 on all cores, the other has a thread a core that decodes and embeds 32 images at a time by itself; the
-better one counts. The DataLoader script reads the archive, decodes with Pillow in worker processes, embeds with the same session and keeps the
-embeddings in a list: it stores nothing, and starts anew when it is killed. clip-retrieval's way is its own reader,
-runner and writer (`pip install --no-deps clip-retrieval webdataset braceexpand`) around the same session and the same
-decoding as the script's: it writes a .npy and a Parquet file at the end. One process reads a shard, so it gets a shard
-a core.
+read to the last one stored, so that starting Python and loading the model count for nobody. The ceilings decode and
+embed what lies in memory already: no archive, hash or store. One decodes in as many threads as there are cores and
+embeds batches of 64 on all cores, the other has a thread a core that decodes and embeds 32 images at a time by itself;
+the better one counts. The DataLoader script reads the archive, decodes with Pillow in worker processes, embeds with the
+same session and keeps the embeddings in a list: it stores nothing, and starts anew when it is killed. clip-retrieval's
+way is its own reader, runner and writer (`pip install --no-deps clip-retrieval webdataset braceexpand`) around the same
+session and the same decoding as the script's: it writes a .npy and a Parquet file at the end. One process reads a
+shard, so it gets a shard a core.
 
 `--memory` runs generated records (images of 2×2 pixels) through the same pipeline into a Parquet file, and compares the
 peak memory of the processes.

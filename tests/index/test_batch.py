@@ -156,9 +156,11 @@ def test_large_files_make_smaller_batches() -> None:
     assert model.embedded == [3, 3, 1]
 
 
-def test_what_a_kill_can_cost_is_one_batch() -> None:
-    """However slow the sink is: what has been embedded and is not stored yet."""
+@pytest.mark.parametrize("sessions", [1, 2, 5])
+def test_what_a_kill_can_cost_is_one_batch(sessions: int) -> None:
+    """However slow the sink is, and however many runs of the model go on: what is embedded and not stored yet."""
     model, unstored = CountingModel(), []
+    model.sessions = sessions
 
     class SlowSink(DictSink):
         def upsert(self, items: Sequence[Item]) -> UpsertResult:
@@ -166,9 +168,27 @@ def test_what_a_kill_can_cost_is_one_batch() -> None:
             unstored.append(sum(model.embedded) - len(self.items))
             return super().upsert(items)
 
-    index_images(model, records(300), SlowSink(), batch_size=20)
-    assert max(unstored) == 20, "the next half is embedded meanwhile, and no more"
-    assert set(model.embedded) == {10}, "what is skipped leaves no gaps"
+    sink = SlowSink()
+    index_images(model, records(300), sink, batch_size=20)
+    assert max(unstored) == 20, "the rest of the batch is embedded meanwhile, and no more"
+    assert set(model.embedded) == {10 // sessions}, "what is skipped leaves no gaps"
+    assert list(sink.items) == [record.key for record in records(300)]
+
+
+def test_a_slow_source_does_not_keep_back_what_is_embedded() -> None:
+    """The first piece is stored before the source has yielded enough for a batch."""
+    sink = DictSink()
+    stored = []
+
+    def source() -> Iterator[Record]:
+        yield from records(30)
+        deadline = time.monotonic() + 10
+        while len(sink.items) < 10 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        stored.append(len(sink.items))
+
+    index_images(CountingModel(), source(), sink, batch_size=20)
+    assert stored[0] >= 10
 
 
 def test_ctrl_c_stops_after_the_batch_in_hand_and_says_how_far_it_came(request: pytest.FixtureRequest) -> None:
