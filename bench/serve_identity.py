@@ -43,7 +43,7 @@ class Identity:
         self._pixels = np.zeros((1, 1, 3), np.uint8)
         self._rows = np.full((256, dim), dim**-0.5, np.float32)
 
-    def load_pixels(self, data: bytes, limits: DecodeLimits) -> NDArray[np.uint8]:
+    def load_pixels(self, data: bytes | memoryview, limits: DecodeLimits) -> NDArray[np.uint8]:
         """Return one pixel."""
         return self._pixels
 

@@ -144,13 +144,13 @@ class Encoder:
         """Return the embeddings, float32 [N, D] of unit length; arguments and errors as for `run`."""
         return self.run(pixels).embeddings
 
-    def load_pixels(self, data: bytes, limits: images.DecodeLimits | None = None) -> NDArray[np.uint8]:
+    def load_pixels(self, data: bytes | memoryview, limits: images.DecodeLimits | None = None) -> NDArray[np.uint8]:
         """Return an image file's pixels as this model wants them, uint8 [H, W, 3].
 
         Raises:
             ImageError: the bytes are no image that can be served.
         """
-        return images.load_pixels(data, self.metadata.preprocess, limits or images.DecodeLimits())
+        return images.load_pixels(bytes(data), self.metadata.preprocess, limits or images.DecodeLimits())
 
     def embed(self, files: Sequence[bytes]) -> NDArray[np.float32]:
         """Return the embeddings of image files, float32 [N, D] of unit length.

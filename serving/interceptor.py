@@ -328,8 +328,9 @@ class Calls(grpc.GenericRpcHandler):
             self._reading.discard(task)
 
     def _serialise(self, handler: Any, message: Any) -> bytes:
+        """Return an answer's bytes; some handlers give them themselves."""
         try:
-            data: bytes = handler.response_serializer(message)
+            data: bytes = message if isinstance(message, bytes) else handler.response_serializer(message)
         except (EncodeError, ValueError):  # beyond what protobuf itself can hold
             raise self._too_large() from None
         if len(data) > self._max_bytes:

@@ -1,8 +1,7 @@
 """The models that a server has loaded, each with its pipeline; all of them can be replaced while they are used."""
 
 import asyncio
-import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, cast
@@ -85,13 +84,6 @@ class Models:
             known = ", ".join(self._models)
             raise NotFoundError(f"no model {name[:64]!r}: this server has {known}", field="model")
         return self._models[name]
-
-    @contextlib.contextmanager
-    def use(self, name: str) -> Iterator[Model]:
-        """Return the model of a name, which a reload leaves alone for the length of the block; raises as `get`."""
-        model = self.get(name)
-        with model.pipeline.leased():
-            yield model
 
     def is_crowded(self) -> bool:
         """Return whether there is reason to ask for `refusal` before a request is read."""

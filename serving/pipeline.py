@@ -5,6 +5,9 @@ no event loop. Every thread does both: it decodes images in the order of arrival
 suits the length of the queue, or no file is left to decode; it never waits for more. So a lone image stays in one
 thread all the way, and decoding and inference share the cores as the images need it. At most two batches of pixels
 wait, so that they do not pile up when inference is slower than decoding.
+
+Images that cost less than handing them over does (`serving.prices`) are not handed over: the event loop's own thread
+does the same with them in one go, as long as nothing waits in front of them.
 """
 
 import asyncio
@@ -13,7 +16,7 @@ import hashlib
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Protocol
@@ -27,6 +30,7 @@ from encoder.metadata import Metadata
 from encoder.session import Outputs
 from serving.admission import Admission
 from serving.metrics import Metrics
+from serving.prices import Prices
 from serving.settings import Limits
 
 Source = bytes | memoryview | NDArray[np.uint8]
@@ -37,7 +41,7 @@ class Runner(Protocol):
 
     metadata: Metadata
 
-    def load_pixels(self, data: bytes, limits: DecodeLimits) -> NDArray[np.uint8]:
+    def load_pixels(self, data: bytes | memoryview, limits: DecodeLimits) -> NDArray[np.uint8]:
         """Return an image file's pixels, uint8 [H, W, 3]."""
 
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
@@ -102,12 +106,38 @@ def _bare(error: KindredError) -> KindredError:
     return error.with_traceback(None)
 
 
+# The event loop decodes no image of more bytes or pixels, whatever others have cost: a header tells what one may cost.
+_SMALL_BYTES = 16 * 1024
+_SMALL_PIXELS = 128 * 128
+
 # A file, as its request and its place there.
 File = tuple[Work, int]
 # An image on its way to the encoder: its request and place there, pixels, content hash, and when it was decoded.
 Decoded = tuple[Work, int, NDArray[np.uint8], bytes, float]
 # What has become of an image; None when it was dropped.
 Ended = tuple[Work, int, Outcome | None]
+
+
+class Lease:
+    """Counts the blocks that are within it. Lives on the event loop.
+
+    Attributes:
+        ended: set while there is none.
+    """
+
+    def __init__(self) -> None:
+        self._within = 0
+        self.ended = asyncio.Event()
+        self.ended.set()
+
+    def __enter__(self) -> None:
+        self._within += 1
+        self.ended.clear()
+
+    def __exit__(self, *error: object) -> None:
+        self._within -= 1
+        if not self._within:
+            self.ended.set()
 
 
 class Pipeline:
@@ -138,11 +168,13 @@ class Pipeline:
         self._runner = runner
         self.admission = Admission(limits)
         self._decode_limits = DecodeLimits(max_bytes=limits.max_image_bytes, max_pixels=limits.max_pixels)
+        self._small_limits = DecodeLimits(
+            max_bytes=min(_SMALL_BYTES, limits.max_image_bytes), max_pixels=min(_SMALL_PIXELS, limits.max_pixels)
+        )
+        self._prices = Prices()
         self._max_batch = max_batch
         self._metrics = metrics
-        self._leases = 0
-        self._unused = asyncio.Event()
-        self._unused.set()
+        self._lease = Lease()
         # Guards the five below and `Work.left`.
         self._lock = threading.Lock()
         self._files: deque[File] = deque()
@@ -170,21 +202,13 @@ class Pipeline:
         """Bytes of these images."""
         return self.admission.queued_bytes
 
-    @contextlib.contextmanager
-    def leased(self) -> Iterator[None]:
+    def leased(self) -> "Lease":
         """Keep the pipeline from being retired for the length of a block."""
-        self._leases += 1
-        self._unused.clear()
-        try:
-            yield
-        finally:
-            self._leases -= 1
-            if not self._leases:
-                self._unused.set()
+        return self._lease
 
     async def retire(self) -> None:
         """Wait until nobody leases the pipeline any more and close it. Nobody may begin to meanwhile."""
-        await self._unused.wait()
+        await self._lease.ended.wait()
         await asyncio.get_running_loop().run_in_executor(None, self.close)
 
     async def embed(
@@ -229,7 +253,7 @@ class Pipeline:
         with self._lock:
             self._files.extend([(work, position) for position in range(len(images))])
         # A thread is woken once for all requests of this turn of the event loop: it would only compete with the loop
-        # for the interpreter's lock meanwhile.
+        # for the interpreter's lock meanwhile. And what costs little is worked off together.
         if not self._arrived:
             work.loop.call_soon(self._announce)
         self._arrived += len(images)
@@ -261,10 +285,45 @@ class Pipeline:
                 work.done.set_exception(DeadlineExceededError("the deadline passed while the images were queued"))
 
     def _announce(self) -> None:
-        """Wake threads for the files that have arrived since the last turn of the event loop."""
+        """See to the files that have arrived since the last turn of the event loop."""
         arrived, self._arrived = self._arrived, 0
         with self._lock:
-            self._wake(arrived)
+            if not (files := self._take_cheap(arrived)):
+                self._wake(arrived)
+        if files:
+            self._work_off(files)
+
+    def _take_cheap(self, arrived: int) -> list[File]:
+        """Take the files that have just arrived if they cost less than to wake a thread. Called with the lock held.
+
+        A session is taken with them. None are when others wait, or an inference would have to wait.
+        """
+        if self._pixels or not self._sessions or not 0 < len(self._files) <= min(arrived, self._max_batch):
+            return []
+        decoded = sum(isinstance(work.images[position], np.ndarray) for work, position in self._files)
+        if not self._prices.are_low(len(self._files), len(self._files) - decoded):
+            return []
+        files = list(self._files)
+        self._files.clear()
+        self._sessions -= 1
+        return files
+
+    def _work_off(self, files: Sequence[File]) -> None:
+        """Decode and infer files here, on their event loop, but for those that take a thread after all."""
+        decoded: list[Decoded] = []
+        ended: list[Ended] = []
+        for work, position in files:
+            entry = self._read(work, position, self._small_limits)
+            if len(entry) == 5:
+                decoded.append(entry)
+            elif isinstance(entry[2], KindredError):
+                # Perhaps it is only over the limits that hold here.
+                with self._lock:
+                    self._files.append((work, position))
+            else:
+                ended.append(entry)
+        ended += self._infer(decoded)
+        self._leave(self._end(ended))
 
     def _wake(self, count: int) -> None:
         """Wake so many threads, if so many are idle. Called with the lock held."""
@@ -276,9 +335,16 @@ class Pipeline:
     def _loop(self) -> None:
         while (task := self._next()) is not None:
             if isinstance(task, list):
-                self._infer(task)
+                self._answer(self._end(self._infer(task)))
             else:
-                self._read(*task)
+                entry = self._read(*task, self._decode_limits)
+                if len(entry) == 3:
+                    self._answer(self._end([entry]))
+                else:
+                    with self._lock:
+                        # This thread looks for what to do next right after, so nobody has to be woken for these.
+                        self._pixels.append(entry)
+                del entry
             # Hold no image of the last request while waiting for the next one.
             del task
 
@@ -307,30 +373,31 @@ class Pipeline:
         share = (ready + len(self._files)) // self._all_sessions
         return min(max(share, 1), self._max_batch)
 
-    def _read(self, work: Work, position: int) -> None:
-        """Decode a file and put its pixels before the encoder."""
+    def _read(self, work: Work, position: int, limits: DecodeLimits) -> "Decoded | Ended":
+        """Decode a file."""
         if work.is_dead():
-            self._end([(work, position, None)])
-            return
-        start = time.monotonic()
+            return work, position, None
+        image, content_hash, start = work.images[position], b"", time.monotonic()
         try:
-            pixels, content_hash = self._decode(work.images[position], work.hashes)
+            if not isinstance(image, np.ndarray):
+                pixels = self._runner.load_pixels(image, limits)
+                content_hash = hashlib.sha256(image).digest() if work.hashes else b""
+            else:
+                pixels = image
         except KindredError as error:
-            self._end([(work, position, _bare(error))])
-            return
+            return work, position, _bare(error)
         except Exception as error:
             work.failure = error
-            self._end([(work, position, None)])
-            return
+            return work, position, None
         end = time.monotonic()
+        if pixels is not image:
+            self._prices.decoding.note(end - start)
         if self._metrics is not None:
             self._metrics.stage("queue", start - work.began)
             self._metrics.stage("decode", end - start)
-        with self._lock:
-            # This thread looks for what to do next right after, so nobody has to be woken for these.
-            self._pixels.append((work, position, pixels, content_hash, end))
+        return work, position, pixels, content_hash, end
 
-    def _infer(self, batch: list[Decoded]) -> None:
+    def _infer(self, batch: list[Decoded]) -> list[Ended]:
         """Infer a batch, and let the next one begin."""
         wanted: list[Decoded] = []
         ended: list[Ended] = []
@@ -347,10 +414,10 @@ class Pipeline:
                 self._wake(len(self._threads))
             elif self._pixels or self._files:
                 self._wake(1)
-        self._end(ended)
+        return ended
 
-    def _end(self, ended: Sequence[Ended]) -> None:
-        """Set what became of images; requests that are complete wake their callers, all of them at once."""
+    def _end(self, ended: Sequence[Ended]) -> list[Work]:
+        """Set what became of images and return the requests that are complete."""
         complete: list[Work] = []
         with self._lock:
             for work, position, outcome in ended:
@@ -358,22 +425,20 @@ class Pipeline:
                 work.left -= 1
                 if not work.left:
                     complete.append(work)
+        return complete
+
+    def _answer(self, complete: Sequence[Work]) -> None:
+        """Wake the callers of complete requests, all of them at once."""
         for loop in {work.loop for work in complete}:
             # A loop that is closed already has nobody left to wake.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._leave, [work for work in complete if work.loop is loop])
 
-    def _decode(self, image: Source, with_hash: bool) -> tuple[NDArray[np.uint8], bytes]:
-        if isinstance(image, np.ndarray):
-            return image, b""
-        data = bytes(image)
-        pixels = self._runner.load_pixels(data, self._decode_limits)
-        return pixels, hashlib.sha256(data).digest() if with_hash else b""
-
     def _encode(self, batch: list[Decoded]) -> list[Ended]:
         start = time.monotonic()
         try:
-            outputs = self._runner.run(np.stack([pixels for _, _, pixels, _, _ in batch]))
+            # `stack` takes longer than some models do.
+            outputs = self._runner.run(batch[0][2][None] if len(batch) == 1 else np.stack([each[2] for each in batch]))
         except KindredError as error:
             # Find out whose image the model cannot take: the others in the batch are strangers to it.
             if len(batch) == 1:
@@ -383,7 +448,9 @@ class Pipeline:
             for entry in batch:
                 entry[0].failure = error
             return [(work, position, None) for work, position, _, _, _ in batch]
-        self._note(batch, start, max(time.monotonic() - start, 1e-6))
+        seconds = max(time.monotonic() - start, 1e-6)
+        self._prices.inference.note(seconds, len(batch))
+        self._note(batch, start, seconds)
         return [
             (work, position, Embedded(vector, None if outputs.logits is None else outputs.logits[row], content_hash))
             for row, ((work, position, _, content_hash, _), vector) in enumerate(

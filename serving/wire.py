@@ -1,18 +1,27 @@
-"""Reads requests to embed without copying their images.
+"""Reads requests to embed without copying their images, and writes the answers with one copy of their vectors.
 
 The protobuf library copies every `bytes` field twice, and that is most of what a request of large images costs. Clients
 write these requests in one plain form, which is read here as views into the received bytes. Whatever has another form,
 malformed or not, is left to the library: there is no second opinion on what a message means.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from kindred.v1 import embedder_pb2
+import numpy as np
+from numpy.typing import NDArray
 
-# A field's number and wire type; images and batches are length-delimited.
-_FIRST = 0x0A  # EmbedRequest.images, Image.data, EmbedStreamRequest.batch
+from kindred.v1 import common_pb2, embedder_pb2
+
+# A field's number and wire type; images, batches, vectors and results are length-delimited.
+_FIRST = (
+    0x0A  # EmbedRequest.images, Image.data, EmbedStreamRequest.batch; the same of their answers, EmbedResult.vector
+)
 _MODEL = 0x12
+_ERROR = 0x12
+_DIM = 0x10
+_SPACE = 0x1A
 _TAG = 0x10
 _MAX_LENGTH_BYTES = 5
 _MAX_NUMBER_BYTES = 10
@@ -45,6 +54,10 @@ AnyEmbed: TypeAlias = embedder_pb2.EmbedRequest | EmbedView
 AnyEmbedStream: TypeAlias = embedder_pb2.EmbedStreamRequest | EmbedStreamView
 
 
+# One image's answer: its vector, or why there is none.
+Result: TypeAlias = NDArray[np.float32] | common_pb2.ItemError
+
+
 class _OtherFormError(Exception):
     """The message is not of the plain form."""
 
@@ -71,6 +84,48 @@ def read_embed_stream(data: bytes) -> AnyEmbedStream:
         return _embed_stream(memoryview(data))
     except (_OtherFormError, IndexError):
         return embedder_pb2.EmbedStreamRequest.FromString(data)
+
+
+def write_embed(results: Sequence[Result], dim: int, space: str) -> bytes:
+    """Return an EmbedResponse, serialised."""
+    return b"".join(_response(results, dim, space))
+
+
+def write_embed_stream(results: Sequence[Result], dim: int, space: str, tag: int) -> bytes:
+    """Return an EmbedStreamResponse, serialised."""
+    batch = _response(results, dim, space)
+    head = _number(_FIRST, sum(map(len, batch)))
+    return b"".join((head, *batch, _number(_TAG, tag) if tag else b""))
+
+
+def _response(results: Sequence[Result], dim: int, space: str) -> list[bytes | memoryview]:
+    """Return the parts of an EmbedResponse."""
+    parts: list[bytes | memoryview] = []
+    for result in results:
+        content: bytes | memoryview
+        if isinstance(result, np.ndarray):
+            content = np.ascontiguousarray(result, "<f4").data.cast("B")
+            head = _number(_FIRST, len(content))
+        else:
+            content = result.SerializeToString()
+            head = _number(_ERROR, len(content))
+        parts += (_number(_FIRST, len(head) + len(content)), head, content)
+    if dim:
+        parts.append(_number(_DIM, dim))
+    if space:
+        text = space.encode()
+        parts += (_number(_SPACE, len(text)), text)
+    return parts
+
+
+def _number(key: int, value: int) -> bytes:
+    """Return a field's key and a number: its value, or the length of its content."""
+    encoded = bytearray((key,))
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
 
 
 def _embed_stream(data: memoryview) -> EmbedStreamView:

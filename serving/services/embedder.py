@@ -16,7 +16,15 @@ from serving.pipeline import Outcome
 from serving.settings import Limits
 from serving.status import item_error
 from serving.streams import in_order
-from serving.wire import AnyEmbed, AnyEmbedStream, read_embed, read_embed_stream
+from serving.wire import (
+    AnyEmbed,
+    AnyEmbedStream,
+    Result,
+    read_embed,
+    read_embed_stream,
+    write_embed,
+    write_embed_stream,
+)
 
 EMBED = "/kindred.v1.Embedder/Embed"
 # How the methods' requests are read.
@@ -24,7 +32,7 @@ READERS = {EMBED: read_embed, "/kindred.v1.Embedder/EmbedStream": read_embed_str
 
 
 class Embedder(embedder_pb2_grpc.EmbedderServicer):
-    """Embeds images.
+    """Embeds images. Answers that hold vectors come serialised, see `serving.wire`.
 
     Args:
         models: the loaded models.
@@ -35,28 +43,26 @@ class Embedder(embedder_pb2_grpc.EmbedderServicer):
         self._models = models
         self._limits = limits
 
-    async def Embed(self, request: AnyEmbed, context: Context) -> embedder_pb2.EmbedResponse:
+    async def Embed(self, request: AnyEmbed, context: Context) -> bytes:  # type: ignore[override]
         images = self._images(request)
-        with self._models.use(request.model) as model:
+        model = self._models.get(request.model)
+        with model.pipeline.leased():
             outcomes = await model.pipeline.embed(images, timeout=context.time_remaining())
-        response = embedder_pb2.EmbedResponse()
-        _fill(response, outcomes, model.metadata)
-        return response
+        return write_embed(_results(outcomes), model.metadata.dim, model.metadata.space)
 
-    async def EmbedStream(
+    async def EmbedStream(  # type: ignore[override]
         self, request_iterator: AsyncIterator[AnyEmbedStream], context: Context
-    ) -> AsyncIterator[embedder_pb2.EmbedStreamResponse]:
+    ) -> AsyncIterator[bytes]:
         async def begin(request: AnyEmbedStream) -> tuple[tuple[int, Metadata], asyncio.Future[list[Outcome]]]:
             images = self._images(request.batch)
-            with self._models.use(request.batch.model) as model:
+            model = self._models.get(request.batch.model)
+            with model.pipeline.leased():
                 outcomes = await model.pipeline.begin(images, timeout=context.time_remaining(), patient=True)
             return (request.tag, model.metadata), outcomes
 
         async with contextlib.aclosing(in_order(request_iterator, begin)) as answers:
             async for (tag, metadata), outcomes in answers:
-                response = embedder_pb2.EmbedStreamResponse(tag=tag)
-                _fill(response.batch, outcomes, metadata)
-                yield response
+                yield write_embed_stream(_results(outcomes), metadata.dim, metadata.space, tag)
 
     async def ListModels(
         self, request: embedder_pb2.ListModelsRequest, context: Context
@@ -68,16 +74,8 @@ class Embedder(embedder_pb2_grpc.EmbedderServicer):
         return [image.data for image in request.images]
 
 
-def _fill(response: embedder_pb2.EmbedResponse, outcomes: Sequence[Outcome], metadata: Metadata) -> None:
-    """Write the answers in place: protobuf copies the messages that it is given."""
-    for outcome in outcomes:
-        result = response.results.add()
-        if isinstance(outcome, KindredError):
-            result.error.CopyFrom(item_error(outcome))
-        else:
-            result.vector = outcome.vector.astype("<f4", copy=False).tobytes()
-    response.dim = metadata.dim
-    response.space = metadata.space
+def _results(outcomes: Sequence[Outcome]) -> list[Result]:
+    return [item_error(outcome) if isinstance(outcome, KindredError) else outcome.vector for outcome in outcomes]
 
 
 def _describe(model: Model) -> embedder_pb2.Model:

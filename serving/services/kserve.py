@@ -20,6 +20,8 @@ from serving.settings import Limits
 VERSION = "1"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 _LENGTH_BYTES = 4
+# Raw contents of a request of so few bytes are read sooner than handed to a thread.
+_READ_HERE_BYTES = 2**20
 
 Tensor = pb.ModelInferRequest.InferInputTensor
 TensorMetadata = pb.ModelMetadataResponse.TensorMetadata
@@ -72,9 +74,13 @@ class Inference(inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         model = self._model(request.model_name, request.model_version)
         wanted = _wanted(request, model)
-        # In a thread, because pixels that come as typed contents are millions of Python integers.
+        limit = self._limits.max_batch_items
         with model.pipeline.leased():
-            images = await asyncio.to_thread(read_images, request, model, self._limits.max_batch_items)
+            if request.raw_input_contents and request.ByteSize() <= _READ_HERE_BYTES:
+                images = read_images(request, model, limit)
+            else:
+                # In a thread, because pixels that come as typed contents are millions of Python integers.
+                images = await asyncio.to_thread(read_images, request, model, limit)
             outcomes = await model.pipeline.embed(images, timeout=context.time_remaining())
         embedded: list[Embedded] = []
         for position, outcome in enumerate(outcomes):

@@ -18,6 +18,7 @@ from encoder.images import DecodeLimits
 from encoder.metadata import Metadata, Preprocess
 from encoder.session import Outputs
 from serving.pipeline import Embedded, Pipeline
+from serving.prices import Price, Prices
 from serving.settings import Limits
 
 SIDE = 2
@@ -38,7 +39,7 @@ class GatedRunner:
         self.decoded: list[int] = []
         self.batches: list[list[int]] = []
 
-    def load_pixels(self, data: bytes, limits: DecodeLimits) -> NDArray[np.uint8]:
+    def load_pixels(self, data: bytes | memoryview, limits: DecodeLimits) -> NDArray[np.uint8]:
         self.decode_began.set()
         assert self.decoding.wait(10)
         if data == b"\xff":
@@ -122,6 +123,75 @@ def test_concurrent_requests_share_batches_and_keep_their_answers(pipeline: Pipe
     assert asyncio.run(many()) == [[value, value + 100] for value in range(8)]
     assert max(map(len, runner.batches)) == 4
     assert len(runner.batches) < 16
+
+
+class Watched(GatedRunner):
+    """A model that notes in which threads it decodes and infers, takes its time, and refuses what is over a limit."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.threads: list[str] = []
+
+    def load_pixels(self, data: bytes | memoryview, limits: DecodeLimits) -> NDArray[np.uint8]:
+        self.threads.append(threading.current_thread().name)
+        if len(data) > limits.max_bytes:
+            raise ImageError("too many bytes")
+        return super().load_pixels(data, limits)
+
+    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
+        self.threads.append(threading.current_thread().name)
+        time.sleep(self.seconds)
+        return super().run(pixels)
+
+
+def threads_of(runner: Watched, images: list[bytes]) -> set[str]:
+    """Return where the last of several requests was decoded and inferred."""
+
+    async def ask(pipeline: Pipeline) -> set[str]:
+        for value in range(50):
+            await pipeline.embed(files(value))
+        runner.threads.clear()
+        await pipeline.embed(images)
+        return {name.partition("-")[0] for name in runner.threads}
+
+    with opened(runner, 1) as pipeline:
+        return asyncio.run(ask(pipeline))
+
+
+def test_what_costs_less_than_handing_over_stays_on_the_event_loop() -> None:
+    assert threads_of(Watched(0), files(7)) == {"MainThread"}
+
+
+def test_what_costs_more_is_done_in_threads() -> None:
+    assert threads_of(Watched(0.002), files(7)) == {"pipeline"}
+
+
+def test_a_large_image_is_decoded_in_a_thread_however_cheap_all_others_were() -> None:
+    runner = Watched(0)
+    assert threads_of(runner, [bytes([7]) * 100_000]) == {"MainThread", "pipeline"}
+    assert runner.threads[-2:] == ["pipeline-0"] * 2
+    assert runner.decoded[-1] == 7
+
+
+def test_many_images_at_once_do_not_hold_the_event_loop_up() -> None:
+    prices = Prices()
+    prices.inference.note(1e-4)
+    assert prices.are_low(10, 0)
+    assert not prices.are_low(11, 0)
+    assert not prices.are_low(1, 1)  # what a file costs is not known
+
+
+def test_a_price_follows_what_is_measured() -> None:
+    price = Price()
+    price.note(8e-4, images=8)
+    assert price.seconds == 8e-4
+    price.note(2e-4)
+    assert price.seconds == 2e-4
+    price.note(4e-4, images=4)  # 1 to 4 each: nothing new
+    assert price.seconds == 2e-4
+    price.note(1.0)
+    assert price.seconds > 0.1
 
 
 def test_a_short_queue_is_not_held_up_for_a_batch(runner: GatedRunner) -> None:

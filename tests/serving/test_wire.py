@@ -1,5 +1,6 @@
 """A request that is read as views means what the protobuf library says that it means, or is left to the library."""
 
+import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given
@@ -29,6 +30,28 @@ def test_a_message_of_a_stream_is_read_as_what_was_written(message: embedder_pb2
     found = wire.read_embed_stream(message.SerializeToString())
     assert isinstance(found, wire.EmbedStreamView)
     assert (contents(found.batch), found.tag) == (contents(message.batch), message.tag)
+
+
+_results = st.lists(
+    st.binary(max_size=50).map(lambda data: np.frombuffer(data[: len(data) // 4 * 4], "<f4"))
+    | st.text(max_size=150).map(lambda text: common_pb2.ItemError(status={"code": 3, "message": text})),
+    max_size=4,
+)
+
+
+@given(_results, st.integers(0, 2**32 - 1), st.text(max_size=200), st.integers(0, 2**64 - 1))
+def test_an_answer_is_written_as_the_library_writes_it(
+    results: list[wire.Result], dim: int, space: str, tag: int
+) -> None:
+    wanted = embedder_pb2.EmbedStreamResponse(tag=tag)
+    wanted.batch.dim, wanted.batch.space = dim, space
+    for result in results:
+        if isinstance(result, np.ndarray):
+            wanted.batch.results.add(vector=result.tobytes())
+        else:
+            wanted.batch.results.add(error=result)
+    assert wire.write_embed(results, dim, space) == wanted.batch.SerializeToString()
+    assert wire.write_embed_stream(results, dim, space, tag) == wanted.SerializeToString()
 
 
 # Bytes that mean something to the format, so that what is drawn is often a message.
