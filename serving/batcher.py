@@ -1,8 +1,8 @@
 """Joins concurrent questions to one collection into one index search.
 
-An index answers 64 queries together several times faster than one by one. A call that finds a search thread free
-starts at once; those that come meanwhile gather, and the next free thread takes all of one kind together. Nobody waits
-for more to come.
+An index answers 64 queries together several times faster than one by one. Calls that find a search thread free start
+at once, those of one turn of the event loop together: images that were embedded together are searched for together.
+Those that come meanwhile gather, and the next free thread takes all of one kind. Nobody waits for more to come.
 """
 
 import asyncio
@@ -63,6 +63,7 @@ class SearchBatcher:
         self._metrics = metrics
         self._waiting: deque[_Job[object, object]] = deque()
         self._queued = 0
+        self._starting = False
         self._running: set[asyncio.Task[None]] = set()
 
     @property
@@ -106,10 +107,13 @@ class SearchBatcher:
         job = _Job(kind, ask, queries, exclusions, began, deadline, answer)
         self._waiting.append(job)  # type: ignore[arg-type]  # each job's own types never mix: `kind` keeps them apart
         self._queued += len(queries)
-        self._start()
+        if not self._starting:
+            self._starting = True
+            answer.get_loop().call_soon(self._start)
         return await answer
 
     def _start(self) -> None:
+        self._starting = False
         while self._free and self._waiting:
             jobs = self._take()
             if not jobs:

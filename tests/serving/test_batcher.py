@@ -149,6 +149,18 @@ def test_too_many_waiting_questions_are_refused_and_room_comes_back() -> None:
     asyncio.run(ask())
 
 
+def test_questions_that_come_together_are_asked_together_although_workers_are_free() -> None:
+    index = GatedIndex()
+    index.gate.set()
+
+    async def ask() -> list[Any]:
+        batcher = index.batcher(workers=3)
+        return await asyncio.gather(*(batcher.ask("a", index.search, queries(n), [str(n)]) for n in range(3)))
+
+    assert asyncio.run(ask()) == [[(n, str(n))] for n in range(3)]
+    assert index.sizes == [3]
+
+
 def test_free_workers_start_at_once() -> None:
     index = GatedIndex()
 
@@ -158,9 +170,11 @@ def test_free_workers_start_at_once() -> None:
             batcher = SearchBatcher(
                 lambda call, *args: loop.run_in_executor(pool, call, *args), workers=3, max_batch=8, max_queued=10
             )
-            tasks = [asyncio.create_task(batcher.ask("a", index.search, queries(n), ["x"])) for n in range(3)]
-            while len(index.sizes) < 3:
-                await asyncio.sleep(0.005)
+            tasks = []
+            for n in range(3):
+                tasks.append(asyncio.create_task(batcher.ask("a", index.search, queries(n), ["x"])))
+                while len(index.sizes) <= n:
+                    await asyncio.sleep(0.005)
             index.gate.set()
             await asyncio.gather(*tasks)
 
