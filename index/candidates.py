@@ -9,15 +9,17 @@ largest inner product of any rows less once that is another one. Those that reac
 codes, so that the answer is the same; where so many do that nothing is gained (a query amid a crowd of nearly equal
 vectors), all are.
 
-One or two queries are scanned by FAISS. From three on, ONNX Runtime multiplies, and of every 16 products the largest is
-looked at first. Reading a quarter of the bytes is what helps the former, and multiplying four times as fast the latter.
+A few queries are scanned by FAISS, one after the other. More of them ONNX Runtime multiplies, and of every 16 products
+the largest is looked at first. Reading a quarter of the bytes is what helps the former, and multiplying four times as
+fast the latter. How few are a few depends on the processor and on the width of the codes, and is measured once.
 """
 
 import contextlib
 import functools
 import itertools
 import queue
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +40,13 @@ _ROWS_A_PLACE = 64
 # Nor are more candidates than this share of the rows: of queries that are scored together, and of one alone.
 _MOST_CANDIDATES = 1 / 32
 _MOST_SCANNED = 1 / 16
-_INTEGERS_FROM = 3
+# From so many queries on they are multiplied, whatever was measured; and fewer are never.
+_ALWAYS_MULTIPLIED, _FEWEST_MULTIPLIED = 8, 3
+# Codes to measure that with: more than a core's own caches hold.
+_SAMPLE_BYTES = 8 << 20
+_TRIALS = 3
+# The rest is what a scan costs besides, which multiplying does once for all.
+_SCANNED_SHARE = 0.8
 _QUERIES_AT_ONCE = 128
 _GROUP = 16
 # Blocks are of whole groups of groups.
@@ -94,7 +102,7 @@ def top_k(queries: Vector, vectors: Vector, codes: Codes | None, k: int) -> tupl
         codes: of the first vectors; None for none.
         k: 1 to n.
     """
-    few = len(queries) < _INTEGERS_FROM
+    few = codes is None or not _are_multiplied(len(queries), codes)
     even = 1 if few else _EVEN
     rows = 0 if codes is None else min(codes.rows, len(vectors)) // even * even
     if codes is None or rows < max(CODED_FROM, k * _ROWS_A_PLACE) or (codes.integers is None and not few):
@@ -110,8 +118,41 @@ def top_k(queries: Vector, vectors: Vector, codes: Codes | None, k: int) -> tupl
     return flat.merged((products, more), (places, where + rows), k)
 
 
+def _are_multiplied(queries: int, codes: Codes) -> bool:
+    """Return whether so many queries are multiplied, else scanned one after the other."""
+    if queries < _FEWEST_MULTIPLIED:
+        return False
+    if queries >= _ALWAYS_MULTIPLIED or codes.integers is None:
+        return True
+    return queries >= _multiplied_from(codes.integers, codes.room.shape[1])
+
+
+@functools.cache
+def _multiplied_from(integers: IntegerProducts, width: int) -> float:
+    """Return how many queries take as long to scan for as to multiply, which takes as long for few as for some more."""
+    count = _SAMPLE_BYTES // width
+    codes = np.resize(np.arange(256, dtype=np.uint8), (count, width))
+    weights = np.zeros((width, _ALWAYS_MULTIPLIED), np.int8)
+    products = np.empty((count, _ALWAYS_MULTIPLIED), np.int32)
+    near, rows = np.full(_KEPT, -np.inf, np.float32), np.empty(_KEPT, np.int64)
+    query = np.zeros(width, np.float32)
+    with _scanner(width) as scanner:
+        scanning = _seconds(lambda: scanner.best(query, codes, near, rows))
+    return _SCANNED_SHARE * _seconds(lambda: integers.multiply(codes, weights, products)) / scanning
+
+
+def _seconds(call: Callable[[], None]) -> float:
+    """Return the least processor time that a call took."""
+    times = []
+    for _ in range(_TRIALS):
+        start = time.thread_time()
+        call()
+        times.append(time.thread_time() - start)
+    return max(min(times), 1e-9)
+
+
 def _by_codes(queries: Vector, vectors: Vector, codes: Codes, k: int) -> tuple[Products, Rows]:
-    if codes.integers is None or len(queries) < _INTEGERS_FROM:
+    if codes.integers is None or not _are_multiplied(len(queries), codes):
         asked = _questions(queries, codes, MOST)
         found = [_scanned(queries[place : place + 1], asked, place, vectors, codes, k) for place in range(len(queries))]
         return np.concatenate([products for products, _ in found]), np.concatenate([rows for _, rows in found])

@@ -87,6 +87,25 @@ def test_a_search_by_codes_answers_as_one_without(
         assert one.similarities.tobytes() == other.similarities.tobytes()
 
 
+@pytest.mark.parametrize("from_", [3.0, 5.5, 100.0])
+def test_few_queries_are_answered_alike_whichever_way_is_quicker(monkeypatch: pytest.MonkeyPatch, from_: float) -> None:
+    random = np.random.default_rng(5)
+    vectors, asked = drawn("random", 3000, 40, random), drawn("random", 9, 40, random)
+    monkeypatch.setattr(candidates, "_multiplied_from", lambda integers, width: from_)
+    codes = with_integers(coded(vectors))
+    for count in range(1, 10):
+        products, rows = candidates.top_k(asked[:count], vectors, codes, 10)
+        expected = flat.top_k(asked[:count], vectors, 10)
+        assert rows.tolist() == expected[1].tolist()
+        np.testing.assert_allclose(products, expected[0], atol=1e-6)
+
+
+def test_how_many_queries_are_multiplied_is_measured() -> None:
+    integers = integer_products()
+    assert integers is not None
+    assert 0 < candidates._multiplied_from(integers, 64) < 1000
+
+
 @pytest.mark.parametrize("queries", [1, 8])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_large_parts_and_small_ones_find_the_same(monkeypatch: pytest.MonkeyPatch, queries: int, threads: int) -> None:
