@@ -4,7 +4,8 @@
     ivf    inverted lists, 8 bits a component
     pq     inverted lists, product quantisation to a quarter of a byte a component (Jégou et al. 2011)
 
-All of them are smaller than the vectors, which stay where they are, mapped. An index is built in the background and its
+Where a few coordinates set the vectors apart, lists hold those in their place (`index/coordinates.py`). All kinds are
+smaller than the vectors, which stay where they are, mapped. An index is built in the background and its
 effort (`efSearch`, `nprobe`, number of proposals) raised until its recall is what it should be. That is measured with
 vectors that are not in the index yet and come in last: what is in a graph already is found much more easily. The file's
 SHA-256 is checked before it is loaded; without an index, searches are exact.
@@ -24,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.columns import Mask, Snapshot
+from index.coordinates import Coordinates, fitted
 from index.errors import StoppedError
-from index.flat import THREADS, shared_out, top_k
+from index.flat import THREADS, top_k
 from index.segments import sync_folder, write_whole
 from index.types import Vector
 
@@ -40,13 +42,14 @@ _LINKS = 16
 _TRAINED_ON = 40  # vectors a centroid
 _EFFORTS = {
     "hnsw": (16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256, 512),
-    "ivf": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256),
+    "ivf": (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256),
     "pq": (2, 4, 8, 16, 32, 64, 128),
 }
 # Candidates that are scored exactly, a neighbour, and how many besides: the coarser the codes, the more.
-_PROPOSALS = {"hnsw": (1.0,), "ivf": (1.0,), "pq": (8.0, 32.0)}
+_PROPOSALS = {"hnsw": (1.0,), "ivf": (1.0, 4.0, 16.0), "pq": (8.0, 32.0)}
 _SPARE = {"hnsw": 4, "ivf": 10, "pq": 10}
-_QUERIES_A_THREAD = 2
+# An effort that adds no more to the recall than this finds what there is to be found among so many candidates.
+_NOTHING = 0.0005
 # FAISS's own type hints lack much of what is used here.
 _FAISS: Any = faiss
 
@@ -86,8 +89,11 @@ class Approximate:
 
     def __init__(self, index: Any, description: Description) -> None:
         self._index = index
+        self._searched, self._coordinates = _parts(index)
         self.description = description
-        self._last = np.array(description.last, np.int64)
+        last = np.array(description.last, np.int64)
+        # Of each place of the index the slot; the last one is for -1, no place.
+        self._slots = np.concatenate((np.delete(np.arange(self.rows), last), last, [-1]))
         self._lock = threading.Lock()
         self._live: tuple[int, NDArray[np.uint8]] | None = None
 
@@ -96,48 +102,34 @@ class Approximate:
         """It holds the slots below this one."""
         return self.description.rows
 
-    def propose(self, queries: Vector, k: int, snapshot: Snapshot, mask: Mask | None) -> NDArray[np.int64]:
-        """Return slots that may be among the `k` nearest, int64 [N, m]; -1 where fewer were found.
+    def proposals(self, k: int) -> int:
+        """Return how many slots are proposed for `k` neighbours."""
+        return min(self.rows, int(np.ceil(k * self.description.proposals)) + _SPARE[self.description.kind])
+
+    def propose(self, queries: Vector, k: int, bits: NDArray[np.uint8] | None) -> NDArray[np.int64]:
+        """Return slots that may be among the `k` nearest, int64 [N, proposals(k)]; -1 where fewer were found.
+
+        All of it happens on the thread that calls.
 
         Args:
             queries: float32 [N, D] of unit length, C-contiguous.
             k: neighbours that are wanted.
-            snapshot: the collection; of its slots those are proposed that it sees, as far as the index goes.
-            mask: bool [n], live slots that match; None means every live slot.
+            bits: which slots may be proposed, see `bits`.
         """
-        spare = _SPARE[self.description.kind]
-        count = min(self.rows, int(np.ceil(k * self.description.proposals)) + spare)
-        selector, bits = None, self._bits(snapshot, mask)
+        count = self.proposals(k)
+        selector = None
         if bits is not None:
             selector = _FAISS.IDSelectorBitmap(bits)  # wraps the bits, and does not keep them alive
         if self.description.kind == "hnsw":
             options = _FAISS.SearchParametersHNSW(efSearch=max(self.description.effort, count), sel=selector)
         else:
             options = _FAISS.SearchParametersIVF(nprobe=self.description.effort, sel=selector)
-        slots = np.empty((len(queries), count), np.int64)
-        # Before the others begin: the call gives up the interpreter's lock, and may wait long to get it back from them.
         _FAISS.omp_set_num_threads(1)  # counts for this thread alone
-        caller = threading.get_ident()
+        asked = queries if self._coordinates is None else self._coordinates.of(queries)
+        places: NDArray[np.int64] = self._searched.search(asked, count, params=options)[1]
+        return np.take(self._slots, places)
 
-        def scan(begin: int, end: int) -> None:
-            if threading.get_ident() != caller:
-                _FAISS.omp_set_num_threads(1)
-            slots[begin:end] = self._index.search(queries[begin:end], count, params=options)[1]
-
-        shared_out(scan, len(queries), min(THREADS, len(queries) // _QUERIES_A_THREAD))
-        slots = self._slots_at(slots)
-        slots[slots >= len(snapshot)] = -1  # the snapshot is of before
-        return slots
-
-    def _slots_at(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return which slots are at places of the index; -1 stays."""
-        last, first = self._last, self.rows - len(self._last)
-        slots = places + np.searchsorted(last - np.arange(len(last)), places, side="right")
-        late = places >= first
-        slots[late] = last[places[late] - first]
-        return slots
-
-    def _bits(self, snapshot: Snapshot, mask: Mask | None) -> NDArray[np.uint8] | None:
+    def bits(self, snapshot: Snapshot, mask: Mask | None) -> NDArray[np.uint8] | None:
         """Return which slots may be proposed as FAISS's bitmap; None for all of them."""
         if mask is not None:
             return self._packed(mask)
@@ -154,7 +146,7 @@ class Approximate:
     def _packed(self, mask: Mask) -> NDArray[np.uint8]:
         known = np.zeros(self.rows, np.bool_)
         known[: len(mask)] = mask[: self.rows]
-        return np.packbits(np.concatenate((np.delete(known, self._last), known[self._last])), bitorder="little")
+        return np.packbits(known[self._slots[:-1]], bitorder="little")
 
 
 def kind_for(wanted: str, rows: int) -> str:
@@ -173,38 +165,72 @@ def build(
         StoppedError: `stop` said so.
     """
     _FAISS.omp_set_num_threads(max(1, THREADS // 2))  # counts for this thread alone
-    index = _empty(kind, snapshot.vectors.shape[1], rows)
-    count = min(rows, max(50_000 if kind == "hnsw" else 0, _TRAINED_ON * getattr(index, "nlist", 0)))
     random = np.random.default_rng(0)
-    index.train(snapshot.vectors[np.sort(random.choice(rows, count, replace=False))])
+    lists = _lists(rows)
+    count = min(rows, _TRAINED_ON * lists)
+    sample = snapshot.vectors[np.sort(random.choice(rows, count, replace=False))]
+    coordinates = fitted(sample) if kind == "ivf" else None
+    if coordinates is None:
+        index = searched = _empty(kind, snapshot.vectors.shape[1], lists)
+    else:
+        searched = _empty_of_integers(coordinates.width, lists)
+        index = _FAISS.IndexPreTransform(coordinates.transform, searched)
+    searched.train(sample if coordinates is None else coordinates.of(sample))
+
+    def add(slots: NDArray[np.int64]) -> None:
+        vectors = snapshot.vectors[slots]
+        searched.add(vectors if coordinates is None else coordinates.of(vectors))
+
     live = np.flatnonzero(snapshot.died[:rows] > snapshot.sequence)
     last = np.sort(random.choice(live, min(_ASKED, len(live) // 2), replace=False))
     rest = np.delete(np.arange(rows), last)
     for begin in range(0, len(rest), _ADDED_AT_ONCE):
         if stop():
             raise StoppedError
-        index.add(snapshot.vectors[rest[begin : begin + _ADDED_AT_ONCE]])
+        add(rest[begin : begin + _ADDED_AT_ONCE])
     found = _tuned(index, Description(kind, generation, len(rest), 0, 0.0, 0.0, ""), snapshot, rest, last, stop)
-    index.add(snapshot.vectors[last])
+    add(last)
     return Approximate(index, replace(found, rows=rows, last=tuple(last.tolist())))
 
 
-def _empty(kind: str, dim: int, rows: int) -> Any:
+def _parts(index: Any) -> tuple[Any, Coordinates | None]:
+    """Return what of FAISS's index searches, and the coordinates that it goes by; both live as long as the index."""
+    if not isinstance(index, _FAISS.IndexPreTransform):
+        return index, None
+    transform = _FAISS.downcast_VectorTransform(index.chain.at(0))
+    return _FAISS.downcast_index(index.index), Coordinates(transform)
+
+
+def _lists(rows: int) -> int:
+    return int(2 ** np.clip(np.floor(np.log2(min(4 * np.sqrt(rows), rows / _TRAINED_ON))), 0, 16))
+
+
+def _empty_of_integers(width: int, lists: int) -> Any:
+    # Along some directions alone, distances are closer to what they are along all than products are.
+    index = _FAISS.index_factory(width, f"IVF{lists},SQ8_direct_signed", _FAISS.METRIC_L2)
+    index.by_residual = False
+    _train_quickly(index)
+    return index
+
+
+def _empty(kind: str, dim: int, lists: int) -> Any:
     if kind == "hnsw":
         # Distances order unit vectors as products do, and a graph made by them finds more for the same effort.
         index = _FAISS.IndexHNSWSQ(dim, _FAISS.ScalarQuantizer.QT_bf16, _LINKS, _FAISS.METRIC_L2)
         index.hnsw.efConstruction = 80
         return index
-    lists = int(2 ** np.clip(np.floor(np.log2(min(4 * np.sqrt(rows), rows / _TRAINED_ON))), 0, 16))
     codes = "SQ8" if kind == "ivf" else f"PQ{_subquantisers(dim)}"
     index = _FAISS.index_factory(dim, f"IVF{lists},{codes}", _FAISS.METRIC_INNER_PRODUCT)
-    index.cp.niter = 8
-    index.cp.min_points_per_centroid = 1  # else it warns on standard error
+    _train_quickly(index)
     if kind == "pq":
-        index.pq.cp.niter = 8
-        index.pq.cp.min_points_per_centroid = 1
+        _train_quickly(index.pq)
         index.do_polysemous_training = False  # orders the codes for a search that is not ours, and takes minutes
     return index
+
+
+def _train_quickly(trained: Any) -> None:
+    trained.cp.niter = 8
+    trained.cp.min_points_per_centroid = 1  # else it warns on standard error
 
 
 def _subquantisers(dim: int) -> int:
@@ -234,14 +260,18 @@ def _tuned(
     truth = [np.searchsorted(rest, row[~np.isin(row, asked)][:_K]) for row in near]
     best = description
     for proposals in _PROPOSALS[description.kind]:
+        before = -1.0
         for effort in _EFFORTS[description.kind]:
             if stop():
                 raise StoppedError
-            best = replace(best, effort=effort, proposals=proposals)
-            places = Approximate(index, best).propose(queries, _K, snapshot, np.ones(len(rest), np.bool_))
-            best = replace(best, recall=_recall(truth, list(places)))
-            if best.recall >= _GOOD_RECALL:
-                return best
+            found = replace(description, effort=effort, proposals=proposals)
+            found = replace(found, recall=_recall(truth, list(Approximate(index, found).propose(queries, _K, None))))
+            if found.recall >= _GOOD_RECALL:
+                return found
+            best = max(best, found, key=lambda one: one.recall)
+            if found.recall - before <= _NOTHING:
+                break
+            before = found.recall
     return best
 
 

@@ -191,7 +191,7 @@ def test_slots_that_came_in_last_are_found_at_their_places(rows: int, last: set[
     late = tuple(sorted(slot for slot in last if slot < rows))
     index = approximate.Approximate(None, approximate.Description("hnsw", "", rows, 1, 1.0, 1.0, "", late))
     order = [slot for slot in range(rows) if slot not in late] + list(late)
-    assert index._slots_at(np.arange(-1, rows)).tolist() == [-1, *order]
+    assert index._slots[np.arange(-1, rows)].tolist() == [-1, *order]
     mask = np.random.default_rng(rows).random(rows) < 0.5
     bits = np.unpackbits(index._packed(mask), bitorder="little")[:rows]
     assert bits.tolist() == mask[order].tolist()
