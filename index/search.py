@@ -253,7 +253,7 @@ def _matching(snapshot: Snapshot, queries: Vector, slots: Slots, mask: Mask | No
 
 def _scored(snapshot: Snapshot, queries: Vector, slots: Slots) -> NDArray[np.float32]:
     """Return the similarity of each query to each of its own slots, float32 [N, m]."""
-    # Half the time of indexing.
+    # Quicker than indexing, the more so where the caches hold none of it.
     return similarities(queries, np.take(snapshot.vectors, slots, axis=0))
 
 
