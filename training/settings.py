@@ -267,8 +267,10 @@ def for_small_images(data: str, out: Path, objective: str) -> TrainSettings:
         batch_size=128,
         # So short a run has no time to learn a head that is thrown away: features compared directly are better by far.
         projection_dim=0 if objective in LABELLED else 128,
-        learning_rate=3e-3 if objective in (*LABELLED, "context", "deepcluster") else 1e-3,
+        learning_rate=3e-3 if objective in (*LABELLED, "context", "deepcluster", "jigsaw") else 1e-3,
     )
+    if objective == "jigsaw":
+        return dataclasses.replace(base, permutations=24)
     if objective == "exemplar":
         return dataclasses.replace(base, surrogate_classes=500)
     if objective in ("moco", "supmoco"):

@@ -8,11 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.objectives.base import Batch, Inputs, Objective, Setup, Targets
-from training.objectives.patches import CELLS, cut_patches, patch_side
+from training.objectives.patches import CELLS, PATCH_SHARE, cut_patches, patch_side
 from training.views import Views
 
-PATCH_SHARE = 2 / 3
-"""96 of 144 pixels: half a patch of gap, as in the paper, within which the patch's place is drawn."""
 CENTRE = CELLS // 2
 NEIGHBOURS = CELLS - 1
 

@@ -11,11 +11,10 @@ from torch.nn import functional
 
 from training.colour import luma
 from training.objectives.base import Batch, Inputs, Objective, Setup, Targets
-from training.objectives.patches import CELLS, cut_patches, patch_side
+from training.objectives.patches import CELLS, PATCH_SHARE, cut_patches, patch_side
 from training.randomness import derived_seed
+from training.views import Views
 
-TILE_SHARE = 0.85
-"""64 of the 75 pixels of a cell, as in the paper."""
 GRAY_SHARE = 0.3
 """Images shown in gray, so that colour aberration does not give places away."""
 
@@ -23,7 +22,11 @@ GRAY_SHARE = 0.3
 class Jigsaw(Objective):
     """The encoder sees each tile alone; a head sees the features of all nine and names the permutation.
 
+    The paper normalises each tile by itself. Here brightness and contrast stay, as they do when the encoder is served:
+    without them its features tell less apart.
+
     Args:
+        views: whose normalisation is used.
         image_size: that the encoder is for.
         feature_dim: number of the encoder's features.
         permutations: number of orders that are told apart.
@@ -35,7 +38,7 @@ class Jigsaw(Objective):
 
     permutations: Tensor
 
-    def __init__(self, image_size: int, feature_dim: int, permutations: int, seed: int) -> None:
+    def __init__(self, views: Views, image_size: int, feature_dim: int, permutations: int, seed: int) -> None:
         super().__init__()
         orders = permutation_set(permutations, derived_seed(seed, "permutations"))
         self.register_buffer("permutations", orders)
@@ -43,25 +46,23 @@ class Jigsaw(Objective):
         self.head = nn.Sequential(
             nn.Linear(CELLS * feature_dim, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, permutations)
         )
-        self._side = patch_side(image_size, TILE_SHARE)
+        self._side = patch_side(image_size, PATCH_SHARE)
+        self._views = views
 
     @classmethod
     def build(cls, setup: Setup) -> Self:
         """Build it from a run's settings."""
         settings = setup.settings
-        return cls(settings.image_size, setup.feature_dim, settings.permutations, settings.seed)
+        return cls(setup.views, settings.image_size, setup.feature_dim, settings.permutations, settings.seed)
 
     def make_inputs(self, batch: Batch) -> Inputs:
         """Return [B·9] tiles in a drawn order, and that order's number."""
         device, count = batch.images.device, len(batch.images)
         orders = torch.randint(len(self.permutations), (count,), generator=batch.generator, device=device)
-        tiles = cut_patches(batch.images, self.permutations[orders], TILE_SHARE, self._side, batch.generator)
+        tiles = cut_patches(batch.images, self.permutations[orders], PATCH_SHARE, self._side, batch.generator)
         gray = torch.rand(count, generator=batch.generator, device=device) < GRAY_SHARE
         chosen = gray.repeat_interleave(CELLS).view(-1, 1, 1, 1)
-        tiles = torch.where(chosen, luma(tiles), tiles)
-        # Each tile on its own, or brightness and contrast would tell which tiles lie side by side.
-        mean, std = tiles.mean((2, 3), keepdim=True), tiles.std((2, 3), keepdim=True)
-        return Inputs((tiles - mean) / std.clamp_min(1e-2), {"orders": orders})
+        return Inputs(self._views.normalise(torch.where(chosen, luma(tiles), tiles)), {"orders": orders})
 
     def loss(self, features: Tensor, targets: Targets) -> Tensor:
         """Return the mean cross-entropy over permutations."""

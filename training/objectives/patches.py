@@ -7,6 +7,11 @@ from training.geometry import crop_resize
 
 GRID = 3
 CELLS = GRID * GRID
+PATCH_SHARE = 2 / 3
+"""Side of a patch in parts of its cell's: 96 of 144 pixels (Doersch et al. 2015), half a patch of gap in which its
+place is drawn. With the 64 of 75 of Noroozi and Favaro (2016) the patches of an image of 32 pixels move by 1.6 of them,
+and the encoder learns the images by heart instead.
+"""
 
 
 def patch_side(image_size: int, share: float) -> int:
