@@ -10,6 +10,7 @@ Several processes that torchrun started each call `pretrain_part`. The first one
 what is written, exports and scores. The others read the checkpoint there, so all of them must see the folder.
 """
 
+import copy
 import json
 import math
 import os
@@ -21,7 +22,7 @@ from itertools import islice
 from typing import TextIO
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from encoder.errors import FailedPreconditionError, KindredError
@@ -363,8 +364,7 @@ class Trainer:
         }
         if self.settings.online_knn and (position.epoch + 1) % self.settings.online_knn == 0:
             share_buffers(self.encoder)
-            judged = self.encoder if self.average is None else self.average.copy
-            accuracy = online_knn(judged, self.data, self.views, self.settings.seed)
+            accuracy = online_knn(self._as_served(), self.data, self.views, self.settings.seed)
             line |= {} if accuracy is None else {"online_knn": accuracy}
         failure: KindredError | None = None
         if rank() == 0:
@@ -382,6 +382,15 @@ class Trainer:
         position.total_seconds += seconds
         if time.monotonic() - self._saved_at > self.settings.checkpoint_seconds / 10:
             self.save()
+
+    def _as_served(self) -> nn.Module:
+        """Return the encoder that would be served if the run ended here; what is trained on stays as it is."""
+        encoder = self.encoder if self.average is None else self.average.copy
+        if self.objective.sees_whole_images:
+            return encoder
+        settled = copy.deepcopy(encoder)
+        settle_norms(settled, self.data, self.views)
+        return settled
 
     def _check_finite(self, loss_sum: Tensor) -> None:
         if not math.isfinite(loss_sum.item()):

@@ -13,6 +13,7 @@ from torch import Tensor
 from encoder.artifact import read_metadata
 from encoder.errors import InvalidArgumentError
 from training import checkpoint as checkpoints
+from training.checkpoint import load_run
 from training.objectives.registry import OBJECTIVES
 from training.pretrain import Trainer, pretrain
 from training.settings import CHECKPOINT_FILE, MODEL_FILE, TrainSettings
@@ -81,6 +82,24 @@ def test_stopped_within_an_epoch_it_goes_on_bit_for_bit(
     pretrain(quick(tmp_path / "whole", objective=objective))
     interrupted(quick(tmp_path / "stopped", objective=objective), 4, monkeypatch)
     assert same(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_online_knn_judges_what_would_be_served_and_leaves_the_training_alone(
+    ema: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[dict[str, Tensor]] = []
+
+    def judge(encoder: torch.nn.Module, *_: object) -> None:
+        judged.append({name: value.clone() for name, value in encoder.state_dict().items()})
+
+    monkeypatch.setattr("training.pretrain.online_knn", judge)
+    pretrain(quick(tmp_path / "plain", objective="jigsaw", ema=ema))
+    pretrain(quick(tmp_path / "watched", objective="jigsaw", ema=ema, online_knn=1))
+    assert same(tmp_path / "plain", tmp_path / "watched")
+    assert len(judged) == 2
+    served = load_run(tmp_path / "watched").encoder.state_dict()
+    assert all(torch.equal(value, judged[-1][name]) for name, value in served.items())
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ class Objective(nn.Module, ABC):
     Attributes:
         needs_labels: whether it learns from class labels.
         sees_whole_images: whether the encoder is shown images as it will be when it is served. Where it is not, its
-            BatchNorm statistics are measured anew on whole images after the last epoch.
+            BatchNorm statistics are measured anew on whole images after the last epoch, and for the online kNN.
     """
 
     needs_labels: ClassVar[bool]
