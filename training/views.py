@@ -18,7 +18,7 @@ from training.encoders import Normalisation
 from training.geometry import blur, crop_resize, cut_out, draw_affine, draw_boxes, draw_elastic, vary_strokes, warp
 from training.workers import Workers
 
-PIECE_VALUES = 2**18
+PIECE_VALUES = 2**19
 """On a CPU views are made for so many numbers at a time, which stay in its cache, and for several such side by side."""
 
 
