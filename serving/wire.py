@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from kindred.v1 import common_pb2, embedder_pb2
 
-# A field's number and wire type; images, batches, vectors and results are length-delimited.
-_FIRST = (
-    0x0A  # EmbedRequest.images, Image.data, EmbedStreamRequest.batch; the same of their answers, EmbedResult.vector
-)
+# A field's number and wire type; images, batches, vectors and results are length-delimited. The first field it is of
+# EmbedRequest (images), Image (data) and EmbedStreamRequest (batch), and of their answers and EmbedResult (vector).
+_FIRST = 0x0A
 _MODEL = 0x12
 _ERROR = 0x12
 _DIM = 0x10
