@@ -113,6 +113,12 @@ def train_command(
         float | None, typer.Option(help="Weight of the teacher's answers in self-distillation.")
     ] = None,
     permutations: Annotated[int | None, typer.Option(help="Classes of jigsaw.")] = None,
+    normalise_tiles: Annotated[
+        bool | None,
+        typer.Option(
+            "--normalise-tiles/--no-normalise-tiles", help="Jigsaw's tiles all have the same brightness and contrast."
+        ),
+    ] = None,
     surrogate_classes: Annotated[int | None, typer.Option(help="Images that exemplar tells apart.")] = None,
     clusters: Annotated[int | None, typer.Option(help="Clusters of deepcluster.")] = None,
     chunk_size: Annotated[
@@ -213,6 +219,7 @@ def train_command(
         "teacher_momentum": teacher_momentum,
         "distillation": distillation,
         "permutations": permutations,
+        "normalise_tiles": normalise_tiles,
         "surrogate_classes": surrogate_classes,
         "clusters": clusters,
         "chunk_size": chunk_size,

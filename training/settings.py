@@ -97,6 +97,7 @@ class TrainSettings:
         teacher_momentum: how much of itself a momentum encoder keeps each step.
         distillation: weight of the teacher's answers in self-distillation, 0 to 1.
         permutations: classes of jigsaw.
+        normalise_tiles: jigsaw shows each tile at the same brightness and contrast, as its paper does.
         surrogate_classes: images that exemplar tells apart; all when there are fewer.
         clusters: of deepcluster.
         chunk_size: gradient caching: the encoder sees at most so many views at a time; 0 is all of a batch.
@@ -152,6 +153,7 @@ class TrainSettings:
     teacher_momentum: float = 0.99
     distillation: float = 0.5
     permutations: int = 100
+    normalise_tiles: bool = True
     surrogate_classes: int = 2000
     clusters: int = 100
     chunk_size: int = 0
@@ -270,7 +272,7 @@ def for_small_images(data: str, out: Path, objective: str) -> TrainSettings:
         learning_rate=3e-3 if objective in (*LABELLED, "context", "deepcluster", "jigsaw") else 1e-3,
     )
     if objective == "jigsaw":
-        return dataclasses.replace(base, permutations=24)
+        return dataclasses.replace(base, permutations=24, normalise_tiles=False)
     if objective == "exemplar":
         return dataclasses.replace(base, surrogate_classes=500)
     if objective in ("moco", "supmoco"):

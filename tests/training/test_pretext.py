@@ -72,18 +72,27 @@ def test_permutations_are_different_and_far_from_each_other() -> None:
 
 def test_jigsaw_shows_the_tiles_in_the_order_it_asks_for_as_images_are_normalised_some_gray() -> None:
     views = Views.named("none", 24, Normalisation((0.2, 0.3, 0.4), (0.5, 0.25, 0.125)))
-    objective = Jigsaw(views, 24, feature_dim=4, permutations=10, seed=0)
+    objective = Jigsaw(views, 24, feature_dim=4, permutations=10, seed=0, normalise_tiles=False)
     inputs = objective.make_inputs(batch_of(cells_by_brightness(64)))
     brightness = inputs.images * torch.tensor([0.5, 0.25, 0.125]).view(3, 1, 1)
     brightness += torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
     shown = (brightness.mean((1, 2, 3)).view(64, CELLS) * 255 / 10 - 1).round().long()
     assert torch.equal(shown, objective.permutations[inputs.targets["orders"]])
-    coloured = Jigsaw(PLAIN, 24, feature_dim=4, permutations=10, seed=0).make_inputs(batch_of(noise(64)))
+    coloured = Jigsaw(PLAIN, 24, feature_dim=4, permutations=10, seed=0, normalise_tiles=False).make_inputs(
+        batch_of(noise(64))
+    )
     tiles = coloured.images.reshape(64, CELLS, 3, -1)
     gray = (tiles[:, :, 0] - tiles[:, :, 1]).abs().amax((1, 2)) < 1e-4
     assert 8 < int(gray.sum()) < 32
     loss = objective.loss(torch.randn(64 * CELLS, 4), inputs.targets)
     assert torch.isfinite(loss)
+
+
+def test_jigsaw_can_show_each_tile_at_the_same_brightness_and_contrast() -> None:
+    objective = Jigsaw(PLAIN, 24, feature_dim=4, permutations=10, seed=0, normalise_tiles=True)
+    tiles = objective.make_inputs(batch_of(noise(16))).images
+    torch.testing.assert_close(tiles.mean((2, 3)), torch.zeros(16 * CELLS, 3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(tiles.std((2, 3)), torch.ones(16 * CELLS, 3), atol=1e-3, rtol=0)
 
 
 def test_context_shows_every_patch_in_one_colour_and_asks_for_all_eight_places() -> None:

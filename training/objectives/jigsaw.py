@@ -22,14 +22,14 @@ GRAY_SHARE = 0.3
 class Jigsaw(Objective):
     """The encoder sees each tile alone; a head sees the features of all nine and names the permutation.
 
-    The paper normalises each tile by itself. Here brightness and contrast stay, as they do when the encoder is served:
-    without them its features tell less apart.
-
     Args:
         views: whose normalisation is used.
         image_size: that the encoder is for.
         feature_dim: number of the encoder's features.
         permutations: number of orders that are told apart.
+        normalise_tiles: whether each tile is normalised on its own, as in the paper, so that brightness and contrast do
+            not tell which tiles lie side by side. They stay as they will be when the encoder is served otherwise, which
+            makes better features of small images.
         seed: of the set of permutations.
     """
 
@@ -38,7 +38,9 @@ class Jigsaw(Objective):
 
     permutations: Tensor
 
-    def __init__(self, views: Views, image_size: int, feature_dim: int, permutations: int, seed: int) -> None:
+    def __init__(
+        self, views: Views, image_size: int, feature_dim: int, permutations: int, seed: int, *, normalise_tiles: bool
+    ) -> None:
         super().__init__()
         orders = permutation_set(permutations, derived_seed(seed, "permutations"))
         self.register_buffer("permutations", orders)
@@ -48,12 +50,20 @@ class Jigsaw(Objective):
         )
         self._side = patch_side(image_size, PATCH_SHARE)
         self._views = views
+        self._normalise_tiles = normalise_tiles
 
     @classmethod
     def build(cls, setup: Setup) -> Self:
         """Build it from a run's settings."""
         settings = setup.settings
-        return cls(setup.views, settings.image_size, setup.feature_dim, settings.permutations, settings.seed)
+        return cls(
+            setup.views,
+            settings.image_size,
+            setup.feature_dim,
+            settings.permutations,
+            settings.seed,
+            normalise_tiles=settings.normalise_tiles,
+        )
 
     def make_inputs(self, batch: Batch) -> Inputs:
         """Return [B·9] tiles in a drawn order, and that order's number."""
@@ -62,7 +72,11 @@ class Jigsaw(Objective):
         tiles = cut_patches(batch.images, self.permutations[orders], PATCH_SHARE, self._side, batch.generator)
         gray = torch.rand(count, generator=batch.generator, device=device) < GRAY_SHARE
         chosen = gray.repeat_interleave(CELLS).view(-1, 1, 1, 1)
-        return Inputs(self._views.normalise(torch.where(chosen, luma(tiles), tiles)), {"orders": orders})
+        tiles = torch.where(chosen, luma(tiles), tiles)
+        if self._normalise_tiles:
+            mean, std = tiles.mean((2, 3), keepdim=True), tiles.std((2, 3), keepdim=True)
+            return Inputs((tiles - mean) / std.clamp_min(1e-2), {"orders": orders})
+        return Inputs(self._views.normalise(tiles), {"orders": orders})
 
     def loss(self, features: Tensor, targets: Targets) -> Tensor:
         """Return the mean cross-entropy over permutations."""
