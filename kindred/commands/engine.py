@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Name: TypeAlias = Literal["local", "ray"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 
-BATCH_SIZE = 128
+BATCH_SIZE = 256
 
 EngineOption = Annotated[Name, typer.Option("--engine", help="Who embeds: this process, or workers of a Ray cluster.")]
 RayAddress = Annotated[
