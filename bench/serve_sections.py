@@ -213,19 +213,41 @@ def loaded(bench: Bench) -> Result:
         over = busy.percentile(0.99) / lone.percentile(0.5)
         result.add("p99 at 70 % over unloaded p50", over, "×", 3.0, at_least=False)
         result.add(f"the same of an ideal queue for {cores()} processors", ideal_p99(0.7, cores()), "×")
-        before = inferred(int(port_file.read_text()))
-        flood = generate(
-            replace(load, rate=2 * peak, concurrency=4, timeout=1.0, seconds=2 * bench.seconds, warm_up=3.0)
-        )
-        time.sleep(2)
-        spent = inferred(int(port_file.read_text())) - before
-    result.add("at 2× overload: goodput over the peak", flood.good / flood.seconds / peak, "×", 0.95)
-    if flood.refused_ms:
-        result.add("rejections: median", statistics.median(flood.refused_ms), "ms", 5.0, at_least=False)
-    result.add("rejected", sum(flood.codes.get(code, 0) for code in ("RESOURCE_EXHAUSTED",)), "calls")
-    result.add("expired", flood.codes.get("DEADLINE_EXCEEDED", 0), "calls")
-    result.add("inference spent on expired calls", 1 - flood.total_good / max(spent, 1), "", 0.01, at_least=False)
+        floods = [_flood(load, int(port_file.read_text())) for _ in range(bench.rounds)]
+    goodput = statistics.median(each.goodput for each in floods)
+    result.add("at 2× overload: goodput over the peak of before and after", goodput, "×", 0.95)
+    outcomes = [each.outcome for each in floods]
+    if refused := [time for outcome in outcomes for time in outcome.refused_ms]:
+        result.add("rejections: median", statistics.median(refused), "ms", 5.0, at_least=False)
+    result.add("rejected", sum(outcome.codes.get("RESOURCE_EXHAUSTED", 0) for outcome in outcomes), "calls")
+    result.add("expired", sum(outcome.codes.get("DEADLINE_EXCEEDED", 0) for outcome in outcomes), "calls")
+    wasted = 1 - sum(outcome.total_good for outcome in outcomes) / max(sum(each.inferred for each in floods), 1)
+    result.add("inference spent on expired calls", wasted, "", 0.01, at_least=False)
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Flood:
+    """What became of twice the peak: calls, images that were inferred, and good answers over the peak's."""
+
+    outcome: Outcome
+    inferred: int
+    goodput: float
+
+
+def _flood(load: Load, metrics_port: int) -> _Flood:
+    """Send twice the peak; the peak is measured before and after, because the machine's speed changes meanwhile."""
+
+    def peak() -> float:
+        full = generate(load)
+        return full.good / full.seconds
+
+    first = peak()
+    before = inferred(metrics_port)
+    outcome = generate(replace(load, rate=2 * first, concurrency=4, timeout=1.0, seconds=2 * load.seconds, warm_up=3.0))
+    time.sleep(2)
+    spent = inferred(metrics_port) - before
+    return _Flood(outcome, spent, outcome.good / outcome.seconds / statistics.mean((first, peak())))
 
 
 def photos(bench: Bench) -> Result:
