@@ -36,6 +36,20 @@ class Relu6(nn.Module):
         return self.body(image).mean((2, 3))  # type: ignore[no-any-return]
 
 
+class Pooled(nn.Module):
+    """Max-pooling behind the first convolution, as ResNets have it."""
+
+    def __init__(self, dim: int = 24) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(16, dim, 3), nn.ReLU()
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map [N, 3, H, W] to [N, D]."""
+        return self.body(image).mean((2, 3))  # type: ignore[no-any-return]
+
+
 class Tokens(nn.Module):
     """Patches, a class token and attention, as DINOv2 and CLIP towers have them."""
 

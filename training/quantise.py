@@ -6,6 +6,7 @@ leave integer kernels idle), pooling, the L2 norm and a linear head stay in floa
 
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,7 @@ def to_int8(model: "onnx.ModelProto", calibration: NDArray[np.uint8], float_shar
 
     named = _named(model)
     kept = set(_float_nodes(named, float_share))
+    _pool_before_relu(named.graph, kept)
     transformer = any(node.op_type == "Softmax" for node in named.graph.node)
     # Sums of a transformer's residual stream have outliers that eight bits cannot hold beside the rest.
     kinds = _LAYERS if transformer else _LAYERS | _BETWEEN
@@ -88,6 +90,29 @@ def _named(model: "onnx.ModelProto") -> "onnx.ModelProto":
     for number, node in enumerate(copy.graph.node):
         node.name = f"{node.op_type}_{number}"
     return copy
+
+
+def _pool_before_relu(graph: "onnx.GraphProto", among: set[str]) -> None:
+    """Exchange max-pooling and the ReLU in front of it, where both are among these nodes: the numbers are the same.
+
+    ONNX Runtime moves a conversion to int8 from behind a pooling to in front of it, but not past a ReLU. Its kernel for
+    pooling bytes takes twenty times as long as the one for floats, which is a quarter of a ResNet-18's time.
+    """
+    makers = {output: node for node in graph.node for output in node.output}
+    users = Counter(name for node in graph.node for name in node.input)
+    nodes = list(graph.node)
+    for pool in [node for node in nodes if node.op_type == "MaxPool" and node.name in among]:
+        relu = makers.get(pool.input[0])
+        if relu is None or relu.op_type != "Relu" or relu.name not in among or users[relu.output[0]] > 1:
+            continue
+        whole, between, pooled = relu.input[0], relu.output[0], pool.output[0]
+        pool.input[0], pool.output[0], relu.input[0], relu.output[0] = whole, between, between, pooled
+        here, there = nodes.index(relu), nodes.index(pool)
+        nodes[here], nodes[there] = pool, relu
+        for noted in [info for info in graph.value_info if info.name == between]:
+            graph.value_info.remove(noted)  # its shape is the pooled one now
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _layers(model: "onnx.ModelProto") -> list[str]:
