@@ -42,6 +42,8 @@ _MOST_CANDIDATES = 1 / 32
 _MOST_SCANNED = 1 / 16
 # From so many queries on they are multiplied, whatever was measured; and fewer are never.
 _ALWAYS_MULTIPLIED, _FEWEST_MULTIPLIED = 8, 3
+# Queries that multiplying is measured with.
+_SAMPLED = 4
 # Codes to measure that with: more than a core's own caches hold.
 _SAMPLE_BYTES = 8 << 20
 _TRIALS = 3
@@ -133,8 +135,8 @@ def _multiplied_from(integers: IntegerProducts, width: int) -> float:
     """Return how many queries take as long to scan for as to multiply, which takes as long for few as for some more."""
     count = _SAMPLE_BYTES // width
     codes = np.resize(np.arange(256, dtype=np.uint8), (count, width))
-    weights = np.zeros((width, _ALWAYS_MULTIPLIED), np.int8)
-    products = np.empty((count, _ALWAYS_MULTIPLIED), np.int32)
+    weights = np.zeros((width, _SAMPLED), np.int8)
+    products = np.empty((count, _SAMPLED), np.int32)
     near, rows = np.full(_KEPT, -np.inf, np.float32), np.empty(_KEPT, np.int64)
     query = np.zeros(width, np.float32)
     with _scanner(width) as scanner:

@@ -22,6 +22,12 @@ _UINT8, _INT8, _INT32 = 2, 3, 6  # element types of ONNX
 _IR_VERSION, _OPSET = 8, 13
 _MOST = (127, 63)
 _LENGTH = 64
+# ONNX Runtime reads codes that are wider half as fast.
+_READ_FAST = 256
+# So many columns of weights take it as long as one.
+_AS_ONE = 16
+# Products that are made before they are added up: they stay in a core's cache.
+_ADDED_AT_ONCE = 1 << 16
 
 
 class IntegerProducts:
@@ -46,6 +52,33 @@ class IntegerProducts:
             weights: int8 [D, N], C-contiguous.
             products: int32 [n, N], C-contiguous.
         """
+        parts, rest = divmod(codes.shape[1], _READ_FAST)
+        if rest == 0 and 1 < parts <= _AS_ONE // weights.shape[1]:
+            self._multiply_parts(codes, weights, products, parts)
+        else:
+            self._multiply(codes, weights, products)
+
+    def _multiply_parts(self, codes: Codes, weights: Weights, products: Integers, parts: int) -> None:
+        """Multiply every part of a code by every part of the weights, and add up those that belong together.
+
+        That is more products than are wanted, and twice as fast all the same (512 components, 3 or 4 columns).
+        """
+        rows, columns = products.shape
+        side_by_side = np.hstack(np.split(weights, parts))
+        at_once = max(1, _ADDED_AT_ONCE // (parts * parts * columns))
+        made = np.empty((min(rows, at_once), parts, parts, columns), np.int32)
+        for begin in range(0, rows, at_once):
+            some = codes[begin : begin + at_once]
+            of_some = made[: len(some)]
+            self._multiply(
+                some.reshape(-1, _READ_FAST), side_by_side, of_some.reshape(len(some) * parts, parts * columns)
+            )
+            total = products[begin : begin + at_once]
+            np.add(of_some[:, 0, 0], of_some[:, 1, 1], out=total)
+            for part in range(2, parts):
+                total += of_some[:, part, part]
+
+    def _multiply(self, codes: Codes, weights: Weights, products: Integers) -> None:
         binding = self._session.io_binding()
         binding.bind_input("codes", "cpu", 0, np.uint8, codes.shape, codes.ctypes.data)
         binding.bind_input("weights", "cpu", 0, np.int8, weights.shape, weights.ctypes.data)
