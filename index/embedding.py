@@ -92,9 +92,10 @@ def embedded(
     pieces = 2 * sessions  # of a batch: while one half is stored, the other is embedded
     decoders = ThreadPoolExecutor(pace.workers, thread_name_prefix="decode")
     runs = ThreadPoolExecutor(sessions, thread_name_prefix="embed")
-    loading = Prefetch(_load(model, files, decoders, pace, pieces), pieces, "read")
+    most = math.ceil(pace.batch_size / pieces)
+    loading = Prefetch(_load(model, files, decoders, pace.limits, most, 2 * MAX_BATCH_BYTES // pieces), pieces, "read")
     running: deque[Future[_Piece[T]]] = deque()
-    room = pieces
+    room = pace.batch_size // most
     try:
         while True:
             while room and (piece := loading.take(wait=not running)) is not None:
@@ -144,14 +145,18 @@ class _Loading(Generic[T]):
 
 
 def _load(
-    model: Model | None, files: Iterable[tuple[T, Data]], decoders: ThreadPoolExecutor, pace: Pace, pieces: int
+    model: Model | None,
+    files: Iterable[tuple[T, Data]],
+    decoders: ThreadPoolExecutor,
+    limits: DecodeLimits,
+    most: int,
+    most_bytes: int,
 ) -> Generator[_Loading[T], None, None]:
-    """Yield the pieces of batches, being decoded already."""
+    """Yield pieces of at most so many files, and of about so many bytes, being decoded already."""
 
     def submit(some: list[bytes]) -> Future[Decoded]:
-        return decoders.submit(_decode, model, some, pace.limits)
+        return decoders.submit(_decode, model, some, limits)
 
-    most, most_bytes = math.ceil(pace.batch_size / pieces), 2 * MAX_BATCH_BYTES // pieces
     piece: _Loading[T] = _Loading()
     for name, data in files:
         piece.add(name, data)

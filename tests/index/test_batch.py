@@ -156,6 +156,23 @@ def test_large_files_make_smaller_batches() -> None:
     assert model.embedded == [3, 3, 1]
 
 
+@pytest.mark.parametrize(("batch_size", "sessions"), [(1, 1), (1, 2), (7, 1), (7, 2), (9, 4)])
+def test_what_a_kill_can_cost_is_no_more_when_a_batch_does_not_divide(batch_size: int, sessions: int) -> None:
+    model, unstored = CountingModel(), []
+    model.sessions = sessions
+
+    class SlowSink(DictSink):
+        def upsert(self, items: Sequence[Item]) -> UpsertResult:
+            time.sleep(0.005)
+            unstored.append(sum(model.embedded) - len(self.items))
+            return super().upsert(items)
+
+    sink = SlowSink()
+    index_images(model, records(40), sink, batch_size=batch_size)
+    assert 1 <= max(unstored) <= batch_size
+    assert len(sink.items) == 40
+
+
 @pytest.mark.parametrize("sessions", [1, 2, 5])
 def test_what_a_kill_can_cost_is_one_batch(sessions: int) -> None:
     """However slow the sink is, and however many runs of the model go on: what is embedded and not stored yet."""
