@@ -16,6 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from encoder.errors import DataLossError, FailedPreconditionError, NotFoundError, UnavailableError
+from encoder.machine import cores
 from index import schema
 from index.approximate import Approximate
 from index.codes import Codes
@@ -94,7 +95,7 @@ class Store:
                 self._columns, self.sealed = self._load(connection, state, manifest)
                 connection.execute("COMMIT")
             self._combiner: Combiner[tuple[Snapshot, Vector, int], Found] = Combiner(
-                nearest_of_all, max(1, _cores() // THREADS)
+                nearest_of_all, max(1, cores() // THREADS)
             )
             self._columns.combiner = self._combiner
             self._snapshot = self._columns.snapshot(state.sequence)
@@ -355,10 +356,6 @@ class Store:
     def _show(self, state: State) -> None:
         self._snapshot = self._columns.snapshot(state.sequence)
         self._state = state
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class WriterLock:

@@ -1,7 +1,6 @@
 """Decodes the images of a source in threads, a few at a time, and decides which of them make up a set."""
 
 import logging
-import os
 import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 
 from encoder.errors import ImageError, InvalidArgumentError, KindredError
 from encoder.images import DecodeLimits, load_pixels
+from encoder.machine import cores
 from encoder.metadata import Preprocess
 from sources.labels import SPLIT_NAMES, folders_of
 from sources.records import Record, Source, SourceError
@@ -39,7 +39,7 @@ def decode_source(source: Source, name: str, preprocess: Preprocess, limit: int,
     Raises:
         InvalidArgumentError: the source is damaged, so that nobody knows what else it holds, or holds vectors.
     """
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = cores()
     waiting: deque[Future[list[Decoded]]] = deque()
     total = source.count() if sys.stderr.isatty() and not limit else None
     with ThreadPoolExecutor(workers) as pool, progress(f"reading {name}", total) as advance:
