@@ -280,9 +280,7 @@ def _by_candidates(
     snapshot: Snapshot, queries: Vector, k: int, mask: Mask | None, products: NDArray[np.float32], slots: Slots
 ) -> list[Found | None]:
     """Rank each query's candidates; None where they do not prove to hold the k nearest."""
-    exact = _scored(snapshot, queries, slots)
-    matches = snapshot.died[slots] > snapshot.sequence if mask is None else mask[slots]
-    exact[~matches] = -np.inf
+    exact = _matching(snapshot, queries, slots, mask)
     # What was not proposed is at most as similar as the last one that was, but for the kernel's rounding.
     bounds = products[:, -1] + rounding(queries.shape[1])
     if slots.shape[1] == len(snapshot):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Name: TypeAlias = Literal["local", "ray"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 
+# What a kill may cost; less, and writing to the store begins to show.
 BATCH_SIZE = 256
 
 EngineOption = Annotated[Name, typer.Option("--engine", help="Who embeds: this process, or workers of a Ray cluster.")]
