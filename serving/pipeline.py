@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,8 +112,18 @@ _SMALL_PIXELS = 128 * 128
 
 # A file, as its request and its place there.
 File = tuple[Work, int]
-# An image on its way to the encoder: its request and place there, pixels, content hash, and when it was decoded.
-Decoded = tuple[Work, int, NDArray[np.uint8], bytes, float]
+
+
+class Decoded(NamedTuple):
+    """An image on its way to the encoder."""
+
+    work: Work
+    position: int
+    pixels: NDArray[np.uint8]
+    content_hash: bytes
+    since: float
+
+
 # What has become of an image; None when it was dropped.
 Ended = tuple[Work, int, Outcome | None]
 
@@ -314,7 +324,7 @@ class Pipeline:
         ended: list[Ended] = []
         for work, position in files:
             entry = self._read(work, position, self._small_limits)
-            if len(entry) == 5:
+            if isinstance(entry, Decoded):
                 decoded.append(entry)
             elif isinstance(entry[2], KindredError):
                 # Perhaps it is only over the limits that hold here.
@@ -338,12 +348,12 @@ class Pipeline:
                 self._answer(self._end(self._infer(task)))
             else:
                 entry = self._read(*task, self._decode_limits)
-                if len(entry) == 3:
-                    self._answer(self._end([entry]))
-                else:
+                if isinstance(entry, Decoded):
                     with self._lock:
                         # This thread looks for what to do next right after, so nobody has to be woken for these.
                         self._pixels.append(entry)
+                else:
+                    self._answer(self._end([entry]))
                 del entry
             # Hold no image of the last request while waiting for the next one.
             del task
@@ -373,7 +383,7 @@ class Pipeline:
         share = (ready + len(self._files)) // self._all_sessions
         return min(max(share, 1), self._max_batch)
 
-    def _read(self, work: Work, position: int, limits: DecodeLimits) -> "Decoded | Ended":
+    def _read(self, work: Work, position: int, limits: DecodeLimits) -> Decoded | Ended:
         """Decode a file."""
         if work.is_dead():
             return work, position, None
@@ -395,7 +405,7 @@ class Pipeline:
         if self._metrics is not None:
             self._metrics.stage("queue", start - work.began)
             self._metrics.stage("decode", end - start)
-        return work, position, pixels, content_hash, end
+        return Decoded(work, position, pixels, content_hash, end)
 
     def _infer(self, batch: list[Decoded]) -> list[Ended]:
         """Infer a batch, and let the next one begin."""
@@ -438,7 +448,9 @@ class Pipeline:
         start = time.monotonic()
         try:
             # `stack` takes longer than some models do.
-            outputs = self._runner.run(batch[0][2][None] if len(batch) == 1 else np.stack([each[2] for each in batch]))
+            outputs = self._runner.run(
+                batch[0].pixels[None] if len(batch) == 1 else np.stack([each.pixels for each in batch])
+            )
         except KindredError as error:
             # Find out whose image the model cannot take: the others in the batch are strangers to it.
             if len(batch) == 1:
