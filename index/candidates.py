@@ -121,6 +121,11 @@ def top_k(queries: Vector, vectors: Vector, codes: Codes | None, k: int) -> tupl
     return flat.merged((products, more), (places, where + rows), k)
 
 
+def prepare(integers: IntegerProducts, codes: Codes) -> None:
+    """Measure what the first search for a few queries would have to wait for."""
+    _multiplied_from(integers, codes.room.shape[1])
+
+
 def _are_multiplied(queries: int, codes: Codes) -> bool:
     """Return whether so many queries are multiplied, else scanned one after the other."""
     if queries < _FEWEST_MULTIPLIED:

@@ -177,6 +177,7 @@ class Upkeep:
             if snapshot.codes is not None and snapshot.codes.integers is None:
                 integers = integer_products()
                 if integers is not None:
+                    candidates.prepare(integers, snapshot.codes)
                     self._store.use_codes(replace(snapshot.codes, integers=integers), lineage)
 
     def _coded(self, snapshot: Snapshot, stop: Callable[[], bool]) -> Snapshot:
