@@ -5,8 +5,8 @@ latter is z_i·(sum of its group − z_i), so no pair is looked at for it. The g
 
     ∂L/∂z_i = 1/(A·τ) · ( Σ_j (p_ij + p_ji) z_j − 2·(g_i − z_i)/|P(i)| ),   p_ij = exp(s_ij − logsumexp_i),
 
-where g_i is the sum of i's group and p_ij counts for anchors with positives only. Both passes make the block's
-similarities anew.
+where g_i is the sum of i's group and p_ij counts for anchors with positives only. The second pass makes the block's
+similarities anew, unless one block holds them all.
 """
 
 from typing import Any
@@ -54,33 +54,36 @@ class _TiledLoss(torch.autograd.Function):
         means = (sums[group] - unit) / partners.clamp_min(1).unsqueeze(1)
         log_sums = torch.empty(len(unit), dtype=unit.dtype, device=unit.device)
         rows = max(1, block_values // len(unit))
-        scaled = unit / temperature
         for start in range(0, len(unit), rows):
-            block = scaled[start : start + rows] @ unit.T
-            block.diagonal(start).fill_(-torch.inf)
+            block = _similarities(unit, start, rows, temperature)
             log_sums[start : start + rows] = block.logsumexp(1)
         each = log_sums - (unit * means).sum(1) / temperature
         anchors = counted.sum().clamp_min(1)
-        ctx.save_for_backward(unit, log_sums, means, counted, anchors)
+        ctx.save_for_backward(unit, log_sums, means, counted, anchors, block if len(block) == len(unit) else None)
         ctx.temperature, ctx.rows = temperature, rows
         loss: Tensor = torch.where(counted, each, 0.0).sum() / anchors
         return loss
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None, None]:
-        unit, log_sums, means, counted, anchors = ctx.saved_tensors
-        scaled = unit / ctx.temperature
+        unit, log_sums, means, counted, anchors, whole = ctx.saved_tensors
         # exp(−logsumexp), as an exponent: an anchor that does not count contributes exp(−∞) = 0.
         exponents = torch.where(counted, -log_sums, -torch.inf)
         gradient = torch.empty_like(unit)
         for start in range(0, len(unit), ctx.rows):
             part = slice(start, start + ctx.rows)
-            block = scaled[part] @ unit.T
-            block.diagonal(start).fill_(-torch.inf)
+            block = _similarities(unit, start, ctx.rows, ctx.temperature) if whole is None else whole
             both = (block + exponents[part].unsqueeze(1)).exp_()
-            both += block.add_(exponents).exp_()
+            both += (block + exponents).exp_()
             torch.mm(both, unit, out=gradient[part])
         # Positives are mutual and groups equal in size for both sides of a pair, hence the factor of two. An anchor
         # without positives has means of 0. In place, since each of these is as large as all vectors.
         gradient.sub_(means, alpha=2).mul_(slopes[0] / (anchors * ctx.temperature))
         return gradient, None, None, None
+
+
+def _similarities(unit: Tensor, start: int, rows: int, temperature: float) -> Tensor:
+    """Return s_ij of the anchors from `start` on, [rows, M]; −∞ where an anchor meets itself."""
+    block = (unit[start : start + rows] / temperature) @ unit.T
+    block.diagonal(start).fill_(-torch.inf)
+    return block
