@@ -18,7 +18,7 @@ ZERO = 128
 MOST = 127
 # FAISS scans codes of such a width with the processor's vector instructions; the rest is filled up with zeros.
 _WIDTH = 16
-_CODED_AT_ONCE = 4096
+_CODED_AT_ONCE = 1024
 # A step leaves so much room above the largest component: components that are a little larger come without coding all of
 # them anew, of which there is an end (none is above 1).
 _ROOM = 1.03

@@ -119,15 +119,16 @@ class LocalCollection:
         Raises:
             InvalidArgumentError: an item cannot be stored; nothing is written.
         """
-        batch = writes.prepare(items, self.dim)
-        if not batch.rows:
-            return UpsertResult((), 0)
+        with self._store.turns.of_write(len(items)):
+            batch = writes.prepare(items, self.dim, self._store.turns)
+            if not batch.rows:
+                return UpsertResult((), 0)
 
-        def change(transaction: writes.Transaction) -> UpsertResult:
-            existed = transaction.upsert(batch)
-            return UpsertResult(writes.outcomes(batch, existed), transaction.sequence)
+            def change(transaction: writes.Transaction) -> UpsertResult:
+                existed = transaction.upsert(batch)
+                return UpsertResult(writes.outcomes(batch, existed), transaction.sequence)
 
-        return self._store.write(change)
+            return self._store.write(change)
 
     def delete(self, keys: Sequence[str]) -> DeleteResult:
         """Delete items by key; keys that do not exist are ignored. Durable on return."""
@@ -230,6 +231,7 @@ class LocalCollection:
             InvalidArgumentError: a query or an option is out of its range.
         """
         units = validate.search(queries, options, self.dim, validate.MAX_WITHIN)
+        self._store.turns.note_search()
         if options.filter is None and not (options.with_payload or options.group_by or options.diversity):
             snapshot = self._store.snapshot()
             found = _found(snapshot, units, options)
@@ -252,6 +254,7 @@ class LocalCollection:
             InvalidArgumentError: a query or an option is out of its range.
         """
         units = validate.classification(queries, options, self.dim)
+        self._store.turns.note_search()
         snapshot, mask, excluded = self._left_out(options, len(units))
         if options.method is ClassifyMethod.KNN:
             return by_votes(snapshot, units, options, mask, excluded)

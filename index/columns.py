@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from index.turns import Turns
 from index.types import Vector
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 ALIVE = np.iinfo(np.int64).max
 UNLABELLED = -1
 _FIRST_CAPACITY = 1024
-_COPIED_AT_ONCE = 65_536
+_COPIED_AT_ONCE = 2048
 
 Slots = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -296,34 +297,33 @@ class Columns:
         """Number of slots, dead ones included."""
         return self._size
 
-    def compacted(self, sequence: int) -> "Columns":
-        """Return columns of the live slots alone, as of `sequence`; these stay as they are for who reads them."""
-        return Columns.of_live(self.snapshot(sequence))
-
     @classmethod
-    def of_live(cls, view: Snapshot) -> "Columns":
+    def of_live(cls, view: Snapshot, turns: Turns) -> "Columns":
         """Return columns of what a snapshot sees; to be brought up to a later one with `catch_up`."""
         live = np.flatnonzero(view.alive())
         fresh = cls(view.vectors.shape[1], len(live), view.label_names)  # the same codes: who knows them goes on
         fresh.forget_before(view.sequence)
-        for begin in range(0, len(live), _COPIED_AT_ONCE):
-            fresh._copy(view, live[begin : begin + _COPIED_AT_ONCE])
+        fresh._copy(view, live, turns)
         return fresh
 
-    def catch_up(self, view: Snapshot, since: int) -> None:
+    def catch_up(self, view: Snapshot, since: int, turns: Turns) -> None:
         """Take over what was written up to a snapshot of other columns after `since`, which these are as of."""
-        begin = int(np.searchsorted(view.sequences, since, side="right"))
-        for first in range(begin, len(view), _COPIED_AT_ONCE):
-            self._copy(view, np.arange(first, min(first + _COPIED_AT_ONCE, len(view))))
+        self._copy(view, np.arange(np.searchsorted(view.sequences, since, side="right"), len(view)), turns)
         died = np.flatnonzero((view.died > since) & (view.died <= view.sequence))
         self.kill(view.sequences[died], view.died[died])
 
-    def _copy(self, view: Snapshot, slots: Slots) -> None:
+    def _copy(self, view: Snapshot, slots: Slots, turns: Turns) -> None:
         """Append slots of other columns, as live ones."""
+        codes = np.array([self._label_code(name) for name in list(view.label_names)] + [UNLABELLED], np.int32)
+        for begin in range(0, len(slots), _COPIED_AT_ONCE):
+            self._copy_some(view, slots[begin : begin + _COPIED_AT_ONCE], codes)
+            turns.give_way()
+
+    def _copy_some(self, view: Snapshot, slots: Slots, codes: NDArray[np.int32]) -> None:
+        """Append slots of other columns, whose labels have other codes here."""
         text, lengths = view.keys_utf8(slots)
         self.reserve(len(slots), len(text))
         new = slice(self._size, self._size + len(slots))
-        codes = np.array([self._label_code(name) for name in list(view.label_names)] + [UNLABELLED], np.int32)
         self._vectors[new] = view.vectors[slots]
         self._sequences[new] = view.sequences[slots]
         self._died[new] = ALIVE

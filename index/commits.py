@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from encoder.errors import FailedPreconditionError, KindredError, UnavailableError
 from index.combine import Combiner
 from index.schema import State, as_kindred
+from index.turns import Turns
 from index.writes import Changes, Transaction
 
 T = TypeVar("T")
@@ -27,6 +28,7 @@ class Committer:
         state: the counters as the database holds them.
         reserve: called with a transaction's changes before it is committed; may fail (want of memory).
         publish: called with the changes and the new counters once they are on disk, before the writes return.
+        turns: asked in between to give way to searches.
         collection: the collection's name, for messages.
     """
 
@@ -37,12 +39,14 @@ class Committer:
         *,
         reserve: Callable[[Changes], None],
         publish: Callable[[Changes, State], None],
+        turns: Turns,
         collection: str,
     ) -> None:
         self._connection = connection
         self._state = state
         self._reserve = reserve
         self._publish = publish
+        self._turns = turns
         self._collection = collection
         self._combiner: Combiner[_Write, _Answer] = Combiner(self._commit, most=MAX_SHARED)
         self._left = threading.Condition()
@@ -96,7 +100,7 @@ class Committer:
 
     def _write(self, shared: Sequence[_Write]) -> list[_Answer]:
         self._connection.execute("BEGIN IMMEDIATE")
-        transaction = Transaction(self._connection, self._state)
+        transaction = Transaction(self._connection, self._state, self._turns)
         # What fails alone takes its transaction with it.
         attempt = _attempt if len(shared) > 1 else _alone
         answers = [attempt(transaction, write) for write in shared]

@@ -42,7 +42,7 @@ _COLUMNS: dict[str, type[np.generic]] = {
     "keys": np.uint8,
 }
 _CODES = "codes"
-_WRITTEN_AT_ONCE = 8 * 2**20
+_WRITTEN_AT_ONCE = 2**19
 _ROOM = 65_536
 
 

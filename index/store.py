@@ -30,6 +30,7 @@ from index.resident import Resident
 from index.schema import State, read_identity, read_state, translated
 from index.search import Found, nearest_of_all
 from index.segments import Manifest, Segments
+from index.turns import Turns
 from index.types import Vector
 from index.upkeep import Upkeep
 from index.watermark import Watermark
@@ -65,6 +66,7 @@ class Store:
     def __init__(self, folder: Path, name: str, *, read_only: bool, device: DeviceThread | None = None) -> None:
         self.name = name
         self.device = device
+        self.turns = Turns()
         self.read_only = read_only
         self._path = folder / DATABASE
         if not folder.is_dir():
@@ -107,7 +109,12 @@ class Store:
                 self._idle.append(connection)
             else:
                 self._committer = Committer(
-                    connection, state, reserve=self._reserve, publish=self._publish, collection=name
+                    connection,
+                    state,
+                    reserve=self._reserve,
+                    publish=self._publish,
+                    turns=self.turns,
+                    collection=name,
                 )
             undo.pop_all()
         self._upkeep = Upkeep(self)
@@ -273,12 +280,12 @@ class Store:
         snapshot, _, now = self.current()
         if lineage != now:
             return False
-        fresh.catch_up(snapshot, since)
+        fresh.catch_up(snapshot, since, self.turns)
         with self._published:
             if lineage != self._lineage:
                 return False
             # What little came meanwhile; the rest was caught up with while writers went on.
-            fresh.catch_up(self._columns.snapshot(self._state.sequence), snapshot.sequence)
+            fresh.catch_up(self._columns.snapshot(self._state.sequence), snapshot.sequence, self.turns)
             self._lay_out(fresh)
             self._show(self._state)
             return True
@@ -346,7 +353,7 @@ class Store:
     def _compact(self, state: State) -> None:
         # Not before what was found sealed has been checked: damaged rows must not be copied and pass for whole.
         if self._columns.size < COMPACT_APART_FROM and self.wants_compaction() and not self._upkeep.is_checking:
-            self._lay_out(self._columns.compacted(state.sequence))
+            self._lay_out(Columns.of_live(self._columns.snapshot(state.sequence), self.turns))
 
     def _lay_out(self, columns: Columns, sealed: Manifest | None = None) -> None:
         columns.combiner = self._combiner

@@ -90,17 +90,17 @@ class Upkeep:
             thread.join()
         snapshot, _, _ = self._store.current()
         if not self._store.read_only and self._is_stale(snapshot.sequence, SEAL_WHEN_IDLE_FROM):
-            self._attempt(self._seal, lambda: False)
+            self._attempt(self._seal, self._never)
 
     def seal(self) -> None:
         """Seal now, whatever there is."""
-        self._seal(lambda: False)
+        self._seal(self._never)
 
     def compact(self) -> None:
         """Leave out the dead slots now, and seal the rest."""
         with self._working:
             self._compact()
-            self._seal(lambda: False)
+            self._seal(self._never)
 
     def _start(self) -> None:
         with self._lock:
@@ -116,15 +116,15 @@ class Upkeep:
             self._wake.clear()
             sequence = self._store.current()[0].sequence
             idle, before = not woken and sequence == before, sequence
-            self._attempt(self._keep_codes, self._stop.is_set)
+            self._attempt(self._keep_codes, self._is_stopped)
             if not self._store.read_only:
                 if self._store.wants_compaction():
-                    self._attempt(lambda _: self._compact(), self._stop.is_set)
+                    self._attempt(lambda _: self._compact(), self._is_stopped)
                 worth_it = self._is_stale(sequence, SEAL_WHEN_IDLE_FROM) or self._has_unsealed_codes()
                 if self._is_due(sequence) or (idle and worth_it):
-                    self._attempt(self._seal, self._stop.is_set)
-            self._attempt(self._keep_index, self._stop.is_set)
-            self._attempt(self._keep_resident, self._stop.is_set)
+                    self._attempt(self._seal, self._is_stopped)
+            self._attempt(self._keep_index, self._is_stopped)
+            self._attempt(self._keep_resident, self._is_stopped)
             if self._unchecked is not None and time.monotonic() - opened >= _SCRUB_AFTER_SECONDS:
                 self._attempt(self._scrub, self._paced())
 
@@ -195,11 +195,11 @@ class Upkeep:
     def _compact(self) -> None:
         with self._working:
             # Rows that were damaged on disk must not be copied into columns that pass for whole.
-            self._scrub(self._stop.is_set)
+            self._scrub(self._is_stopped)
             snapshot, _, lineage = self._store.current()
-            fresh = Columns.of_live(snapshot)
+            fresh = Columns.of_live(snapshot, self._store.turns)
             # Searches go on as quickly with the new ones.
-            fresh.codes = self._coded(replace(fresh.snapshot(snapshot.sequence), codes=None), lambda: False).codes
+            fresh.codes = self._coded(replace(fresh.snapshot(snapshot.sequence), codes=None), self._never).codes
             if fresh.codes is not None and snapshot.codes is not None:
                 fresh.codes = replace(fresh.codes, integers=snapshot.codes.integers)
             self._store.replace_columns(fresh, snapshot.sequence, lineage)
@@ -207,9 +207,9 @@ class Upkeep:
     def index(self) -> None:
         """Build the index that the collection should have now."""
         with self._working:
-            self._seal(lambda: False)
-            self._keep_resident(lambda: False)
-            self._keep_index(lambda: False, 1.0)
+            self._seal(self._never)
+            self._keep_resident(self._never)
+            self._keep_index(self._never, 1.0)
 
     def _keep_index(self, stop: Callable[[], bool], outgrown: float = _OUTGROWN) -> None:
         """Load the approximate index, or build it when there is none, or one of far fewer rows."""
@@ -274,7 +274,17 @@ class Upkeep:
             log.warning("collection %s: a segment is damaged and is made again from the database", self._store.name)
             fresh, since = self._store.read_all()
             if self._store.replace_columns(fresh, since, lineage) and not self._store.read_only:
-                self._seal(self._stop.is_set)
+                self._seal(self._is_stopped)
+
+    def _is_stopped(self) -> bool:
+        """Give way to searches, then say whether to stop: asked between two pieces of work."""
+        self._store.turns.give_way()
+        return self._stop.is_set()
+
+    def _never(self) -> bool:
+        """Give way to searches, and go on."""
+        self._store.turns.give_way()
+        return False
 
     def _paced(self) -> Callable[[], bool]:
         last = time.monotonic()

@@ -15,10 +15,13 @@ import numpy as np
 from encoder.errors import InvalidArgumentError
 from index import validate
 from index.schema import State, payload_checksum, row_checksum
+from index.turns import Turns
 from index.types import Item, Outcome, Vector
 
 # Rows of one INSERT, most first: a handful of statements that stay prepared, whatever the number of rows.
 _STEPS = (64, 32, 8, 1)
+# Items that are encoded before searches have their turn.
+_ENCODED_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class Batch:
     positions: list[int]
 
 
-def prepare(items: Sequence[Item], dim: int) -> Batch:
+def prepare(items: Sequence[Item], dim: int, turns: Turns) -> Batch:
     """Check and encode items; of equal keys the last one counts.
 
     Raises:
@@ -65,6 +68,8 @@ def prepare(items: Sequence[Item], dim: int) -> Batch:
     rows = []
     for place, position in enumerate(last.values()):
         item = items[position]
+        if place % _ENCODED_AT_ONCE == _ENCODED_AT_ONCE - 1:
+            turns.give_way()
         try:
             rows.append(
                 encode(item, item.key, validate.payload_text(item.payload), data[place * width : (place + 1) * width])
@@ -132,8 +137,9 @@ class Mark:
 class Transaction:
     """An open transaction: writes take sequence numbers from it and tell it what they changed."""
 
-    def __init__(self, connection: sqlite3.Connection, state: State) -> None:
+    def __init__(self, connection: sqlite3.Connection, state: State, turns: Turns) -> None:
         self.connection = connection
+        self._turns = turns
         self.changes = Changes()
         self._before = state
         self.sequence = state.sequence
@@ -219,6 +225,7 @@ class Transaction:
                 flat = [value for row in rows[begin : begin + step] for value in row]
                 self.connection.execute(f"INSERT INTO {table} VALUES {values}", flat)  # noqa: S608 (question marks)
                 begin += step
+                self._turns.give_way()
 
     @staticmethod
     def _item_values(batch: Batch, first: int) -> list[tuple[object, ...]]:

@@ -21,6 +21,7 @@ from index.milvus.rows import AT_ONCE, MOST, WHOLE, Rows, payload_columns, paylo
 from index.rich import diverse, pool_size
 from index.search import Found
 from index.selection import payload_path, rank
+from index.turns import Turns
 from index.types import (
     Calibration,
     ClassifyMethod,
@@ -111,7 +112,7 @@ class MilvusCollection:
         Raises:
             InvalidArgumentError: an item cannot be stored; nothing is written.
         """
-        batch = writes.prepare(items, self.dim)
+        batch = writes.prepare(items, self.dim, Turns())
         if not batch.rows:
             return UpsertResult((), 0)
         known = self._rows.by_key([row.key for row in batch.rows], ["sequence"])

@@ -1,7 +1,9 @@
 """Readers see one consistent snapshot and never wait; writers share commits and none loses its own."""
 
+import os
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from encoder.errors import InvalidArgumentError
-from index import commits, store
+from index import commits, store, turns
 from index.catalog import Catalog
 from index.types import Item, Outcome, SearchOptions
 from index.writes import Transaction
@@ -220,3 +222,55 @@ def test_a_reader_follows_across_the_writer_opening_again(tmp_path: Path, monkey
                 writing.delete([item.key for item in writing.scroll(0, 3)])
         assert [item.key for item in reading.scroll(0, 10)] == ["k9"]
         assert [one.key for one in reading.search(vector(0)[None], SearchOptions())[0]] == ["k9"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_yield"), reason="this system has no call to offer the processor")
+def test_what_is_done_in_bulk_gives_way_to_searches_and_to_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offers: list[str] = []
+    monkeypatch.setattr(os, "sched_yield", lambda: offers.append(threading.current_thread().name))
+    items = [Item(str(number), vector(number)) for number in range(2_000)]
+    with Catalog(tmp_path) as catalog:
+        collection = catalog.create("bulk", space="ks1-a", dim=DIM)
+
+        def offered(work: Callable[[], object], *, searched: bool) -> int:
+            collection.upsert(items)  # something to seal, and to leave out
+            if searched:
+                collection.search(vector(0)[None], SearchOptions(k=1))
+            else:
+                time.sleep(turns.MOMENT)
+            offers.clear()
+            work()
+            return len(offers)
+
+        for work in (lambda: collection.upsert(items), collection.seal, collection.compact):
+            assert offered(work, searched=False) == 0
+            assert offered(work, searched=True) > 0
+
+
+def test_bulk_writes_beside_searches_lose_nothing(tmp_path: Path) -> None:
+    stop = threading.Event()
+    with Catalog(tmp_path) as catalog, ThreadPoolExecutor(3) as threads:
+        collection = catalog.create("bulk", space="ks1-a", dim=DIM)
+
+        def search() -> int:
+            most = 0
+            while not stop.is_set():
+                (found,) = collection.search(vector(0)[None], SearchOptions(k=1_000))
+                # Whole writes only.
+                assert len(found) % turns.BULK_FROM == 0
+                most = max(most, len(found))
+            return most
+
+        def write(writer: int) -> None:
+            for batch in range(10):
+                names = [f"{writer}/{batch}/{number}" for number in range(turns.BULK_FROM)]
+                collection.upsert([Item(name, vector(writer + batch)) for name in names])
+
+        searches = threads.submit(search)
+        for done in [threads.submit(write, writer) for writer in range(2)]:
+            done.result()
+        assert collection.count() == 20 * turns.BULK_FROM
+        stop.set()
+        assert 0 < searches.result() <= 20 * turns.BULK_FROM

@@ -12,6 +12,7 @@ from index import flat, search
 from index.columns import Columns, Snapshot
 from index.flat import top_k
 from index.search import nearest
+from index.turns import Turns
 from index.types import SearchOptions, Vector
 from tests.index.reference import unit
 
@@ -208,5 +209,5 @@ def test_a_snapshot_looks_back(tmp_path: Path) -> None:
     assert counts == {0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 4, 7: 3}
     assert np.flatnonzero(views[6].alive()).tolist() == [0, 2, 3, 4]
     assert views[6].labelled == 4
-    assert filled.compacted(7).snapshot(7).live == 3
-    assert filled.compacted(7).snapshot(7).floor == 7
+    compacted = Columns.of_live(filled.snapshot(7), Turns()).snapshot(7)
+    assert (compacted.live, compacted.floor) == (3, 7)
