@@ -12,120 +12,20 @@ does the same with them in one go, as long as nothing waits in front of them.
 
 import asyncio
 import contextlib
-import hashlib
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from encoder.errors import DeadlineExceededError, KindredError
-from encoder.images import DecodeLimits
-from encoder.metadata import Metadata
-from encoder.session import Outputs
 from serving.admission import Admission
 from serving.metrics import Metrics
-from serving.prices import Prices
 from serving.settings import Limits
-
-Source = bytes | memoryview | NDArray[np.uint8]
-
-
-class Runner(Protocol):
-    """What the pipeline needs of an `encoder.session.Encoder`."""
-
-    metadata: Metadata
-
-    def load_pixels(self, data: bytes | memoryview, limits: DecodeLimits) -> NDArray[np.uint8]:
-        """Return an image file's pixels, uint8 [H, W, 3]."""
-
-    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
-        """Return the outputs for pixels, uint8 [N, H, W, 3]."""
-
-
-@dataclass(frozen=True, slots=True)
-class Embedded:
-    """What became of one image.
-
-    Attributes:
-        vector: float32 [D], unit length.
-        logits: float32 [C], None when the model has no linear head.
-        content_hash: SHA-256 of the file, empty when it was not asked for.
-    """
-
-    vector: NDArray[np.float32]
-    logits: NDArray[np.float32] | None
-    content_hash: bytes
-
-
-Outcome = Embedded | KindredError
-
-
-class Work:
-    """The images of one request on their way through the pipeline.
-
-    Args:
-        images: image files, or pixels uint8 [H, W, 3] of the model's own size.
-        deadline: `time.monotonic()` after which nobody waits for the answer; None for never.
-        hashes: fill in the content hashes.
-    """
-
-    def __init__(self, images: Sequence[Source], deadline: float | None, hashes: bool) -> None:
-        self.images: Sequence[Source] = images
-        self.hashes = hashes
-        self.size = sum(len(image) if isinstance(image, bytes) else image.nbytes for image in images)
-        self.outcomes: list[Outcome | None] = [None] * len(images)
-        self.failure: Exception | None = None
-        self.began = time.monotonic()
-        self.left = len(images)
-        self.deadline = deadline
-        self.loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[list[Outcome]] = self.loop.create_future()
-
-    def is_dead(self) -> bool:
-        """Return whether nobody waits for the answer any more, so that no more work may be spent on it."""
-        return self.done.cancelled() or self.is_late() or self.failure is not None
-
-    def is_late(self) -> bool:
-        """Return whether the deadline has passed."""
-        return self.deadline is not None and time.monotonic() >= self.deadline
-
-
-def _bare(error: KindredError) -> KindredError:
-    """Return the error without the frames that it came through.
-
-    They hold the request, which is about to hold the error: together they would stay, images and all, until the garbage
-    collector comes by.
-    """
-    error.__cause__ = error.__context__ = None
-    return error.with_traceback(None)
-
-
-# The event loop decodes no image of more bytes or pixels, whatever others have cost: a header tells what one may cost.
-_SMALL_BYTES = 16 * 1024
-_SMALL_PIXELS = 128 * 128
-
-# A file, as its request and its place there.
-File = tuple[Work, int]
-
-
-class Decoded(NamedTuple):
-    """An image on its way to the encoder."""
-
-    work: Work
-    position: int
-    pixels: NDArray[np.uint8]
-    content_hash: bytes
-    since: float
-
-
-# What has become of an image; None when it was dropped.
-Ended = tuple[Work, int, Outcome | None]
+from serving.stages import Runner, Stages
+from serving.works import Decoded, Ended, File, Outcome, Source, Work
 
 
 class Lease:
@@ -175,13 +75,8 @@ class Pipeline:
         sessions: int = 1,
         metrics: Metrics | None = None,
     ) -> None:
-        self._runner = runner
+        self._stages = Stages(runner, limits, metrics)
         self.admission = Admission(limits)
-        self._decode_limits = DecodeLimits(max_bytes=limits.max_image_bytes, max_pixels=limits.max_pixels)
-        self._small_limits = DecodeLimits(
-            max_bytes=min(_SMALL_BYTES, limits.max_image_bytes), max_pixels=min(_SMALL_PIXELS, limits.max_pixels)
-        )
-        self._prices = Prices()
         self._max_batch = max_batch
         self._metrics = metrics
         self._lease = Lease()
@@ -212,7 +107,7 @@ class Pipeline:
         """Bytes of these images."""
         return self.admission.queued_bytes
 
-    def leased(self) -> "Lease":
+    def leased(self) -> Lease:
         """Keep the pipeline from being retired for the length of a block."""
         return self._lease
 
@@ -311,7 +206,7 @@ class Pipeline:
         if self._pixels or not self._sessions or not 0 < len(self._files) <= min(arrived, self._max_batch):
             return []
         decoded = sum(isinstance(work.images[position], np.ndarray) for work, position in self._files)
-        if not self._prices.are_low(len(self._files), len(self._files) - decoded):
+        if not self._stages.prices.are_low(len(self._files), len(self._files) - decoded):
             return []
         files = list(self._files)
         self._files.clear()
@@ -323,7 +218,7 @@ class Pipeline:
         decoded: list[Decoded] = []
         ended: list[Ended] = []
         for work, position in files:
-            entry = self._read(work, position, self._small_limits)
+            entry = self._stages.decode(work, position, self._stages.small_limits)
             if isinstance(entry, Decoded):
                 decoded.append(entry)
             elif isinstance(entry[2], KindredError):
@@ -347,7 +242,7 @@ class Pipeline:
             if isinstance(task, list):
                 self._answer(self._end(self._infer(task)))
             else:
-                entry = self._read(*task, self._decode_limits)
+                entry = self._stages.decode(*task, self._stages.limits)
                 if isinstance(entry, Decoded):
                     with self._lock:
                         # This thread looks for what to do next right after, so nobody has to be woken for these.
@@ -383,41 +278,9 @@ class Pipeline:
         share = (ready + len(self._files)) // self._all_sessions
         return min(max(share, 1), self._max_batch)
 
-    def _read(self, work: Work, position: int, limits: DecodeLimits) -> Decoded | Ended:
-        """Decode a file."""
-        if work.is_dead():
-            return work, position, None
-        image, content_hash, start = work.images[position], b"", time.monotonic()
-        try:
-            if not isinstance(image, np.ndarray):
-                pixels = self._runner.load_pixels(image, limits)
-                content_hash = hashlib.sha256(image).digest() if work.hashes else b""
-            else:
-                pixels = image
-        except KindredError as error:
-            return work, position, _bare(error)
-        except Exception as error:
-            work.failure = error
-            return work, position, None
-        end = time.monotonic()
-        if pixels is not image:
-            self._prices.decoding.note(end - start)
-        if self._metrics is not None:
-            self._metrics.stage("queue", start - work.began)
-            self._metrics.stage("decode", end - start)
-        return Decoded(work, position, pixels, content_hash, end)
-
     def _infer(self, batch: list[Decoded]) -> list[Ended]:
         """Infer a batch, and let the next one begin."""
-        wanted: list[Decoded] = []
-        ended: list[Ended] = []
-        for entry in batch:
-            if entry[0].is_dead():
-                ended.append((entry[0], entry[1], None))
-            else:
-                wanted.append(entry)
-        if wanted:
-            ended += self._encode(wanted)
+        ended = self._stages.infer(batch)
         with self._lock:
             self._sessions += 1
             if self._closing:
@@ -443,37 +306,3 @@ class Pipeline:
             # A loop that is closed already has nobody left to wake.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._leave, [work for work in complete if work.loop is loop])
-
-    def _encode(self, batch: list[Decoded]) -> list[Ended]:
-        start = time.monotonic()
-        try:
-            # `stack` takes longer than some models do.
-            outputs = self._runner.run(
-                batch[0].pixels[None] if len(batch) == 1 else np.stack([each.pixels for each in batch])
-            )
-        except KindredError as error:
-            # Find out whose image the model cannot take: the others in the batch are strangers to it.
-            if len(batch) == 1:
-                return [(batch[0][0], batch[0][1], _bare(error))]
-            return [ended for entry in batch for ended in self._encode([entry])]
-        except Exception as error:
-            for entry in batch:
-                entry[0].failure = error
-            return [(work, position, None) for work, position, _, _, _ in batch]
-        seconds = max(time.monotonic() - start, 1e-6)
-        self._prices.inference.note(seconds, len(batch))
-        self._note(batch, start, seconds)
-        return [
-            (work, position, Embedded(vector, None if outputs.logits is None else outputs.logits[row], content_hash))
-            for row, ((work, position, _, content_hash, _), vector) in enumerate(
-                zip(batch, outputs.embeddings, strict=True)
-            )
-        ]
-
-    def _note(self, batch: list[Decoded], start: float, seconds: float) -> None:
-        if self._metrics is None:
-            return
-        for _, _, _, _, decoded in batch:
-            self._metrics.stage("batch", start - decoded)
-        self._metrics.stage("inference", seconds)
-        self._metrics.batch("inference", len(batch))

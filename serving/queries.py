@@ -11,8 +11,8 @@ from index.rich import combine
 from kindred.v1 import common_pb2
 from serving.messages import Vector, located, read_vector
 from serving.models import Model, Models
-from serving.pipeline import Embedded
 from serving.store import OpenCollection
+from serving.works import Embedded
 
 # Vectors of more bytes are read in a thread, so that they do not hold up the event loop.
 _LARGE_BYTES = 256 * 1024

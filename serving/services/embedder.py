@@ -12,7 +12,6 @@ from kindred.v1 import embedder_pb2, embedder_pb2_grpc
 from serving.interceptor import Context
 from serving.messages import check_count
 from serving.models import Model, Models
-from serving.pipeline import Outcome
 from serving.settings import Limits
 from serving.status import item_error
 from serving.streams import in_order
@@ -25,6 +24,7 @@ from serving.wire import (
     write_embed,
     write_embed_stream,
 )
+from serving.works import Outcome
 
 EMBED = "/kindred.v1.Embedder/Embed"
 # How the methods' requests are read.

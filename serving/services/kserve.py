@@ -14,8 +14,8 @@ from kindred.kserve import inference_pb2_grpc
 from serving.interceptor import Context
 from serving.messages import check_count
 from serving.models import Model, Models
-from serving.pipeline import Embedded, Source
 from serving.settings import Limits
+from serving.works import Embedded, Source
 
 VERSION = "1"
 INFER = "/inference.GRPCInferenceService/ModelInfer"

@@ -17,9 +17,10 @@ from encoder.errors import DeadlineExceededError, FailedPreconditionError, Image
 from encoder.images import DecodeLimits
 from encoder.metadata import Metadata, Preprocess
 from encoder.session import Outputs
-from serving.pipeline import Embedded, Pipeline
+from serving.pipeline import Pipeline
 from serving.prices import Price, Prices
 from serving.settings import Limits
+from serving.works import Embedded
 
 SIDE = 2
 
