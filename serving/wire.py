@@ -5,9 +5,9 @@ write these requests in one plain form, which is read here as views into the rec
 malformed or not, is left to the library: there is no second opinion on what a message means.
 """
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,23 +26,20 @@ _MAX_LENGTH_BYTES = 5
 _MAX_NUMBER_BYTES = 10
 
 
-@dataclass(frozen=True, slots=True)
-class ImageView:
+class ImageView(NamedTuple):
     """A `kindred.v1.Image` as a view of the bytes that hold it."""
 
     data: memoryview
 
 
-@dataclass(frozen=True, slots=True)
-class EmbedView:
+class EmbedView(NamedTuple):
     """A `kindred.v1.EmbedRequest` whose images are views."""
 
     images: list[ImageView]
     model: str
 
 
-@dataclass(frozen=True, slots=True)
-class EmbedStreamView:
+class EmbedStreamView(NamedTuple):
     """A `kindred.v1.EmbedStreamRequest` whose images are views."""
 
     batch: EmbedView
@@ -68,7 +65,7 @@ def read_embed(data: bytes) -> AnyEmbed:
         google.protobuf.message.DecodeError: it is none.
     """
     try:
-        return _embed(memoryview(data), 0, len(data))
+        return _embed(data, 0, len(data))
     except (_OtherFormError, IndexError):
         return embedder_pb2.EmbedRequest.FromString(data)
 
@@ -80,7 +77,7 @@ def read_embed_stream(data: bytes) -> AnyEmbedStream:
         google.protobuf.message.DecodeError: it is none.
     """
     try:
-        return _embed_stream(memoryview(data))
+        return _embed_stream(data)
     except (_OtherFormError, IndexError):
         return embedder_pb2.EmbedStreamRequest.FromString(data)
 
@@ -104,17 +101,27 @@ def _response(results: Sequence[Result], dim: int, space: str) -> list[bytes | m
         content: bytes | memoryview
         if isinstance(result, np.ndarray):
             content = np.ascontiguousarray(result, "<f4").data.cast("B")
-            head = _number(_FIRST, len(content))
+            parts += (_head(_FIRST, len(content)), content)
         else:
             content = result.SerializeToString()
-            head = _number(_ERROR, len(content))
-        parts += (_number(_FIRST, len(head) + len(content)), head, content)
-    if dim:
-        parts.append(_number(_DIM, dim))
-    if space:
-        text = space.encode()
-        parts += (_number(_SPACE, len(text)), text)
+            parts += (_head(_ERROR, len(content)), content)
+    parts.append(_tail(dim, space))
     return parts
+
+
+# Vectors of a model are equally long, so that the same few are asked for again and again.
+@functools.lru_cache(maxsize=64)
+def _head(key: int, length: int) -> bytes:
+    """Return what precedes the content of a result's field: that it is a result, and the field."""
+    field = _number(key, length)
+    return _number(_FIRST, len(field) + length) + field
+
+
+@functools.lru_cache(maxsize=64)
+def _tail(dim: int, space: str) -> bytes:
+    """Return the fields after the results."""
+    text = space.encode()
+    return (_number(_DIM, dim) if dim else b"") + (_number(_SPACE, len(text)) + text if text else b"")
 
 
 def _number(key: int, value: int) -> bytes:
@@ -127,7 +134,7 @@ def _number(key: int, value: int) -> bytes:
     return bytes(encoded)
 
 
-def _embed_stream(data: memoryview) -> EmbedStreamView:
+def _embed_stream(data: bytes) -> EmbedStreamView:
     start, end = _field(data, 0, len(data), _FIRST)
     batch, tag = _embed(data, start, end), 0
     if end < len(data):
@@ -139,8 +146,9 @@ def _embed_stream(data: memoryview) -> EmbedStreamView:
     return EmbedStreamView(batch, tag)
 
 
-def _embed(data: memoryview, at: int, end: int) -> EmbedView:
+def _embed(data: bytes, at: int, end: int) -> EmbedView:
     images: list[ImageView] = []
+    view = memoryview(data)
     while at < end and data[at] == _FIRST:
         start, at = _field(data, at, end, _FIRST)
         inner = start
@@ -148,20 +156,20 @@ def _embed(data: memoryview, at: int, end: int) -> EmbedView:
             inner, last = _field(data, start, at, _FIRST)
             if last != at:
                 raise _OtherFormError
-        images.append(ImageView(data[inner:at]))
+        images.append(ImageView(view[inner:at]))
     model = ""
     if at < end:
         start, at = _field(data, at, end, _MODEL)
         if at != end:
             raise _OtherFormError
         try:
-            model = bytes(data[start:end]).decode()
+            model = data[start:end].decode()
         except UnicodeDecodeError:
             raise _OtherFormError from None
     return EmbedView(images, model)
 
 
-def _field(data: memoryview, at: int, end: int, key: int) -> tuple[int, int]:
+def _field(data: bytes, at: int, end: int, key: int) -> tuple[int, int]:
     """Return where the content of the field that begins here starts and ends."""
     if data[at] != key:
         raise _OtherFormError
@@ -171,7 +179,7 @@ def _field(data: memoryview, at: int, end: int, key: int) -> tuple[int, int]:
     return start, start + length
 
 
-def _varint(data: memoryview, at: int, most: int) -> tuple[int, int]:
+def _varint(data: bytes, at: int, most: int) -> tuple[int, int]:
     """Return a number in its shortest encoding, and where it ends."""
     value = 0
     for index in range(most):
