@@ -12,9 +12,8 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import grpc
 import grpc.aio
@@ -47,8 +46,7 @@ _EARLY_SECONDS = 0.05
 log = logging.getLogger("kindred.calls")
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One call.
 
     Attributes:
@@ -62,6 +60,17 @@ class Call:
     request_id: str
     began: float
     metadata: Any
+
+
+class _Unary:
+    """A unary method's handler, with what gRPC asks of one: made for every call, so it holds nothing else."""
+
+    __slots__ = ("unary_unary",)
+    request_streaming = response_streaming = False
+    request_deserializer = response_serializer = None
+
+    def __init__(self, unary_unary: Callable[[bytes, Context], Awaitable[bytes]]) -> None:
+        self.unary_unary = unary_unary
 
 
 class Door(Protocol):
@@ -102,7 +111,6 @@ class Calls(grpc.GenericRpcHandler):
         self._max_calls = max_calls
         self._calls = 0
         self._idle = asyncio.Event()
-        self._idle.set()
         self._draining = asyncio.Event()
         self._held: asyncio.Event | None = None
         self._reading: set[asyncio.Task[Any]] = set()
@@ -123,7 +131,8 @@ class Calls(grpc.GenericRpcHandler):
         self._draining.set()
         for task in self._reading:
             task.cancel()
-        await self._idle.wait()
+        if self._calls:
+            await self._idle.wait()
 
     def watch_door(self, method: str, door: Door) -> None:
         """Ask a door before the requests of a unary method are read."""
@@ -187,7 +196,7 @@ class Calls(grpc.GenericRpcHandler):
         async def answer(raw: bytes, context: Context) -> bytes:
             return await self._answer(handler, call, context, raw)
 
-        return grpc.unary_unary_rpc_method_handler(answer)
+        return cast(Handler, _Unary(answer))
 
     def _wrap_crowded(self, handler: Any, call: Call, door: Door) -> Handler:
         """Wrap a unary method as a stream, which has not read its request yet when the door is asked."""
@@ -221,7 +230,8 @@ class Calls(grpc.GenericRpcHandler):
 
     def _wrap_stream(self, handler: Any, inner: Callable[..., Any], call: Call) -> Handler:
         async def requests(raw: AsyncIterator[bytes]) -> AsyncIterator[Message]:
-            while (data := await self._read(raw)) is not None:
+            messages = aiter(raw)
+            while (data := await self._read(messages)) is not None:
                 yield _parse(handler, data, self._max_bytes)
 
         async def answers(raw: Any, context: Context) -> AsyncIterator[bytes]:
@@ -299,13 +309,13 @@ class Calls(grpc.GenericRpcHandler):
             self._rejected("calls_full")
             raise ResourceExhaustedError("too many calls at one time: try again later")
         self._calls += 1
-        self._idle.clear()
 
     def _leave(self, method: str) -> None:
         if method.startswith("/grpc."):
             return
         self._calls -= 1
-        if not self._calls:
+        # None comes in again once the server drains.
+        if not self._calls and self._draining.is_set():
             self._idle.set()
 
     def _rejected(self, reason: Reason) -> None:
