@@ -29,25 +29,25 @@ from serving.works import Decoded, Ended, File, Outcome, Source, Work
 
 
 class Lease:
-    """Counts the blocks that are within it. Lives on the event loop.
-
-    Attributes:
-        ended: set while there is none.
-    """
+    """Counts the blocks that are within it. Lives on the event loop."""
 
     def __init__(self) -> None:
         self._within = 0
-        self.ended = asyncio.Event()
-        self.ended.set()
+        self._ended: asyncio.Event | None = None
 
     def __enter__(self) -> None:
         self._within += 1
-        self.ended.clear()
 
     def __exit__(self, *error: object) -> None:
         self._within -= 1
-        if not self._within:
-            self.ended.set()
+        if self._ended is not None and not self._within:
+            self._ended.set()
+
+    async def wait(self) -> None:
+        """Return when no block is within it any more. None may begin meanwhile."""
+        if self._within:
+            self._ended = asyncio.Event()
+            await self._ended.wait()
 
 
 class Pipeline:
@@ -113,7 +113,7 @@ class Pipeline:
 
     async def retire(self) -> None:
         """Wait until nobody leases the pipeline any more and close it. Nobody may begin to meanwhile."""
-        await self._lease.ended.wait()
+        await self._lease.wait()
         await asyncio.get_running_loop().run_in_executor(None, self.close)
 
     async def embed(

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +13,7 @@ from encoder.errors import KindredError
 Source = bytes | memoryview | NDArray[np.uint8]
 
 
-@dataclass(frozen=True, slots=True)
-class Embedded:
+class Embedded(NamedTuple):
     """What became of one image.
 
     Attributes:
@@ -39,7 +37,27 @@ class Work:
         images: image files, or pixels uint8 [H, W, 3] of the model's own size.
         deadline: `time.monotonic()` after which nobody waits for the answer; None for never.
         hashes: fill in the content hashes.
+
+    Attributes:
+        size: bytes of the images.
+        outcomes: what has become of each, None for not known or dropped.
+        failure: a bug, which fails all of them.
+        left: how many are still on their way.
+        done: the answer to come.
     """
+
+    __slots__ = (
+        "began",
+        "deadline",
+        "done",
+        "failure",
+        "hashes",
+        "images",
+        "left",
+        "loop",
+        "outcomes",
+        "size",
+    )
 
     def __init__(self, images: Sequence[Source], deadline: float | None, hashes: bool) -> None:
         self.images: Sequence[Source] = images
