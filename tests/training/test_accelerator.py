@@ -79,6 +79,7 @@ def test_missing_labels_are_found_before_the_epoch() -> None:
         objective.begin_epoch(build_encoder("tiny", 8), data, 0)
 
 
+@pytest.mark.usefixtures("unexported")
 def test_a_compiled_encoder_trains_as_the_plain_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Without the code generator, which takes half a minute; the graph is taken and run as it is on a GPU.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))

@@ -227,6 +227,7 @@ def test_auto_goes_to_the_cache_when_memory_is_too_small_and_stays_there(tmp_pat
         assert_same(found, wanted)
 
 
+@pytest.mark.usefixtures("unexported")
 def test_training_from_the_cache_gives_the_weights_that_memory_gives(tmp_path: Path) -> None:
     source = write_photos(tmp_path / "pets", 24)
     weights = []

@@ -12,8 +12,11 @@ from torch import Tensor
 
 from encoder.artifact import read_metadata
 from encoder.errors import InvalidArgumentError
+from encoder.metadata import Metadata
 from training import checkpoint as checkpoints
 from training.checkpoint import load_run
+from training.encoders import Encoder, Normalisation, build_encoder
+from training.export import ExportReport
 from training.objectives.registry import OBJECTIVES
 from training.pretrain import Trainer, pretrain
 from training.settings import CHECKPOINT_FILE, MODEL_FILE, TrainSettings
@@ -66,15 +69,33 @@ def interrupted(settings: TrainSettings, steps: int, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_it_trains_and_its_artifact_is_the_encoder(objective: str, tmp_path: Path) -> None:
+def test_it_trains_and_hands_its_encoder_alone_to_the_export(
+    objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[Encoder, Metadata]] = []
+
+    def export(encoder: Encoder, _: Normalisation, metadata: Metadata, *rest: object, **head: object) -> ExportReport:
+        assert head == {"head": None}
+        given.append((encoder, metadata))
+        return ExportReport(0.0, 1.0, 0, 0.0)
+
+    monkeypatch.setattr("training.export.export", export)
     report = pretrain(quick(tmp_path / "run", objective=objective, epochs=1))
     assert report.loss is not None
-    metadata = read_metadata(tmp_path / "run" / MODEL_FILE)
+    ((encoder, metadata),) = given
+    assert encoder.state_dict().keys() == build_encoder("tiny", 16).state_dict().keys()
     assert metadata.objective == objective
     assert metadata.dim == 128
     assert not metadata.class_names
 
 
+def test_the_artifact_of_a_student_is_the_encoder(tmp_path: Path) -> None:
+    pretrain(quick(tmp_path / "run", objective="self-distillation", epochs=1))
+    metadata = read_metadata(tmp_path / "run" / MODEL_FILE)
+    assert (metadata.objective, metadata.dim, metadata.class_names) == ("self-distillation", 128, ())
+
+
+@pytest.mark.usefixtures("unexported")
 @pytest.mark.parametrize("objective", ["supmoco", "self-distillation", "deepcluster", "mixup-supcon", "jigsaw"])
 def test_stopped_within_an_epoch_it_goes_on_bit_for_bit(
     objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -84,6 +105,7 @@ def test_stopped_within_an_epoch_it_goes_on_bit_for_bit(
     assert same(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.usefixtures("unexported")
 @pytest.mark.parametrize("ema", [0.0, 0.5])
 def test_online_knn_judges_what_would_be_served_and_leaves_the_training_alone(
     ema: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -102,6 +124,7 @@ def test_online_knn_judges_what_would_be_served_and_leaves_the_training_alone(
     assert all(torch.equal(value, judged[-1][name]) for name, value in served.items())
 
 
+@pytest.mark.usefixtures("unexported")
 @pytest.mark.parametrize(
     "changes",
     [

@@ -14,6 +14,7 @@ from encoder.artifact import write
 from encoder.errors import InvalidArgumentError
 from encoder.metadata import Preprocess
 from tests.artifacts import tiny_artifact, tiny_graph, tiny_metadata
+from tests.e2e.pictures import class_folders
 from training.checkpoint import Checkpoint, Position, save
 from training.encoders import Normalisation, build_encoder
 from training.judge_options import evaluate_command, export_command
@@ -167,6 +168,10 @@ def test_export_writes_the_model_and_reports(trained: Path) -> None:
     again = run("evaluate", trained / "model.onnx", "--train", "digits", "--test", "digits", "--json")
     assert json.loads(again.stdout)["knn_accuracy"] == figures["knn_accuracy"]
 
-    table = run("export", trained)
+
+
+def test_export_shows_a_table_to_people(trained: Path, tmp_path: Path) -> None:
+    moved = class_folders(tmp_path / "pictures", per_class=4, side=8)
+    table = run("export", trained, "--data", moved, "--test", moved, "--no-report")
     assert table.exit_code == 0
     assert "largest difference" in table.stdout

@@ -25,8 +25,11 @@ from encoder.errors import (
     NotFoundError,
 )
 from training import checkpoint as checkpoints
+from training.__main__ import main
 from training.checkpoint import Checkpoint, load_run, load_weights
 from training.encoders import IMAGENET_NORMALISATION, build_encoder
+from training.export import space_of
+from training.options import resolve_settings
 from training.pretrain import TrainReport, pretrain
 from training.rundir import open_run
 from training.settings import (
@@ -46,6 +49,12 @@ def quick(out: Path, **changes: Any) -> TrainSettings:
     """Return settings of a run of a second or two on a few digits."""
     base = dataclasses.replace(recommended("digits", out), limit=12, epochs=3, batch_size=40, threads=1)
     return dataclasses.replace(base, precision="float32", **changes)
+
+
+def space(run: Path) -> str:
+    """Return the embedding space of a run's weights."""
+    loaded = load_run(run)
+    return space_of(loaded.encoder, loaded.normalisation)
 
 
 def write_images(root: Path, classes: int = 2, each: int = 2) -> Path:
@@ -110,14 +119,15 @@ def test_a_checkpoint_opens_without_running_anybodys_code(finished: tuple[Path, 
     assert run.class_names == tuple("0123456789")
 
 
+@pytest.mark.usefixtures("unexported")
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
     finished: tuple[Path, TrainReport], tmp_path: Path
 ) -> None:
     out, report = finished
-    same = pretrain(quick(tmp_path / "same"))
-    other = pretrain(quick(tmp_path / "other", seed=1))
-    assert same.run.space == report.run.space
-    assert other.run.space != report.run.space
+    pretrain(quick(tmp_path / "same"))
+    pretrain(quick(tmp_path / "other", seed=1))
+    assert space(tmp_path / "same") == report.run.space
+    assert space(tmp_path / "other") != report.run.space
     assert same_tensors(out, tmp_path / "same")
 
 
@@ -139,6 +149,7 @@ def test_simclr_needs_no_labels_and_supcon_says_that_it_does(tmp_path: Path) -> 
     assert (tmp_path / "run" / MODEL_FILE).exists()
 
 
+@pytest.mark.usefixtures("unexported")
 def test_one_class_is_refused_and_single_images_are_mentioned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     one = write_images(tmp_path / "one", classes=1, each=3)
     with pytest.raises(InvalidArgumentError, match="one class"):
@@ -205,16 +216,18 @@ def test_a_second_process_in_the_same_folder_is_refused(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.usefixtures("unexported")
 def test_a_run_starts_from_another_runs_weights(finished: tuple[Path, TrainReport], tmp_path: Path) -> None:
     out, report = finished
     start = quick(tmp_path / "run", weights=out)
-    again = pretrain(dataclasses.replace(start, epochs=0))
-    assert again.run.space == report.run.space
+    pretrain(dataclasses.replace(start, epochs=0))
+    assert space(start.out) == report.run.space
     state, normalisation = load_weights(out / CHECKPOINT_FILE)
     assert normalisation == load_run(out).normalisation
     assert set(state) == set(load_run(out).encoder.state_dict())
 
 
+@pytest.mark.usefixtures("unexported")
 def test_torchvisions_files_are_a_start_and_keep_their_stem(tmp_path: Path) -> None:
     torch.save(build_encoder("resnet18", 224).state_dict() | {"fc.weight": torch.zeros(2, 512)}, tmp_path / "w.pth")
     settings = quick(tmp_path / "run", encoder="resnet18", weights=tmp_path / "w.pth")
@@ -236,9 +249,19 @@ def test_damaged_checkpoints_are_said_in_one_line(tmp_path: Path) -> None:
 # The command, as a process
 
 
+OPTIONS: dict[str, int | float] = {
+    **{"limit": 12, "batch_size": 40, "epochs": 40, "threads": 1},
+    "checkpoint_seconds": 0.2,
+}
+
+
+def arguments(out: Path, *options: str) -> list[str]:
+    given = [word for name, value in OPTIONS.items() for word in ("--" + name.replace("_", "-"), str(value))]
+    return ["digits", "--out", str(out), *given, *options]
+
+
 def command(out: Path, *options: str) -> list[str]:
-    base = [sys.executable, "-m", "training", "digits", "--out", str(out), "--limit", "12", "--batch-size", "40"]
-    return [*base, "--epochs", "60", "--threads", "1", "--checkpoint-seconds", "0.2", *options]
+    return [sys.executable, "-m", "training", *arguments(out, *options)]
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -270,11 +293,12 @@ def leaves(saved: Checkpoint) -> list[tuple[str, bytes]]:
     return found
 
 
+@pytest.mark.usefixtures("unexported")
 def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_never_killed(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(whole), env=environment(), check=True, capture_output=True)
+    pretrain(resolve_settings("digits", whole, OPTIONS, resume=False))
     kills = 0
-    for _ in range(3):
+    for _ in range(2):
         process = subprocess.Popen(
             command(killed, "--resume"), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -286,8 +310,8 @@ def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_never_killed(tmp
             kills += 1
         process.wait()
     steps = checkpoints.load(killed / CHECKPOINT_FILE).position.step
-    assert kills == 3
-    assert 0 < steps < 180
+    assert kills == 2
+    assert 0 < steps < 3 * OPTIONS["epochs"]
     subprocess.run(command(killed, "--resume"), env=environment(), check=True, capture_output=True)
     assert same_tensors(whole, killed)
     assert losses(whole) == losses(killed)
@@ -325,13 +349,29 @@ def test_the_command_ends_with_one_json_object_and_prints_nothing_else(tmp_path:
         (["--no-such-option"], 2, "--no-such-option"),
         (["--resume", "--overwrite"], 2, "exclude each other"),
         (["--weights", "nowhere.pth"], 1, "there is no checkpoint"),
-        (["--learning-rate", "1e30", "--optimiser", "sgd"], 1, "no number any more"),
     ],
 )
-def test_wrong_use_is_one_line_and_a_status(tmp_path: Path, options: list[str], status: int, message: str) -> None:
+def test_wrong_use_is_one_line_and_a_status(
+    tmp_path: Path,
+    options: list[str],
+    status: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["training", *arguments(tmp_path / "run", *options)])
+    assert main() == status
+    out, error = capfd.readouterr()
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert out == ""
+
+
+def test_a_command_that_fails_ends_in_one_line_and_a_status(tmp_path: Path) -> None:
+    options = ("--learning-rate", "1e30", "--optimiser", "sgd")
     done = subprocess.run(command(tmp_path / "run", *options), env=environment(), capture_output=True, text=True)
-    assert done.returncode == status
-    assert message in done.stderr
+    assert done.returncode == 1
+    assert "no number any more" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
 

@@ -3,8 +3,6 @@
 import gzip
 import pickle
 import struct
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from encoder.errors import InvalidArgumentError, NotFoundError
-from tests.e2e.processes import quiet_environment
+from kindred import cli
 from tests.training.test_data import write_cifar
 from training.data import has_split, load_images
 from training.idx import read_idx
@@ -98,13 +96,14 @@ def test_names_stand_for_what_lies_below_the_data_root(tmp_path: Path) -> None:
         resolve_data("cifar100", tmp_path / "cifar-10-batches-py")
 
 
-def test_the_command_trains_on_a_name(tmp_path: Path) -> None:
+def test_the_command_trains_on_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_mnist(tmp_path / "data")
-    command = [sys.executable, "-m", "kindred", "train", "mnist", "--epochs", "0", "--out", "run"]
-    environment = quiet_environment() | {"KINDRED_DATA_ROOT": "data"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "10 held-out images" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KINDRED_DATA_ROOT", "data")
+    assert cli.run(["train", "mnist", "--epochs", "0", "--out", "run"]) == 0
+    assert "10 held-out images" in capsys.readouterr().out
 
 
 IMAGES = np.zeros((20, 28, 28), np.uint8)

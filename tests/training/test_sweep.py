@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from encoder.errors import InvalidArgumentError, NotFoundError
-from tests.e2e.processes import run as kindred
+from kindred import cli
 from training.compare import compare
 from training.settings import TrainSettings
 from training.sweep import Row, SweepReport, parse_variation, sweep
@@ -94,26 +94,27 @@ def test_a_value_out_of_range_is_refused_before_anything_is_trained(tmp_path: Pa
     assert not (tmp_path / "s").exists()
 
 
-def test_the_command_sweeps_goes_on_and_its_runs_can_be_compared_and_reported(tmp_path: Path) -> None:
+def test_the_command_sweeps_goes_on_and_its_runs_can_be_compared_and_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def kindred(*arguments: str) -> str:
+        assert cli.run(arguments) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
     command = ("sweep", "digits", "--out", str(tmp_path / "s"), "--vary", "temperature=0.1,0.5", *SMALL, "--json")
-    done = kindred(*command)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(kindred(*command).splitlines()[-1])
     assert [row["value"] for row in found["rows"]] == [None, 0.1, 0.5]
     # The base has this temperature already: the same seed gives the same encoder.
     assert found["rows"][0]["knn_accuracy"] == found["rows"][1]["knn_accuracy"]
     assert set(found["effects"]) == {"temperature"}
     models = {path: path.stat().st_mtime_ns for path in tmp_path.glob("s/*/model.onnx")}
     assert len(models) == 3
-    again = kindred(*command)
-    assert json.loads(again.stdout.splitlines()[-1]) == found
+    assert json.loads(kindred(*command).splitlines()[-1]) == found
     assert {path: path.stat().st_mtime_ns for path in models} == models, "finished runs are not trained again"
 
     base, other = tmp_path / "s" / "base-seed0", tmp_path / "s" / "temperature=0.5-seed0"
     compared = kindred("compare", str(base), str(other))
-    assert compared.returncode == 0, compared.stderr
-    assert "temperature" in compared.stdout
-    assert "learning-rate" not in compared.stdout
+    assert "temperature" in compared
+    assert "learning-rate" not in compared
     written = kindred("report", str(base), "--json")
-    assert written.returncode == 0, written.stderr
-    assert Path(json.loads(written.stdout)["report"]).stat().st_size > 10_000
+    assert Path(json.loads(written)["report"]).stat().st_size > 10_000

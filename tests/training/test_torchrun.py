@@ -36,6 +36,20 @@ Trainer.step = failing
 sys.exit(main())
 """
 
+# For runs of which only the training is looked at.
+UNEXPORTED = """
+import sys
+from training import pretrain
+from training.__main__ import main
+from training.export import ExportReport, RunReport
+from training.settings import MODEL_FILE
+
+def export_run(out, **_):
+    return RunReport(out / MODEL_FILE, "none", 0, ExportReport(0.0, 1.0, 0, 0.0), None)
+pretrain.export_run = export_run
+sys.exit(main())
+"""
+
 
 def start(out: Path, *options: str, script: tuple[str, ...] = ("-m", "training")) -> subprocess.Popen[str]:
     command = [*TORCHRUN, *script, *TINY, "--out", str(out), *options]
@@ -113,9 +127,11 @@ def test_wrong_use_of_two_processes_is_said_once(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds a process by Linux's /proc")
 def test_a_killed_process_ends_the_other_and_both_go_on_bit_for_bit(tmp_path: Path) -> None:
     options = ("--epochs", "15", "--checkpoint-seconds", "0")
-    assert finish(start(tmp_path / "whole", *options))[0] == 0
+    (tmp_path / "unexported.py").write_text(UNEXPORTED)
+    script = (str(tmp_path / "unexported.py"),)
+    assert finish(start(tmp_path / "whole", *options, script=script))[0] == 0
     cut = tmp_path / "cut"
-    process = start(cut, *options)
+    process = start(cut, *options, script=script)
     while process.poll() is None and not (cut / CHECKPOINT_FILE).exists():
         time.sleep(0.01)
     os.kill(processes_of(cut)["1"], signal.SIGKILL)
@@ -124,7 +140,7 @@ def test_a_killed_process_ends_the_other_and_both_go_on_bit_for_bit(tmp_path: Pa
     assert len(ours(error)) <= 1, error  # torchrun may end the first process before it has noticed
     assert not (cut / MODEL_FILE).exists()
     assert 0 < checkpoints.load(cut / CHECKPOINT_FILE).position.step < 15
-    status, _, error = finish(start(cut, *options, "--resume"))
+    status, _, error = finish(start(cut, *options, "--resume", script=script))
     assert status == 0, error
     assert losses(cut) == losses(tmp_path / "whole")
     one, other = (checkpoints.load(run / CHECKPOINT_FILE).encoder for run in (cut, tmp_path / "whole"))
