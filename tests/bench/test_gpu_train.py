@@ -1,6 +1,11 @@
 """The GPU's measurements run on a CPU in their small form, go on where they stopped, and never invent a figure."""
 
+import contextlib
+import dataclasses
+import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +13,7 @@ import pytest
 import torch
 
 from bench import gpu_train
+from training.__main__ import main as training_main
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -15,6 +21,22 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return answer
 
 
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run trainings in this process, which has loaded by now what each process would have to, and make them short."""
+
+    def train(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        said = io.StringIO()
+        with monkeypatch.context() as patch, contextlib.redirect_stdout(said):
+            patch.setattr(sys, "argv", [*command[2:], "--no-report"])
+            status = training_main()
+        return subprocess.CompletedProcess(command, status, said.getvalue())
+
+    monkeypatch.setattr(gpu_train.subprocess, "run", train)
+    monkeypatch.setattr(gpu_train, "SMALL", dataclasses.replace(gpu_train.SMALL, seconds=0.2))
+
+
+@pytest.mark.usefixtures("at_once")
 def test_the_small_form_measures_every_piece_and_measures_none_twice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
