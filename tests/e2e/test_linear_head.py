@@ -3,20 +3,20 @@
 import json
 from pathlib import Path
 
-from kindred import Client
+import pytest
+
+from kindred import Client, cli
 from tests.e2e.pictures import COLOURS, class_folders, picture
 from tests.e2e.processes import run, running_server
 
 
-def test_the_server_classifies_by_a_head_that_was_trained(tmp_path: Path) -> None:
+def test_the_server_classifies_by_a_head_that_was_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures, folder, data = class_folders(tmp_path / "pictures", per_class=8), tmp_path / "run", tmp_path / "data"
     small = ["--image-size", "16", "--epochs", "0", "--threads", "1", "--device", "cpu"]
-    trained = run("train", str(pictures), "--out", str(folder), *small)
-    assert trained.returncode == 0, trained.stderr
+    assert cli.run(["train", str(pictures), "--out", str(folder), *small]) == 0
     test = class_folders(tmp_path / "test", per_class=3)
-    done = run("export", str(folder), "--head", "linear", "--test", str(test), "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["head_accuracy"] == 1.0
+    assert cli.run(["export", str(folder), "--head", "linear", "--test", str(test), "--no-report", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["head_accuracy"] == 1.0
     model = folder / "model.onnx"
     assert run("index", "things", str(pictures), "--model", str(model), "--data-dir", str(data)).returncode == 0
     with running_server(model, data) as server, Client(server.address) as client:

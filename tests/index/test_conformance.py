@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,13 +28,27 @@ from tests.index.reference import assert_agree, nearest
 ONE = np.ones(DIM, np.float32)
 
 
+class Impatient:
+    """The module `time`, whose sleeps end soon."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+    def sleep(self, _: float) -> None:
+        """Wait hardly at all."""
+        time.sleep(0.01)
+
+
 @pytest.fixture(scope="module")
 def lite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     pytest.importorskip("milvus_lite", reason="milvus-lite is one of the dev extras")
     folder = tmp_path_factory.mktemp("milvus")
-    place = Place(lambda read_only: open_collections(f"milvus-lite://{folder}/test.db", read_only=read_only))
-    yield place
-    place.collections.close()
+    with pytest.MonkeyPatch.context() as patch:
+        # pymilvus asks whether an index is made half a second after it asked for it and no sooner; a collection has four.
+        patch.setattr("pymilvus.client.grpc_handler.time", Impatient())
+        place = Place(lambda read_only: open_collections(f"milvus-lite://{folder}/test.db", read_only=read_only))
+        yield place
+        place.collections.close()
 
 
 class TestLocal(Promises):

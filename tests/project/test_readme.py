@@ -50,11 +50,11 @@ def subset(name: str, target: Path, *, classes: int, per_class: int) -> None:
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds what the README's reader has downloaded, only less of it."""
     folder = tmp_path_factory.mktemp("readme")
-    subset("grocery-train.tar", folder / "grocery-train.tar", classes=5, per_class=8)
+    subset("grocery-train.tar", folder / "grocery-train.tar", classes=5, per_class=4)
     subset("grocery-test.tar", folder / "grocery-test.tar", classes=5, per_class=4)
     subset("cifar10-train.tar.gz", folder / "cifar10-train.tar.gz", classes=4, per_class=20)
     subset("cifar10-test.tar.gz", folder / "cifar10-test.tar.gz", classes=4, per_class=10)
-    subset("omniglot.tar.gz", folder / "omniglot.tar.gz", classes=1, per_class=60)
+    subset("omniglot.tar.gz", folder / "omniglot.tar.gz", classes=1, per_class=25)
     (folder / "configs").symlink_to(ROOT / "configs")
     with tarfile.open(folder / "grocery-test.tar") as archive:
         member = next(member for member in archive if member.isfile())
