@@ -149,9 +149,9 @@ def test_a_bomb_is_refused_within_milliseconds(side: int) -> None:
     outcome(encoded(picture()))
     spent = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.thread_time()  # of this thread alone: on a busy machine others may come between
         assert "over the limit" in str(outcome(data))
-        spent.append(time.perf_counter() - start)
+        spent.append(time.thread_time() - start)
     assert min(spent) < 0.005
 
 

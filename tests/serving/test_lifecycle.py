@@ -15,6 +15,7 @@ import grpc
 import PIL.Image
 import pytest
 
+from encoder.machine import cores
 from kindred.v1 import collections_pb2, collections_pb2_grpc, embedder_pb2, embedder_pb2_grpc
 from kindred.v1.common_pb2 import Image, Item
 from tests.serving.process import ROOT, serving, started
@@ -27,11 +28,11 @@ def models(model_path: Path) -> str:
     return f"models=(('tiny', Path({str(model_path)!r})),)"
 
 
-def slow_request(count: int = 64) -> embedder_pb2.EmbedRequest:
-    """Return a request of few bytes and much work: large images of one colour."""
+def slow_request(each: int = 8) -> embedder_pb2.EmbedRequest:
+    """Return a request of few bytes and much work: large images of one colour, so many for each core."""
     file = io.BytesIO()
     PIL.Image.new("RGB", (4500, 4500)).save(file, "PNG")
-    return embedder_pb2.EmbedRequest(images=[Image(data=file.getvalue())] * count)
+    return embedder_pb2.EmbedRequest(images=[Image(data=file.getvalue())] * min(each * cores(), 64))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -39,11 +40,12 @@ def test_a_signal_finishes_what_is_in_flight_and_exits_with_0(models: str, numbe
     with serving(models) as process, grpc.insecure_channel(f"127.0.0.1:{process.port}") as channel:
         stub = embedder_pb2_grpc.EmbedderStub(channel)
         stub.Embed(embedder_pb2.EmbedRequest(images=[image()]), wait_for_ready=True, timeout=20)
-        in_flight = stub.Embed.future(slow_request(), timeout=60)
+        request = slow_request()
+        in_flight = stub.Embed.future(request, timeout=60)
         time.sleep(0.3)
         assert not in_flight.done(), "the request is too quick to prove anything"
         process.popen.send_signal(number)
-        assert len(in_flight.result().results) == 64
+        assert len(in_flight.result().results) == len(request.images)
         assert all(result.vector for result in in_flight.result().results)
         assert process.popen.wait(20) == 0
         assert process.rest() == []
@@ -74,7 +76,7 @@ def test_an_idle_stream_does_not_hold_up_the_drain(models: str) -> None:
 def test_a_stream_at_work_answers_what_it_has_read_before_it_ends(models: str) -> None:
     with serving(models) as process, grpc.insecure_channel(f"127.0.0.1:{process.port}") as channel:
         stub = embedder_pb2_grpc.EmbedderStub(channel)
-        batch = slow_request(16)
+        batch = slow_request(3)
         requests = (embedder_pb2.EmbedStreamRequest(batch=batch, tag=tag) for tag in range(1000))
         responses = stub.EmbedStream(requests, timeout=60)
         assert next(responses).tag == 0
