@@ -32,7 +32,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
             status = training_main()
         return subprocess.CompletedProcess(command, status, said.getvalue())
 
-    monkeypatch.setattr(gpu_train.subprocess, "run", train)
+    monkeypatch.setattr("bench.gpu_train.subprocess.run", train)
     monkeypatch.setattr(gpu_train, "SMALL", dataclasses.replace(gpu_train.SMALL, seconds=0.2))
 
 

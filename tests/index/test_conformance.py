@@ -44,7 +44,7 @@ def lite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     pytest.importorskip("milvus_lite", reason="milvus-lite is one of the dev extras")
     folder = tmp_path_factory.mktemp("milvus")
     with pytest.MonkeyPatch.context() as patch:
-        # pymilvus asks whether an index is made half a second after it asked for it and no sooner; a collection has four.
+        # pymilvus first looks half a second after it asked for an index whether it is made; a collection has four.
         patch.setattr("pymilvus.client.grpc_handler.time", Impatient())
         place = Place(lambda read_only: open_collections(f"milvus-lite://{folder}/test.db", read_only=read_only))
         yield place

@@ -169,7 +169,6 @@ def test_export_writes_the_model_and_reports(trained: Path) -> None:
     assert json.loads(again.stdout)["knn_accuracy"] == figures["knn_accuracy"]
 
 
-
 def test_export_shows_a_table_to_people(trained: Path, tmp_path: Path) -> None:
     moved = class_folders(tmp_path / "pictures", per_class=4, side=8)
     table = run("export", trained, "--data", moved, "--test", moved, "--no-report")
