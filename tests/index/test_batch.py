@@ -156,38 +156,38 @@ def test_large_files_make_smaller_batches() -> None:
     assert model.embedded == [3, 3, 1]
 
 
+class WatchedSink(DictSink):
+    """Stores slowly, and notes each time what a kill would cost then: images that are embedded and not stored yet."""
+
+    def __init__(self, model: CountingModel, seconds: float) -> None:
+        super().__init__()
+        self.unstored: list[int] = []
+        self._model, self._seconds = model, seconds
+
+    def upsert(self, items: Sequence[Item]) -> UpsertResult:
+        time.sleep(self._seconds)
+        self.unstored.append(sum(self._model.embedded) - len(self.items))
+        return super().upsert(items)
+
+
 @pytest.mark.parametrize(("batch_size", "sessions"), [(1, 1), (1, 2), (7, 1), (7, 2), (9, 4)])
 def test_what_a_kill_can_cost_is_no_more_when_a_batch_does_not_divide(batch_size: int, sessions: int) -> None:
-    model, unstored = CountingModel(), []
+    model = CountingModel()
     model.sessions = sessions
-
-    class SlowSink(DictSink):
-        def upsert(self, items: Sequence[Item]) -> UpsertResult:
-            time.sleep(0.005)
-            unstored.append(sum(model.embedded) - len(self.items))
-            return super().upsert(items)
-
-    sink = SlowSink()
+    sink = WatchedSink(model, 0.005)
     index_images(model, records(40), sink, batch_size=batch_size)
-    assert 1 <= max(unstored) <= batch_size
+    assert 1 <= max(sink.unstored) <= batch_size
     assert len(sink.items) == 40
 
 
 @pytest.mark.parametrize("sessions", [1, 2, 5])
 def test_what_a_kill_can_cost_is_one_batch(sessions: int) -> None:
-    """However slow the sink is, and however many runs of the model go on: what is embedded and not stored yet."""
-    model, unstored = CountingModel(), []
+    """However slow the sink is, and however many runs of the model go on."""
+    model = CountingModel()
     model.sessions = sessions
-
-    class SlowSink(DictSink):
-        def upsert(self, items: Sequence[Item]) -> UpsertResult:
-            time.sleep(0.01)
-            unstored.append(sum(model.embedded) - len(self.items))
-            return super().upsert(items)
-
-    sink = SlowSink()
+    sink = WatchedSink(model, 0.01)
     index_images(model, records(300), sink, batch_size=20)
-    assert max(unstored) == 20, "the rest of the batch is embedded meanwhile, and no more"
+    assert max(sink.unstored) == 20, "the rest of the batch is embedded meanwhile, and no more"
     assert set(model.embedded) == {10 // sessions}, "what is skipped leaves no gaps"
     assert list(sink.items) == [record.key for record in records(300)]
 

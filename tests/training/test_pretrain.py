@@ -249,10 +249,7 @@ def test_damaged_checkpoints_are_said_in_one_line(tmp_path: Path) -> None:
 # The command, as a process
 
 
-OPTIONS: dict[str, int | float] = {
-    **{"limit": 12, "batch_size": 40, "epochs": 40, "threads": 1},
-    "checkpoint_seconds": 0.2,
-}
+OPTIONS = {"limit": 12, "batch_size": 40, "epochs": 40, "threads": 1, "checkpoint_seconds": 0.2}
 
 
 def arguments(out: Path, *options: str) -> list[str]:

@@ -36,20 +36,6 @@ Trainer.step = failing
 sys.exit(main())
 """
 
-# For runs of which only the training is looked at.
-UNEXPORTED = """
-import sys
-from training import pretrain
-from training.__main__ import main
-from training.export import ExportReport, RunReport
-from training.settings import MODEL_FILE
-
-def export_run(out, **_):
-    return RunReport(out / MODEL_FILE, "none", 0, ExportReport(0.0, 1.0, 0, 0.0), None)
-pretrain.export_run = export_run
-sys.exit(main())
-"""
-
 
 def start(out: Path, *options: str, script: tuple[str, ...] = ("-m", "training")) -> subprocess.Popen[str]:
     command = [*TORCHRUN, *script, *TINY, "--out", str(out), *options]
@@ -127,8 +113,7 @@ def test_wrong_use_of_two_processes_is_said_once(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds a process by Linux's /proc")
 def test_a_killed_process_ends_the_other_and_both_go_on_bit_for_bit(tmp_path: Path) -> None:
     options = ("--epochs", "15", "--checkpoint-seconds", "0")
-    (tmp_path / "unexported.py").write_text(UNEXPORTED)
-    script = (str(tmp_path / "unexported.py"),)
+    script = ("-m", "tests.training.unexported")
     assert finish(start(tmp_path / "whole", *options, script=script))[0] == 0
     cut = tmp_path / "cut"
     process = start(cut, *options, script=script)
