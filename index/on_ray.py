@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -22,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+from ray._private.node import Node
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from encoder.errors import ImageError, InternalError, InvalidArgumentError, KindredError, UnavailableError
@@ -45,6 +47,8 @@ _BLOCK_BYTES = 256 * 1024
 # A cluster started here holds no images, but the listing of a source and vectors; what is more spills to disk.
 _LOCAL_STORE_BYTES = 256 * 2**20
 _CONNECT_SECONDS = 10.0
+# A cluster that does not come up here is started anew: a port that was free when Ray chose it may be another's by then.
+_STARTS = 3
 _SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -128,12 +132,16 @@ def connected(address: str | None, workers: Workers = Workers()) -> Iterator[Non
             "include_dashboard": False,
             "object_store_memory": _LOCAL_STORE_BYTES,
         }
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **started)
-    except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
-        raise UnavailableError(
-            f"no Ray cluster answers at {address} ({_first_line(error)})", field="ray_address"
-        ) from None
+    starts = _STARTS if started else 1
+    for start in range(1, starts + 1):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **started)
+            break
+        except Exception as error:  # a bare one where a process of the cluster did not come up
+            _end_what_was_started(error)
+            if start == starts:
+                said = f"no Ray cluster {'started' if started else 'answers'} at {address} ({_first_line(error)})"
+                raise UnavailableError(said, field="ray_address") from None
     try:
         yield
     finally:
@@ -305,6 +313,14 @@ def _chunks(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
             yield [piece]
     if files:
         yield files
+
+
+def _end_what_was_started(error: Exception) -> None:
+    """End the processes of a cluster that did not come up, which Ray leaves running until this one ends."""
+    for frame, _ in walk_tb(error.__traceback__):
+        node = frame.f_locals.get("self")
+        if isinstance(node, Node):
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
 def _check_reachable(address: str) -> None:
