@@ -11,7 +11,8 @@ vectors), all are.
 
 A few queries are scanned by FAISS, one after the other. More of them ONNX Runtime multiplies, and of every 16 products
 the largest is looked at first. Reading a quarter of the bytes is what helps the former, and multiplying four times as
-fast the latter. How few are a few depends on the processor and on the width of the codes, and is measured once.
+fast the latter. How few are a few depends on the processor, on the width of the codes and on whether they are packed,
+and is measured once. Packed codes and others are multiplied one after the other, and no answer depends on which are.
 """
 
 import contextlib
@@ -19,19 +20,22 @@ import functools
 import itertools
 import queue
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from index import flat
-from index.codes import MOST, ZERO, Codes
+from index.codes import EVEN, MOST, Codes, edges, threads_for
 from index.flat import Products, Rows
-from index.integers import IntegerProducts, Integers
+from index.integers import IntegerProducts, Integers, PackedCodes
 from index.types import Vector
+
+Part = TypeVar("Part")
+Done = TypeVar("Done")
 
 # Fewer rows, shorter vectors, or fewer rows a neighbour are not worth two stages.
 CODED_FROM = 8192
@@ -51,15 +55,13 @@ _TRIALS = 3
 _SCANNED_SHARE = 0.8
 _QUERIES_AT_ONCE = 128
 _GROUP = 16
-# Blocks are of whole groups of groups.
-_EVEN = _GROUP * _GROUP
 _BLOCK_BYTES = 2 << 20
 _FEW = 32
 # 32 MB. Half as much makes two passes of a hundred thousand vectors, one of them short, and takes a seventh longer.
 _PRODUCTS_AT_ONCE = 1 << 23
 # What a scan keeps in the hope that it holds every candidate: some neighbours' worth, and some more.
 _KEPT_A_PLACE, _KEPT = 4, 192
-_LEAST, _MOST_INTEGER = np.iinfo(np.int32).min, np.iinfo(np.int64).max
+_LEAST, _MOST = np.iinfo(np.int32).min, np.iinfo(np.int32).max
 # Enough heats that the best of them are seldom in the same one.
 _HEATS_A_PLACE = 8
 # Groups with a candidate before the bar is raised by inner products.
@@ -106,7 +108,7 @@ def top_k(queries: Vector, vectors: Vector, codes: Codes | None, k: int) -> tupl
         k: 1 to n.
     """
     few = codes is None or not _are_multiplied(len(queries), codes)
-    even = 1 if few else _EVEN
+    even = 1 if few else EVEN
     rows = 0 if codes is None else min(codes.rows, len(vectors)) // even * even
     if codes is None or rows < max(CODED_FROM, k * _ROWS_A_PLACE) or (codes.integers is None and not few):
         return flat.top_k(queries, vectors, k)
@@ -121,9 +123,10 @@ def top_k(queries: Vector, vectors: Vector, codes: Codes | None, k: int) -> tupl
     return flat.merged((products, more), (places, where + rows), k)
 
 
-def prepare(integers: IntegerProducts, codes: Codes) -> None:
+def prepare(codes: Codes) -> None:
     """Measure what the first search for a few queries would have to wait for."""
-    _multiplied_from(integers, codes.room.shape[1])
+    if codes.integers is not None:
+        _multiplied_from(codes.integers, codes.room.shape[1], bool(codes.packed))
 
 
 def _are_multiplied(queries: int, codes: Codes) -> bool:
@@ -132,21 +135,30 @@ def _are_multiplied(queries: int, codes: Codes) -> bool:
         return False
     if queries >= _ALWAYS_MULTIPLIED or codes.integers is None:
         return True
-    return queries >= _multiplied_from(codes.integers, codes.room.shape[1])
+    return queries >= _multiplied_from(codes.integers, codes.room.shape[1], bool(codes.packed))
 
 
 @functools.cache
-def _multiplied_from(integers: IntegerProducts, width: int) -> float:
+def _multiplied_from(integers: IntegerProducts, width: int, packed: bool) -> float:
     """Return how many queries take as long to scan for as to multiply, which takes as long for few as for some more."""
-    count = _SAMPLE_BYTES // width
-    codes = np.resize(np.arange(256, dtype=np.uint8), (count, width))
-    weights = np.zeros((width, _SAMPLED), np.int8)
-    products = np.empty((count, _SAMPLED), np.int32)
+    codes = np.resize(np.arange(256, dtype=np.uint8), (_SAMPLE_BYTES // width, width))
     near, rows = np.full(_KEPT, -np.inf, np.float32), np.empty(_KEPT, np.int64)
     query = np.zeros(width, np.float32)
     with _scanner(width) as scanner:
         scanning = _seconds(lambda: scanner.best(query, codes, near, rows))
-    return _SCANNED_SHARE * _seconds(lambda: integers.multiply(codes, weights, products)) / scanning
+    return _SCANNED_SHARE * _seconds(_sampled(integers, codes, packed)) / scanning
+
+
+def _sampled(integers: IntegerProducts, codes: NDArray[np.uint8], packed: bool) -> Callable[[], None]:
+    """Return what multiplies codes by a few weights."""
+    weights = np.zeros((codes.shape[1], _SAMPLED), np.int8)
+    products = np.empty((len(codes), _SAMPLED), np.int32)
+    block = integers.pack(codes) if packed else None
+    if block is None:
+        return functools.partial(integers.multiply, codes, weights, products)
+    return functools.partial(
+        block.multiply, integers.lifted(weights).reshape(_SAMPLED, -1), products.reshape(_SAMPLED, -1)
+    )
 
 
 def _seconds(call: Callable[[], None]) -> float:
@@ -213,10 +225,9 @@ def _scanned(
 ) -> tuple[Products, Rows]:
     """Answer one query, [1, D], by scanning codes."""
     n = len(vectors)
-    # A code has a quarter of the bytes of a vector.
-    threads = flat.threads_for(1, n * codes.room.shape[1] / 4)
-    edges = [n * part // threads for part in range(threads + 1)]
-    longest = max(last - first for first, last in itertools.pairwise(edges))
+    threads = threads_for(1, n * codes.room.shape[1])
+    ends = [n * part // threads for part in range(threads + 1)]
+    longest = max(last - first for first, last in itertools.pairwise(ends))
     kept = min(longest, _KEPT_A_PLACE * k + _KEPT)
     near = np.full((threads, kept), -np.inf, np.float32)
     rows = np.empty((threads, kept), np.int64)
@@ -225,8 +236,8 @@ def _scanned(
     def scan(first: int, last: int) -> None:
         with _scanner(len(code)) as scanner:
             for part in range(first, last):
-                scanner.best(code, codes.room[edges[part] : edges[part + 1]], near[part], rows[part])
-                rows[part] += edges[part]
+                scanner.best(code, codes.room[ends[part] : ends[part + 1]], near[part], rows[part])
+                rows[part] += ends[part]
 
     flat.shared_out(scan, threads, threads)
     rows[np.isneginf(near)] = -1
@@ -239,7 +250,7 @@ def _scanned(
     def scan_again(first: int, last: int) -> None:
         with _scanner(len(code)) as scanner:
             for part in range(first, last):
-                found[part] = scanner.above(code, codes.room[edges[part] : edges[part + 1]], bar - 1) + edges[part]
+                found[part] = scanner.above(code, codes.room[ends[part] : ends[part + 1]], bar - 1) + ends[part]
 
     flat.shared_out(scan_again, threads, threads)
     candidates = np.concatenate(found)
@@ -296,19 +307,90 @@ def _idle_scanners(width: int) -> "queue.SimpleQueue[_Scanner]":
 
 def _multiplied(asked: _Questions, codes: Codes, integers: IntegerProducts, n: int, k: int) -> "_Scores":
     """Return what of the first `n` rows may be among the k largest."""
-    scores = _Scores(asked, codes, integers, n, k)
-    step = max(_EVEN, _PRODUCTS_AT_ONCE // len(asked) // _EVEN * _EVEN)
-    scratch = _take_scratch(min(n, step) * len(asked))
+    count, packed = len(asked), _within(codes.packed, n)
+    at_once = max(EVEN, _PRODUCTS_AT_ONCE // count // EVEN * EVEN, *map(len, packed))
+    scratch = _take_scratch(min(n, at_once) * count)
+    scores = _Scores(asked, n, k)
     try:
-        for begin in range(0, n, step):
-            scores.look(begin, min(begin + step, n), scratch)
+        for blocks in _packed_blocks(asked, integers, packed, at_once, scratch):
+            scores.look(blocks)
+        for blocks in _other_blocks(asked, integers, codes, range(sum(map(len, packed)), n, at_once), scratch):
+            scores.look(blocks)
     finally:
         _scratch().put(scratch)
     return scores
 
 
+def _within(packed: Sequence[PackedCodes], n: int) -> Sequence[PackedCodes]:
+    """Return the packed blocks that are of the first `n` rows only."""
+    ends = np.cumsum([len(block) for block in packed])
+    return packed[: int(np.count_nonzero(ends <= n))]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Block:
+    """A run of rows, a multiple of 256 of them.
+
+    Row r of the block is in its group r mod groups, so that what is compared lies side by side in memory.
+
+    Attributes:
+        begin: the first row.
+        multiply: makes the products.
+        products: int32 [16, groups, N], of the queries with the members of groups, however they lie in memory.
+    """
+
+    begin: int
+    multiply: Callable[[], None]
+    products: Integers
+
+    def __len__(self) -> int:
+        return _GROUP * len(self.products[0])
+
+    def maxima(self) -> Integers:
+        """Multiply, and return the largest product of each group, int32 [groups, N], in memory as the products are."""
+        self.multiply()
+        maxima: Integers = np.maximum.reduce(self.products, axis=0)
+        return maxima
+
+
+def _packed_blocks(
+    asked: _Questions, integers: IntegerProducts, packed: Sequence[PackedCodes], at_once: int, scratch: Integers
+) -> Iterator[list[_Block]]:
+    """Yield packed blocks, the first of which begins at row 0, of at most so many rows at once."""
+    count, weights = len(asked), integers.lifted(asked.codes)
+    blocks: list[_Block] = []
+    begin = first = 0
+    for block in packed:
+        if begin + len(block) - first > at_once:
+            yield blocks
+            blocks, first = [], begin
+        products = scratch[(begin - first) * count :][: len(block) * count].reshape(count, len(block))
+        multiply = functools.partial(block.multiply, weights, products)
+        blocks.append(_Block(begin, multiply, products.reshape(count, _GROUP, -1).transpose(1, 2, 0)))
+        begin += len(block)
+    if blocks:
+        yield blocks
+
+
+def _other_blocks(
+    asked: _Questions, integers: IntegerProducts, codes: Codes, rows: range, scratch: Integers
+) -> Iterator[list[_Block]]:
+    """Yield blocks of rows that are not packed, at most as many at once as the range makes steps."""
+    count, width, weights = len(asked), codes.room.shape[1], np.ascontiguousarray(asked.codes.T)
+    for begin in rows:
+        size = min(rows.step, rows.stop - begin)
+        threads, most = threads_for(count, size * width), _BLOCK_BYTES // width * max(1, _FEW // count)
+        blocks: list[_Block] = []
+        for top, bottom in itertools.pairwise(edges(size, threads, most)):
+            products = scratch[top * count : bottom * count].reshape(bottom - top, count)
+            part = codes.room[begin + top : begin + bottom]
+            multiply = functools.partial(integers.multiply, part, weights, products)
+            blocks.append(_Block(begin + top, multiply, products.reshape(_GROUP, -1, count)))
+        yield blocks
+
+
 class _Scores:
-    """Products of codes, a part of the rows after the other, and what of them may be among the k largest.
+    """Products of codes, some blocks after the other, and what of them may be among the k largest.
 
     Attributes:
         largest: int64 [N], a product that the k largest of each query are not below.
@@ -316,53 +398,26 @@ class _Scores:
         crowded: bool [N], which queries have so many candidates that codes do not help.
     """
 
-    def __init__(self, asked: _Questions, codes: Codes, integers: IntegerProducts, n: int, k: int) -> None:
+    def __init__(self, asked: _Questions, n: int, k: int) -> None:
         count = len(asked)
         self.largest = np.full(count, _LEAST, np.int64)
         self.bars = np.full(count, _LEAST, np.int64)
         self.crowded = np.zeros(count, np.bool_)
-        self._weights = np.ascontiguousarray(asked.codes.T)
-        # What `ZERO`, which is added to every code, adds to a product.
-        self._zeros = ZERO * asked.codes.astype(np.int64).sum(axis=1)
-        self._slack, self._codes, self._integers, self._n, self._k = asked.slack, codes, integers, n, k
+        self._slack, self._width, self._n, self._k = asked.slack, asked.codes.shape[1], n, k
         self._best = np.full((k, count), _LEAST, np.int32)
         self._hot = np.zeros(count, np.int64)
         self._found: list[tuple[Rows, Rows, Integers]] = []
 
-    def look(self, begin: int, end: int, scratch: Integers) -> None:
-        """Multiply a part of the rows, a multiple of 256 of them, and keep the candidates among them."""
-        count = len(self._slack)
-        products = scratch[: (end - begin) * count].reshape(end - begin, count)
-        maxima = np.empty(((end - begin) // _GROUP, count), np.int32)
-        width = self._codes.room.shape[1]
-        threads = flat.threads_for(count, (end - begin) * width / 4)
-        edges = _edges(end - begin, threads, _BLOCK_BYTES // width * max(1, _FEW // count))
-        blocks = len(edges) - 1
-
-        def multiply(first: int, last: int) -> None:
-            for top, bottom in itertools.pairwise(edges[first : last + 1]):
-                part = products[top:bottom]
-                self._integers.multiply(self._codes.room[begin + top : begin + bottom], self._weights, part)
-                # Row r of a block is in its group r mod groups: what is compared lies side by side in memory.
-                np.maximum.reduce(
-                    part.reshape(_GROUP, -1), axis=0, out=maxima[top // _GROUP : bottom // _GROUP].reshape(-1)
-                )
-
-        flat.shared_out(multiply, blocks, threads)
+    def look(self, blocks: Sequence[_Block]) -> None:
+        """Multiply some blocks, and keep the candidates among their rows."""
+        threads = threads_for(len(self._slack), sum(map(len, blocks)) * self._width)
+        maxima = _each(_Block.maxima, blocks, threads)
         self._follow(maxima)
-        found: list[list[tuple[Rows, Rows, Integers]]] = [[] for _ in range(blocks)]
-
-        def pick(first: int, last: int) -> None:
-            for block, (top, bottom) in enumerate(itertools.pairwise(edges[first : last + 1]), first):
-                groups = maxima[top // _GROUP : bottom // _GROUP]
-                found[block] = self._picked(begin + top, products[top:bottom], groups)
-
-        flat.shared_out(pick, blocks, threads)
-        self._found += itertools.chain.from_iterable(found)
+        self._found += _each(self._picked, list(zip(blocks, maxima, strict=True)), threads)
 
     def raise_bars(self, places: Rows, bars: NDArray[np.int64]) -> None:
-        """Raise the bars of some queries, given for all of them and without what `ZERO` adds."""
-        self.bars[places] = np.maximum(self.bars, bars + self._zeros)[places]
+        """Raise the bars of some queries, given for all of them."""
+        self.bars[places] = np.maximum(self.bars, bars)[places]
         queries, _, products = self._every()
         counts = np.bincount(queries[products >= self.bars[queries]], minlength=len(self.bars))
         self.crowded |= counts > self._n * _MOST_CANDIDATES
@@ -370,7 +425,7 @@ class _Scores:
     def candidates(self, places: Rows, bars: NDArray[np.int64]) -> Rows:
         """Return the rows that reach the bars, of the queries at some places: int64 [P, m], -1 behind the last one."""
         queries, rows, products = self._every()
-        wanted = np.where(self.crowded, _MOST_INTEGER, bars)
+        wanted = np.where(self.crowded, _MOST, bars)
         near = np.flatnonzero(products >= wanted[queries])
         near = near[np.argsort(queries[near], kind="stable")]
         queries = queries[near]
@@ -385,39 +440,60 @@ class _Scores:
             self._found = [(np.concatenate(queries), np.concatenate(rows), np.concatenate(products))]
         return self._found[0]
 
-    def _follow(self, maxima: Integers) -> None:
+    def _follow(self, maxima: Sequence[Integers]) -> None:
         """Take account of the largest products of further groups."""
-        groups, count = maxima.shape
-        heats = groups // _GROUP
-        if heats >= _HEATS_A_PLACE * self._k:
+        count = len(self.bars)
+        if sum(map(len, maxima)) // _GROUP >= _HEATS_A_PLACE * self._k:
             # The k-th largest of fewer and larger groups is found more quickly, and hardly ever smaller.
-            maxima = np.maximum.reduce(maxima.reshape(_GROUP, heats * count), axis=0).reshape(heats, count)
-        every = np.ascontiguousarray(np.concatenate((self._best, maxima)).T)
+            maxima = [np.maximum.reduce(one.reshape(_GROUP, -1, count), axis=0) for one in maxima]
+        every = np.concatenate([self._best.T, *(one.T for one in maxima)], axis=1)
         best = np.partition(every, every.shape[1] - self._k, axis=1)[:, -self._k :]
-        self._best = np.ascontiguousarray(best.T)
+        self._best = best.T
         self.largest = best[:, 0].astype(np.int64)
         self.bars = self.largest - self._slack
 
-    def _picked(self, begin: int, products: Integers, maxima: Integers) -> list[tuple[Rows, Rows, Integers]]:
-        """Return queries, rows and products that reach the bar, in a block that begins at a row."""
+    def _picked(self, among: tuple[_Block, Integers]) -> tuple[Rows, Rows, Integers]:
+        """Return queries, rows and products that reach the bar, of a block with its groups' maxima."""
+        block, maxima = among
         groups, count = maxima.shape
-        bars = np.where(self.crowded, _MOST_INTEGER, self.bars)
-        hot = np.flatnonzero(maxima >= bars)
-        self._hot += np.bincount(hot % count, minlength=count)
+        # As wide as the products, with which they are compared the more quickly.
+        bars = np.clip(np.where(self.crowded, _MOST, self.bars), _LEAST, _MOST).astype(np.int32)
+        hot, queries = _where(maxima >= bars)
+        self._hot += np.bincount(queries, minlength=count)
         if self._hot.max() > self._n // _GROUP * _MOST_HOT:
             self.crowded |= self._hot > self._n // _GROUP * _MOST_HOT
-            hot = hot[~self.crowded[hot % count]]
-        products = products.reshape(_GROUP, -1)[:, hot]
-        queries = hot % count
-        member, place = np.nonzero(products >= bars[queries])
-        rows = begin + member * groups + hot[place] // count
-        return [(queries[place], rows, products[member, place])]
+            hot, queries = hot[~self.crowded[queries]], queries[~self.crowded[queries]]
+        products = block.products[:, hot, queries]
+        member, place = _where(products >= bars[queries])
+        return queries[place], block.begin + member * groups + hot[place], products[member, place]
 
 
-def _edges(rows: int, threads: int, most: int) -> list[int]:
-    """Return where blocks of at most about so many rows begin and end, as many for each thread, multiples of 256."""
-    parts = min(rows // _EVEN, threads * -(-rows // (threads * max(most, _EVEN))))
-    return [rows // _EVEN * part // parts * _EVEN for part in range(parts + 1)]
+def _each(work: Callable[[Part], Done], parts: Sequence[Part], threads: int) -> list[Done]:
+    """Return what a function returns for each of some parts, of which every thread takes the next one.
+
+    Some blocks are longer than others, and some threads wait longer for a processor.
+    """
+    done: dict[int, Done] = {}
+    left = iter(enumerate(parts))
+
+    def take(_: int, __: int) -> None:
+        for place, part in left:
+            done[place] = work(part)
+
+    flat.shared_out(take, len(parts), threads)
+    return [done[place] for place in range(len(parts))]
+
+
+def _where(matrix: NDArray[np.bool_]) -> tuple[Rows, Rows]:
+    """Return the rows and columns where a matrix is true, in the order in which it lies in memory.
+
+    NumPy's own `nonzero` takes ten times as long for a matrix.
+    """
+    if matrix.flags.c_contiguous:
+        rows, columns = np.divmod(np.flatnonzero(matrix), matrix.shape[1])
+    else:
+        columns, rows = np.divmod(np.flatnonzero(matrix.T), matrix.shape[0])
+    return rows, columns
 
 
 def _take_scratch(size: int) -> Integers:

@@ -3,6 +3,10 @@
 A float32 product of as many numbers takes up to four times as long where the processor has instructions for integers of
 8 bits (VNNI). Without them, some processors add pairs of products in 16 bits, which overflow when both factors use all
 of their bits; what is multiplied therefore stays within a bound that is found by trying.
+
+ONNX Runtime brings both sides of a product into an order that suits the processor, in every call, which takes several
+times as long as multiplying wide codes by a few weights. A constant right side it brings into that order once, and
+keeps it: packed codes are the right side of products of their own.
 """
 
 import functools
@@ -12,86 +16,115 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from index.multiplication import LEFT, PRODUCTS, RIGHT, multiplication
+
 log = logging.getLogger("kindred.index")
 
 Codes = NDArray[np.uint8]
 Weights = NDArray[np.int8]
 Integers = NDArray[np.int32]
 
-_UINT8, _INT8, _INT32 = 2, 3, 6  # element types of ONNX
-_IR_VERSION, _OPSET = 8, 13
+# What stands for zero among codes, which have no signs.
+ZERO = 128
 _MOST = (127, 63)
 _LENGTH = 64
-# ONNX Runtime reads codes that are wider half as fast.
-_READ_FAST = 256
-# So many columns of weights take it as long as one.
-_AS_ONE = 16
-# Products that are made before they are added up: they stay in a core's cache.
-_ADDED_AT_ONCE = 1 << 16
 
 
 class IntegerProducts:
-    """Multiplies codes by weights; any number of threads may do so at once, each on the thread that calls."""
+    """Multiplies codes by weights; any number of threads may do so at once, each on the thread that calls.
+
+    Attributes:
+        most: weights between minus this and this are multiplied without an overflow; 0 when there is no such bound.
+        packs: whether codes can be packed as well.
+    """
 
     def __init__(self) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-        session = onnxruntime.InferenceSession(_model(), options, providers=["CPUExecutionProvider"])
-        self._session: Any = session
+        self._session = _session(multiplication(ZERO))
         self.most: int = next((most for most in _MOST if self._is_right(most)), 0)
-        """Weights between minus this and this are multiplied without an overflow; 0 when there is no such bound."""
+        self.packs = True
+        self.packs = self._packs_right()
 
     def multiply(self, codes: Codes, weights: Weights, products: Integers) -> None:
-        """Store `codes @ weights`.
+        """Store `(codes - ZERO) @ weights`.
 
         Args:
             codes: uint8 [n, D], C-contiguous.
             weights: int8 [D, N], C-contiguous.
             products: int32 [n, N], C-contiguous.
         """
-        parts, rest = divmod(codes.shape[1], _READ_FAST)
-        if rest == 0 and 1 < parts <= _AS_ONE // weights.shape[1]:
-            self._multiply_parts(codes, weights, products, parts)
-        else:
-            self._multiply(codes, weights, products)
-
-    def _multiply_parts(self, codes: Codes, weights: Weights, products: Integers, parts: int) -> None:
-        """Multiply every part of a code by every part of the weights, and add up those that belong together.
-
-        That is more products than are wanted, and twice as fast all the same (512 components, 3 or 4 columns).
-        """
-        rows, columns = products.shape
-        side_by_side = np.hstack(np.split(weights, parts))
-        at_once = max(1, _ADDED_AT_ONCE // (parts * parts * columns))
-        made = np.empty((min(rows, at_once), parts, parts, columns), np.int32)
-        for begin in range(0, rows, at_once):
-            some = codes[begin : begin + at_once]
-            of_some = made[: len(some)]
-            self._multiply(
-                some.reshape(-1, _READ_FAST), side_by_side, of_some.reshape(len(some) * parts, parts * columns)
-            )
-            total = products[begin : begin + at_once]
-            np.add(of_some[:, 0, 0], of_some[:, 1, 1], out=total)
-            for part in range(2, parts):
-                total += of_some[:, part, part]
-
-    def _multiply(self, codes: Codes, weights: Weights, products: Integers) -> None:
         binding = self._session.io_binding()
-        binding.bind_input("codes", "cpu", 0, np.uint8, codes.shape, codes.ctypes.data)
-        binding.bind_input("weights", "cpu", 0, np.int8, weights.shape, weights.ctypes.data)
-        binding.bind_output("products", "cpu", 0, np.int32, products.shape, products.ctypes.data)
+        binding.bind_input(LEFT, "cpu", 0, np.uint8, codes.shape, codes.ctypes.data)
+        binding.bind_input(RIGHT, "cpu", 0, np.int8, weights.shape, weights.ctypes.data)
+        binding.bind_output(PRODUCTS, "cpu", 0, np.int32, products.shape, products.ctypes.data)
         self._session.run_with_iobinding(binding)
+
+    def pack(self, codes: Codes) -> "PackedCodes | None":
+        """Return a copy of codes, uint8 [n, D], that is multiplied more quickly and takes as much memory as they do.
+
+        None where `packs` is False, or becomes so.
+        """
+        if not self.packs:
+            return None
+        try:
+            return PackedCodes(codes, self.most)
+        except Exception as error:  # searches do without
+            log.warning("codes are multiplied as they are, ONNX Runtime cannot pack them: %s", error)
+            self.packs = False
+            return None
+
+    def lifted(self, weights: Weights) -> Codes:
+        """Return weights of any shape as packed codes are multiplied by them, without signs."""
+        return (weights.astype(np.int16) + self.most).astype(np.uint8)
 
     def _is_right(self, most: int) -> bool:
         codes = np.full((_LENGTH, _LENGTH), 255, np.uint8)
-        weights = np.full((_LENGTH, _LENGTH), most, np.int8)
-        weights[:, 1::2] = -most
         products = np.empty((_LENGTH, _LENGTH), np.int32)
-        self.multiply(codes, weights, products)
-        return bool(np.array_equal(products, codes.astype(np.int32) @ weights.astype(np.int32)))
+        self.multiply(codes, _loud(most), products)
+        return bool(np.array_equal(products, (codes.astype(np.int32) - ZERO) @ _loud(most).astype(np.int32)))
+
+    def _packs_right(self) -> bool:
+        codes = np.resize(np.array([255, 1], np.uint8), (_LENGTH, _LENGTH))
+        weights = np.ascontiguousarray(_loud(self.most).T)
+        products = np.empty((_LENGTH, _LENGTH), np.int32)
+        packed = self.pack(codes)
+        if packed is None:
+            return False
+        packed.multiply(self.lifted(weights), products)
+        return bool(np.array_equal(products, weights.astype(np.int32) @ (codes.astype(np.int32) - ZERO).T))
+
+
+class PackedCodes:
+    """Codes that never change, in the order in which the processor multiplies them. Any number of threads may do so.
+
+    Args:
+        codes: uint8 [n, D].
+        most: weights are between minus this and this.
+    """
+
+    def __init__(self, codes: Codes, most: int) -> None:
+        from onnxruntime import OrtValue
+
+        signed = np.empty((codes.shape[1], len(codes)), np.int8)
+        np.bitwise_xor(codes.T, ZERO, out=signed.view(np.uint8))
+        # ONNX Runtime copies what it is handed, and drops the copy when it has packed it. A model that held the codes
+        # it would keep besides.
+        self._session = _session(multiplication(most, signed.shape), {RIGHT: OrtValue.ortvalue_from_numpy(signed)})
+        self._rows = len(codes)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def multiply(self, weights: Codes, products: Integers) -> None:
+        """Store `weights @ (codes - ZERO)`.
+
+        Args:
+            weights: uint8 [N, D], C-contiguous, as `IntegerProducts.lifted` returns them.
+            products: int32 [N, n], C-contiguous.
+        """
+        binding = self._session.io_binding()
+        binding.bind_input(LEFT, "cpu", 0, np.uint8, weights.shape, weights.ctypes.data)
+        binding.bind_output(PRODUCTS, "cpu", 0, np.int32, products.shape, products.ctypes.data)
+        self._session.run_with_iobinding(binding)
 
 
 @functools.cache
@@ -105,37 +138,19 @@ def integer_products() -> IntegerProducts | None:
     return products if products.most else None
 
 
-def _model() -> bytes:
-    """Return an ONNX model of one node; the `onnx` package is no part of what serves."""
-    node = b"".join(_text(*one) for one in ((1, "codes"), (1, "weights"), (2, "products"), (4, "MatMulInteger")))
-    graph = _part(1, node) + _text(2, "products")
-    graph += _part(11, _value("codes", _UINT8)) + _part(11, _value("weights", _INT8))
-    graph += _part(12, _value("products", _INT32))
-    return _number(1, _IR_VERSION) + _part(7, graph) + _part(8, _text(1, "") + _number(2, _OPSET))
+def _session(model: bytes, constants: dict[str, Any] | None = None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    if constants:
+        options.add_external_initializers(list(constants), list(constants.values()))
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _value(name: str, kind: int) -> bytes:
-    """Return a description of a matrix of any size."""
-    shape = b"".join(_part(1, _text(2, f"{name}-{axis}")) for axis in range(2))
-    return _text(1, name) + _part(2, _part(1, _number(1, kind) + _part(2, shape)))
-
-
-def _number(field: int, value: int) -> bytes:
-    return _varint(field << 3) + _varint(value)
-
-
-def _text(field: int, value: str) -> bytes:
-    return _part(field, value.encode())
-
-
-def _part(field: int, value: bytes) -> bytes:
-    return _varint(field << 3 | 2) + _varint(len(value)) + value
-
-
-def _varint(value: int) -> bytes:
-    data = bytearray()
-    while value > 0x7F:
-        data.append(value & 0x7F | 0x80)
-        value >>= 7
-    data.append(value)
-    return bytes(data)
+def _loud(most: int) -> Weights:
+    """Return weights, int8 [64, 64], whose products are as large as they get before they are added up."""
+    weights = np.full((_LENGTH, _LENGTH), most, np.int8)
+    weights[:, 1::2] = -most
+    return weights

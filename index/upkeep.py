@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from encoder.errors import KindredError
 from index import candidates
 from index.approximate import Description, build, describe, kind_for, load, save
-from index.codes import coded
+from index.codes import coded, packed
 from index.columns import Columns, Snapshot
 from index.errors import StoppedError
 from index.integers import integer_products
@@ -174,11 +174,15 @@ class Upkeep:
             if self._is_uncoded(snapshot):
                 snapshot = self._coded(snapshot, stop)
                 self._store.use_codes(snapshot.codes, lineage)
-            if snapshot.codes is not None and snapshot.codes.integers is None:
-                integers = integer_products()
-                if integers is not None:
-                    candidates.prepare(integers, snapshot.codes)
-                    self._store.use_codes(replace(snapshot.codes, integers=integers), lineage)
+            codes = snapshot.codes
+            if codes is not None and codes.integers is None and (integers := integer_products()) is not None:
+                codes = replace(codes, integers=integers)
+                candidates.prepare(codes)
+                self._store.use_codes(codes, lineage)
+            # Takes longer, and searches go by the codes meanwhile.
+            if codes is not None and (more := packed(codes, stop)) is not codes:
+                candidates.prepare(more)
+                self._store.use_codes(more, lineage)
 
     def _coded(self, snapshot: Snapshot, stop: Callable[[], bool]) -> Snapshot:
         """Return a snapshot with a code of every slot, or with none when searches do not go by them."""
@@ -201,7 +205,7 @@ class Upkeep:
             # Searches go on as quickly with the new ones.
             fresh.codes = self._coded(replace(fresh.snapshot(snapshot.sequence), codes=None), self._never).codes
             if fresh.codes is not None and snapshot.codes is not None:
-                fresh.codes = replace(fresh.codes, integers=snapshot.codes.integers)
+                fresh.codes = packed(replace(fresh.codes, integers=snapshot.codes.integers), self._never)
             self._store.replace_columns(fresh, snapshot.sequence, lineage)
 
     def index(self) -> None:

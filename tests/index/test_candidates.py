@@ -1,5 +1,6 @@
 """Searches by codes answer as those without: the same items in the same order, the same similarities bit by bit."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from index import candidates, flat
-from index.codes import MOST, ZERO, Codes, coded
+from index import codes as coding
+from index.codes import MOST, Codes, coded, packed
 from index.errors import StoppedError
-from index.integers import integer_products
+from index.integers import ZERO, IntegerProducts, integer_products
 from index.search import nearest
 from index.types import Vector
 from tests.index.reference import unit
@@ -25,6 +27,8 @@ KINDS = ("random", "clustered", "duplicated", "hardly different", "spiked", "fla
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "CODED_FROM", 256)
     monkeypatch.setattr(candidates, "_ROWS_A_PLACE", 20)
+    monkeypatch.setattr(coding, "_PACKED_FROM", 1)
+    monkeypatch.setattr(coding, "_PACKED_BYTES", 1)  # blocks of 256 rows
 
 
 def drawn(kind: str, count: int, dim: int, random: Random) -> Vector:
@@ -62,6 +66,7 @@ def with_integers(codes: Codes) -> Codes:
     dead=st.sampled_from([0.0, 0.3]),
     matching=st.sampled_from([None, 0.6, 0.95]),
     lacking=st.sampled_from([0, 40, 700]),
+    unpacked=st.sampled_from([0, 300, 3000]),
 )
 def test_a_search_by_codes_answers_as_one_without(
     seed: int,
@@ -74,13 +79,16 @@ def test_a_search_by_codes_answers_as_one_without(
     dead: float,
     matching: float | None,
     lacking: int,
+    unpacked: int,
 ) -> None:
     random = np.random.default_rng(seed)
     vectors = drawn(kind, count, dim, random)
     asked = vectors[random.integers(0, count, queries)] if near else drawn("random", queries, dim, random)
     plain = columns(vectors, np.flatnonzero(random.random(count) < dead))
     mask = None if matching is None else plain.alive() & (random.random(count) < matching)
-    codes = with_integers(coded(vectors[: max(1, count - lacking)]))
+    # Rows that are packed, rows that have codes, and rows that have none.
+    codes = packed(with_integers(coded(vectors[: max(1, count - lacking - unpacked)])))
+    codes = coded(vectors[: max(1, count - lacking)], codes)
     found = nearest(replace(plain, codes=codes), asked, k, mask)
     for one, other in zip(found, nearest(plain, asked, k, mask), strict=True):
         assert one.slots.tolist() == other.slots.tolist()
@@ -91,29 +99,37 @@ def test_a_search_by_codes_answers_as_one_without(
 def test_few_queries_are_answered_alike_whichever_way_is_quicker(monkeypatch: pytest.MonkeyPatch, from_: float) -> None:
     random = np.random.default_rng(5)
     vectors, asked = drawn("random", 3000, 40, random), drawn("random", 9, 40, random)
-    monkeypatch.setattr(candidates, "_multiplied_from", lambda integers, width: from_)
+    monkeypatch.setattr(candidates, "_multiplied_from", lambda integers, width, packed: from_)
     codes = with_integers(coded(vectors))
-    for count in range(1, 10):
-        products, rows = candidates.top_k(asked[:count], vectors, codes, 10)
+    for count, some in itertools.product(range(1, 10), (codes, packed(codes))):
+        products, rows = candidates.top_k(asked[:count], vectors, some, 10)
         expected = flat.top_k(asked[:count], vectors, 10)
         assert rows.tolist() == expected[1].tolist()
         np.testing.assert_allclose(products, expected[0], atol=1e-6)
 
 
-def test_how_many_queries_are_multiplied_is_measured() -> None:
+@pytest.mark.parametrize("are_packed", [False, True])
+def test_how_many_queries_are_multiplied_is_measured(are_packed: bool) -> None:
     integers = integer_products()
     assert integers is not None
-    assert 0 < candidates._multiplied_from(integers, 64) < 1000
+    assert 0 < candidates._multiplied_from(integers, 64, are_packed) < 1000
 
 
 @pytest.mark.parametrize("queries", [1, 8])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_large_parts_and_small_ones_find_the_same(monkeypatch: pytest.MonkeyPatch, queries: int, threads: int) -> None:
+@pytest.mark.parametrize("block_bytes", [None, 1, 100_000])
+def test_large_parts_and_small_ones_find_the_same(
+    monkeypatch: pytest.MonkeyPatch, queries: int, threads: int, block_bytes: int | None
+) -> None:
     random = np.random.default_rng(queries)
     vectors, asked = drawn("random", 20_000, 40, random), drawn("random", queries, 40, random)
     # The worst order for a bar that rises on the way.
     vectors = np.ascontiguousarray(vectors[np.argsort(vectors @ asked[0])])
     codes = with_integers(coded(vectors))
+    if block_bytes is not None:
+        monkeypatch.setattr(coding, "_PACKED_BYTES", block_bytes)
+        codes = packed(codes)
+        assert codes.packed
     expected = flat.top_k(asked, vectors, 10)
     monkeypatch.setattr(flat, "THREADS", threads)
     monkeypatch.setattr(flat, "_READ_A_THREAD", 1e3)
@@ -137,13 +153,16 @@ def test_only_few_vectors_are_scored_where_they_differ(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(flat, "best_of", counted)
     monkeypatch.setattr(flat, "top_k", None)
-    for count in (1, 64):
-        candidates.top_k(asked[:count], vectors[:19_968], with_integers(coded(vectors)), 10)
+    codes = with_integers(coded(vectors))
+    for count, some in ((1, codes), (64, codes), (64, packed(codes))):
+        candidates.top_k(asked[:count], vectors[:19_968], some, 10)
         assert scored.pop() < 300 * count
 
 
-@pytest.mark.parametrize("queries", [1, 8])
-def test_a_query_amid_a_crowd_is_answered_without_codes(monkeypatch: pytest.MonkeyPatch, queries: int) -> None:
+@pytest.mark.parametrize(("queries", "are_packed"), [(1, False), (8, False), (8, True)])
+def test_a_query_amid_a_crowd_is_answered_without_codes(
+    monkeypatch: pytest.MonkeyPatch, queries: int, are_packed: bool
+) -> None:
     vectors = drawn("hardly different", 5120, 32, np.random.default_rng(1))
     asked: list[int] = []
     top_k = flat.top_k
@@ -153,7 +172,8 @@ def test_a_query_amid_a_crowd_is_answered_without_codes(monkeypatch: pytest.Monk
         return top_k(queries, vectors, k)
 
     monkeypatch.setattr(flat, "top_k", counted)
-    candidates.top_k(vectors[:queries], vectors, with_integers(coded(vectors)), 5)
+    codes = with_integers(coded(vectors))
+    candidates.top_k(vectors[:queries], vectors, packed(codes) if are_packed else codes, 5)
     assert asked == [queries]
 
 
@@ -189,6 +209,59 @@ def test_coding_can_be_called_off() -> None:
         coded(np.eye(4, dtype=np.float32), stop=lambda: True)
 
 
+def test_blocks_are_packed_once_and_as_long_as_their_codes_stay() -> None:
+    vectors = drawn("random", 1000, 40, np.random.default_rng(2))
+    first = packed(with_integers(coded(vectors[:600])))
+    assert [len(block) for block in first.packed] == [256, 256]
+    assert packed(first) is first
+    more = packed(coded(vectors, first))
+    assert more.packed[:2] == first.packed
+    assert sum(map(len, more.packed)) == 768
+    vectors[-1] = np.eye(40)[0]  # beyond the range of the step
+    assert coded(vectors, first).packed == ()
+
+
+def test_short_blocks_at_the_end_are_packed_anew_with_what_has_come_since(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coding, "_PACKED_BYTES", 48 * 2048)
+    vectors = drawn("random", 6000, 40, np.random.default_rng(2))
+    codes, lengths = packed(with_integers(coded(vectors[:1600]))), []
+    for rows in (1700, 1900, 2100, 2900, 3500, 6000):
+        codes = packed(coded(vectors[:rows], codes))
+        lengths.append([len(block) for block in codes.packed])
+    assert lengths == [[1536], [1536, 256], [1536, 512], [1536, 1280], [1536, 1280, 512], [1536, 1280, 1536, 1536]]
+
+
+def test_a_search_of_before_looks_at_no_later_row_of_a_packed_block() -> None:
+    random = np.random.default_rng(3)
+    vectors, asked = drawn("random", 3000, 40, random), drawn("random", 8, 40, random)
+    codes = packed(with_integers(coded(vectors)))
+    for rows in (2999, 1000, 600):
+        expected = flat.top_k(asked, vectors[:rows], 5)
+        assert candidates.top_k(asked, vectors[:rows], codes, 5)[1].tolist() == expected[1].tolist()
+
+
+def test_packing_can_be_called_off_between_two_blocks() -> None:
+    codes = with_integers(coded(drawn("random", 1000, 40, np.random.default_rng(2))))
+    answers = iter([False, True])
+    with pytest.raises(StoppedError):
+        packed(codes, lambda: next(answers))
+
+
+def test_codes_that_cannot_be_packed_are_multiplied_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refused:
+        def __init__(self, codes: NDArray[np.uint8], most: int) -> None:
+            raise RuntimeError("no memory")
+
+    random = np.random.default_rng(4)
+    vectors, asked = drawn("random", 3000, 40, random), drawn("random", 8, 40, random)
+    monkeypatch.setattr("index.integers.PackedCodes", Refused)
+    integers = IntegerProducts()
+    assert not integers.packs
+    codes = packed(replace(coded(vectors), integers=integers))
+    assert codes.packed == ()
+    assert candidates.top_k(asked, vectors, codes, 5)[1].tolist() == flat.top_k(asked, vectors, 5)[1].tolist()
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
@@ -202,10 +275,17 @@ def test_products_of_integers_are_exact(seed: int, rows: int, dim: int, count: i
     integers = integer_products()
     assert integers is not None
     most = integers.most
-    codes = random.integers(0, 256, (rows, dim), np.uint8)
+    codes = random.integers(1, 256, (rows, dim), np.uint8)
     weights = random.integers(-most, most + 1, (dim, count), np.int8)
     if largest:
         codes[:], weights[:] = 255, random.choice([-most, most], (dim, count))
     products = np.empty((rows, count), np.int32)
     integers.multiply(codes, weights, products)
-    assert np.array_equal(products, codes.astype(np.int32) @ weights.astype(np.int32))
+    expected = (codes.astype(np.int32) - ZERO) @ weights.astype(np.int32)
+    assert np.array_equal(products, expected)
+    block = integers.pack(codes)
+    assert block is not None
+    codes[:] = 0  # what is packed is a copy
+    transposed = np.empty((count, rows), np.int32)
+    block.multiply(integers.lifted(np.ascontiguousarray(weights.T)), transposed)
+    assert np.array_equal(transposed, expected.T)

@@ -1,9 +1,11 @@
 """Codes of a collection's vectors are made, sealed, mapped and healed by themselves, and never change an answer."""
 
+import gc
 import hashlib
 import json
 import shutil
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from index import candidates, segments, upkeep
+from index import codes as coding
 from index.catalog import Catalog
 from index.codes import Codes
 from index.collection import LocalCollection
@@ -23,6 +26,8 @@ DIM, COUNT = 40, 3000
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "CODED_FROM", 512)
+    monkeypatch.setattr(coding, "_PACKED_FROM", 1)
+    monkeypatch.setattr(coding, "_PACKED_BYTES", 1)
     monkeypatch.setattr(upkeep, "_CODE_FROM", 200)
     monkeypatch.setattr(upkeep, "_SCRUB_AFTER_SECONDS", 0.0)
     monkeypatch.setattr(upkeep, "_IDLE_SECONDS", 0.05)
@@ -53,7 +58,11 @@ def codes_of(collection: LocalCollection) -> Codes | None:
 
 def ready(collection: LocalCollection) -> bool:
     codes = codes_of(collection)
-    return codes is not None and codes.integers is not None
+    return codes is not None and all_packed(codes)
+
+
+def all_packed(codes: Codes) -> bool:
+    return sum(map(len, codes.packed)) == codes.rows // 256 * 256
 
 
 def without_codes(folder: Path, aside: Path) -> Answers:
@@ -96,6 +105,12 @@ def test_sealed_codes_are_mapped_and_answer_alike(folder: Path, tmp_path: Path, 
         assert answers(collection) == expected  # by scanning alone, if it comes before what multiplies
         eventually(lambda: ready(collection))
         assert answers(collection) == expected
+        if not read_only:
+            collection.upsert(items(COUNT + 50, COUNT + 700))
+            collection.seal()
+            eventually(lambda: ready(collection))
+    with reopened(folder) as catalog:
+        assert answers(catalog.open("shop")) == without_codes(folder, tmp_path / "more")
 
 
 def damaged(path: Path, how: str) -> None:
@@ -160,6 +175,7 @@ def test_segments_of_before_there_were_codes_are_opened_and_get_them(
 def test_vectors_out_of_range_get_a_larger_step(folder: Path, tmp_path: Path) -> None:
     with reopened(folder) as catalog:
         collection = catalog.open("shop")
+        eventually(lambda: ready(collection))
         before = codes_of(collection)
         collection.upsert([Item(f"axis{n}", np.eye(DIM, dtype=np.float32)[n]) for n in range(DIM)])
         collection.seal()
@@ -170,6 +186,8 @@ def test_vectors_out_of_range_get_a_larger_step(folder: Path, tmp_path: Path) ->
         (found,) = collection.search(np.eye(DIM, dtype=np.float32)[:1], SearchOptions(k=2))
         assert found[0].key == "axis0"
         expected = answers(collection)
+        eventually(lambda: ready(collection))
+        assert answers(collection) == expected
     assert without_codes(folder, tmp_path / "plain") == expected
     with reopened(folder) as catalog:
         assert answers(catalog.open("shop")) == expected
@@ -182,9 +200,24 @@ def test_compacted_slots_have_codes_at_once(folder: Path, tmp_path: Path) -> Non
         collection.compact()
         codes = codes_of(collection)
         assert codes is not None
-        assert codes.integers is not None
         assert codes.rows == COUNT - 300 + 50
+        assert all_packed(codes)
         assert answers(collection) == without_codes(folder, tmp_path / "plain")
+
+
+@pytest.mark.parametrize("how", ["compacted", "closed"])
+def test_what_was_packed_goes_with_its_codes(folder: Path, how: str) -> None:
+    with reopened(folder) as catalog:
+        collection = catalog.open("shop")
+        eventually(lambda: ready(collection))
+        codes = codes_of(collection)
+        assert codes is not None
+        blocks = [weakref.ref(block) for block in codes.packed]
+        assert blocks
+        del codes
+        collection.compact() if how == "compacted" else collection.close()
+        gc.collect()
+        assert not any(block() for block in blocks)
 
 
 def test_only_collections_that_are_searched_exactly_have_codes(tmp_path: Path) -> None:
