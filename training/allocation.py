@@ -1,9 +1,9 @@
 """Keeps the memory of freed tensors in the process: the next step takes it again, as a GPU's caching allocator does."""
 
-import ctypes
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from encoder.machine import glibc
 
 # Parameters of glibc's mallopt (malloc.h), their defaults and bounds.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
@@ -19,7 +19,7 @@ def freed_memory_kept() -> Iterator[None]:
     By itself glibc returns every block above 32 MB to the system as soon as it is freed, and each step pays anew for
     pages filled with zeros: a sixth of the processor time of a step of ResNet-18 (512 views of 32 pixels).
     """
-    libc = _glibc()
+    libc = glibc()
     if libc is None:
         yield
         return
@@ -33,10 +33,3 @@ def freed_memory_kept() -> Iterator[None]:
         libc.mallopt(_M_MMAP_THRESHOLD, _HIGHEST_MMAP_THRESHOLD)
         libc.mallopt(_M_TRIM_THRESHOLD, 2 * _HIGHEST_MMAP_THRESHOLD)
         libc.malloc_trim(0)
-
-
-def _glibc() -> ctypes.CDLL | None:
-    if sys.platform != "linux":
-        return None
-    library = ctypes.CDLL(None)
-    return library if hasattr(library, "gnu_get_libc_version") else None
