@@ -462,7 +462,8 @@ class _Scores:
         self._hot += np.bincount(queries, minlength=count)
         if self._hot.max() > self._n // _GROUP * _MOST_HOT:
             self.crowded |= self._hot > self._n // _GROUP * _MOST_HOT
-            hot, queries = hot[~self.crowded[queries]], queries[~self.crowded[queries]]
+            stay = ~self.crowded[queries]  # once: other threads find crowds as well
+            hot, queries = hot[stay], queries[stay]
         products = block.products[:, hot, queries]
         member, place = _where(products >= bars[queries])
         return queries[place], block.begin + member * groups + hot[place], products[member, place]

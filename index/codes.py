@@ -92,7 +92,7 @@ def packed(codes: Codes, stop: Callable[[], bool] = lambda: False) -> Codes:
     """
     width, end, blocks = codes.room.shape[1], codes.rows // EVEN * EVEN, list(codes.packed)
     begin = sum(map(len, blocks))
-    if codes.integers is None or width < _PACKED_FROM or begin == end:
+    if codes.integers is None or width < _PACKED_FROM or begin >= end:
         return codes
     most = _PACKED_BYTES // width
     while blocks and len(blocks[-1]) <= min(end - begin, most // 2):
