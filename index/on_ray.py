@@ -114,7 +114,7 @@ def connected(address: str | None, workers: Workers = Workers()) -> Iterator[Non
         workers: for whom a cluster that is started has processors.
 
     Raises:
-        UnavailableError: no cluster answers there.
+        UnavailableError: no cluster answers there, or none comes up here.
     """
     if ray.is_initialized():
         yield
