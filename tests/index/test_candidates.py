@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from index import candidates, flat
+from index import candidates, flat, scores
 from index import codes as coding
 from index.codes import MOST, Codes, coded, packed
 from index.errors import StoppedError
@@ -134,8 +134,8 @@ def test_large_parts_and_small_ones_find_the_same(
     monkeypatch.setattr(flat, "THREADS", threads)
     monkeypatch.setattr(flat, "_READ_A_THREAD", 1e3)
     for at_once in (1 << 22, 5000):
-        monkeypatch.setattr(candidates, "_PRODUCTS_AT_ONCE", at_once)
-        monkeypatch.setattr(candidates, "_BLOCK_BYTES", at_once)
+        monkeypatch.setattr(scores, "_PRODUCTS_AT_ONCE", at_once)
+        monkeypatch.setattr(scores, "_BLOCK_BYTES", at_once)
         products, rows = candidates.top_k(asked, vectors, codes, 10)
         assert rows.tolist() == expected[1].tolist()
         np.testing.assert_allclose(products, expected[0], atol=1e-6)

@@ -1,0 +1,264 @@
+"""Products of codes and queries, and which of them may be among the k largest of a query.
+
+ONNX Runtime multiplies the codes a block after the other, packed ones and others, and no answer depends on which are
+packed. Of every 16 products the largest is looked at first: a group whose largest does not reach the bar holds nobody.
+The bar rises from block to block, and once more by inner products of the most promising (`index.candidates`).
+"""
+
+import functools
+import itertools
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index import flat
+from index.codes import EVEN, Codes, edges, threads_for
+from index.flat import Rows
+from index.integers import IntegerProducts, Integers, PackedCodes
+
+Part = TypeVar("Part")
+Done = TypeVar("Done")
+
+# More candidates of a query than this share of the rows are not worth two stages.
+_MOST_CANDIDATES = 1 / 32
+_GROUP = 16
+_BLOCK_BYTES = 2 << 20
+_FEW = 32
+# 32 MB. Half as much makes two passes of a hundred thousand vectors, one of them short, and takes a seventh longer.
+_PRODUCTS_AT_ONCE = 1 << 23
+_LEAST, _MOST = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+# Enough heats that the best of them are seldom in the same one.
+_HEATS_A_PLACE = 8
+# Groups with a candidate before the bar is raised by inner products.
+_MOST_HOT = 1 / 2
+
+
+def scores_of(
+    queries: NDArray[np.int8], slack: NDArray[np.int64], codes: Codes, integers: IntegerProducts, n: int, k: int
+) -> "Scores":
+    """Multiply the first `n` codes by queries and return what of them may be among the k largest.
+
+    Args:
+        queries: codes of the queries, int8 [N, width].
+        slack: int64 [N], how far below the k-th largest product one of the k nearest may be.
+        codes: the codes.
+        integers: what multiplies them.
+        n: a multiple of 256.
+        k: 1 to n.
+    """
+    count, packed = len(queries), _within(codes.packed, n)
+    at_once = max(EVEN, _PRODUCTS_AT_ONCE // count // EVEN * EVEN, *map(len, packed))
+    scratch = _take_scratch(min(n, at_once) * count)
+    scores = Scores(slack, codes.room.shape[1], n, k)
+    try:
+        for blocks in _packed_blocks(queries, integers, packed, at_once, scratch):
+            scores.look(blocks)
+        for blocks in _other_blocks(queries, integers, codes, range(sum(map(len, packed)), n, at_once), scratch):
+            scores.look(blocks)
+    finally:
+        _scratch().put(scratch)
+    return scores
+
+
+def _within(packed: Sequence[PackedCodes], n: int) -> Sequence[PackedCodes]:
+    """Return the packed blocks that are of the first `n` rows only."""
+    ends = np.cumsum([len(block) for block in packed])
+    return packed[: int(np.count_nonzero(ends <= n))]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Block:
+    """A run of rows, a multiple of 256 of them.
+
+    Row r of the block is in its group r mod groups, so that what is compared lies side by side in memory.
+
+    Attributes:
+        begin: the first row.
+        multiply: makes the products.
+        products: int32 [16, groups, N], of the queries with the members of groups, however they lie in memory.
+    """
+
+    begin: int
+    multiply: Callable[[], None]
+    products: Integers
+
+    def __len__(self) -> int:
+        return _GROUP * len(self.products[0])
+
+    def maxima(self) -> Integers:
+        """Multiply, and return the largest product of each group, int32 [groups, N], in memory as the products are."""
+        self.multiply()
+        maxima: Integers = np.maximum.reduce(self.products, axis=0)
+        return maxima
+
+
+def _packed_blocks(
+    queries: NDArray[np.int8],
+    integers: IntegerProducts,
+    packed: Sequence[PackedCodes],
+    at_once: int,
+    scratch: Integers,
+) -> Iterator[list[_Block]]:
+    """Yield packed blocks, the first of which begins at row 0, of at most so many rows at once."""
+    count, weights = len(queries), integers.lifted(queries)
+    blocks: list[_Block] = []
+    begin = first = 0
+    for block in packed:
+        if begin + len(block) - first > at_once:
+            yield blocks
+            blocks, first = [], begin
+        products = scratch[(begin - first) * count :][: len(block) * count].reshape(count, len(block))
+        multiply = functools.partial(block.multiply, weights, products)
+        blocks.append(_Block(begin, multiply, products.reshape(count, _GROUP, -1).transpose(1, 2, 0)))
+        begin += len(block)
+    if blocks:
+        yield blocks
+
+
+def _other_blocks(
+    queries: NDArray[np.int8], integers: IntegerProducts, codes: Codes, rows: range, scratch: Integers
+) -> Iterator[list[_Block]]:
+    """Yield blocks of rows that are not packed, at most as many at once as the range makes steps."""
+    count, width, weights = len(queries), codes.room.shape[1], np.ascontiguousarray(queries.T)
+    for begin in rows:
+        size = min(rows.step, rows.stop - begin)
+        threads, most = threads_for(count, size * width), _BLOCK_BYTES // width * max(1, _FEW // count)
+        blocks: list[_Block] = []
+        for top, bottom in itertools.pairwise(edges(size, threads, most)):
+            products = scratch[top * count : bottom * count].reshape(bottom - top, count)
+            part = codes.room[begin + top : begin + bottom]
+            multiply = functools.partial(integers.multiply, part, weights, products)
+            blocks.append(_Block(begin + top, multiply, products.reshape(_GROUP, -1, count)))
+        yield blocks
+
+
+class Scores:
+    """Products of codes, some blocks after the other, and what of them may be among the k largest.
+
+    Args:
+        slack: int64 [N], as `scores_of` is given it.
+        width: bytes of a code.
+        n: number of codes.
+        k: 1 to n.
+
+    Attributes:
+        largest: int64 [N], a product that the k largest of each query are not below.
+        bars: int64 [N], what a row must reach to be a candidate.
+        crowded: bool [N], which queries have so many candidates that codes do not help.
+    """
+
+    def __init__(self, slack: NDArray[np.int64], width: int, n: int, k: int) -> None:
+        count = len(slack)
+        self.largest = np.full(count, _LEAST, np.int64)
+        self.bars = np.full(count, _LEAST, np.int64)
+        self.crowded = np.zeros(count, np.bool_)
+        self._slack, self._width, self._n, self._k = slack, width, n, k
+        self._best = np.full((k, count), _LEAST, np.int32)
+        self._hot = np.zeros(count, np.int64)
+        self._found: list[tuple[Rows, Rows, Integers]] = []
+
+    def look(self, blocks: Sequence[_Block]) -> None:
+        """Multiply some blocks, and keep the candidates among their rows."""
+        threads = threads_for(len(self._slack), sum(map(len, blocks)) * self._width)
+        maxima = _each(_Block.maxima, blocks, threads)
+        self._follow(maxima)
+        self._found += _each(self._picked, list(zip(blocks, maxima, strict=True)), threads)
+
+    def raise_bars(self, places: Rows, bars: NDArray[np.int64]) -> None:
+        """Raise the bars of some queries, given for all of them."""
+        self.bars[places] = np.maximum(self.bars, bars)[places]
+        queries, _, products = self._every()
+        counts = np.bincount(queries[products >= self.bars[queries]], minlength=len(self.bars))
+        self.crowded |= counts > self._n * _MOST_CANDIDATES
+
+    def candidates(self, places: Rows, bars: NDArray[np.int64]) -> Rows:
+        """Return the rows that reach the bars, of the queries at some places: int64 [P, m], -1 behind the last one."""
+        queries, rows, products = self._every()
+        wanted = np.where(self.crowded, _MOST, bars)
+        near = np.flatnonzero(products >= wanted[queries])
+        near = near[np.argsort(queries[near], kind="stable")]
+        queries = queries[near]
+        counts = np.bincount(queries, minlength=len(bars))
+        matrix = np.full((len(bars), int(counts.max())), -1, np.int64)
+        matrix[queries, np.arange(len(queries)) - (np.cumsum(counts) - counts)[queries]] = rows[near]
+        return matrix[places]
+
+    def _every(self) -> tuple[Rows, Rows, Integers]:
+        if len(self._found) > 1:
+            queries, rows, products = zip(*self._found, strict=True)
+            self._found = [(np.concatenate(queries), np.concatenate(rows), np.concatenate(products))]
+        return self._found[0]
+
+    def _follow(self, maxima: Sequence[Integers]) -> None:
+        """Take account of the largest products of further groups."""
+        count = len(self.bars)
+        if sum(map(len, maxima)) // _GROUP >= _HEATS_A_PLACE * self._k:
+            # The k-th largest of fewer and larger groups is found more quickly, and hardly ever smaller.
+            maxima = [np.maximum.reduce(one.reshape(_GROUP, -1, count), axis=0) for one in maxima]
+        every = np.concatenate([self._best.T, *(one.T for one in maxima)], axis=1)
+        best = np.partition(every, every.shape[1] - self._k, axis=1)[:, -self._k :]
+        self._best = best.T
+        self.largest = best[:, 0].astype(np.int64)
+        self.bars = self.largest - self._slack
+
+    def _picked(self, among: tuple[_Block, Integers]) -> tuple[Rows, Rows, Integers]:
+        """Return queries, rows and products that reach the bar, of a block with its groups' maxima."""
+        block, maxima = among
+        groups, count = maxima.shape
+        # As wide as the products, with which they are compared the more quickly.
+        bars = np.clip(np.where(self.crowded, _MOST, self.bars), _LEAST, _MOST).astype(np.int32)
+        hot, queries = _where(maxima >= bars)
+        self._hot += np.bincount(queries, minlength=count)
+        if self._hot.max() > self._n // _GROUP * _MOST_HOT:
+            self.crowded |= self._hot > self._n // _GROUP * _MOST_HOT
+            stay = ~self.crowded[queries]  # once: other threads find crowds as well
+            hot, queries = hot[stay], queries[stay]
+        products = block.products[:, hot, queries]
+        member, place = _where(products >= bars[queries])
+        return queries[place], block.begin + member * groups + hot[place], products[member, place]
+
+
+def _each(work: Callable[[Part], Done], parts: Sequence[Part], threads: int) -> list[Done]:
+    """Return what a function returns for each of some parts, of which every thread takes the next one.
+
+    Some blocks are longer than others, and some threads wait longer for a processor.
+    """
+    done: dict[int, Done] = {}
+    left = iter(enumerate(parts))
+
+    def take(_: int, __: int) -> None:
+        for place, part in left:
+            done[place] = work(part)
+
+    flat.shared_out(take, len(parts), threads)
+    return [done[place] for place in range(len(parts))]
+
+
+def _where(matrix: NDArray[np.bool_]) -> tuple[Rows, Rows]:
+    """Return the rows and columns where a matrix is true, in the order in which it lies in memory.
+
+    NumPy's own `nonzero` takes ten times as long for a matrix.
+    """
+    if matrix.flags.c_contiguous:
+        rows, columns = np.divmod(np.flatnonzero(matrix), matrix.shape[1])
+    else:
+        columns, rows = np.divmod(np.flatnonzero(matrix.T), matrix.shape[0])
+    return rows, columns
+
+
+def _take_scratch(size: int) -> Integers:
+    """Return memory for products that was used before, where there is some: fresh memory takes longer than they do."""
+    try:
+        scratch = _scratch().get_nowait()
+    except queue.Empty:
+        return np.empty(size, np.int32)
+    return scratch if len(scratch) >= size else np.empty(size, np.int32)
+
+
+@functools.cache
+def _scratch() -> "queue.SimpleQueue[Integers]":
+    return queue.SimpleQueue()
