@@ -25,6 +25,7 @@ Done = TypeVar("Done")
 
 # More candidates of a query than this share of the rows are not worth two stages.
 _MOST_CANDIDATES = 1 / 32
+# Blocks are of whole groups of groups: `EVEN` is a multiple of its square.
 _GROUP = 16
 _BLOCK_BYTES = 2 << 20
 _FEW = 32
