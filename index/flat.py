@@ -256,7 +256,8 @@ def largest(values: Products, k: int) -> Rows:
     size = values.shape[1]
     if k == size:
         return np.tile(np.arange(size), (len(values), 1))
-    return np.argpartition(values, size - k, axis=1)[:, size - k :]
+    # By the smallest of the negative ones: towards the other end NumPy takes ten times as long when many are -inf.
+    return np.argpartition(-values, k - 1, axis=1)[:, :k]
 
 
 @functools.cache
