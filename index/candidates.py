@@ -4,10 +4,13 @@ With q̂ and x̂ for what the codes of a query and of a vector stand for, Cauchy
 
     |⟨q, x⟩ − ⟨q̂, x̂⟩| ≤ ‖q − q̂‖ ‖x̂‖ + ‖q‖ ‖x − x̂‖ =: error
 
-The k-th largest product of codes less twice that is therefore a bar that every one of the k nearest reaches; the k-th
-largest inner product of any rows less once that is another one. Those that reach both are scored as they are without
-codes, so that the answer is the same; where so many do that nothing is gained (a query amid a crowd of nearly equal
-vectors), all are.
+The k-th largest inner product of any rows less that is therefore a bar that every one of the k nearest reaches with its
+product of codes. Those that reach it are scored as they are without codes, so that the answer is the same; where so
+many do that nothing is gained (a query amid a crowd of nearly equal vectors), all are.
+
+A bar takes products of codes that are not below the inner products by more than the error; how far they are above does
+not matter. Those of projections (`index.projection`) with their margins are of that kind, and found in a fraction of
+the time. They come first: only queries for which they leave too many candidates are answered by codes of the vectors.
 
 A few queries are scanned by FAISS, one after the other. More of them ONNX Runtime multiplies (`index.scores`). Reading
 a quarter of the bytes is what helps the former, and multiplying four times as fast the latter. How few are a few
@@ -19,7 +22,7 @@ import functools
 import itertools
 import queue
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index import flat
-from index.codes import EVEN, MOST, Codes, threads_for
+from index.codes import EVEN, MOST, SHARE, Codes, threads_for
 from index.flat import Products, Rows
 from index.integers import IntegerProducts
 from index.scores import scores_of
@@ -38,6 +41,8 @@ from index.types import Vector
 CODED_FROM = 8192
 SHORTEST = 32
 _ROWS_A_PLACE = 64
+# Short codes of fewer of the vectors that have codes have to wait until they are brought up to date.
+_NEARLY_ALL = 15 / 16
 # Nor are more candidates of one query than this share of the rows; of queries that are multiplied see `index.scores`.
 _MOST_SCANNED = 1 / 16
 # From so many queries on they are multiplied, whatever was measured; and fewer are never.
@@ -56,6 +61,8 @@ _KEPT_A_PLACE, _KEPT = 4, 192
 _GENEROUS = 1.0 + 1e-5
 _FAISS: Any = faiss
 
+Mask = NDArray[np.bool_]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Questions:
@@ -64,24 +71,24 @@ class _Questions:
     Attributes:
         codes: int8 [N, width].
         scales: float64 [N], what a product of codes of one stands for.
-        errors: float64 [N], how far what it stands for may be from the inner product.
+        offsets: float64 [N], what inner products have more than that.
+        errors: float64 [N], how far what it stands for may be below the inner product nevertheless.
     """
 
     codes: NDArray[np.int8]
     scales: NDArray[np.float64]
+    offsets: NDArray[np.float64]
     errors: NDArray[np.float64]
 
-    def __len__(self) -> int:
-        return len(self.codes)
+    def bars(self, products: Products, places: Rows) -> NDArray[np.int64]:
+        """Return the products of codes, int64 [P], below which no inner product is as large as given, float32 [P].
 
-    @property
-    def slack(self) -> NDArray[np.int64]:
-        """Twice the error in products of codes, int64 [N]: so far below the k-th largest may the k nearest be."""
-        return np.ceil(2.0 * self.errors / self.scales).astype(np.int64)
-
-    def bars(self, products: Products) -> NDArray[np.int64]:
-        """Return the products of codes, int64 [N], below which no inner product is as large as one, float32 [N]."""
-        return np.floor((products - self.errors) / self.scales).astype(np.int64)
+        Args:
+            products: the inner products.
+            places: of which queries, int64 [P].
+        """
+        least = products - self.offsets[places] - self.errors[places]
+        return np.floor(least / self.scales[places]).astype(np.int64)
 
 
 def top_k(queries: Vector, vectors: Vector, codes: Codes | None, k: int) -> tuple[Products, Rows]:
@@ -93,26 +100,23 @@ def top_k(queries: Vector, vectors: Vector, codes: Codes | None, k: int) -> tupl
         codes: of the first vectors; None for none.
         k: 1 to n.
     """
-    few = codes is None or not _are_multiplied(len(queries), codes)
-    even = 1 if few else EVEN
-    rows = 0 if codes is None else min(codes.rows, len(vectors)) // even * even
-    if codes is None or rows < max(CODED_FROM, k * _ROWS_A_PLACE) or (codes.integers is None and not few):
+    if codes is None:
         return flat.top_k(queries, vectors, k)
+    short = codes.short
+    ways = (codes,) if short is None or short.rows < _NEARLY_ALL * codes.rows else (short, codes)
     products = np.empty((len(queries), k), np.float32)
-    places = np.empty((len(queries), k), np.int64)
+    rows = np.empty((len(queries), k), np.int64)
     for begin in range(0, len(queries), _QUERIES_AT_ONCE):
         part = slice(begin, begin + _QUERIES_AT_ONCE)
-        products[part], places[part] = _by_codes(queries[part], vectors[:rows], codes, k)
-    if rows == len(vectors):
-        return products, places
-    more, where = flat.top_k(queries, vectors[rows:], min(k, len(vectors) - rows))
-    return flat.merged((products, more), (places, where + rows), k)
+        products[part], rows[part] = _answered(queries[part], vectors, ways, k)
+    return products, rows
 
 
 def prepare(codes: Codes) -> None:
     """Measure what the first search for a few queries would have to wait for."""
-    if codes.integers is not None:
-        _multiplied_from(codes.integers, codes.room.shape[1], bool(codes.packed))
+    for each in (codes, codes.short):
+        if each is not None and each.integers is not None:
+            _multiplied_from(each.integers, each.room.shape[1], bool(each.packed))
 
 
 def _are_multiplied(queries: int, codes: Codes) -> bool:
@@ -157,48 +161,71 @@ def _seconds(call: Callable[[], None]) -> float:
     return max(min(times), 1e-9)
 
 
-def _by_codes(queries: Vector, vectors: Vector, codes: Codes, k: int) -> tuple[Products, Rows]:
-    if codes.integers is None or not _are_multiplied(len(queries), codes):
-        asked = _questions(queries, codes, MOST)
-        found = [_scanned(queries[place : place + 1], asked, place, vectors, codes, k) for place in range(len(queries))]
-        return np.concatenate([products for products, _ in found]), np.concatenate([rows for _, rows in found])
-    asked = _questions(queries, codes, codes.integers.most)
-    scores = scores_of(asked.codes, asked.slack, codes, codes.integers, len(vectors), k)
-    # The inner products of the most promising make a bar that is closer by half of the slack.
-    near = np.flatnonzero(~scores.crowded)
-    if len(near):
-        best, _ = flat.best_of(queries[near], vectors, scores.candidates(near, scores.largest), k)
-        scores.raise_bars(near, asked.bars(_with(best[:, -1], near, len(queries))))
-        near = np.flatnonzero(~scores.crowded)
+def _answered(queries: Vector, vectors: Vector, ways: Sequence[Codes], k: int) -> tuple[Products, Rows]:
+    """Answer queries by the first of some codes, those in a crowd by the next ones, and by none in the end."""
+    if not ways:
+        return flat.top_k(queries, vectors, k)
+    codes = ways[0]
+    multiplied = _are_multiplied(len(queries), codes)
+    even = EVEN if multiplied else 1
+    n = min(codes.rows, len(vectors)) // even * even
+    if n < max(CODED_FROM, k * _ROWS_A_PLACE):
+        return flat.top_k(queries, vectors, k)
+    if not multiplied:
+        products, rows, crowded = _scanned(queries, vectors[:n], codes, k)
+    elif codes.integers is not None:
+        products, rows, crowded = _multiplied(queries, vectors[:n], codes, codes.integers, k)
+    else:
+        return flat.top_k(queries, vectors, k)
+    if crowded.any():
+        products[crowded], rows[crowded] = _answered(queries[crowded], vectors[:n], ways[1:], k)
+    if n == len(vectors):
+        return products, rows
+    more, where = flat.top_k(queries, vectors[n:], min(k, len(vectors) - n))
+    return flat.merged((products, more), (rows, where + n), k)
+
+
+def _multiplied(
+    queries: Vector, vectors: Vector, codes: Codes, integers: IntegerProducts, k: int
+) -> tuple[Products, Rows, Mask]:
+    """Answer queries by multiplying codes, and say of which there is no answer: those in a crowd."""
+    asked = _questions(queries, codes, integers.most)
+
+    def bars_of(places: Rows, candidates: Rows) -> NDArray[np.int64]:
+        return asked.bars(flat.best_of(queries[places], vectors, candidates, k)[0][:, -1], places)
+
+    scores = scores_of(asked.codes, codes, integers, len(vectors), k, bars_of)
+    candidates = scores.candidates()
+    near = ~scores.crowded
     products, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-    if len(near):
-        products[near], rows[near] = flat.best_of(queries[near], vectors, scores.candidates(near, scores.bars), k)
-    if len(near) < len(queries):
-        crowded = np.flatnonzero(scores.crowded)
-        products[crowded], rows[crowded] = flat.top_k(queries[crowded], vectors, k)
-    return products, rows
-
-
-def _with(values: Products, places: Rows, count: int) -> Products:
-    """Return `count` values, those that are given at their places and 0 elsewhere."""
-    every = np.zeros(count, np.float32)
-    every[places] = values
-    return every
+    if near.any():
+        products[near], rows[near] = flat.best_of(queries[near], vectors, candidates[near], k)
+    return products, rows, scores.crowded
 
 
 def _questions(queries: Vector, codes: Codes, most: int) -> _Questions:
     """Code queries by multiples of their own step, between minus `most` and `most`."""
-    exact = queries.astype(np.float64)
+    exact, offsets = queries.astype(np.float64), np.zeros(len(queries))
+    if codes.projection is not None:
+        projected, offsets = codes.projection.of_queries(queries)
+        exact = projected.astype(np.float64)
+    dim = exact.shape[1]
     steps = np.abs(exact).max(axis=1) / most
     steps[steps == 0] = 1.0
     rounded = np.rint(exact / steps[:, None])
     coded = np.zeros((len(queries), codes.room.shape[1]), np.int8)
-    coded[:, : queries.shape[1]] = rounded
-    errors = _lengths(exact - rounded * steps[:, None]) * (1.0 + codes.error) + _lengths(exact) * codes.error
+    coded[:, :dim] = rounded
+    lengths, off, scales = _lengths(exact), _lengths(exact - rounded * steps[:, None]), steps * codes.step
+    if codes.projection is not None:
+        margins = np.maximum(off / SHARE, lengths) * _GENEROUS * codes.margin / scales
+        coded[:, dim] = np.minimum(np.ceil(margins), most)
+        errors = codes.projection.error * (1.0 + lengths * codes.longest)
+        errors += np.maximum(margins - most, 0.0) * MOST * scales
+    else:
+        errors = off * (1.0 + codes.error) + lengths * codes.error
     # FAISS rounds products of codes, and inner products, to float32.
-    scales = steps * codes.step
     rounding = scales * (coded.shape[1] * MOST * MOST * 2.0**-22 + 2) + 2 * flat.rounding(queries.shape[1])
-    return _Questions(coded, scales, _GENEROUS * errors + rounding)
+    return _Questions(coded, scales, offsets, _GENEROUS * errors + rounding)
 
 
 def _lengths(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -206,10 +233,24 @@ def _lengths(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     return lengths
 
 
-def _scanned(
+def _scanned(queries: Vector, vectors: Vector, codes: Codes, k: int) -> tuple[Products, Rows, Mask]:
+    """Answer queries by scanning codes, and say of which there is no answer: those in a crowd."""
+    asked = _questions(queries, codes, MOST)
+    products, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    crowded = np.zeros(len(queries), np.bool_)
+    for place in range(len(queries)):
+        found = _scanned_one(queries[place : place + 1], asked, place, vectors, codes, k)
+        if found is None:
+            crowded[place] = True
+        else:
+            products[place], rows[place] = found[0][0], found[1][0]
+    return products, rows, crowded
+
+
+def _scanned_one(
     query: Vector, asked: _Questions, place: int, vectors: Vector, codes: Codes, k: int
-) -> tuple[Products, Rows]:
-    """Answer one query, [1, D], by scanning codes."""
+) -> tuple[Products, Rows] | None:
+    """Answer one query, [1, D], by scanning codes; None when it is in a crowd."""
     n = len(vectors)
     threads = threads_for(1, n * codes.room.shape[1])
     ends = [n * part // threads for part in range(threads + 1)]
@@ -228,7 +269,7 @@ def _scanned(
     flat.shared_out(scan, threads, threads)
     rows[np.isneginf(near)] = -1
     best, where = flat.best_of(query, vectors, rows.reshape(1, -1), k)
-    bar = float(asked.bars(np.repeat(best[:, -1], len(asked)))[place])
+    bar = float(asked.bars(best[:, -1], np.array([place]))[0])
     if kept == longest or near.min(axis=1).max() < bar:
         return best, where
     found: list[Rows] = [np.empty(0, np.int64)] * threads
@@ -241,7 +282,7 @@ def _scanned(
     flat.shared_out(scan_again, threads, threads)
     candidates = np.concatenate(found)
     if len(candidates) > n * _MOST_SCANNED:
-        return flat.top_k(query, vectors, k)
+        return None
     return flat.best_of(query, vectors, candidates[None], k)
 
 

@@ -2,7 +2,7 @@
 
 ONNX Runtime multiplies the codes a block after the other, packed ones and others, and no answer depends on which are
 packed. Of every 16 products the largest is looked at first: a group whose largest does not reach the bar holds nobody.
-The bar rises from block to block, and once more by inner products of the most promising (`index.candidates`).
+The bar rises with every run of blocks, by the inner products of the most promising so far (`index.candidates`).
 """
 
 import functools
@@ -10,7 +10,7 @@ import itertools
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from index.integers import IntegerProducts, Integers, PackedCodes
 
 Part = TypeVar("Part")
 Done = TypeVar("Done")
+# Queries, rows and products, each int64 or int32 [m].
+_Picked: TypeAlias = tuple[Rows, Rows, Integers]
+BarsOf: TypeAlias = Callable[[Rows, Rows], NDArray[np.int64]]
 
 # More candidates of a query than this share of the rows are not worth two stages.
 _MOST_CANDIDATES = 1 / 32
@@ -39,22 +42,23 @@ _MOST_HOT = 1 / 2
 
 
 def scores_of(
-    queries: NDArray[np.int8], slack: NDArray[np.int64], codes: Codes, integers: IntegerProducts, n: int, k: int
+    queries: NDArray[np.int8], codes: Codes, integers: IntegerProducts, n: int, k: int, bars_of: BarsOf
 ) -> "Scores":
     """Multiply the first `n` codes by queries and return what of them may be among the k largest.
 
     Args:
         queries: codes of the queries, int8 [N, width].
-        slack: int64 [N], how far below the k-th largest product one of the k nearest may be.
         codes: the codes.
         integers: what multiplies them.
         n: a multiple of 256.
         k: 1 to n.
+        bars_of: called with places of queries and, for each, rows, int64 [P, m] with -1 behind the last one; returns
+            the products, int64 [P], that a row must have to be one of the k nearest, as far as these rows tell.
     """
     count, packed = len(queries), _within(codes.packed, n)
     at_once = max(EVEN, _PRODUCTS_AT_ONCE // count // EVEN * EVEN, *map(len, packed))
     scratch = _take_scratch(min(n, at_once) * count)
-    scores = Scores(slack, codes.room.shape[1], n, k)
+    scores = Scores(count, codes.room.shape[1], n, k, bars_of)
     try:
         for blocks in _packed_blocks(queries, integers, packed, at_once, scratch):
             scores.look(blocks)
@@ -141,61 +145,44 @@ class Scores:
     """Products of codes, some blocks after the other, and what of them may be among the k largest.
 
     Args:
-        slack: int64 [N], as `scores_of` is given it.
+        count: number of queries.
         width: bytes of a code.
         n: number of codes.
         k: 1 to n.
+        bars_of: as `scores_of` is given it.
 
     Attributes:
-        largest: int64 [N], a product that the k largest of each query are not below.
         bars: int64 [N], what a row must reach to be a candidate.
         crowded: bool [N], which queries have so many candidates that codes do not help.
     """
 
-    def __init__(self, slack: NDArray[np.int64], width: int, n: int, k: int) -> None:
-        count = len(slack)
-        self.largest = np.full(count, _LEAST, np.int64)
+    def __init__(self, count: int, width: int, n: int, k: int, bars_of: BarsOf) -> None:
         self.bars = np.full(count, _LEAST, np.int64)
         self.crowded = np.zeros(count, np.bool_)
-        self._slack, self._width, self._n, self._k = slack, width, n, k
+        self._width, self._n, self._k, self._bars_of = width, n, k, bars_of
         self._best = np.full((k, count), _LEAST, np.int32)
         self._hot = np.zeros(count, np.int64)
-        self._found: list[tuple[Rows, Rows, Integers]] = []
+        self._found: list[_Picked] = []
 
     def look(self, blocks: Sequence[_Block]) -> None:
         """Multiply some blocks, and keep the candidates among their rows."""
-        threads = threads_for(len(self._slack), sum(map(len, blocks)) * self._width)
+        threads = threads_for(len(self.bars), sum(map(len, blocks)) * self._width)
         maxima = _each(_Block.maxima, blocks, threads)
-        self._follow(maxima)
-        self._found += _each(self._picked, list(zip(blocks, maxima, strict=True)), threads)
+        parts = list(zip(blocks, maxima, strict=True))
+        promising = np.maximum(self.bars, self._followed(maxima))
+        self._raise_bars(promising, _each(functools.partial(self._picked, promising), parts, threads))
+        self._found += _each(functools.partial(self._picked, self.bars), parts, threads)
 
-    def raise_bars(self, places: Rows, bars: NDArray[np.int64]) -> None:
-        """Raise the bars of some queries, given for all of them."""
-        self.bars[places] = np.maximum(self.bars, bars)[places]
-        queries, _, products = self._every()
-        counts = np.bincount(queries[products >= self.bars[queries]], minlength=len(self.bars))
-        self.crowded |= counts > self._n * _MOST_CANDIDATES
+    def candidates(self) -> Rows:
+        """Return the rows that reach the bars, int64 [N, m], -1 behind the last one of each; none of the crowded."""
+        queries, rows, products = _together(self._found)
+        near = products >= self.bars[queries]
+        self.crowded |= np.bincount(queries[near], minlength=len(self.bars)) > self._n * _MOST_CANDIDATES
+        near &= ~self.crowded[queries]
+        return self._by_query(queries[near], rows[near])
 
-    def candidates(self, places: Rows, bars: NDArray[np.int64]) -> Rows:
-        """Return the rows that reach the bars, of the queries at some places: int64 [P, m], -1 behind the last one."""
-        queries, rows, products = self._every()
-        wanted = np.where(self.crowded, _MOST, bars)
-        near = np.flatnonzero(products >= wanted[queries])
-        near = near[np.argsort(queries[near], kind="stable")]
-        queries = queries[near]
-        counts = np.bincount(queries, minlength=len(bars))
-        matrix = np.full((len(bars), int(counts.max())), -1, np.int64)
-        matrix[queries, np.arange(len(queries)) - (np.cumsum(counts) - counts)[queries]] = rows[near]
-        return matrix[places]
-
-    def _every(self) -> tuple[Rows, Rows, Integers]:
-        if len(self._found) > 1:
-            queries, rows, products = zip(*self._found, strict=True)
-            self._found = [(np.concatenate(queries), np.concatenate(rows), np.concatenate(products))]
-        return self._found[0]
-
-    def _follow(self, maxima: Sequence[Integers]) -> None:
-        """Take account of the largest products of further groups."""
+    def _followed(self, maxima: Sequence[Integers]) -> NDArray[np.int64]:
+        """Return a product that the k largest so far are not below, int64 [N], given those of further groups."""
         count = len(self.bars)
         if sum(map(len, maxima)) // _GROUP >= _HEATS_A_PLACE * self._k:
             # The k-th largest of fewer and larger groups is found more quickly, and hardly ever smaller.
@@ -203,24 +190,46 @@ class Scores:
         every = np.concatenate([self._best.T, *(one.T for one in maxima)], axis=1)
         best = np.partition(every, every.shape[1] - self._k, axis=1)[:, -self._k :]
         self._best = best.T
-        self.largest = best[:, 0].astype(np.int64)
-        self.bars = self.largest - self._slack
+        largest: NDArray[np.int64] = best[:, 0].astype(np.int64)
+        return largest
 
-    def _picked(self, among: tuple[_Block, Integers]) -> tuple[Rows, Rows, Integers]:
-        """Return queries, rows and products that reach the bar, of a block with its groups' maxima."""
+    def _raise_bars(self, promising: NDArray[np.int64], picked: Sequence[_Picked]) -> None:
+        """Raise the bars by the rows whose products are the largest so far, some of which were picked just now."""
+        queries, rows, products = _together([*self._found, *picked])
+        near = (products >= promising[queries]) & ~self.crowded[queries]
+        matrix = self._by_query(queries[near], rows[near])
+        places = np.flatnonzero(np.count_nonzero(matrix >= 0, axis=1) >= self._k)
+        if len(places):
+            self.bars[places] = np.maximum(self.bars[places], self._bars_of(places, matrix[places]))
+
+    def _by_query(self, queries: Rows, rows: Rows) -> Rows:
+        """Return rows by the queries that they belong to, int64 [N, m], -1 behind the last one of each."""
+        order = np.argsort(queries, kind="stable")
+        queries, counts = queries[order], np.bincount(queries, minlength=len(self.bars))
+        matrix = np.full((len(counts), int(counts.max())), -1, np.int64)
+        matrix[queries, np.arange(len(queries)) - (np.cumsum(counts) - counts)[queries]] = rows[order]
+        return matrix
+
+    def _picked(self, bars: NDArray[np.int64], among: tuple[_Block, Integers]) -> _Picked:
+        """Return queries, rows and products that reach bars, of a block with its groups' maxima."""
         block, maxima = among
         groups, count = maxima.shape
         # As wide as the products, with which they are compared the more quickly.
-        bars = np.clip(np.where(self.crowded, _MOST, self.bars), _LEAST, _MOST).astype(np.int32)
-        hot, queries = _where(maxima >= bars)
+        least = np.clip(np.where(self.crowded, _MOST, bars), _LEAST, _MOST).astype(np.int32)
+        hot, queries = _where(maxima >= least)
         self._hot += np.bincount(queries, minlength=count)
         if self._hot.max() > self._n // _GROUP * _MOST_HOT:
             self.crowded |= self._hot > self._n // _GROUP * _MOST_HOT
             stay = ~self.crowded[queries]  # once: other threads find crowds as well
             hot, queries = hot[stay], queries[stay]
         products = block.products[:, hot, queries]
-        member, place = _where(products >= bars[queries])
+        member, place = _where(products >= least[queries])
         return queries[place], block.begin + member * groups + hot[place], products[member, place]
+
+
+def _together(picked: Sequence[_Picked]) -> _Picked:
+    queries, rows, products = zip(*picked, strict=True)
+    return np.concatenate(queries), np.concatenate(rows), np.concatenate(products)
 
 
 def _each(work: Callable[[Part], Done], parts: Sequence[Part], threads: int) -> list[Done]:

@@ -15,7 +15,7 @@ from encoder.errors import KindredError
 from encoder.machine import return_freed_memory
 from index import candidates
 from index.approximate import Description, build, describe, kind_for, load, save
-from index.codes import Codes, coded, packed
+from index.codes import Codes, coded, like, packed, shortened
 from index.columns import Columns, Snapshot
 from index.errors import StoppedError
 from index.integers import integer_products
@@ -181,12 +181,12 @@ class Upkeep:
                 candidates.prepare(codes)
                 self._store.use_codes(codes, lineage)
             # Takes longer, and searches go by the codes meanwhile.
-            if codes is not None and (more := self._packed(codes, stop)) is not codes:
+            if codes is not None and (more := self._quickened(codes, snapshot, stop)) is not codes:
                 self._store.use_codes(more, lineage)
 
-    def _packed(self, codes: Codes, stop: Callable[[], bool]) -> Codes:
-        """Return codes that are packed, where that makes searches quicker."""
-        more = packed(codes, stop)
+    def _quickened(self, codes: Codes, snapshot: Snapshot, stop: Callable[[], bool]) -> Codes:
+        """Return codes with short ones and packed, where that makes searches quicker."""
+        more = packed(shortened(codes, snapshot.vectors, stop), stop)
         if more is not codes:
             candidates.prepare(more)
             # As much as the blocks take was used, between them, to make them.
@@ -214,7 +214,8 @@ class Upkeep:
             # Searches go on as quickly with the new ones.
             fresh.codes = self._coded(replace(fresh.snapshot(snapshot.sequence), codes=None), self._never).codes
             if fresh.codes is not None and snapshot.codes is not None:
-                fresh.codes = self._packed(replace(fresh.codes, integers=snapshot.codes.integers), self._never)
+                codes = like(fresh.codes, snapshot.codes)
+                fresh.codes = self._quickened(codes, fresh.snapshot(snapshot.sequence), self._never)
             self._store.replace_columns(fresh, snapshot.sequence, lineage)
 
     def index(self) -> None:

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from index import candidates, flat, scores
+from index import candidates, flat, projection, scores
 from index import codes as coding
-from index.codes import MOST, Codes, coded, packed
+from index.codes import MOST, Codes, coded, like, packed, shortened
 from index.errors import StoppedError
 from index.integers import ZERO, IntegerProducts, integer_products
 from index.search import nearest
@@ -20,7 +20,7 @@ from tests.index.reference import unit
 from tests.index.test_search import columns
 
 Random = np.random.Generator
-KINDS = ("random", "clustered", "duplicated", "hardly different", "spiked", "flat")
+KINDS = ("random", "clustered", "flattish", "alike", "duplicated", "hardly different", "spiked", "flat")
 
 
 @pytest.fixture(autouse=True)
@@ -29,13 +29,19 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "_ROWS_A_PLACE", 20)
     monkeypatch.setattr(coding, "_PACKED_FROM", 1)
     monkeypatch.setattr(coding, "_PACKED_BYTES", 1)  # blocks of 256 rows
+    monkeypatch.setattr(projection, "_WIDTHS", (3, 8, 32))
+    monkeypatch.setattr(projection, "_WORTH_IT", 1e9)  # always
 
 
 def drawn(kind: str, count: int, dim: int, random: Random) -> Vector:
-    """Return unit vectors that are easy or hard to tell apart by their codes."""
+    """Return unit vectors that are easy or hard to tell apart by their codes, or by those of their projections."""
     noise = random.standard_normal((count, dim))
     if kind == "clustered":
         noise = random.standard_normal((7, dim))[random.integers(0, 7, count)] + 0.02 * noise
+    elif kind == "flattish":
+        noise *= 0.5 ** np.arange(dim)
+    elif kind == "alike":
+        noise = 9 * noise[:1] + noise
     elif kind == "duplicated":
         noise = noise[random.integers(0, min(9, count), count)]
     elif kind == "hardly different":
@@ -67,6 +73,7 @@ def with_integers(codes: Codes) -> Codes:
     matching=st.sampled_from([None, 0.6, 0.95]),
     lacking=st.sampled_from([0, 40, 700]),
     unpacked=st.sampled_from([0, 300, 3000]),
+    short=st.booleans(),
 )
 def test_a_search_by_codes_answers_as_one_without(
     seed: int,
@@ -80,6 +87,7 @@ def test_a_search_by_codes_answers_as_one_without(
     matching: float | None,
     lacking: int,
     unpacked: int,
+    short: bool,
 ) -> None:
     random = np.random.default_rng(seed)
     vectors = drawn(kind, count, dim, random)
@@ -87,8 +95,10 @@ def test_a_search_by_codes_answers_as_one_without(
     plain = columns(vectors, np.flatnonzero(random.random(count) < dead))
     mask = None if matching is None else plain.alive() & (random.random(count) < matching)
     # Rows that are packed, rows that have codes, and rows that have none.
-    codes = packed(with_integers(coded(vectors[: max(1, count - lacking - unpacked)])))
+    codes = with_integers(coded(vectors[: max(1, count - lacking - unpacked)]))
+    codes = packed(shortened(codes, vectors) if short else codes)
     codes = coded(vectors[: max(1, count - lacking)], codes)
+    codes = shortened(codes, vectors) if short and unpacked > 300 else codes
     found = nearest(replace(plain, codes=codes), asked, k, mask)
     for one, other in zip(found, nearest(plain, asked, k, mask), strict=True):
         assert one.slots.tolist() == other.slots.tolist()
@@ -159,6 +169,34 @@ def test_only_few_vectors_are_scored_where_they_differ(monkeypatch: pytest.Monke
         assert scored.pop() < 300 * count
 
 
+@pytest.mark.parametrize("count", [1, 4, 64])
+def test_short_codes_leave_few_vectors_where_embeddings_hardly_leave_some_directions(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    random = np.random.default_rng(0)
+    space = random.standard_normal((16, 256))
+    noise = 0.2 * random.standard_normal((20_000, 256)) + 3.0
+    some = unit((random.standard_normal((20_000, 16)) @ space + noise).astype(np.float32))
+    asked, vectors = some[:count].copy(), some[count : count + 19_712].copy()
+    codes = packed(shortened(with_integers(coded(vectors)), vectors))
+    assert codes.short is not None
+    assert codes.short.room.shape[1] <= 32
+    assert codes.short.packed
+    assert not codes.packed
+    scored: list[int] = []
+    expected = flat.top_k(asked, vectors, 10)
+    best_of = flat.best_of
+
+    def counted(queries: Vector, vectors: Vector, rows: NDArray[np.int64], k: int) -> tuple[Vector, NDArray[np.int64]]:
+        scored.append(int(np.count_nonzero(rows >= 0)))
+        return best_of(queries, vectors, rows, k)
+
+    monkeypatch.setattr(flat, "best_of", counted)
+    monkeypatch.setattr(flat, "top_k", None)
+    assert candidates.top_k(asked, vectors, codes, 10)[1].tolist() == expected[1].tolist()
+    assert sum(scored) < 400 * count
+
+
 @pytest.mark.parametrize(("queries", "are_packed"), [(1, False), (8, False), (8, True)])
 def test_a_query_amid_a_crowd_is_answered_without_codes(
     monkeypatch: pytest.MonkeyPatch, queries: int, are_packed: bool
@@ -202,6 +240,62 @@ def test_no_vector_is_further_from_its_code_than_said(
         assert known.error <= 0.5 * known.step * np.sqrt(dim) * 1.001 + 1e-5  # nothing is cut off
     assert known is not None
     assert known.step <= 1.04 / MOST
+
+
+def test_short_codes_follow_the_vectors_and_their_projection_is_looked_for_again_when_they_are_twice_as_many() -> None:
+    vectors = drawn("flattish", 3000, 70, np.random.default_rng(0))
+    first = shortened(with_integers(coded(vectors[:1000])), vectors)
+    assert first.short is not None
+    assert (first.short.rows, first.considered) == (1000, 1000)
+    assert first.short.integers is first.integers
+    assert shortened(first, vectors) is first
+    more = shortened(coded(vectors[:1900], first), vectors)
+    assert more.short is not None
+    assert more.short.rows == 1900
+    assert more.short.projection is first.short.projection
+    most = shortened(coded(vectors, more), vectors)
+    assert most.short is not None
+    assert (most.short.rows, most.considered) == (3000, 3000)
+    assert most.short.projection is not first.short.projection
+    fewer = shortened(like(coded(vectors[1000:]), most), vectors[1000:])
+    assert fewer.short is not None
+    assert fewer.short.rows == 2000
+    assert fewer.short.projection is most.short.projection
+
+
+def test_short_codes_are_looked_for_once_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projection, "_WORTH_IT", 0.0)
+    vectors = drawn("random", 3000, 70, np.random.default_rng(0))
+    codes = shortened(coded(vectors), vectors)
+    assert codes.short is None
+    assert shortened(codes, vectors) is codes
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    kind=st.sampled_from(KINDS),
+    count=st.integers(2, 600),
+    dim=st.integers(3, 70),
+    near=st.booleans(),
+    short=st.booleans(),
+    most=st.sampled_from([127, 63]),
+)
+def test_no_product_of_codes_is_below_the_inner_product_by_more_than_the_error(
+    seed: int, kind: str, count: int, dim: int, near: bool, short: bool, most: int
+) -> None:
+    random = np.random.default_rng(seed)
+    vectors = drawn(kind, count, dim, random)
+    queries = vectors[: min(count, 20)] if near else drawn("random", 20, dim, random)
+    codes = coded(vectors[: count // 2 + 1])
+    codes = shortened(coded(vectors, shortened(codes, vectors)), vectors)
+    if short:
+        assert codes.short is not None
+        codes = codes.short
+    asked = candidates._questions(queries, codes, most)
+    products = asked.codes.astype(np.int64) @ (codes.room[:count].astype(np.int64) - ZERO).T
+    bound = products * asked.scales[:, None] + (asked.offsets + asked.errors)[:, None]
+    assert (bound >= queries.astype(np.float64) @ vectors.T.astype(np.float64)).all()
 
 
 def test_coding_can_be_called_off() -> None:
