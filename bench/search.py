@@ -4,7 +4,7 @@
     python bench/search.py --short               every section on a twentieth of the data (about a minute)
     python bench/search.py --sections exact,open
 
-    python bench/search.py --sections approximate --embeddings FILE.npy     real ones instead of clusters
+    python bench/search.py --sections exact,approximate --embeddings FILE.npy     real ones as well; instead of clusters
 
 Sections: exact, clients, fresh, writes, open, reads, import, approximate. Peers (pip install lancedb qdrant-client
 milvus-lite pymilvus hnswlib) that are not installed are left out. Random unit vectors, except `approximate`: 1,000
@@ -54,14 +54,20 @@ from index.filter_text import parse
 from index.types import Item, SearchOptions
 
 
-def exact(folder: Path, scale: float) -> Result:
-    """Batches of 64, exactly."""
+def exact(folder: Path, scale: float, embeddings: Path | None = None) -> Result:
+    """Batches of 64, exactly; also among real embeddings, the last 64 of which are the queries."""
     result = Result()
+    sets: list[tuple[str, Vectors, Vectors]] = []
     for dim, count in ((128, int(100_000 * max(scale, 0.2))), (512, int(50_000 * max(scale, 0.2)))):
-        vectors, queries = unit_vectors(count, dim), unit_vectors(64, dim, 5)
+        sets.append(("", unit_vectors(count, dim), unit_vectors(64, dim, 5)))
+    if embeddings is not None:
+        every = np.load(embeddings)
+        sets.append((", real", np.ascontiguousarray(every[:-64]), np.ascontiguousarray(every[-64:])))
+    for number, (what, vectors, queries) in enumerate(sets):
+        count, dim = vectors.shape
         index = FAISS.IndexFlatIP(dim)
         index.add(vectors)
-        with Catalog(folder / str(dim)) as catalog:
+        with Catalog(folder / str(number)) as catalog:
             collection = fill(catalog, vectors)
             same = as_people_call_it(index, queries).tolist() == [
                 [int(one.key) for one in found] for found in collection.search(queries, OURS)
@@ -74,7 +80,7 @@ def exact(folder: Path, scale: float) -> Result:
                 9,
             )
         ours = statistics.median(times["kindred"])
-        shape = f"64 × {count:,} × {dim}"
+        shape = f"64 × {count:,} × {dim}{what}"
         result.add(f"exact {shape}: kindred", 1e3 * ours, "ms")
         result.add(f"exact {shape}: faiss default", 1e3 * statistics.median(times["faiss"]), "ms")
         result.add(f"exact {shape}: same ids", float(same), "", 1)
@@ -301,7 +307,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=None, help="share of the data, 1 by default")
     parser.add_argument("--folder", type=Path, default=None, help="where the data go; default a temporary folder")
     parser.add_argument("--kinds", default="ivf,hnsw,pq", help="of index, for `approximate`")
-    parser.add_argument("--embeddings", type=Path, default=None, help="float32 [n, D], for `approximate`")
+    parser.add_argument("--embeddings", type=Path, default=None, help="float32 [n, D], for `exact` and `approximate`")
     parser.add_argument("--graph", type=Path, default=None, help="hnswlib's index of them, made before")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -310,6 +316,8 @@ def main() -> None:
         if options.one == APPROXIMATE:
             kinds = options.kinds.split(",")
             found = search_approximate.approximate(options.folder, scale, kinds, options.embeddings, options.graph)
+        elif options.one == "exact":
+            found = exact(options.folder, scale, options.embeddings)
         else:
             found = SECTIONS[options.one](options.folder, scale)
         targets = [(one.name, one.value, one.bound, one.at_least) for one in found.targets]

@@ -75,6 +75,9 @@ def main() -> None:
     parser.add_argument("--int8", type=Path, help="the same model in int8")
     parser.add_argument("--peers", type=Path, help="folder of the peers' virtual environments")
     parser.add_argument("--gallery", type=int, default=1000, help="photos to find neighbours among; 0 finds none")
+    parser.add_argument(
+        "--embeddings", type=Path, help="float32 [n, D] in a .npy file, to search among; random without"
+    )
     parser.add_argument("--seconds", type=float, default=4.0, help="length of one figure")
     parser.add_argument("--rounds", type=int, default=3, help="figures of each contender")
     parser.add_argument("--short", action="store_true", help="one round of half a second, hundredth collections")
@@ -100,6 +103,7 @@ def main() -> None:
             1 if options.short else options.rounds,
             0.01 if options.short else 1.0,
             options.peers.resolve() if options.peers else None,
+            options.embeddings.resolve() if options.embeddings else None,
         )
         for name in chosen:
             found = SECTIONS[name](bench)

@@ -66,6 +66,7 @@ class Bench:
         rounds: figures of each contender.
         items: scale of the collections, 1 for what the targets say.
         peers: folder with a virtual environment for each peer, None without.
+        embeddings: the model's own of many images, float32 [n, D], to search among; None for random vectors.
     """
 
     folder: Path
@@ -78,6 +79,7 @@ class Bench:
     rounds: int
     items: float
     peers: Path | None
+    embeddings: Path | None = None
 
     @property
     def payloads(self) -> Payloads:
@@ -288,11 +290,12 @@ def search(bench: Bench) -> Result:
     from bench.search_common import fill, unit_vectors
     from index.catalog import Catalog
 
-    encoder = Encoder.open(bench.model, device="cpu")
+    metadata = Encoder.open(bench.model, device="cpu").metadata
     count = int(100_000 * bench.items)
-    data = bench.folder / "data"
+    vectors = unit_vectors(count, metadata.dim) if bench.embeddings is None else np.load(bench.embeddings)[:count]
+    count, data = len(vectors), bench.folder / "data"
     with Catalog(data) as catalog:
-        fill(catalog, unit_vectors(count, encoder.metadata.dim), space=encoder.metadata.space)
+        fill(catalog, vectors, space=metadata.space)
     with kindred(bench.folder, "search", ["--model", str(bench.model), "--data-dir", str(data)]) as served:
         requests = bench.payloads
         loads = {
