@@ -249,7 +249,7 @@ def test_damaged_checkpoints_are_said_in_one_line(tmp_path: Path) -> None:
 # The command, as a process
 
 
-OPTIONS = {"limit": 12, "batch_size": 40, "epochs": 40, "threads": 1, "checkpoint_seconds": 0.2}
+OPTIONS = {"limit": 12, "batch_size": 40, "epochs": 20, "threads": 1, "checkpoint_seconds": 0.1}
 
 
 def arguments(out: Path, *options: str) -> list[str]:
@@ -257,8 +257,8 @@ def arguments(out: Path, *options: str) -> list[str]:
     return ["digits", "--out", str(out), *given, *options]
 
 
-def command(out: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "training", *arguments(out, *options)]
+def command(out: Path, *options: str, module: str = "training") -> list[str]:
+    return [sys.executable, "-m", module, *arguments(out, *options)]
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -291,14 +291,14 @@ def leaves(saved: Checkpoint) -> list[tuple[str, bytes]]:
 
 
 @pytest.mark.usefixtures("unexported")
+@pytest.mark.usefixtures("unexported")
 def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_never_killed(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
+    goes_on = command(killed, "--resume", module="tests.training.unexported")
     pretrain(resolve_settings("digits", whole, OPTIONS, resume=False))
     kills = 0
     for _ in range(2):
-        process = subprocess.Popen(
-            command(killed, "--resume"), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = subprocess.Popen(goes_on, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         before = written(killed)
         while process.poll() is None and written(killed) == before:
             time.sleep(0.01)
@@ -309,7 +309,7 @@ def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_never_killed(tmp
     steps = checkpoints.load(killed / CHECKPOINT_FILE).position.step
     assert kills == 2
     assert 0 < steps < 3 * OPTIONS["epochs"]
-    subprocess.run(command(killed, "--resume"), env=environment(), check=True, capture_output=True)
+    subprocess.run(goes_on, env=environment(), check=True, capture_output=True)
     assert same_tensors(whole, killed)
     assert losses(whole) == losses(killed)
 
