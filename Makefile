@@ -1,6 +1,7 @@
 # Needs only Python 3.11 or newer and make: every target sets up its own virtual environment first.
 #   make demo    train, export, index, serve and query on the spot (about a minute after set-up)
-#   make test    the whole test suite, except the long runs that have commands of their own
+#   make test    the whole test suite, except the long runs that have commands of their own; a process for each of at
+#                most four cores, as each may hold a training run's memory
 #   make check   ruff and mypy
 #   make proto   generate kindred/v1 and kindred/kserve from protos/
 PYTHON ?= python3
@@ -16,7 +17,7 @@ demo: $(DEMO_STAMP)
 	$(BIN)/kindred demo
 
 test: $(DEV_STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff check .
