@@ -17,23 +17,21 @@ a quarter of the bytes is what helps the former, and multiplying four times as f
 depends on the processor, on the width of the codes and on whether they are packed, and is measured once.
 """
 
-import contextlib
 import functools
 import itertools
-import queue
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from index import flat
 from index.codes import EVEN, MOST, SHARE, Codes, threads_for
+from index.columns import Mask
 from index.flat import Products, Rows
 from index.integers import IntegerProducts
+from index.scanner import lent
 from index.scores import scores_of
 from index.types import Vector
 
@@ -59,9 +57,6 @@ _QUERIES_AT_ONCE = 128
 _KEPT_A_PLACE, _KEPT = 4, 192
 # For the rounding of the bound itself.
 _GENEROUS = 1.0 + 1e-5
-_FAISS: Any = faiss
-
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,7 +129,7 @@ def _multiplied_from(integers: IntegerProducts, width: int, packed: bool) -> flo
     codes = np.resize(np.arange(256, dtype=np.uint8), (_SAMPLE_BYTES // width, width))
     near, rows = np.full(_KEPT, -np.inf, np.float32), np.empty(_KEPT, np.int64)
     query = np.zeros(width, np.float32)
-    with _scanner(width) as scanner:
+    with lent(width) as scanner:
         scanning = _seconds(lambda: scanner.best(query, codes, near, rows))
     return _SCANNED_SHARE * _seconds(_sampled(integers, codes, packed)) / scanning
 
@@ -261,7 +256,7 @@ def _scanned_one(
     code = asked.codes[place].astype(np.float32)
 
     def scan(first: int, last: int) -> None:
-        with _scanner(len(code)) as scanner:
+        with lent(len(code)) as scanner:
             for part in range(first, last):
                 scanner.best(code, codes.room[ends[part] : ends[part + 1]], near[part], rows[part])
                 rows[part] += ends[part]
@@ -275,7 +270,7 @@ def _scanned_one(
     found: list[Rows] = [np.empty(0, np.int64)] * threads
 
     def scan_again(first: int, last: int) -> None:
-        with _scanner(len(code)) as scanner:
+        with lent(len(code)) as scanner:
             for part in range(first, last):
                 found[part] = scanner.above(code, codes.room[ends[part] : ends[part + 1]], bar - 1) + ends[part]
 
@@ -284,49 +279,3 @@ def _scanned_one(
     if len(candidates) > n * _MOST_SCANNED:
         return None
     return flat.best_of(query, vectors, candidates[None], k)
-
-
-class _Scanner:
-    """FAISS's scanner of signed codes; where their width is a multiple of 16 bytes, the query is integers as well."""
-
-    def __init__(self, width: int) -> None:
-        self._codec = _FAISS.ScalarQuantizer(width, _FAISS.ScalarQuantizer.QT_8bit_direct_signed)
-        self._scanner = self._codec.select_InvertedListScanner(_FAISS.METRIC_INNER_PRODUCT, None, True, None, False)
-        self._scanner.set_list(0, 0.0)
-
-    def best(self, query: Products, codes: NDArray[np.uint8], products: Products, rows: Rows) -> None:
-        """Store the largest products and their rows, as many as there is room for, in no order."""
-        self._scanner.set_query(_FAISS.swig_ptr(query))
-        self._scanner.scan_codes(
-            len(codes), _FAISS.swig_ptr(codes), None, _FAISS.swig_ptr(products), _FAISS.swig_ptr(rows), len(rows)
-        )
-
-    def above(self, query: Products, codes: NDArray[np.uint8], bar: float) -> Rows:
-        """Return the rows whose products are above a bar."""
-        self._scanner.set_query(_FAISS.swig_ptr(query))
-        result = _FAISS.RangeSearchResult(1)
-        partial = _FAISS.RangeSearchPartialResult(result)
-        self._scanner.scan_codes_range(len(codes), _FAISS.swig_ptr(codes), None, bar, partial.new_result(0))
-        partial.finalize()
-        count = int(_FAISS.rev_swig_ptr(result.lims, 2)[1])
-        rows: Rows = _FAISS.rev_swig_ptr(result.labels, count).copy() if count else np.empty(0, np.int64)
-        return rows
-
-
-@contextlib.contextmanager
-def _scanner(width: int) -> Iterator[_Scanner]:
-    """Lend a scanner: every call of FAISS gives up the interpreter's lock, and making one takes several."""
-    idle = _idle_scanners(width)
-    try:
-        scanner = idle.get_nowait()
-    except queue.Empty:
-        scanner = _Scanner(width)
-    try:
-        yield scanner
-    finally:
-        idle.put(scanner)
-
-
-@functools.cache
-def _idle_scanners(width: int) -> "queue.SimpleQueue[_Scanner]":
-    return queue.SimpleQueue()

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from index import candidates, segments, upkeep
+from index import candidates, projection, segments, upkeep
 from index import codes as coding
 from index.catalog import Catalog
 from index.codes import Codes
@@ -218,6 +219,47 @@ def test_what_was_packed_goes_with_its_codes(folder: Path, how: str) -> None:
         collection.compact() if how == "compacted" else collection.close()
         gc.collect()
         assert not any(block() for block in blocks)
+
+
+def test_embeddings_of_few_directions_get_short_codes_that_follow_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projection, "_WORTH_IT", 0.9)  # the neighbours themselves are a large share of so few
+    random = np.random.default_rng(1)
+    space = random.standard_normal((6, 128))
+
+    def drawn(count: int) -> NDArray[np.float32]:
+        vectors = random.standard_normal((count, 6)) @ space + 0.1 * random.standard_normal((count, 128)) + 2.0
+        return vectors.astype(np.float32)
+
+    def has_short_codes(rows: int) -> bool:
+        codes = codes_of(collection)
+        return codes is not None and codes.short is not None and codes.short.rows == codes.rows == rows
+
+    def answered() -> list[list[str]]:
+        return [[one.key for one in found] for found in collection.search(queries, SearchOptions(k=7))]
+
+    queries, vectors = drawn(9), drawn(1800)
+    with Catalog(tmp_path) as catalog:
+        collection = catalog.create("shop", space="ks1-a", dim=128)
+        collection.upsert([Item(f"k{number}", vector) for number, vector in enumerate(vectors[:1500])])
+        eventually(lambda: has_short_codes(1500))
+        codes = codes_of(collection)
+        assert codes is not None
+        assert codes.short is not None
+        assert codes.short.room.shape[1] == 32
+        collection.upsert([Item(f"k{1500 + number}", vector) for number, vector in enumerate(vectors[1500:])])
+        collection.seal()
+        eventually(lambda: has_short_codes(1800))
+        collection.delete([f"k{number}" for number in range(200)])
+        collection.compact()
+        assert has_short_codes(1600)
+    with Catalog(tmp_path) as catalog:
+        collection = catalog.open("shop")
+        eventually(lambda: has_short_codes(1600))
+        found = answered()
+        monkeypatch.setattr(candidates, "CODED_FROM", 10**9)
+        assert found == answered()
 
 
 def test_only_collections_that_are_searched_exactly_have_codes(tmp_path: Path) -> None:
