@@ -10,7 +10,8 @@ many do that nothing is gained (a query amid a crowd of nearly equal vectors), a
 
 A bar takes products of codes that are not below the inner products by more than the error; how far they are above does
 not matter. Those of projections (`index.projection`) with their margins are of that kind, and found in a fraction of
-the time. They come first: only queries for which they leave too many candidates are answered by codes of the vectors.
+the time. They come first: only queries unlike the vectors, for which they leave too many candidates, go on to codes of
+the vectors.
 
 A few queries are scanned by FAISS, one after the other. More of them ONNX Runtime multiplies (`index.scores`). Reading
 a quarter of the bytes is what helps the former, and multiplying four times as fast the latter. How few are a few
@@ -20,7 +21,7 @@ depends on the processor, on the width of the codes and on whether they are pack
 import functools
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -157,7 +158,7 @@ def _seconds(call: Callable[[], None]) -> float:
 
 
 def _answered(queries: Vector, vectors: Vector, ways: Sequence[Codes], k: int) -> tuple[Products, Rows]:
-    """Answer queries by the first of some codes, those in a crowd by the next ones, and by none in the end."""
+    """Answer queries by the first of some codes, those in a crowd by the next ones where that helps, else by none."""
     if not ways:
         return flat.top_k(queries, vectors, k)
     codes = ways[0]
@@ -172,12 +173,27 @@ def _answered(queries: Vector, vectors: Vector, ways: Sequence[Codes], k: int) -
         products, rows, crowded = _multiplied(queries, vectors[:n], codes, codes.integers, k)
     else:
         return flat.top_k(queries, vectors, k)
-    if crowded.any():
-        products[crowded], rows[crowded] = _answered(queries[crowded], vectors[:n], ways[1:], k)
+    for places, others in _after(queries, np.flatnonzero(crowded), ways):
+        products[places], rows[places] = _answered(queries[places], vectors[:n], others, k)
     if n == len(vectors):
         return products, rows
     more, where = flat.top_k(queries, vectors[n:], min(k, len(vectors) - n))
     return flat.merged((products, more), (rows, where + n), k)
+
+
+def _after(queries: Vector, crowded: Rows, ways: Sequence[Codes]) -> Iterator[tuple[Rows, Sequence[Codes]]]:
+    """Yield places of queries that are in a crowd by the first of some codes, and what to try instead.
+
+    Among what is left out of a projection, only queries that it does not suit find less of a crowd.
+    """
+    projection = ways[0].projection
+    if projection is not None and len(crowded):
+        foreign = projection.are_foreign(np.ascontiguousarray(queries[crowded]))
+        if foreign.any():
+            yield crowded[foreign], ways[1:]
+        crowded = crowded[~foreign]
+    if len(crowded):
+        yield crowded, ()
 
 
 def _multiplied(

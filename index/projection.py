@@ -50,6 +50,7 @@ class Projection:
         basis: float32 [m, D], m orthonormal vectors.
         level: what is subtracted from the first component of vectors that are searched among.
         scale: what that is multiplied by.
+        usual: what the vectors that it was made for have at most outside of the basis, a length.
 
     Attributes:
         width: number of components of a projected vector, m + 1.
@@ -57,14 +58,14 @@ class Projection:
             this, and by this share of both projections' lengths.
     """
 
-    def __init__(self, basis: Vector, level: float, scale: float) -> None:
+    def __init__(self, basis: Vector, level: float, scale: float, usual: float) -> None:
         components, dim = basis.shape
         self.width = components + 1
         # One step of codes suits components that are alike: they are mixed, which no product notices.
         random = np.random.default_rng(0).standard_normal((self.width, self.width))
         mixing = np.linalg.qr(random)[0].astype(np.float32)
         self.error = _precision(self.width, dim) + 4.0 * (_defect(basis) + _defect(mixing))
-        self._level, self._scale = np.float32(level), np.float32(scale)
+        self._level, self._scale, self._usual = np.float32(level), np.float32(scale), np.float32(usual)
         self._reducing, self._mixing = _transform(basis), _transform(mixing)
 
     def of_vectors(self, vectors: Vector) -> Vector:
@@ -79,6 +80,11 @@ class Projection:
         lacking = projected[:, 0] * np.float64(self._level)
         projected[:, 0] /= self._scale
         return _applied(self._mixing, projected), lacking
+
+    def are_foreign(self, queries: Vector) -> NDArray[np.bool_]:
+        """Return of which queries more is outside of the basis than is usual, so that it says little of them, [N]."""
+        foreign: NDArray[np.bool_] = self._reduced(queries)[:, -1] > self._usual
+        return foreign
 
     def _reduced(self, vectors: Vector) -> Vector:
         within = _applied(self._reducing, vectors)
@@ -143,7 +149,9 @@ def projection_for(vectors: Vector) -> Projection | None:
     off = np.float32(2.0 * _CODING_ERROR * _SPREAD * np.sqrt(dim) * np.abs(sample).max())
     if costs[width] > _WORTH_IT * _cost(dim, dim, products >= bars - off):
         return None
-    return Projection(basis[: width - 2], level, scale)
+    basis, within = basis[: width - 2], components[:, : width - 2]
+    usual = float(np.sqrt(max(1.0 - np.square(within).sum(axis=1).min(), 0.0) + _precision(width, dim)))
+    return Projection(basis, level, scale, usual)
 
 
 def _basis(sample: Vector, size: int) -> Vector:

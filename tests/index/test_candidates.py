@@ -1,6 +1,7 @@
 """Searches by codes answer as those without: the same items in the same order, the same similarities bit by bit."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -195,6 +196,27 @@ def test_short_codes_leave_few_vectors_where_embeddings_hardly_leave_some_direct
     monkeypatch.setattr(flat, "top_k", None)
     assert candidates.top_k(asked, vectors, codes, 10)[1].tolist() == expected[1].tolist()
     assert sum(scored) < 400 * count
+
+
+@pytest.mark.parametrize("count", [1, 16])
+def test_queries_unlike_the_vectors_go_on_to_codes_of_the_vectors(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    random = np.random.default_rng(0)
+    vectors = drawn("flattish", 19_712, 64, random)
+    codes = packed(shortened(with_integers(coded(vectors)), vectors))
+    asked = np.zeros((count, 64), np.float32)
+    asked[:, 40:] = drawn("random", count, 24, random)  # where the vectors have next to nothing
+    asked[:, 0] = 0.01
+    asked = unit(asked)
+    tried: list[tuple[int, list[bool]]] = []
+    expected, answered = flat.top_k(asked, vectors, 10), candidates._answered
+
+    def noted(queries: Vector, vectors: Vector, ways: Sequence[Codes], k: int) -> tuple[Vector, NDArray[np.int64]]:
+        tried.append((len(queries), [way.projection is not None for way in ways]))
+        return answered(queries, vectors, ways, k)
+
+    monkeypatch.setattr(candidates, "_answered", noted)
+    assert candidates.top_k(asked, vectors, codes, 10)[1].tolist() == expected[1].tolist()
+    assert tried[:2] == [(count, [True, False]), (count, [False])]
 
 
 @pytest.mark.parametrize(("queries", "are_packed"), [(1, False), (8, False), (8, True)])

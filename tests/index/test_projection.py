@@ -25,7 +25,7 @@ def test_no_product_of_projections_is_below_that_of_the_vectors(
     random = np.random.default_rng(seed)
     vectors, queries = drawn(kind, 200, dim, random), drawn(kind, 20, dim, random)
     basis = np.linalg.qr(random.standard_normal((dim, dim)))[0][: max(1, int(share * dim))].astype(np.float32)
-    projection = Projection(basis, level, scale)
+    projection = Projection(basis, level, scale, 1.0)
     among = projection.of_vectors(vectors).astype(np.float64)
     asked, lacking = projection.of_queries(queries)
     products = asked.astype(np.float64) @ among.T + lacking[:, None]
@@ -60,6 +60,14 @@ def test_there_is_none_of_vectors_that_are_damaged() -> None:
     vectors = sampled(9000, 256, 20, 0.02, 0.0)
     vectors[4000:6000, 7] = np.nan
     assert projection_for(vectors) is None
+
+
+def test_queries_unlike_the_vectors_are_foreign() -> None:
+    vectors = sampled(9000, 256, 20, 0.02, 1.0)
+    projection = projection_for(vectors[100:])
+    assert projection is not None
+    queries = np.concatenate([vectors[:100], sampled(100, 256, 1, 1.0, 0.0)])
+    assert projection.are_foreign(queries).tolist() == [False] * 100 + [True] * 100
 
 
 def test_a_length_within_the_basis_is_measured_about_the_mean() -> None:
