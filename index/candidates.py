@@ -188,7 +188,7 @@ def _after(queries: Vector, crowded: Rows, ways: Sequence[Codes]) -> Iterator[tu
     """
     projection = ways[0].projection
     if projection is not None and len(crowded):
-        foreign = projection.are_foreign(np.ascontiguousarray(queries[crowded]))
+        foreign = projection.are_foreign(queries[crowded])
         if foreign.any():
             yield crowded[foreign], ways[1:]
         crowded = crowded[~foreign]

@@ -37,7 +37,6 @@ _SPREAD = 0.3
 # after all, each and by their own components; when they are so many, it goes on without codes, at so much a component.
 # Between what was measured of 4 queries and of 64.
 _ROW_COST, _CANDIDATE_COST, _SCORING_COST, _PLAIN_COST = 100, 10_000, 60, 5
-_CROWD = 1 / 32
 # A projection that saves less of it is not worth its memory.
 _WORTH_IT = 0.7
 _FAISS: Any = faiss
@@ -201,5 +200,5 @@ def _precision(width: int, dim: int) -> float:
 def _cost(width: int, dim: int, candidates: NDArray[np.bool_]) -> float:
     """Return what a search costs, in components a vector, if a sample's candidates [Q, m] are anything to go by."""
     shares = candidates.mean(axis=1)
-    after = np.where(shares > _CROWD, _PLAIN_COST * dim, shares * (_SCORING_COST * dim + _CANDIDATE_COST))
+    after = np.where(shares > flat.CROWD, _PLAIN_COST * dim, shares * (_SCORING_COST * dim + _CANDIDATE_COST))
     return width + _ROW_COST + float(after.mean())

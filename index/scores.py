@@ -26,8 +26,6 @@ Done = TypeVar("Done")
 _Picked: TypeAlias = tuple[Rows, Rows, Integers]
 BarsOf: TypeAlias = Callable[[Rows, Rows], NDArray[np.int64]]
 
-# More candidates of a query than this share of the rows are not worth two stages.
-_MOST_CANDIDATES = 1 / 32
 # Blocks are of whole groups of groups: `EVEN` is a multiple of its square.
 _GROUP = 16
 _BLOCK_BYTES = 2 << 20
@@ -177,7 +175,7 @@ class Scores:
         """Return the rows that reach the bars, int64 [N, m], -1 behind the last one of each; none of the crowded."""
         queries, rows, products = _together(self._found)
         near = products >= self.bars[queries]
-        self.crowded |= np.bincount(queries[near], minlength=len(self.bars)) > self._n * _MOST_CANDIDATES
+        self.crowded |= np.bincount(queries[near], minlength=len(self.bars)) > self._n * flat.CROWD
         near &= ~self.crowded[queries]
         return self._by_query(queries[near], rows[near])
 

@@ -61,6 +61,20 @@ def with_integers(codes: Codes) -> Codes:
     return replace(codes, integers=integers)
 
 
+def counted_scores(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that grows by the number of vectors whenever some are scored; to score all fails from now on."""
+    scored: list[int] = []
+    best_of = flat.best_of
+
+    def counted(queries: Vector, vectors: Vector, rows: NDArray[np.int64], k: int) -> tuple[Vector, NDArray[np.int64]]:
+        scored.append(int(np.count_nonzero(rows >= 0)))
+        return best_of(queries, vectors, rows, k)
+
+    monkeypatch.setattr(flat, "best_of", counted)
+    monkeypatch.setattr(flat, "top_k", None)
+    return scored
+
+
 @settings(max_examples=80, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
@@ -155,15 +169,7 @@ def test_large_parts_and_small_ones_find_the_same(
 def test_only_few_vectors_are_scored_where_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     vectors, asked = drawn("random", 20_000, 64, random), drawn("random", 64, 64, random)
-    scored: list[int] = []
-    best_of = flat.best_of
-
-    def counted(queries: Vector, vectors: Vector, rows: NDArray[np.int64], k: int) -> tuple[Vector, NDArray[np.int64]]:
-        scored.append(int(np.count_nonzero(rows >= 0)))
-        return best_of(queries, vectors, rows, k)
-
-    monkeypatch.setattr(flat, "best_of", counted)
-    monkeypatch.setattr(flat, "top_k", None)
+    scored = counted_scores(monkeypatch)
     codes = with_integers(coded(vectors))
     for count, some in ((1, codes), (64, codes), (64, packed(codes))):
         candidates.top_k(asked[:count], vectors[:19_968], some, 10)
@@ -184,16 +190,8 @@ def test_short_codes_leave_few_vectors_where_embeddings_hardly_leave_some_direct
     assert codes.short.room.shape[1] <= 32
     assert codes.short.packed
     assert not codes.packed
-    scored: list[int] = []
     expected = flat.top_k(asked, vectors, 10)
-    best_of = flat.best_of
-
-    def counted(queries: Vector, vectors: Vector, rows: NDArray[np.int64], k: int) -> tuple[Vector, NDArray[np.int64]]:
-        scored.append(int(np.count_nonzero(rows >= 0)))
-        return best_of(queries, vectors, rows, k)
-
-    monkeypatch.setattr(flat, "best_of", counted)
-    monkeypatch.setattr(flat, "top_k", None)
+    scored = counted_scores(monkeypatch)
     assert candidates.top_k(asked, vectors, codes, 10)[1].tolist() == expected[1].tolist()
     assert sum(scored) < 400 * count
 

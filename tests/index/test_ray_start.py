@@ -1,7 +1,6 @@
 """Starting a Ray cluster here: one that does not come up is ended and started anew, and in the end said in a line."""
 
 import os
-import re
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,8 @@ def servers() -> int:
 
 @pytest.fixture
 def failing_starts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return errors, one for each start that is to fail as Ray's do; more may be added."""
+    """Return errors, one for each start that is to fail as Ray's do; more may be added. A busy machine adds none."""
+    monkeypatch.setenv("RAY_gcs_server_port_wait_time_s", "120")
     errors: list[str] = []
     find = services.get_node
 
@@ -50,9 +50,5 @@ def test_a_cluster_that_never_comes_up_is_one_line_and_leaves_nothing(failing_st
     failing_starts.extend(["The current node timed out during startup.\nMore of it."] * 9)
     with pytest.raises(UnavailableError) as raised, connected("local"):
         pass
-    # On a busy machine a start may fail by itself before it comes to what is to fail it.
-    said = re.fullmatch(r"no Ray cluster started at local \((.+)\)", str(raised.value))
-    assert said is not None
-    assert "More of it" not in said[1]
-    assert 6 <= len(failing_starts) < 9
-    assert servers() == 0
+    assert str(raised.value) == "no Ray cluster started at local (The current node timed out during startup.)"
+    assert (len(failing_starts), servers()) == (6, 0)

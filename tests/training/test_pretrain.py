@@ -291,7 +291,6 @@ def leaves(saved: Checkpoint) -> list[tuple[str, bytes]]:
 
 
 @pytest.mark.usefixtures("unexported")
-@pytest.mark.usefixtures("unexported")
 def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_never_killed(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     goes_on = command(killed, "--resume", module="tests.training.unexported")
