@@ -1,9 +1,9 @@
 # syntax=docker/dockerfile:1
 # Four images from one file:
-#   docker build --target serve -t kindred .            # CPU: embeds, searches, classifies, indexes; no torch inside
-#   docker build --target serve-gpu -t kindred:gpu .    # the same on an NVIDIA GPU (run with --gpus all)
-#   docker build --target serve-milvus -t kindred:milvus .  # the CPU service with what --store milvus://… takes
-#   docker build --target train -t kindred:train .      # training, on a GPU where there is one
+#   docker build --target serve -t imagekin .            # CPU: embeds, searches, classifies, indexes; no torch inside
+#   docker build --target serve-gpu -t imagekin:gpu .    # the same on an NVIDIA GPU (run with --gpus all)
+#   docker build --target serve-milvus -t imagekin:milvus .  # the CPU service with what --store milvus://… takes
+#   docker build --target train -t imagekin:train .      # training, on a GPU where there is one
 # Models and collections live in the volume /data, which belongs to the user that the container runs as.
 ARG PYTHON_IMAGE=python:3.12.12-slim-bookworm
 
@@ -11,31 +11,33 @@ FROM ${PYTHON_IMAGE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1
 WORKDIR /src
 COPY constraints.txt pyproject.toml README.md LICENSE ./
+COPY imagekin imagekin
+COPY cli cli
+COPY client client
 COPY encoder encoder
 COPY index index
-COPY kindred kindred
 COPY serving serving
 COPY sources sources
 COPY training training
-RUN python -m venv /opt/kindred
+RUN python -m venv /opt/imagekin
 
 FROM build AS build-serve
-RUN /opt/kindred/bin/pip install --constraint constraints.txt '.[cpu]'
+RUN /opt/imagekin/bin/pip install --constraint constraints.txt '.[cpu]'
 
 FROM build AS build-serve-milvus
-RUN /opt/kindred/bin/pip install --constraint constraints.txt '.[cpu]' pymilvus
+RUN /opt/imagekin/bin/pip install --constraint constraints.txt '.[cpu]' pymilvus
 
 FROM build AS build-serve-gpu
-RUN /opt/kindred/bin/pip install --constraint constraints.txt '.[gpu]'
+RUN /opt/imagekin/bin/pip install --constraint constraints.txt '.[gpu]'
 
 FROM build AS build-train
-RUN /opt/kindred/bin/pip install --constraint constraints.txt '.[cpu,train]'
+RUN /opt/imagekin/bin/pip install --constraint constraints.txt '.[cpu,train]'
 
 FROM ${PYTHON_IMAGE} AS runtime
-RUN groupadd --gid 10001 kindred \
-    && useradd --uid 10001 --gid kindred --create-home --shell /usr/sbin/nologin kindred \
-    && install --directory --owner kindred --group kindred /data
-ENV PATH=/opt/kindred/bin:$PATH PYTHONUNBUFFERED=1
+RUN groupadd --gid 10001 imagekin \
+    && useradd --uid 10001 --gid imagekin --create-home --shell /usr/sbin/nologin imagekin \
+    && install --directory --owner imagekin --group imagekin /data
+ENV PATH=/opt/imagekin/bin:$PATH PYTHONUNBUFFERED=1
 WORKDIR /data
 VOLUME /data
 USER 10001:10001
@@ -44,22 +46,22 @@ FROM runtime AS serve-base
 EXPOSE 50051
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["kindred", "health", "--address", "127.0.0.1:50051"]
-ENTRYPOINT ["kindred"]
+    CMD ["imagekin", "health", "--address", "127.0.0.1:50051"]
+ENTRYPOINT ["imagekin"]
 # A container's port is reached only through what its operator publishes; hence the explicit --allow-insecure.
 CMD ["serve", "--model", "/data/model.onnx", "--data-dir", "/data", "--address", "0.0.0.0:50051", "--allow-insecure"]
 
 FROM serve-base AS serve-gpu
-COPY --from=build-serve-gpu /opt/kindred /opt/kindred
+COPY --from=build-serve-gpu /opt/imagekin /opt/imagekin
 
 FROM serve-base AS serve-milvus
-COPY --from=build-serve-milvus /opt/kindred /opt/kindred
+COPY --from=build-serve-milvus /opt/imagekin /opt/imagekin
 
 FROM runtime AS train
-COPY --from=build-train /opt/kindred /opt/kindred
-ENTRYPOINT ["kindred"]
+COPY --from=build-train /opt/imagekin /opt/imagekin
+ENTRYPOINT ["imagekin"]
 CMD ["train", "--help"]
 
 # Last, so that a plain `docker build .` makes the CPU service.
 FROM serve-base AS serve
-COPY --from=build-serve /opt/kindred /opt/kindred
+COPY --from=build-serve /opt/imagekin /opt/imagekin

@@ -3,7 +3,7 @@
 #   make test    the whole test suite, except the long runs that have commands of their own; a process for each of at
 #                most four cores, as each may hold a training run's memory
 #   make check   ruff and mypy
-#   make proto   generate kindred/v1 and kindred/kserve from protos/
+#   make proto   generate imagekin/v1 and imagekin/kserve from protos/
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -14,7 +14,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 .PHONY: demo test check proto clean
 
 demo: $(DEMO_STAMP)
-	$(BIN)/kindred demo
+	$(BIN)/imagekin demo
 
 test: $(DEV_STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile

@@ -1,4 +1,4 @@
-"""How fast `kindred index` is, against what decoding and the model alone allow and a plain DataLoader script.
+"""How fast `imagekin index` is, against what decoding and the model alone allow and a plain DataLoader script.
 
     python -m bench.batch_index --model MODEL.onnx TAR… [--rounds 3]
     python -m bench.batch_index --memory [--records 10000,1000000]
@@ -42,8 +42,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench.harness import Target, interleave, ratio, report
-from encoder.images import DecodeLimits
-from sources.records import Record
+from imagekin.encoder.decoding.decode import DecodeLimits
+from imagekin.sources.records import Record
 
 BATCH = 64
 DIM = 128
@@ -59,7 +59,7 @@ def members(path: Path) -> Iterator[bytes]:
 
 def measure_shared(model: Path, path: Path) -> float:
     """Return images/s of decoding and embedding what lies in memory, one batch after the other on all cores."""
-    from encoder.session import Encoder
+    from imagekin.encoder.runtime.session import Encoder
 
     encoder = Encoder.open(model)
     files = list(members(path))
@@ -84,7 +84,7 @@ def measure_shared(model: Path, path: Path) -> float:
 
 def measure_apart(model: Path, path: Path) -> float:
     """Return images/s of decoding and embedding what lies in memory, every core by itself."""
-    from encoder.session import Encoder
+    from imagekin.encoder.runtime.session import Encoder
 
     cores = len(os.sched_getaffinity(0))
     encoder = Encoder.open(model, threads=1, sessions=cores)
@@ -106,7 +106,7 @@ def measure_dataloader(model: Path, path: Path) -> float:
     """Return images/s of a plain script: torch's DataLoader, Pillow, the same session."""
     import torch
 
-    from encoder.session import Encoder
+    from imagekin.encoder.runtime.session import Encoder
 
     encoder = Encoder.open(model)
     side = encoder.metadata.preprocess.width
@@ -152,7 +152,7 @@ def shards(path: Path, folder: Path) -> list[str]:
 
 def measure_clip_retrieval(model: Path, path: Path) -> float:
     """Return images/s of clip-retrieval's reader, runner and writer around the same session."""
-    from encoder.session import Encoder
+    from imagekin.encoder.runtime.session import Encoder
 
     reader, runner, writer = (
         part_of("clip_retrieval", f"clip_inference.{one}") for one in ("reader", "runner", "writer")
@@ -190,11 +190,11 @@ def measure_clip_retrieval(model: Path, path: Path) -> float:
 
 
 def measure_index(model: Path, path: Path) -> float:
-    """Return images/s of `kindred index`, into a new collection."""
+    """Return images/s of `imagekin index`, into a new collection."""
     with tempfile.TemporaryDirectory() as folder:
         command = ["index", "bench", str(path), "--model", str(model), "--data-dir", folder, "--json"]
         done = subprocess.run(
-            [sys.executable, "-m", "kindred", *command], capture_output=True, text=True, check=True, timeout=600
+            [sys.executable, "-m", "imagekin", *command], capture_output=True, text=True, check=True, timeout=600
         )
     return float(json.loads(done.stdout.splitlines()[-1])["images_per_second"])
 
@@ -217,8 +217,8 @@ class Trivial:
 
 def measure_memory(count: int) -> dict[str, float]:
     """Index `count` generated records into a Parquet file; return peak memory in MiB and records/s."""
-    from index.batch import index_images
-    from index.vector_file import VectorFile
+    from imagekin.index.ingest.pipeline import index_images
+    from imagekin.index.ingest.vector_file import VectorFile
 
     source = (Record(f"{n % 100}/{n}.png", b"%012d" % n, str(n % 100), {"n": n}) for n in range(count))
     folder = Path(tempfile.mkdtemp())
@@ -269,9 +269,9 @@ def compare_rates(model: Path, archives: list[Path], rounds: int) -> None:
         medians = {name: float(np.median(values)) for name, values in found.items()}
         figures[path.name] = {**medians, "share_of_ceiling": share, "rounds": found}
         rows.append([path.name, *(f"{medians[name]:,.0f}" for name in contenders), f"{share:.2f}"])
-        targets.append(Target(f"{path.name}: kindred index over the ceiling", share, 0.9, True))
+        targets.append(Target(f"{path.name}: imagekin index over the ceiling", share, 0.9, True))
     shown = {
-        "index": "kindred index",
+        "index": "imagekin index",
         "shared": "decode + model, batches shared",
         "apart": "decode + model, cores apart",
         "dataloader": "DataLoader script",

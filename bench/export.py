@@ -2,7 +2,7 @@
 
     python bench/export.py MODEL.onnx [MODEL.onnx …] --images SOURCE
 
-For each model: its int8 twin is made in memory with the first layer in float32 (what `kindred export --int8` tries
+For each model: its int8 twin is made in memory with the first layer in float32 (what `imagekin export --int8` tries
 first), then both run in turn, one and two threads, batches of 1 and 32. Agreement is on images of SOURCE that the
 conversion has not seen; it is stated here, not enforced.
 """
@@ -22,12 +22,12 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.harness import Target, interleave, ratio, report
-from encoder import artifact
-from encoder.session import Encoder
-from training.data import load_images
-from training.parity import knn_agreement
-from training.quantise import to_int8
-from training.reduced import split_images
+from imagekin.encoder import artifact
+from imagekin.encoder.runtime.session import Encoder
+from imagekin.training.data.images import load_images
+from imagekin.training.export.int8 import to_int8
+from imagekin.training.export.low_precision import split_images
+from imagekin.training.export.parity import knn_agreement
 
 THREADS = (1, 2)
 BATCHES = (1, 32)

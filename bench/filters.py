@@ -21,10 +21,11 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.harness import Target, interleave, ratio, report
-from index.catalog import Catalog
-from index.collection import LocalCollection
-from index.filter_text import parse
-from index.types import Item, SearchOptions, Vector
+from imagekin.index.filters.parser import parse
+from imagekin.index.local.catalog import Catalog
+from imagekin.index.local.collection import LocalCollection
+from imagekin.index.types import Item, SearchOptions
+from imagekin.types import Vector
 
 ROUNDS = 25
 BATCH = 5_000

@@ -3,7 +3,7 @@
     python bench/footprint.py
 
 Makes a virtual environment with the install line of the Dockerfile's `serve` image, takes its size, and times
-`from kindred import Client` in fresh interpreters against an interpreter that imports nothing. About a minute.
+`from imagekin import Client` in fresh interpreters against an interpreter that imports nothing. About a minute.
 Expected: ≤ 350 MB and ≤ 0.5 s.
 """
 
@@ -27,7 +27,7 @@ ROUNDS = 11
 def install(folder: Path) -> Path:
     """Make the environment and return its interpreter."""
     dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-    line = re.search(r"AS build-serve\nRUN /opt/kindred/bin/pip (install .*)$", dockerfile, re.MULTILINE)
+    line = re.search(r"AS build-serve\nRUN /opt/imagekin/bin/pip (install .*)$", dockerfile, re.MULTILINE)
     if line is None:
         raise SystemExit("the Dockerfile has no install line of the serve image")
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
@@ -55,13 +55,13 @@ def main() -> None:
             return time.perf_counter() - start
 
         times = interleave(
-            {"client": lambda: seconds("from kindred import Client"), "nothing": lambda: seconds("pass")}, ROUNDS
+            {"client": lambda: seconds("from imagekin import Client"), "nothing": lambda: seconds("pass")}, ROUNDS
         )
     import_seconds = statistics.median(
         client - nothing for client, nothing in zip(times["client"], times["nothing"], strict=True)
     )
     targets = [Target("install, MB", megabytes, 350, False), Target("client import, s", import_seconds, 0.5, False)]
-    rows = [("install on disk", f"{megabytes:.0f} MB"), ("from kindred import Client", f"{import_seconds:.3f} s")]
+    rows = [("install on disk", f"{megabytes:.0f} MB"), ("from imagekin import Client", f"{import_seconds:.3f} s")]
     figures = {"install_megabytes": megabytes, "client_import_seconds": import_seconds, "rounds": ROUNDS}
     report("a serving install", ("what", "cost"), rows, targets, figures, ["grpcio", "numpy"])
 

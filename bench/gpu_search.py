@@ -31,18 +31,19 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.harness import hardware, interleave, ratio, report
-from bench.search_common import FAISS, Result, Vectors
-from encoder.errors import FailedPreconditionError
-from encoder.machine import cores
-from index.catalog import Catalog
-from index.codes import coded
-from index.collection import LocalCollection
-from index.columns import Columns
-from index.device import open_device
-from index.filter_text import parse
-from index.schema import read_identity, row_checksum
-from index.segments import Segments
-from index.types import Item, SearchOptions
+from bench.searching.common import FAISS, Result, Vectors
+from imagekin.errors import FailedPreconditionError
+from imagekin.index.filters.parser import parse
+from imagekin.index.local.catalog import Catalog
+from imagekin.index.local.collection import LocalCollection
+from imagekin.index.search.gpu.open import open_device
+from imagekin.index.search.gpu.resident import Resident
+from imagekin.index.storage.columns import Columns
+from imagekin.index.storage.schema import read_identity, row_checksum
+from imagekin.index.storage.segments import Segments
+from imagekin.index.types import Item, SearchOptions
+from imagekin.index.vectors.codes import coded
+from imagekin.machine import cores
 
 _NAME = "rows"
 _K = SearchOptions(10)
@@ -99,7 +100,7 @@ def measure(folder: Path, rows: int, dim: int, rounds: int, result: Result) -> N
         on_gpu.build_index()
         for one in (on_gpu, on_cpu):
             # What is done by itself within seconds must not run beside what is measured.
-            one._store._upkeep._keep_codes(lambda: False)
+            one._store._maintenance._keep_codes(lambda: False)
         held = on_gpu._store.snapshot().resident
         assert held is not None, "nothing is on the GPU"
         assert held.rows == rows, f"{held.rows:,} of {rows:,} rows are on the GPU"
@@ -186,7 +187,7 @@ def alone(collection: LocalCollection, queries: Vectors) -> float:
     """Return queries a second of the device's own search for as many neighbours."""
     held = collection._store.snapshot().resident
     thread = collection._store.device
-    assert held is not None
+    assert isinstance(held, Resident)
     assert thread is not None
     return _rate(lambda: thread.submit(lambda: held.parts[0].held[0].top_k(queries, _K.k)).result(), len(queries))
 

@@ -1,6 +1,6 @@
 """Serving on a GPU beside bare ONNX Runtime on the same GPU: pixels that are decoded already, then photos.
 
-    kindred tune run/model.onnx --device cuda
+    imagekin tune run/model.onnx --device cuda
     python bench/gpu_serve.py --model run/model.onnx
     python bench/gpu_serve.py --model run/model.onnx --device cpu --seconds 0.5      a trial of the script
 
@@ -29,13 +29,13 @@ import onnxruntime as ort
 
 from bench.harness import hardware, interleave, ratio, report
 from bench.serve import DATA
-from bench.serve_bare import read_photos
-from bench.serve_identity import EMBED
-from bench.serve_load import Load
-from bench.serve_payloads import Payloads, pixels_request
-from bench.serve_process import generate, kindred
-from bench.serve_sections import Result
-from encoder.session import Encoder, cuda_options
+from bench.serving.bare import read_photos
+from bench.serving.identity import EMBED
+from bench.serving.load import Load
+from bench.serving.payloads import Payloads, pixels_request
+from bench.serving.process import generate, imagekin
+from bench.serving.sections import Result
+from imagekin.encoder.runtime.session import Encoder, cuda_options
 
 _IMAGES = 32
 _INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -80,7 +80,7 @@ def measure(folder: Path, model: Path, device: str, seconds: float, rounds: int)
 
     raw = folder / "pixels.bin"
     raw.write_bytes(pixels_request(model.stem, pixels[:_IMAGES]))
-    with kindred(folder, "gpu", ["--model", str(model), "--device", device]) as served:
+    with imagekin(folder, "gpu", ["--model", str(model), "--device", device]) as served:
         load = Load(served.address, _INFER, (str(raw),), seconds, concurrency=12, pids=served.pids())
 
         def serve(load: Load, images: int) -> float:
@@ -93,7 +93,7 @@ def measure(folder: Path, model: Path, device: str, seconds: float, rounds: int)
         }
         if device == "cuda":
             contenders["bare with TF32"] = partial(bare, opened("1"))
-        data = Path(os.environ.get("KINDRED_DATA") or DATA) / "grocery-test.tar"
+        data = Path(os.environ.get("IMAGEKIN_DATA") or DATA) / "grocery-test.tar"
         if data.exists():
             photos = Payloads(folder, read_photos(data, 64)).embed(16)
             decoding = replace(load, method=EMBED, payloads=photos)

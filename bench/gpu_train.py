@@ -6,7 +6,7 @@
 
 Each call does what is left of the pieces below within `--minutes`, and keeps what it found in OUT; a training that does
 not end in time goes on in the next call. It takes CIFAR-10 as `class/NNNN.jpg` archives from `--data` (default
-KINDRED_DATA). Without a GPU the table says "not measured". Scores are those of the exported models, which any machine
+IMAGEKIN_DATA). Without a GPU the table says "not measured". Scores are those of the exported models, which any machine
 can judge: `--unscored` leaves that to a later call with `--score`, for which OUT needs no more than `figures.json` and
 each piece's `config.json` and `model.onnx`.
 
@@ -117,12 +117,12 @@ def measure_rate(plan: Plan, options: Options, out: Path, epochs: int = 3) -> tu
     Returns:
         Images/s, the median without the first epoch; and the number of images.
     """
-    from training.dataset import load_data
-    from training.devices import find_device, torch_settings
-    from training.objectives.registry import find_objective
-    from training.options import resolve_settings
-    from training.pretrain import Trainer
-    from training.settings import METRICS_FILE
+    from imagekin.training.data.run_data import load_data
+    from imagekin.training.loop.devices import find_device, torch_settings
+    from imagekin.training.loop.trainer import Trainer
+    from imagekin.training.objectives.registry import find_objective
+    from imagekin.training.options import resolve_settings
+    from imagekin.training.settings import METRICS_FILE
 
     settings = resolve_settings(plan.data, out, {**options, "epochs": epochs}, resume=False)
     images, _ = load_data(settings)
@@ -151,7 +151,7 @@ def tiled(plan: Plan) -> Figures:
     """Measure the peak memory (vectors and gradient included) and the time of the loss of many vectors."""
     import torch
 
-    from training.objectives.contrastive import contrastive_loss
+    from imagekin.training.objectives.contrastive import contrastive_loss
 
     def run() -> float:
         started = time.perf_counter()
@@ -210,7 +210,7 @@ def learn(plan: Plan, method: str, out: Path, state: Figures, left: float) -> Fi
     save(out, state)
     options = {**options_of(plan, method), "checkpoint_seconds": 60.0, "epochs": length["epochs"]}
     options |= {"compile": True} if length["compile"] else {}
-    command = [sys.executable, "-m", "training", plan.data, "--out", str(out / method), "--resume", "--json"]
+    command = [sys.executable, "-m", "imagekin.training", plan.data, "--out", str(out / method), "--resume", "--json"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     try:
         done = subprocess.run(
@@ -230,9 +230,9 @@ def learn(plan: Plan, method: str, out: Path, state: Figures, left: float) -> Fi
 
 def judge(plan: Plan, run: Path) -> Figures:
     """Return the scores of a run's exported model on the plan's test images."""
-    from training.dataset import load_data
-    from training.evaluate import evaluate_artifact
-    from training.settings import MODEL_FILE, TrainSettings
+    from imagekin.training.data.run_data import load_data
+    from imagekin.training.evaluation.evaluate import evaluate_artifact
+    from imagekin.training.settings import MODEL_FILE, TrainSettings
 
     settings = replace(TrainSettings.load(run), data=plan.data, test=plan.test)
     train, test = load_data(settings)
@@ -340,7 +340,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--train-minutes", type=float, default=10.0, help="of SupCon's training, and of rotation's")
     parser.add_argument("--score", action="store_true", help="only score what is trained, on any machine")
     parser.add_argument("--unscored", action="store_true", help="leave the scores to a later call with --score")
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("KINDRED_DATA", ROOT.parent / "shared/data")))
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("IMAGEKIN_DATA", ROOT.parent / "shared/data")))
     parser.add_argument("--small", action="store_true", help="on a CPU, on a few digits: no figure means anything")
     given = parser.parse_args(arguments)
 
@@ -361,7 +361,7 @@ def main(arguments: Sequence[str]) -> None:
     unscored = [piece for piece in LEARNED if piece in found and "knn_accuracy" not in found[piece]]
     figures = {**found, "gpu": name, "left": [piece for piece in PIECES if piece not in found], "unscored": unscored}
     targets = [] if given.small else targets_of(found)
-    report(f"training on {name}", ("what", "measured"), rows_of(found), targets, figures, ["torch", "kindred"])
+    report(f"training on {name}", ("what", "measured"), rows_of(found), targets, figures, ["torch", "imagekin"])
 
 
 if __name__ == "__main__":

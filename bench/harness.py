@@ -16,7 +16,7 @@ from importlib import metadata
 from rich.console import Console
 from rich.table import Table
 
-from encoder.machine import cores, processor
+from imagekin.machine import cores, processor
 
 _REST_SECONDS = 0.1
 

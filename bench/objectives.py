@@ -30,8 +30,8 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.harness import Target, report
-from training.data import ImageSet, load_images
-from training.settings import METRICS_FILE, MODEL_FILE, TrainSettings, for_small_images
+from imagekin.training.data.images import ImageSet, load_images
+from imagekin.training.settings import METRICS_FILE, MODEL_FILE, TrainSettings, for_small_images
 
 RANDOM = "random weights"
 OBJECTIVES = (
@@ -72,14 +72,14 @@ TRUST = (
 
 
 def train(settings: TrainSettings, images: ImageSet, test: ImageSet) -> dict[str, float]:
-    """Train one encoder as `kindred train` does, on images that are loaded already; return its row."""
+    """Train one encoder as `imagekin train` does, on images that are loaded already; return its row."""
     import torch
 
-    from training.devices import torch_settings
-    from training.export import export_run
-    from training.objectives.registry import find_objective
-    from training.pretrain import Trainer
-    from training.rundir import open_run
+    from imagekin.training.export.export import export_run
+    from imagekin.training.loop.devices import torch_settings
+    from imagekin.training.loop.run_folder import open_run
+    from imagekin.training.loop.trainer import Trainer
+    from imagekin.training.objectives.registry import find_objective
 
     with open_run(settings, resume=True, overwrite=False) as saved, torch_settings(settings, torch.device("cpu")):
         trainer = Trainer(settings, images, torch.device("cpu"), find_objective(settings.objective), saved)
@@ -144,7 +144,7 @@ def collect(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
 
 def trust(options: argparse.Namespace, data: tuple[ImageSet, ImageSet]) -> dict[str, dict[str, float]]:
     """Return calibration and robustness of supcon and cross-entropy, the latter the baseline of both."""
-    from training.judging import Extras, judge
+    from imagekin.training.evaluation.judge import Extras, judge
 
     train_set, test_set = data
     some = test_set.take(first_of_each(test_set, CORRUPTED))
@@ -207,7 +207,7 @@ def main() -> None:
     """Make what is missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("KINDRED_DATA") or DEFAULT_DATA))
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("IMAGEKIN_DATA") or DEFAULT_DATA))
     parser.add_argument("--objectives", type=lambda text: text.split(","), default=[RANDOM, *OBJECTIVES])
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0])
     parser.add_argument("--epochs", type=int, default=EPOCHS)

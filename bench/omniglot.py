@@ -2,7 +2,7 @@
 
     python bench/omniglot.py [--data omniglot.tar.gz] [--out runs/omniglot] [--seeds 0,1,2] [--threads N]
 
-Each seed is one `kindred train` in a process of its own; one that is finished is not trained again, one that was
+Each seed is one `imagekin train` in a process of its own; one that is finished is not trained again, one that was
 stopped goes on. The exported model.onnx is judged through ONNX Runtime: 20-way 1-shot by nearest neighbour, classes
 drawn over all evaluation characters, and within one alphabet. Expected, mean of 3 seeds: ≥ 97 % and ≥ 88 %, each
 training in ≤ 25 minutes of two threads (3,000 CPU seconds). Nothing is chosen by the evaluation alphabets; the last
@@ -27,7 +27,7 @@ from bench.harness import Target, report
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "omniglot.toml"
-DATA = Path(os.environ.get("KINDRED_DATA") or ROOT.parent / "shared" / "data") / "omniglot.tar.gz"
+DATA = Path(os.environ.get("IMAGEKIN_DATA") or ROOT.parent / "shared" / "data") / "omniglot.tar.gz"
 BACKGROUND, EVALUATION = "images_background", "images_evaluation"
 COST = "cost.json"
 EPISODES, QUERIES = 10_000, 5
@@ -95,7 +95,7 @@ def train(data: Path, run: Path, seed: int, options: Sequence[str]) -> None:
     if (run / "model.onnx").exists():
         return
     before = read_cost(run)
-    command = [sys.executable, "-m", "kindred", "--config", str(CONFIG), "train", str(data), "--out", str(run)]
+    command = [sys.executable, "-m", "imagekin", "--config", str(CONFIG), "train", str(data), "--out", str(run)]
     started = time.monotonic()
     arguments = [*command, "--seed", str(seed), "--resume", "--json", *options]
     child = os.posix_spawn(sys.executable, arguments, os.environ | {"PYTHONPATH": str(ROOT)})
@@ -121,9 +121,9 @@ def judge(data: Path, run: Path, seed: int, *, episodes: int = EPISODES, way: in
     """Judge a run's exported file on the characters below `data`, alphabet/character/file."""
     import numpy as np
 
-    from encoder.session import Encoder
-    from training.data import load_images
-    from training.few_shot import few_shot_accuracy
+    from imagekin.encoder.runtime.session import Encoder
+    from imagekin.training.data.images import load_images
+    from imagekin.training.evaluation.few_shot import few_shot_accuracy
 
     encoder = Encoder.open(run / "model.onnx", device="cpu")
     images = load_images(str(data), preprocess=encoder.metadata.preprocess)

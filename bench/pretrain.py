@@ -4,10 +4,11 @@
     peer/bin/python bench/pretrain.py [--peer-python PYTHON] [--rounds N] [--cores N]
 
 The reference's way: PIL images through torchvision transforms (RandomResizedCrop, flip, ColorJitter, grayscale) twice
-each in DataLoader workers, float32, default memory layout, SGD with momentum. Ours: `training.pretrain.Trainer` as
-`kindred train` runs it, with SGD too. Both have the same encoder, batch, 32-pixel images, loss and cores; each
-measurement is a process of its own, so that neither inherits the other's threads, and they alternate. The peer's
-interpreter needs torchvision and kornia; run from it, both sides have the same torch, which is fairest.
+each in DataLoader workers, float32, default memory layout, SGD with momentum. Ours:
+`imagekin.training.loop.trainer.Trainer` as `imagekin train` runs it, with SGD too. Both have the same encoder, batch,
+32-pixel images, loss and cores; each measurement is a process of its own, so that neither inherits the other's threads,
+and they alternate. The peer's interpreter needs torchvision and kornia; run from it, both sides have the same torch,
+which is fairest.
 
 Expected: ≥ 2.5× the images/s with ResNet-18, ≥ 4× with the tiny encoder, on 2 cores. Some five minutes.
 """
@@ -57,16 +58,16 @@ def timed(step: Callable[[], object], steps: int, warmup: int = 1) -> float:
 
 
 def ours(encoder: str) -> float:
-    """Train as `kindred train` does; return images/s."""
+    """Train as `imagekin train` does; return images/s."""
     import numpy as np
     import torch
 
-    from encoder.metadata import Preprocess
-    from training.data import ImageSet
-    from training.devices import torch_settings
-    from training.objectives.registry import find_objective
-    from training.pretrain import Trainer
-    from training.settings import TrainSettings
+    from imagekin.encoder.metadata import Preprocess
+    from imagekin.training.data.images import ImageSet
+    from imagekin.training.loop.devices import torch_settings
+    from imagekin.training.loop.trainer import Trainer
+    from imagekin.training.objectives.registry import find_objective
+    from imagekin.training.settings import TrainSettings
 
     count = BATCH * 4
     labels = np.arange(count) % CLASSES
@@ -99,7 +100,7 @@ def reference(encoder: str) -> float:
     from torch.nn import functional
     from torchvision import transforms
 
-    from training.encoders import build_encoder
+    from imagekin.training.models.encoders import build_encoder
 
     pixels = noise(BATCH * 4)
     augment = transforms.Compose(
@@ -167,8 +168,8 @@ def views(kind: str) -> float:
 
     images = torch.from_numpy(noise(BATCH)).permute(0, 3, 1, 2).contiguous()
     if kind == "ours":
-        from training.encoders import Normalisation
-        from training.views import Views
+        from imagekin.training.models.encoders import Normalisation
+        from imagekin.training.views.views import Views
 
         draw = Views.named("supcon", SIZE, Normalisation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)))
         draws = torch.Generator().manual_seed(0)
@@ -225,7 +226,7 @@ def main() -> None:
     if options.measure:
         kind, what = options.measure
         if "ours" in options.measure:
-            # As `kindred train` has it: what says how torch's threads wait is read when torch is loaded.
+            # As `imagekin train` has it: what says how torch's threads wait is read when torch is loaded.
             importlib.import_module("training")
         print(MEASURES[kind](what))
         return

@@ -30,9 +30,9 @@ import numpy as np
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import search_approximate, search_load, search_peers
 from bench.harness import Target, interleave, ratio, report
-from bench.search_common import (
+from bench.searching import approximate, load, peers
+from bench.searching.common import (
     BLAS_DEFAULT,
     CORES,
     FAISS,
@@ -48,10 +48,10 @@ from bench.search_common import (
     timed,
     unit_vectors,
 )
-from index import search
-from index.catalog import Catalog
-from index.filter_text import parse
-from index.types import Item, SearchOptions
+from imagekin.index.filters.parser import parse
+from imagekin.index.local.catalog import Catalog
+from imagekin.index.search import nearest
+from imagekin.index.types import Item, SearchOptions
 
 
 def exact(folder: Path, scale: float, embeddings: Path | None = None) -> Result:
@@ -74,17 +74,17 @@ def exact(folder: Path, scale: float, embeddings: Path | None = None) -> Result:
             ]
             times = interleave(
                 {
-                    "kindred": lambda c=collection, q=queries: timed(lambda: c.search(q, OURS)),  # type: ignore[misc]
+                    "imagekin": lambda c=collection, q=queries: timed(lambda: c.search(q, OURS)),  # type: ignore[misc]
                     "faiss": lambda i=index, q=queries: timed(lambda: as_people_call_it(i, q)),  # type: ignore[misc]
                 },
                 9,
             )
-        ours = statistics.median(times["kindred"])
+        ours = statistics.median(times["imagekin"])
         shape = f"64 × {count:,} × {dim}{what}"
-        result.add(f"exact {shape}: kindred", 1e3 * ours, "ms")
+        result.add(f"exact {shape}: imagekin", 1e3 * ours, "ms")
         result.add(f"exact {shape}: faiss default", 1e3 * statistics.median(times["faiss"]), "ms")
         result.add(f"exact {shape}: same ids", float(same), "", 1)
-        result.add(f"exact {shape}: times faiss default", ratio(times["faiss"], times["kindred"]), "×", 5)
+        result.add(f"exact {shape}: times faiss default", ratio(times["faiss"], times["imagekin"]), "×", 5)
         rate = 2 * 64 * count * dim / ours / 1e9
         result.add(f"exact {shape}: share of SGEMM peak", rate / sgemm_peak(), "", 0.7)
         result.add(f"exact {shape}: share of SGEMM of this shape", rate / sgemm_for(queries, vectors), "")
@@ -117,14 +117,14 @@ def clients(folder: Path, scale: float) -> Result:
         collection = fill(catalog, vectors)
         rates = interleave(
             {
-                "kindred": lambda: rate(lambda query: collection.search(query, OURS), 512),
+                "imagekin": lambda: rate(lambda query: collection.search(query, OURS), 512),
                 "faiss": naive_rate,
             },
             5,
         )
-    result.add("8 clients: kindred", statistics.median(rates["kindred"]), "queries/s")
+    result.add("8 clients: imagekin", statistics.median(rates["imagekin"]), "queries/s")
     result.add("8 clients: faiss a request", statistics.median(rates["faiss"]), "queries/s")
-    result.add("8 clients: times faiss", ratio(rates["kindred"], rates["faiss"]), "×", 10)
+    result.add("8 clients: times faiss", ratio(rates["imagekin"], rates["faiss"]), "×", 10)
     return result
 
 
@@ -132,33 +132,30 @@ def fresh(folder: Path, scale: float) -> Result:
     """One query right after a write, on 20,000 × 128."""
     result = Result()
     vectors, queries, extra = unit_vectors(20_000, 128), unit_vectors(100, 128, 5), unit_vectors(100, 128, 6)
-    peers = {
-        name: search_peers.opened(name, kind, folder, vectors)
-        for name, kind in search_peers.present(list(search_peers.PEERS)).items()
-    }
-    peers = {name: peer for name, peer in peers.items() if peer is not None}
+    found = {name: peers.opened(name, kind, folder, vectors) for name, kind in peers.present(list(peers.PEERS)).items()}
+    others = {name: peer for name, peer in found.items() if peer is not None}
     with Catalog(folder) as catalog:
         collection = fill(catalog, vectors)
-        turn = dict.fromkeys(("kindred", *peers), 0)
+        turn = dict.fromkeys(("imagekin", *others), 0)
 
         def ours() -> float:
-            number = turn["kindred"] = turn["kindred"] + 1
+            number = turn["imagekin"] = turn["imagekin"] + 1
             collection.upsert([Item(str(20_000 + number), extra[number])])
             return timed(lambda: collection.search(queries[number : number + 1], OURS))
 
         def theirs(name: str) -> float:
             number = turn[name] = turn[name] + 1
-            peers[name].add(20_000 + number, extra[number : number + 1])
-            return timed(lambda: peers[name].search(queries[number], K))
+            others[name].add(20_000 + number, extra[number : number + 1])
+            return timed(lambda: others[name].search(queries[number], K))
 
-        contenders: dict[str, Callable[[], float]] = {"kindred": ours}
-        contenders |= {name: lambda name=name: theirs(name) for name in peers}  # type: ignore[misc]
+        contenders: dict[str, Callable[[], float]] = {"imagekin": ours}
+        contenders |= {name: lambda name=name: theirs(name) for name in others}  # type: ignore[misc]
         times = interleave(contenders, 15)
     bounds = {"qdrant": 1, "lancedb": 10, "milvus-lite": 100}
     for name, seconds in times.items():
         result.add(f"query after a write: {name}", 1e3 * statistics.median(seconds), "ms")
-    for name in peers:
-        result.add(f"query after a write: times {name}", ratio(times[name], times["kindred"]), "×", bounds[name])
+    for name in others:
+        result.add(f"query after a write: times {name}", ratio(times[name], times["imagekin"]), "×", bounds[name])
     return result
 
 
@@ -176,7 +173,7 @@ def writes(folder: Path, scale: float) -> Result:
         keys = [str(n) for n in random.permutation(count)[:200]]
         deletes = [timed(lambda key=key: collection.delete([key])) for key in keys]  # type: ignore[misc]
         result.add("4 KiB appended and synced: the disk alone", 1e3 * synced(folder / "synced"), "ms")
-        result.add(f"one delete among {count:,}: kindred", 1e3 * statistics.median(deletes), "ms", 0.25, False)
+        result.add(f"one delete among {count:,}: imagekin", 1e3 * statistics.median(deletes), "ms", 0.25, False)
         index = FAISS.IndexIDMap2(FAISS.IndexFlatIP(dim))
         index.add_with_ids(vectors, np.arange(count))
         removes = [timed(lambda n=n: index.remove_ids(np.array([n]))) for n in range(5, 500, 100)]  # type: ignore[misc]
@@ -189,9 +186,9 @@ def writes(folder: Path, scale: float) -> Result:
 
         single = catalog.create("single", space="bench", dim=dim)
         ours = upserts(lambda n: single.upsert([Item(str(n), vectors[n])]), 32, 60)
-        result.add("32 writers, single upserts: kindred", ours, "items/s")
-    for name, kind in search_peers.present(["lancedb"]).items():
-        peer = search_peers.opened(name, kind, folder, vectors[:1])
+        result.add("32 writers, single upserts: imagekin", ours, "items/s")
+    for name, kind in peers.present(["lancedb"]).items():
+        peer = peers.opened(name, kind, folder, vectors[:1])
         lock = threading.Lock()  # its tables refuse concurrent commits
 
         def add(n: int, peer: Any = peer, lock: threading.Lock = lock) -> None:
@@ -209,8 +206,8 @@ import json, sys, time
 from pathlib import Path
 import numpy as np
 import faiss
-from index.catalog import Catalog
-from index.types import SearchOptions
+from imagekin.index.local.catalog import Catalog
+from imagekin.index.types import SearchOptions
 def resident():
     return {line.split()[0]: int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("Rss")}
 query = np.random.default_rng(5).standard_normal((1, 128)).astype(np.float32)
@@ -247,16 +244,16 @@ def opening(folder: Path, scale: float) -> Result:
 
     times = interleave(
         {
-            "kindred": lambda: ask("kindred", folder)["seconds"],
+            "imagekin": lambda: ask("imagekin", folder)["seconds"],
             "faiss": lambda: ask("faiss", folder / "faiss")["seconds"],
         },
         5,
     )
     shape = f"{count:,} × 128"
-    result.add(f"open to first answer, {shape}: kindred", 1e3 * statistics.median(times["kindred"]), "ms", 100, False)
+    result.add(f"open to first answer, {shape}: imagekin", 1e3 * statistics.median(times["imagekin"]), "ms", 100, False)
     result.add(f"open to first answer, {shape}: faiss", 1e3 * statistics.median(times["faiss"]), "ms")
-    result.add(f"open to first answer, {shape}: times faiss", ratio(times["faiss"], times["kindred"]), "×", 10)
-    memory = ask("kindred", folder)["kib"] * 1024 / vectors.nbytes
+    result.add(f"open to first answer, {shape}: times faiss", ratio(times["faiss"], times["imagekin"]), "×", 10)
+    memory = ask("imagekin", folder)["kib"] * 1024 / vectors.nbytes
     result.add(f"memory serving flat, {shape}: times its vectors", memory, "×", 1.15, False)
     with Catalog(folder) as catalog:
         collection = catalog.open("bench")
@@ -265,25 +262,25 @@ def opening(folder: Path, scale: float) -> Result:
         code = snapshot.label_names.index("c7")
 
         def among() -> float:
-            return timed(lambda: search.nearest(snapshot, queries[:1], K, snapshot.labels == code))
+            return timed(lambda: nearest.nearest(snapshot, queries[:1], K, snapshot.labels == code))
 
-        pair = interleave({"1 %": among, "all": lambda: timed(lambda: search.nearest(snapshot, queries[:1], K))}, 9)
+        pair = interleave({"1 %": among, "all": lambda: timed(lambda: nearest.nearest(snapshot, queries[:1], K))}, 9)
         result.add(f"exact query among 1 % of {shape}", 1e3 * statistics.median(pair["1 %"]), "ms")
         result.add(f"exact query among 1 % of {shape}: times all", ratio(pair["all"], pair["1 %"]), "×", 3)
         filtered = SearchOptions(k=K, filter=parse('label = "c7"'))
-        for name, kind in search_peers.present(["lancedb"]).items():
-            peer = search_peers.opened(name, kind, folder, vectors)
+        for name, kind in peers.present(["lancedb"]).items():
+            peer = peers.opened(name, kind, folder, vectors)
             times = interleave(
                 {
-                    "kindred": lambda: timed(lambda: collection.search(queries, filtered)),
+                    "imagekin": lambda: timed(lambda: collection.search(queries, filtered)),
                     name: lambda peer=peer: timed(lambda: peer.search(queries[0], K, "number % 100 = 7")),  # type: ignore[misc]
                 },
                 9,
             )
-            ours = 1e3 * statistics.median(times["kindred"])
-            result.add(f"query with a filter on 1 % of {shape}: kindred", ours, "ms")
+            ours = 1e3 * statistics.median(times["imagekin"])
+            result.add(f"query with a filter on 1 % of {shape}: imagekin", ours, "ms")
             result.add(f"query with a filter on 1 % of {shape}: {name}", 1e3 * statistics.median(times[name]), "ms")
-            result.add(f"query with a filter: times {name}", ratio(times[name], times["kindred"]), "×", 5)
+            result.add(f"query with a filter: times {name}", ratio(times[name], times["imagekin"]), "×", 5)
     return result
 
 
@@ -293,8 +290,8 @@ SECTIONS: dict[str, Callable[[Path, float], Result]] = {
     "fresh": fresh,
     "writes": writes,
     "open": opening,
-    "reads": search_load.reads,
-    "import": search_load.imports,
+    "reads": load.reads,
+    "import": load.imports,
 }
 APPROXIMATE = "approximate"
 
@@ -315,7 +312,7 @@ def main() -> None:
     if options.one:
         if options.one == APPROXIMATE:
             kinds = options.kinds.split(",")
-            found = search_approximate.approximate(options.folder, scale, kinds, options.embeddings, options.graph)
+            found = approximate.approximate(options.folder, scale, kinds, options.embeddings, options.graph)
         elif options.one == "exact":
             found = exact(options.folder, scale, options.embeddings)
         else:

@@ -5,7 +5,7 @@
 
 Sections: ceiling, best, identity, loaded, photos, search, restart. Requests come from a load generator in a process of
 its own, in a closed or an open (Poisson) loop; CPU seconds are the server's own, from /proc. Contenders take turns, and
-ratios are taken round by round before their median is. The photos are real ones, from the folder that KINDRED_DATA
+ratios are taken round by round before their median is. The photos are real ones, from the folder that IMAGEKIN_DATA
 names. Without --model a ResNet-18 for 128 pixels with random weights is made, which needs the [train] extra.
 
 Each peer runs in a virtual environment of its own in the folder VENVS, made so:
@@ -31,19 +31,19 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import serve_restart, serve_sections
 from bench.harness import report
-from bench.serve_bare import read_classes, read_photos
-from bench.serve_sections import Bench, Result, versions_of_peers
+from bench.serving import restart, sections
+from bench.serving.bare import read_classes, read_photos
+from bench.serving.sections import Bench, Result, versions_of_peers
 
 SECTIONS: dict[str, Callable[[Bench], Result]] = {
-    "ceiling": serve_sections.ceiling,
-    "best": serve_sections.best,
-    "identity": serve_sections.identity,
-    "loaded": serve_sections.loaded,
-    "photos": serve_sections.photos,
-    "search": serve_sections.search,
-    "restart": serve_restart.restart,
+    "ceiling": sections.ceiling,
+    "best": sections.best,
+    "identity": sections.identity,
+    "loaded": sections.loaded,
+    "photos": sections.photos,
+    "search": sections.search,
+    "restart": restart.restart,
 }
 _PACKAGES = ("onnxruntime", "grpcio", "protobuf", "pillow", "numpy", "faiss-cpu")
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -53,11 +53,11 @@ def make_model(path: Path) -> Path:
     """Write a ResNet-18 of random weights for images of 128 pixels and return its path."""
     import torch
 
-    from encoder import artifact
-    from encoder.metadata import Metadata, Preprocess
-    from training.encoders import Normalisation, build_encoder
-    from training.export import space_of
-    from training.graph import ServedEncoder, to_onnx
+    from imagekin.encoder import artifact
+    from imagekin.encoder.metadata import Metadata, Preprocess
+    from imagekin.training.export.export import space_of
+    from imagekin.training.export.onnx_graph import ServedEncoder, to_onnx
+    from imagekin.training.models.encoders import Normalisation, build_encoder
 
     torch.manual_seed(0)
     encoder = build_encoder("resnet18", 128).eval()
@@ -85,9 +85,9 @@ def main() -> None:
     chosen = options.sections.split(",")
     if unknown := [name for name in chosen if name not in SECTIONS]:
         parser.error(f"no section {unknown[0]!r}: choose of {', '.join(SECTIONS)}")
-    data = Path(os.environ.get("KINDRED_DATA") or DATA)
+    data = Path(os.environ.get("IMAGEKIN_DATA") or DATA)
     if not (data / "grocery-test.tar").exists():
-        parser.error(f"no photos in {data}: set KINDRED_DATA to the folder of grocery-test.tar")
+        parser.error(f"no photos in {data}: set IMAGEKIN_DATA to the folder of grocery-test.tar")
     gallery = 0 if options.short else options.gallery
     whole = Result()
     with tempfile.TemporaryDirectory() as temporary:

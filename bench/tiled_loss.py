@@ -30,8 +30,8 @@ def measure(kind: str, count: int, out: Path) -> None:
     """Run one loss forward and backward; print its seconds and the growth of peak memory in MB, save the gradient."""
     import torch
 
-    from training.objectives.contrastive import attraction, positive_pairs
-    from training.objectives.tiled import tiled_loss
+    from imagekin.training.objectives.contrastive import attraction, positive_pairs
+    from imagekin.training.objectives.tiled import tiled_loss
 
     def loss_of(size: int) -> tuple[torch.Tensor, torch.Tensor]:
         draws = torch.Generator().manual_seed(0)

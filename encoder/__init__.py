@@ -1,4 +1,7 @@
-"""The model artifact and how to run it: bytes → pixels → embeddings.
+"""Run model artifacts: bytes → pixels → embeddings.
 
-Import from the modules: `errors`, `metadata` and `images` need only NumPy and Pillow; `session` needs ONNX Runtime.
+Nothing is imported here: `metadata` and `decoding` need only NumPy and Pillow, `runtime` needs ONNX Runtime.
 """
+
+if __name__ != "imagekin.encoder":
+    raise ImportError("import imagekin.encoder, not encoder: under two names, every class would exist twice")

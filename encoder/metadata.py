@@ -8,17 +8,17 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, NoReturn, TypeAlias, get_args
 
-from encoder.errors import InvalidArgumentError
+from imagekin.version import installed_version
+from imagekin.errors import InvalidArgumentError
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 Resize = Literal["squash", "crop", "pad"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box"]
 Precision = Literal["float32", "float16", "int8"]
 
-METADATA_KEY = "kindred"
+METADATA_KEY = "imagekin"
 MAX_JSON_CHARACTERS = 4 * 2**20
 MAX_DEPTH = 16
 MAX_SIDE = 4096
@@ -26,14 +26,6 @@ MAX_DIM = 65_536
 MAX_CLASSES = 65_536
 MAX_TEXT_BYTES = 1024
 MAX_SPACE_BYTES = 128
-
-
-def installed_version() -> str:
-    """Return the version of the installed kindred distribution, `unknown` when it runs without being installed."""
-    try:
-        return version("kindred")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +80,7 @@ class Metadata:
         training: settings of the training run, any JSON object.
         scores: finite figures by name, for example `knn_accuracy`.
         precision: number format of the weights.
-        kindred_version: version of kindred that wrote the artifact.
+        imagekin_version: version of imagekin that wrote the artifact.
 
     Raises:
         InvalidArgumentError: a value is out of range.
@@ -103,7 +95,7 @@ class Metadata:
     training: Mapping[str, JSON] = field(default_factory=dict)
     scores: Mapping[str, float] = field(default_factory=dict)
     precision: Precision = "float32"
-    kindred_version: str = field(default_factory=installed_version)
+    imagekin_version: str = field(default_factory=installed_version)
 
     def __post_init__(self) -> None:
         _check_text("space", self.space, MAX_SPACE_BYTES)
@@ -121,7 +113,7 @@ class Metadata:
         _check_text("objective", self.objective)
         _check_text("dataset", self.dataset)
         _check_choice("precision", self.precision, get_args(Precision))
-        _check_text("kindred_version", self.kindred_version)
+        _check_text("imagekin_version", self.imagekin_version)
         _check_json("training", self.training)
         if not isinstance(self.scores, Mapping):
             _fail("scores", "must be an object")
@@ -156,7 +148,7 @@ class Metadata:
         _check_names("preprocess.", preprocess, Preprocess)
         # The constructors check every type.
         prepared: dict[str, Any] = {name: _tuple(value) for name, value in preprocess.items()}
-        known: dict[str, Any] = {"kindred_version": "unknown", **values, "preprocess": Preprocess(**prepared)}
+        known: dict[str, Any] = {"imagekin_version": "unknown", **values, "preprocess": Preprocess(**prepared)}
         return cls(**{**known, "class_names": _tuple(known.get("class_names", ()))})
 
 
@@ -189,7 +181,7 @@ def _check_names(prefix: str, values: Mapping[str, JSON], kind: type[Metadata] |
     known = {part.name for part in fields(kind)}
     for name in values:
         if name not in known:
-            _fail(prefix + name[:64], "is unknown; the model may come from a newer kindred")
+            _fail(prefix + name[:64], "is unknown; the model may come from a newer imagekin")
     required = ("height", "width") if kind is Preprocess else ("space", "dim", "preprocess")
     for name in required:
         if name not in values:

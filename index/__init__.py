@@ -1,1 +1,4 @@
-"""Keeps items and finds their neighbours: the store, search, classification, batch indexing."""
+"""Keep items and find their neighbours: the store, search, classification, batch indexing."""
+
+if __name__ != "imagekin.index":
+    raise ImportError("import imagekin.index, not index: under two names, every class would exist twice")

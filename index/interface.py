@@ -4,29 +4,24 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
-from index.duplicates import Group
-from index.filters import Condition
-from index.snapshots import SnapshotInfo
-from index.types import (
+from imagekin.index.filters.conditions import Condition
+from imagekin.index.types import (
     Calibration,
     ClassifyMethod,
     ClassifyOptions,
-    CollectionInfo,
     DeleteResult,
     EvaluateOptions,
     Evaluation,
-    FacetCount,
+    Group,
     Item,
-    ItemUpdate,
-    Neighbour,
-    Prediction,
+    Progress,
     SearchOptions,
+    SnapshotInfo,
     StoredItem,
-    UpdateResult,
     UpsertResult,
-    Vector,
+    VerifyReport,
 )
-from index.verify import Progress, VerifyReport
+from imagekin.types import CollectionInfo, FacetCount, ItemUpdate, Neighbour, Prediction, UpdateResult, Vector
 
 
 class Collection(Protocol):

@@ -5,18 +5,12 @@ on the way out. Everything here is plain data: neither FAISS nor SQLite is impor
 """
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from index.filters import Condition
-from sources.values import JSON as JSON
-from sources.values import Payload as Payload
-
-Vector: TypeAlias = NDArray[np.float32]
+from imagekin.index.filters.conditions import Condition
+from imagekin.types import Outcome, Payload, Vector
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,13 +43,6 @@ class StoredItem(Item):
     sequence: int = 0
 
 
-class Outcome(enum.Enum):
-    """What the write of an item did."""
-
-    INSERTED = 1
-    REPLACED = 2
-
-
 @dataclass(frozen=True, slots=True)
 class UpsertResult:
     """What became of the items of an upsert.
@@ -74,105 +61,6 @@ class DeleteResult(NamedTuple):
 
     deleted: int
     sequence: int
-
-
-@dataclass(frozen=True, slots=True)
-class ItemUpdate:
-    """A change to one item that leaves its vector alone.
-
-    Attributes:
-        key: the item's key.
-        label: the new label; None leaves it alone, the empty string removes it.
-        payload: the new payload; None leaves it alone, an empty mapping removes it.
-    """
-
-    key: str
-    label: str | None = None
-    payload: Payload | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateResult:
-    """What became of an update: how many items changed, the keys that do not exist, the sequence number (or 0)."""
-
-    updated: int
-    missing: tuple[str, ...]
-    sequence: int
-
-
-@dataclass(slots=True, eq=False)  # not frozen: that makes it three times slower to make, and answers are made of it
-class Neighbour:
-    """An item and how similar it is to the query.
-
-    Attributes:
-        key: the item's key.
-        similarity: cosine similarity, -1 to 1.
-        label: the item's label, None when unknown.
-        payload: the item's payload when it was asked for and there is one.
-        vector: the item's embedding, float32 [D] of unit length, when it was asked for.
-    """
-
-    key: str
-    similarity: float
-    label: str | None = None
-    payload: Payload | None = None
-    vector: Vector | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """A class and how sure the collection is.
-
-    Attributes:
-        label: the class; None means unknown (nothing labelled to compare with, or rejected by a threshold).
-        confidence: share of the votes of the winning class, 0 to 1; also stated when the label was rejected.
-        nearest_similarity: similarity of the nearest labelled item or prototype, 0 when there is none.
-        votes: shares of the leading classes, at most 10, largest first, ties by label.
-    """
-
-    label: str | None
-    confidence: float
-    nearest_similarity: float
-    votes: tuple[tuple[str, float], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class FacetCount:
-    """How many items have a value of a field."""
-
-    value: str | int | float | bool
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class CollectionInfo:
-    """A collection and its state.
-
-    Attributes:
-        name: its name.
-        space: id of the embedding space of its vectors.
-        dim: number of components of its vectors.
-        count: number of items.
-        labelled: number of items that have a label.
-        sequence: sequence number of the last write, 0 for none.
-        index_kind: kind of the index in use, for example `flat`.
-        disk_bytes: bytes that it takes on disk.
-        created_at: when it was made, seconds since the epoch.
-        recall: recall@10 of the index, measured with vectors that it did not hold then; None when not measured.
-        index_device: where its sealed rows are searched, `cpu` or `cuda`; empty when that is not known.
-    """
-
-    name: str
-    space: str
-    dim: int
-    count: int
-    labelled: int
-    sequence: int
-    index_kind: str
-    disk_bytes: int
-    created_at: float
-    recall: float | None = None
-    index_device: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,3 +180,86 @@ class Evaluation:
     temperature: float
     min_similarity: float
     confusion: tuple[tuple[str, str | None, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """An item of a group.
+
+    Attributes:
+        key: its key.
+        label: its label, None when unknown.
+        similarity: to the group's first item; may be below the bound, when others lie between the two.
+        same_file: its content hash is that of an item before it in the group.
+    """
+
+    key: str
+    label: str | None
+    similarity: float
+    same_file: bool
+
+
+Group = tuple[Duplicate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    """A snapshot.
+
+    Attributes:
+        name: `COLLECTION/TIME-SEQUENCE`, below the data folder's `snapshots`.
+        collection: name of the collection that was copied.
+        space: id of the embedding space of its vectors.
+        dim: number of components of its vectors.
+        count: number of items.
+        sequence: sequence number of the last write that it holds.
+        disk_bytes: bytes that it takes on disk.
+        created_at: when it was taken, seconds since the epoch.
+        sha256: of the database file.
+    """
+
+    name: str
+    collection: str
+    space: str
+    dim: int
+    count: int
+    sequence: int
+    disk_bytes: int
+    created_at: float
+    sha256: str
+
+
+# Called with how many rows were looked at.
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What a check found.
+
+    Attributes:
+        items: rows that were read and are intact (or were restored).
+        damaged: keys whose rows are damaged and cannot be restored; bytes that are no text are shown as `�`.
+        restored: keys whose vectors came back from a segment.
+        problems: what else is wrong with the database, one line each; the first 20.
+        segments: `intact`, `damaged` or `none`.
+        missing_writes: acknowledged writes that the database does not reach.
+        repaired: whether a repair was asked for, and what is damaged has been dealt with.
+    """
+
+    items: int = 0
+    damaged: tuple[str, ...] = ()
+    restored: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    segments: str = "none"
+    missing_writes: int = 0
+    repaired: bool = False
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing at all is wrong with what is the truth (segments are made again by themselves)."""
+        return not (self.damaged or self.restored or self.problems or self.missing_writes)
+
+
+class StoppedError(Exception):
+    """Work in the background was called off."""

@@ -1,7 +1,7 @@
 """Generate the Python stubs of the contract: `python protos/generate.py [OUT]`.
 
 Every `.proto` below this folder becomes `_pb2.py`, `_pb2_grpc.py` and their type stubs at the same relative path below
-OUT (default: the project's root, where they are checked in). `tests/kindred/test_contract.py` runs it and compares.
+OUT (default: the project's root, where they are checked in). `tests/imagekin/test_contract.py` runs it and compares.
 """
 
 import sys

@@ -10,10 +10,11 @@ import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 from numpy.typing import NDArray
 
-from encoder.errors import InvalidArgumentError
-from index import validate
-from index.types import CollectionInfo, ItemUpdate, Neighbour, Prediction, StoredItem
-from kindred.v1 import collections_pb2, common_pb2, searcher_pb2
+from imagekin.errors import InvalidArgumentError
+from imagekin.index import validation
+from imagekin.index.types import StoredItem
+from imagekin.types import CollectionInfo, ItemUpdate, Neighbour, Prediction
+from imagekin.v1 import collections_pb2, common_pb2, searcher_pb2
 
 Vector = NDArray[np.float32]
 
@@ -35,7 +36,7 @@ def read_vector(message: common_pb2.Vector, dim: int, field: str) -> Vector:
         wanted = f"{dim} float32 components take {4 * dim} bytes"
         raise InvalidArgumentError(f"{wanted}, the vector has {len(message.data)}", field=field)
     with located(field):
-        vector: Vector = validate.unit_vectors(np.frombuffer(message.data, "<f4"), dim)[0]
+        vector: Vector = validation.unit_vectors(np.frombuffer(message.data, "<f4"), dim)[0]
     return vector
 
 
@@ -52,15 +53,15 @@ def read_payload(text: str) -> dict[str, Any] | None:
     """
     if not text:
         return None
-    if len(text.encode()) > validate.MAX_PAYLOAD_BYTES:
-        raise InvalidArgumentError(f"the payload is longer than {validate.MAX_PAYLOAD_BYTES} bytes")
+    if len(text.encode()) > validation.MAX_PAYLOAD_BYTES:
+        raise InvalidArgumentError(f"the payload is longer than {validation.MAX_PAYLOAD_BYTES} bytes")
     try:
         payload = json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):
         raise InvalidArgumentError("the payload is no valid JSON (RFC 8259)") from None
     if not isinstance(payload, dict):
         raise InvalidArgumentError("the payload is no JSON object")
-    validate.payload_text(payload)
+    validation.payload_text(payload)
     return payload
 
 
@@ -160,10 +161,10 @@ def read_updates(messages: Sequence[collections_pb2.ItemUpdate]) -> list[ItemUpd
     changes = []
     for position, message in enumerate(messages):
         with located(f"updates[{position}].key"):
-            validate.key(message.key)
+            validation.key(message.key)
         label = message.label if message.HasField("label") else None
         with located(f"updates[{position}].label"):
-            validate.label(label)
+            validation.label(label)
         payload: dict[str, Any] | None = None
         if message.HasField("payload_json"):
             with located(f"updates[{position}].payload_json"):

@@ -5,15 +5,15 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from encoder.errors import FailedPreconditionError, KindredError
-from serving.access import Guard
-from serving.metrics import Metrics
-from serving.models import Models
-from serving.settings import Settings
-from serving.store import Store
-from serving.tls import Certificates
+from imagekin.errors import FailedPreconditionError, ImagekinError
+from imagekin.serving.collections.open_collections import Store
+from imagekin.serving.embedding.models import Models
+from imagekin.serving.observability.metrics import Metrics
+from imagekin.serving.settings import Settings
+from imagekin.serving.transport.access import Guard
+from imagekin.serving.transport.tls import Certificates
 
-log = logging.getLogger("kindred.serving")
+log = logging.getLogger("imagekin.serving")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class Reloader:
     async def _try(self, failed: list[str], what: str, load: Callable[[], Awaitable[None]]) -> None:
         try:
             await load()
-        except KindredError as error:
+        except ImagekinError as error:
             log.error("%s could not be loaded anew: %s", what, error)
             failed.append(what)
 

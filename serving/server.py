@@ -13,9 +13,26 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc  # type: ignore[import-untyped]
 
-from encoder.errors import KindredError
-from kindred.kserve import inference_pb2, inference_pb2_grpc
-from kindred.v1 import (
+from imagekin.errors import ImagekinError
+from imagekin.kserve import inference_pb2, inference_pb2_grpc
+from imagekin.serving.collections.open_collections import Store
+from imagekin.serving.embedding.models import Models
+from imagekin.serving.observability import logs
+from imagekin.serving.observability.http_endpoint import Exposition
+from imagekin.serving.observability.metrics import Metrics
+from imagekin.serving.observability.tracing import Tracer
+from imagekin.serving.reload import Reloader
+from imagekin.serving.services.admin import Admin
+from imagekin.serving.services.collections import Collections
+from imagekin.serving.services.embedder import EMBED, READERS, Embedder
+from imagekin.serving.services.kserve import INFER, Inference
+from imagekin.serving.services.searcher import Searcher
+from imagekin.serving.settings import Settings
+from imagekin.serving.transport import listening
+from imagekin.serving.transport.access import Guard, Scope
+from imagekin.serving.transport.calls import Calls
+from imagekin.serving.transport.tls import Certificates
+from imagekin.v1 import (
     admin_pb2,
     admin_pb2_grpc,
     collections_pb2,
@@ -25,24 +42,8 @@ from kindred.v1 import (
     searcher_pb2,
     searcher_pb2_grpc,
 )
-from serving import listening, logs
-from serving.access import Guard, Scope
-from serving.exposition import Exposition
-from serving.interceptor import Calls
-from serving.metrics import Metrics
-from serving.models import Models
-from serving.reload import Reloader
-from serving.services.admin import Admin
-from serving.services.collections import Collections
-from serving.services.embedder import EMBED, READERS, Embedder
-from serving.services.kserve import INFER, Inference
-from serving.services.searcher import Searcher
-from serving.settings import Settings
-from serving.store import Store
-from serving.tls import Certificates
-from serving.tracing import Tracer
 
-log = logging.getLogger("kindred.serving")
+log = logging.getLogger("imagekin.serving")
 
 _PACKAGES = (embedder_pb2, searcher_pb2, collections_pb2, admin_pb2, inference_pb2)
 SERVICES = tuple(service.full_name for module in _PACKAGES for service in module.DESCRIPTOR.services_by_name.values())
@@ -66,7 +67,7 @@ class Server:
         metrics_port: the port of /metrics, 0 before the start or without.
 
     Raises:
-        KindredError: the certificates or tokens cannot be used.
+        ImagekinError: the certificates or tokens cannot be used.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -97,7 +98,7 @@ class Server:
         """Load models and collections, listen, and become healthy.
 
         Raises:
-            KindredError: a model or the data folder cannot be used.
+            ImagekinError: a model or the data folder cannot be used.
             FailedPreconditionError: the address cannot be listened on.
         """
         settings = self.settings
@@ -147,7 +148,7 @@ class Server:
             return
         try:
             await self._reloader.reload()
-        except KindredError as error:
+        except ImagekinError as error:
             log.error("reload: %s", error)
 
     def cut_short(self) -> None:
@@ -208,11 +209,11 @@ class Server:
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return. A second signal cuts the drain short.
 
-    SIGHUP loads models, collections, certificates and tokens anew. One line on standard error, `kindred: serving on
+    SIGHUP loads models, collections, certificates and tokens anew. One line on standard error, `imagekin: serving on
     HOST:PORT`, says that the server is ready; in the JSON log it is an entry with that message.
 
     Raises:
-        KindredError: the server cannot start; the message says what to do.
+        ImagekinError: the server cannot start; the message says what to do.
     """
     logs.configure(settings.log_level, settings.log_format)
     # The modules stay for good. To look through them for garbage would hold all calls up, for tens of milliseconds.
@@ -262,7 +263,7 @@ def _announce(server: Server) -> None:
     if settings.log_format == "json":
         logs.announce(line)
     else:
-        print(f"kindred: {line}", file=sys.stderr, flush=True)
+        print(f"imagekin: {line}", file=sys.stderr, flush=True)
 
 
 def write_atomically(path: Path, text: str) -> None:

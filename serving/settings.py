@@ -5,10 +5,10 @@ import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from encoder.errors import InvalidArgumentError
-from index.milvus.connection import parse_store
-from serving.logs import FORMATS, LEVELS
-from serving.tracing import check_endpoint
+from imagekin.errors import InvalidArgumentError
+from imagekin.index.milvus.connection import parse_store
+from imagekin.serving.observability.logs import FORMATS, LEVELS
+from imagekin.serving.observability.tracing import check_endpoint
 
 MEBIBYTE = 2**20
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
@@ -68,14 +68,16 @@ class Settings:
         address: `HOST:PORT` to listen on (`[HOST]:PORT` for IPv6); port 0 takes a free one.
         models: name and path of each model artifact; the first one is the default.
         data_dir: folder of the collections; None for none.
-        store: address of the store of the collections, see `index.milvus.connection.parse_store`; None for none.
+        store: address of the store of the collections, see `imagekin.index.milvus.connection.parse_store`; None for
+            none.
         read_only: serve the collections without ever writing.
         allow_insecure: listen beyond loopback although there is neither TLS nor a token.
         device: of the encoders: `auto`, `cpu` or `cuda`.
         index_device: of collections in a data folder, likewise.
         limits: ceilings.
         decode_workers: threads per model that decode images; 0 means one per core.
-        encoder_sessions: inferences at one time, per model; 0 takes what `kindred tune` measured, else fills the cores.
+        encoder_sessions: inferences at one time, per model; 0 takes what `imagekin tune` measured, else fills the
+            cores.
         encoder_threads: threads of one inference; 0 likewise.
         encoder_batch: images of one inference at most; 0 likewise.
         cuda_graphs: on a GPU, record each batch size as a CUDA graph.
@@ -90,7 +92,7 @@ class Settings:
         tls_cert: PEM file of the server's certificate chain; None speaks plain text.
         tls_key: PEM file of its private key.
         tls_client_ca: PEM file of the authorities of clients' certificates, which clients then must have.
-        tokens_file: TOML file of the bearer tokens that calls then must have, see `serving.access`.
+        tokens_file: TOML file of the bearer tokens that calls then must have, see `imagekin.serving.transport.access`.
         otlp_endpoint: `http://HOST:PORT` of the collector that gets a span of every call; None for none.
 
     Raises:

@@ -1,4 +1,7 @@
-"""What is read from outside: images, or vectors, with their keys, labels and payloads; one definition for everything.
+"""Read what comes from outside: images, or vectors, with their keys, labels and payloads.
 
-Training, batch indexing and the command all read through `sources.opening`.
+Training, batch indexing and the command all read through `imagekin.sources.open`.
 """
+
+if __name__ != "imagekin.sources":
+    raise ImportError("import imagekin.sources, not sources: under two names, every class would exist twice")

@@ -4,9 +4,9 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 
-from sources.folders import walk
-from sources.lists import Listing
-from sources.records import Record, record_of
+from imagekin.sources.formats.file_list import Listing
+from imagekin.sources.formats.folder import walk
+from imagekin.sources.records import Record, record_of
 
 _WILD = re.compile(r"[*?\[]")
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
 
-from sources.places import Place
-from sources.records import Record, Source, record_of
-from sources.values import Payload
+from imagekin.sources.places import Place
+from imagekin.sources.records import Record, Source, record_of
+from imagekin.types import Payload
 
 Piece: TypeAlias = Iterable[Record]
 

@@ -8,8 +8,9 @@ from pathlib import PurePosixPath
 from typing import IO, Any, Protocol, cast
 from urllib.parse import urljoin, urlsplit
 
-from encoder.errors import FailedPreconditionError, ImageError, InvalidArgumentError, KindredError
-from sources.records import SourceError, printable, too_large
+from imagekin.version import install_command
+from imagekin.errors import FailedPreconditionError, ImageError, ImagekinError, InvalidArgumentError
+from imagekin.sources.records import SourceError, printable, too_large
 
 SCHEMES = ("s3", "gs", "gcs", "http", "https")
 _BUFFER_BYTES = 1024 * 1024
@@ -38,7 +39,7 @@ class Place(Protocol):
         """Open it for buffered reading; raises OSError or SourceError."""
         ...
 
-    def read(self, max_bytes: int) -> bytes | KindredError:
+    def read(self, max_bytes: int) -> bytes | ImagekinError:
         """Return its bytes, or why there are none: a SourceError when trying again may help."""
         ...
 
@@ -71,7 +72,7 @@ class LocalPlace:
         """Open it; see `Place`."""
         return open(self.path, "rb")
 
-    def read(self, max_bytes: int) -> bytes | KindredError:
+    def read(self, max_bytes: int) -> bytes | ImagekinError:
         """Return its bytes; see `Place`."""
         try:
             status = os.stat(self.path)
@@ -139,7 +140,7 @@ class RemotePlace:
         except Exception as error:
             raise SourceError(f"{self.shown} cannot be read ({said(error)})") from None
 
-    def read(self, max_bytes: int) -> bytes | KindredError:
+    def read(self, max_bytes: int) -> bytes | ImagekinError:
         """Return its bytes; see `Place`."""
         try:
             with self._system.open(self._path, "rb") as file:
@@ -229,7 +230,7 @@ def file_system(url: str) -> tuple[Any, str]:
         system, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
         raise FailedPreconditionError(
-            f"reading {scheme}:// needs a package more ({said(error)}): pip install 'kindred[remote]'", field="source"
+            f"reading {scheme}:// needs a package more ({said(error)}): {install_command('remote')}", field="source"
         ) from None
     except Exception as error:
         raise FailedPreconditionError(f"{scheme}:// cannot be used ({said(error)})", field="source") from None

@@ -12,9 +12,9 @@ from typing import NamedTuple, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder.errors import ImageError, InvalidArgumentError, KindredError
-from sources import values
-from sources.values import Payload
+from imagekin.errors import ImageError, ImagekinError, InvalidArgumentError
+from imagekin.sources import values
+from imagekin.types import Payload
 
 Vector: TypeAlias = NDArray[np.float32]
 
@@ -33,7 +33,7 @@ _SUFFIXES = {
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
 
 
-class SourceError(KindredError):
+class SourceError(ImagekinError):
     """Part of a source could not be read, so that nobody knows what else it holds."""
 
 
@@ -51,7 +51,7 @@ class Record:
     """
 
     key: str
-    data: bytes | Vector | KindredError
+    data: bytes | Vector | ImagekinError
     label: str | None = None
     payload: Payload | None = None
     content_hash: bytes | None = None
@@ -106,7 +106,7 @@ def is_hidden(name: str) -> bool:
 
 def record_of(
     key: str,
-    data: bytes | Vector | str | KindredError,
+    data: bytes | Vector | str | ImagekinError,
     label: str | None = None,
     payload: Payload | None = None,
     content_hash: bytes | None = None,
@@ -118,7 +118,7 @@ def record_of(
     shown = printable(key)
     if isinstance(data, str):
         return Record(shown, ImageError(data))
-    if isinstance(data, KindredError):
+    if isinstance(data, ImagekinError):
         return Record(shown, data)
     problem = key_problem(key)
     if problem is None:

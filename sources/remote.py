@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterator
 
-from sources.lists import Listing
-from sources.patterns import fixed_part, has_wildcard
-from sources.places import Place, RemotePlace, file_system, said
-from sources.records import Record, SourceError, record_of
+from imagekin.sources.formats.file_list import Listing
+from imagekin.sources.patterns import fixed_part, has_wildcard
+from imagekin.sources.places import Place, RemotePlace, file_system, said
+from imagekin.sources.records import Record, SourceError, record_of
 
 
 def remote_listing(url: str) -> tuple[Listing, Callable[[str], Place]]:

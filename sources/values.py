@@ -5,13 +5,10 @@ Every function returns the value in the form in which it is stored, or raises In
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
-from encoder.errors import InvalidArgumentError
-
-JSON: TypeAlias = bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"] | None
-Payload: TypeAlias = Mapping[str, JSON]
+from imagekin.errors import InvalidArgumentError
+from imagekin.types import Payload
 
 MAX_KEY_BYTES = 1024
 MAX_LABEL_BYTES = 1024

@@ -7,8 +7,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from encoder.artifact import new_space_id, write
-from encoder.metadata import Metadata, Preprocess
+from imagekin.encoder.artifact import new_space_id, write
+from imagekin.encoder.metadata import Metadata, Preprocess
 
 
 def tiny_graph(*, size: int = 8, dim: int = 16, seed: int = 0, classes: int = 0) -> onnx.ModelProto:

@@ -1,6 +1,9 @@
-"""Makes the model artifact: data, views, objectives, the loop, evaluation and export (the only user of torch)."""
+"""Make the model artifact: data, views, objectives, the loop, evaluation and export (the only user of torch)."""
 
 import os
+
+if __name__ != "imagekin.training":
+    raise ImportError("import imagekin.training, not training: under two names, every class would exist twice")
 
 # Threads of torch that wait for one another spin, and on a machine that is busy with anything else they then spin
 # against the very work they wait for: measured 24 images/s instead of 265 beside two other processes (grocery photos,

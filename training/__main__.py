@@ -1,12 +1,13 @@
-"""`python -m training DATA …` and `torchrun -m training DATA …`: the options of `kindred train`, without the rest."""
+"""Train from `python -m imagekin.training DATA …` or `torchrun -m imagekin.training DATA …`: `imagekin train` alone."""
 
 import sys
 
 import typer
 
-from encoder.errors import KindredError
-from training.options import train_command
-from training.together import has_to_say, is_first, stand_back
+from imagekin.errors import ImagekinError
+from imagekin.machine import is_first
+from imagekin.training.loop.process_errors import has_to_say, stand_back
+from imagekin.training.options import train_command
 
 
 def main() -> int:
@@ -14,8 +15,8 @@ def main() -> int:
     app = typer.Typer(add_completion=False)
     app.command()(train_command)
     try:
-        app(prog_name="python -m training", standalone_mode=False)
-    except KindredError as error:
+        app(prog_name="python -m imagekin.training", standalone_mode=False)
+    except ImagekinError as error:
         return say(str(error), error.exit_status, aloud=has_to_say(error))
     except (KeyboardInterrupt, typer.Abort):
         return say("stopped; the same command with --resume goes on", 130, aloud=is_first())
@@ -30,7 +31,7 @@ def main() -> int:
 def say(message: str, status: int, *, aloud: bool) -> int:
     """Print why the process ends and return its exit status; one of several that has not to say so keeps silent."""
     if aloud:
-        print(f"kindred train: {message}", file=sys.stderr, flush=True)
+        print(f"imagekin train: {message}", file=sys.stderr, flush=True)
     else:
         stand_back()
     return status

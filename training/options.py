@@ -1,4 +1,4 @@
-"""The options of `kindred train`, which are also those of `python -m training` and `torchrun -m training`.
+"""Define the options of `imagekin train`, which are also those of `torchrun -m imagekin.training`.
 
 Nothing here imports torch until the options are known to be good.
 """
@@ -13,9 +13,11 @@ from typing import Annotated, Any
 
 import typer
 
-from encoder.errors import InvalidArgumentError
-from training.published import resolve_data
-from training.settings import (
+from imagekin.errors import InvalidArgumentError
+from imagekin.machine import is_first
+from imagekin.training.data.published import resolve_data
+from imagekin.training.data.storage import DataOn
+from imagekin.training.settings import (
     CONFIG_FILE,
     Gather,
     LossForm,
@@ -27,8 +29,6 @@ from training.settings import (
     TrainSettings,
     recommended,
 )
-from training.storage import DataOn
-from training.together import is_first
 
 DataArgument = Annotated[
     str,
@@ -150,7 +150,7 @@ def train_command(
     data_root: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", envvar="KINDRED_DATA_ROOT", help="Folder of published data sets; nothing is downloaded."
+            metavar="DIR", envvar="IMAGEKIN_DATA_ROOT", help="Folder of published data sets; nothing is downloaded."
         ),
     ] = None,
     data_on: Annotated[
@@ -161,7 +161,7 @@ def train_command(
         ),
     ] = None,
     cache_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The cache; ~/.cache/kindred by default.")
+        Path | None, typer.Option(metavar="DIR", help="The cache; ~/.cache/imagekin by default.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
@@ -245,16 +245,16 @@ def train_command(
         raise InvalidArgumentError("--resume and --overwrite exclude each other", field="resume")
     settings = resolve_settings(resolve_data(data, data_root), out, given, resume=resume)
     level = logging.WARNING if is_first() else logging.ERROR
-    logging.basicConfig(format="kindred train: %(message)s", level=level, stream=sys.stderr)
+    logging.basicConfig(format="imagekin train: %(message)s", level=level, stream=sys.stderr)
 
     if show_views is not None:
-        from training.view_sheet import save_view_sheet
+        from imagekin.training.views.sheet import save_view_sheet
 
         save_view_sheet(settings, show_views)
         print(json.dumps({"picture": str(show_views)}) if as_json else f"views            {show_views}")
         return
 
-    from training.pretrain import pretrain_part
+    from imagekin.training.loop.trainer import pretrain_part
 
     done = pretrain_part(settings, resume=resume, overwrite=overwrite, page=report)
     if done is not None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from encoder.errors import InvalidArgumentError
-from training.published import published_name
-from training.storage import DataOn
+from imagekin.errors import InvalidArgumentError
+from imagekin.training.data.published import published_name
+from imagekin.training.data.storage import DataOn
 
 Resize = Literal["squash", "crop", "pad"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -63,20 +63,20 @@ class TrainSettings:
     """Every choice of one training run; the same settings and seed give the same weights on the same machine.
 
     Attributes:
-        data: what to train on, see `training.data.load_images`.
+        data: what to train on, see `imagekin.training.data.images.load_images`.
         out: the run's folder.
         test: held-out data, only scored at the end, never used to choose anything; empty when there is none.
         limit: use at most this many images of each class; 0 is all of them.
-        objective: name of the objective, see `training.objectives`.
-        encoder: name of the encoder, see `training.encoders`.
+        objective: name of the objective, see `imagekin.training.objectives`.
+        encoder: name of the encoder, see `imagekin.training.models.encoders`.
         image_size: side in pixels of the encoder's square input.
         crop_from: side in pixels at which training images are kept; random crops are cut from these. 0 is `image_size`.
-        resize: how an image becomes a square, see `encoder.metadata.Preprocess`.
+        resize: how an image becomes a square, see `imagekin.encoder.metadata.Preprocess`.
         weights: a torchvision state dict, a run's folder or a checkpoint to start from.
         epochs: passes over the data; 0 exports the encoder as it was initialised.
         batch_size: images a step, each of which gives `num_views` views.
         num_views: views of each image.
-        views: name of the preset that the views are drawn with, see `training.views`.
+        views: name of the preset that the views are drawn with, see `imagekin.training.views.views`.
         optimiser: `sgd` (Nesterov momentum 0.9), `adamw` or `lars`.
         learning_rate: peak of the schedule, for the batch size given.
         weight_decay: decay of the weights; biases and norms have none.
@@ -110,7 +110,7 @@ class TrainSettings:
         online_knn: log leave-one-out kNN accuracy on a sample of the training images every so many epochs; 0 is never.
         tensorboard: also write the metrics for TensorBoard.
         precision: of the encoder's forward pass; `auto` is bfloat16 where the device multiplies it natively.
-        data_on: where decoded images are kept, see `training.storage.Storage`.
+        data_on: where decoded images are kept, see `imagekin.training.data.storage.Storage`.
         cache_dir: folder of the cache; None is the user's own.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         seed: of everything random.

@@ -5,16 +5,15 @@ import time
 from types import TracebackType
 from typing import Self
 
-from encoder.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
-from index import validate
-from index.milvus.clock import Clock
-from index.milvus.collection import MilvusCollection
-from index.milvus.connection import Connection, StoreAddress
-from index.snapshots import SnapshotInfo
-from index.types import CollectionInfo
-from index.verify import Progress, VerifyReport
+from imagekin.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from imagekin.index import validation
+from imagekin.index.milvus.clock import Clock
+from imagekin.index.milvus.collection import MilvusCollection
+from imagekin.index.milvus.connection import Connection, StoreAddress
+from imagekin.index.types import Progress, SnapshotInfo, VerifyReport
+from imagekin.types import CollectionInfo
 
-_PREFIX = "kindred_"
+_PREFIX = "imagekin_"
 _VERSION = "1"
 _DIMS = range(2, 32_769)
 
@@ -46,10 +45,10 @@ class MilvusCatalog:
             AlreadyExistsError: there is one of that name.
             InvalidArgumentError: the name, the space, the dimension or the kind of index is out of its range.
         """
-        validate.collection_name(name)
-        validate.space(space)
-        validate.dim(dim)
-        validate.index_kind(index_kind)
+        validation.collection_name(name)
+        validation.space(space)
+        validation.dim(dim)
+        validation.index_kind(index_kind)
         if dim not in _DIMS:
             raise InvalidArgumentError(f"Milvus keeps vectors of 2 to 32,768 components, not of {dim}", field="dim")
         if index_kind not in ("auto", "flat"):
@@ -64,10 +63,10 @@ class MilvusCatalog:
             _table(name),
             dim,
             {
-                "kindred.version": _VERSION,
-                "kindred.space": space,
-                "kindred.dim": str(dim),
-                "kindred.created_at": repr(time.time()),
+                "imagekin.version": _VERSION,
+                "imagekin.space": space,
+                "imagekin.dim": str(dim),
+                "imagekin.created_at": repr(time.time()),
             },
         )
         return self.open(name)
@@ -77,7 +76,7 @@ class MilvusCatalog:
 
         Raises:
             NotFoundError: there is none of that name.
-            FailedPreconditionError: kindred did not make it, or a newer version did.
+            FailedPreconditionError: imagekin did not make it, or a newer version did.
         """
         table, space, dim, made = self._identity(name)
         self._connection.call("load_collection", table)
@@ -125,7 +124,7 @@ class MilvusCatalog:
 
     def verify(self, name: str, *, repair: bool = False, on_progress: Progress | None = None) -> VerifyReport:
         """Refuse: Milvus checks what it stores."""
-        raise FailedPreconditionError("kindred verifies local collections only: see Milvus' birdwatcher")
+        raise FailedPreconditionError("imagekin verifies local collections only: see Milvus' birdwatcher")
 
     def compact(self, name: str) -> tuple[int, int]:
         """Refuse: Milvus compacts by itself."""
@@ -159,17 +158,17 @@ class MilvusCatalog:
 
     def _identity(self, name: str) -> tuple[str, str, int, float]:
         """Return a collection's name in Milvus, its space, its dimension and when it was made."""
-        table = _table(validate.collection_name(name))
+        table = _table(validation.collection_name(name))
         if not self._connection.call("has_collection", table):
             raise NotFoundError(f"there is no collection {name!r}: make it first, or check the store's address")
         found = self._connection.call("describe_collection", table).get("properties", {})
         try:
-            if found["kindred.version"] != _VERSION:
-                raise FailedPreconditionError(f"a newer version of kindred made collection {name!r}: use that one")
-            return table, found["kindred.space"], int(found["kindred.dim"]), float(found["kindred.created_at"])
+            if found["imagekin.version"] != _VERSION:
+                raise FailedPreconditionError(f"a newer version of imagekin made collection {name!r}: use that one")
+            return table, found["imagekin.space"], int(found["imagekin.dim"]), float(found["imagekin.created_at"])
         except (KeyError, ValueError):
             raise FailedPreconditionError(
-                f"the collection {table} in Milvus was not made by kindred: rename it there"
+                f"the collection {table} in Milvus was not made by imagekin: rename it there"
             ) from None
 
     def _check_writable(self) -> None:
@@ -179,8 +178,8 @@ class MilvusCatalog:
 
 def _own_backup() -> FailedPreconditionError:
     return FailedPreconditionError(
-        "collections in Milvus are copied with Milvus' own tool, milvus-backup; kindred collection export writes one to"
-        " a Parquet file"
+        "collections in Milvus are copied with Milvus' own tool, milvus-backup; imagekin collection export writes one"
+        " to a Parquet file"
     )
 
 

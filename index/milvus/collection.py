@@ -7,47 +7,43 @@ from typing import Any, Self
 
 import numpy as np
 
-from encoder.errors import FailedPreconditionError, InvalidArgumentError
-from index import duplicates, updates, validate, writes
-from index.classify import ClassSums, by_prototypes, class_sums, vote
-from index.columns import Columns, Snapshot
-from index.fields import Column
-from index.filters import MISSING, Condition, look_up
-from index.milvus.clock import Clock
-from index.milvus.connection import Connection
-from index.milvus.expressions import among, both, expression, has_value
-from index.milvus.nearest import Hits, nearest
-from index.milvus.rows import AT_ONCE, MOST, WHOLE, Rows, payload_columns, payload_of, rows_of, stored_item
-from index.rich import diverse, pool_size
-from index.search import Found
-from index.selection import payload_path, rank
-from index.turns import Turns
-from index.types import (
+from imagekin.errors import FailedPreconditionError, InvalidArgumentError
+from imagekin.index import validation
+from imagekin.index.classification.classify import ClassSums, by_prototypes, class_sums, vote
+from imagekin.index.filters.conditions import MISSING, Condition, look_up
+from imagekin.index.filters.payload_columns import Column
+from imagekin.index.filters.selection import payload_path, rank
+from imagekin.index.milvus.clock import Clock
+from imagekin.index.milvus.connection import Connection
+from imagekin.index.milvus.expressions import among, both, expression, has_value
+from imagekin.index.milvus.nearest import Hits, nearest
+from imagekin.index.milvus.rows import AT_ONCE, MOST, WHOLE, Rows, payload_columns, payload_of, rows_of, stored_item
+from imagekin.index.search.grouping import diverse, pool_size
+from imagekin.index.search.nearest import Found
+from imagekin.index.storage import transactions, updates
+from imagekin.index.storage.columns import Columns, Snapshot
+from imagekin.index.storage.yielding import Turns
+from imagekin.index.types import (
     Calibration,
     ClassifyMethod,
     ClassifyOptions,
-    CollectionInfo,
     DeleteResult,
     EvaluateOptions,
     Evaluation,
-    FacetCount,
+    Group,
     Item,
-    ItemUpdate,
-    Neighbour,
-    Prediction,
     SearchOptions,
     StoredItem,
-    UpdateResult,
     UpsertResult,
-    Vector,
 )
+from imagekin.types import CollectionInfo, FacetCount, ItemUpdate, Neighbour, Prediction, UpdateResult, Vector
 
 _LABELLED = 'label != ""'
 _MOST_FOR_MEANS = 1_000_000
 
 
 class MilvusCollection:
-    """A collection in Milvus; see `index.interface.Collection` for what its methods promise.
+    """A collection in Milvus; see `imagekin.index.interface.Collection` for what its methods promise.
 
     Writes of one call are one write in Milvus up to 400 items; of more, a failure may leave the first ones written.
 
@@ -104,7 +100,7 @@ class MilvusCollection:
 
     def check_space(self, space: str) -> None:
         """Raise FailedPreconditionError, naming both, unless `space` is the collection's embedding space."""
-        validate.same_space(self.name, self.space, space)
+        validation.same_space(self.name, self.space, space)
 
     def upsert(self, items: Sequence[Item]) -> UpsertResult:
         """Insert items or replace those whose key exists; of equal keys the last one counts. Durable on return.
@@ -112,13 +108,13 @@ class MilvusCollection:
         Raises:
             InvalidArgumentError: an item cannot be stored; nothing is written.
         """
-        batch = writes.prepare(items, self.dim, Turns())
+        batch = transactions.prepare(items, self.dim, Turns())
         if not batch.rows:
             return UpsertResult((), 0)
         known = self._rows.by_key([row.key for row in batch.rows], ["sequence"])
         sequences = self._take(len(batch.rows), [int(row["sequence"]) for row in known.values()])
         self._upsert(rows_of(batch, sequences))
-        outcomes = writes.outcomes(batch, [row.key in known for row in batch.rows])
+        outcomes = transactions.outcomes(batch, [row.key in known for row in batch.rows])
         return UpsertResult(outcomes, self._wrote(sequences[-1]))
 
     def update(self, changes: Sequence[ItemUpdate]) -> UpdateResult:
@@ -140,9 +136,9 @@ class MilvusCollection:
             change = wanted[key]
             row: dict[str, Any] = {"key": key, "sequence": sequence}
             if change.label is not None:
-                row["label"] = validate.label(change.label) or ""
+                row["label"] = validation.label(change.label) or ""
             if change.payload is not None:
-                row |= payload_columns(key, validate.payload_text(change.payload))
+                row |= payload_columns(key, validation.payload_text(change.payload))
             rows.append(row)
         # Rows of one call must have the same columns.
         for columns in {tuple(row) for row in rows}:
@@ -151,7 +147,7 @@ class MilvusCollection:
 
     def delete(self, keys: Sequence[str]) -> DeleteResult:
         """Delete items by key; keys that do not exist are ignored. Durable on return."""
-        wanted = validate.keys(keys)
+        wanted = validation.keys(keys)
         self._check_writable()
         return self._delete(list(self._rows.by_key(wanted, ["key"]))) if wanted else DeleteResult(0, 0)
 
@@ -166,12 +162,12 @@ class MilvusCollection:
 
     def get(self, keys: Sequence[str]) -> list[StoredItem | None]:
         """Return the items of `keys` in their order, None for a key that does not exist."""
-        rows = self._rows.by_key(validate.keys(keys), WHOLE)
+        rows = self._rows.by_key(validation.keys(keys), WHOLE)
         return [stored_item(rows[key]) if key in rows else None for key in keys]
 
     def content_hashes(self, keys: Sequence[str]) -> dict[str, bytes | None]:
         """Return the content hash of each of `keys` that exists; None when it is not known."""
-        rows = self._rows.by_key(validate.keys(keys), ["content_hash"])
+        rows = self._rows.by_key(validation.keys(keys), ["content_hash"])
         return {key: bytes.fromhex(row["content_hash"]) or None for key, row in rows.items()}
 
     def scroll(self, after_sequence: int, limit: int, condition: Condition | None = None) -> list[StoredItem]:
@@ -196,7 +192,7 @@ class MilvusCollection:
         Raises:
             InvalidArgumentError: an argument cannot be used.
         """
-        validate.in_range("limit", limit, 1, validate.MAX_K)
+        validation.in_range("limit", limit, 1, validation.MAX_K)
         column = _source(field, "field")
         values = [_value(row, field) for row in self._rows.scan(_text(condition), [column])]
         found = sorted(_column(values).counts(np.ones(len(values), np.bool_)), key=rank)
@@ -209,7 +205,7 @@ class MilvusCollection:
             InvalidArgumentError: a query or an option is out of its range.
             FailedPreconditionError: more items would have to be looked at than Milvus answers with.
         """
-        units = validate.search(queries, options, self.dim)
+        units = validation.search(queries, options, self.dim)
         columns = ["label", *(["payload"] if options.with_payload else [])]
         exclude = options.exclude or [frozenset[str]()] * len(units)
         test = _text(options.filter)
@@ -228,7 +224,7 @@ class MilvusCollection:
             InvalidArgumentError: a query or an option is out of its range.
             FailedPreconditionError: class means are asked for of more than a million items.
         """
-        units = validate.classification(queries, options, self.dim)
+        units = validation.classification(queries, options, self.dim)
         test = both(_text(options.filter), _LABELLED)
         excluded = self._left_out(options, len(units))
         if options.method is ClassifyMethod.PROTOTYPE:
@@ -250,7 +246,7 @@ class MilvusCollection:
 
     def duplicates(
         self, min_similarity: float = 0.98, on_progress: Callable[[int], object] | None = None
-    ) -> list[duplicates.Group]:
+    ) -> list[Group]:
         """Refuse: this needs all vectors in memory."""
         raise _not_here("compare every pair of")
 
@@ -310,7 +306,7 @@ class MilvusCollection:
     def _weighed(
         self, unit: Vector, exclude: frozenset[str], options: SearchOptions, test: str, columns: Sequence[str]
     ) -> Hits:
-        """Return neighbours that are weighed against each other, see `index.rich`."""
+        """Return neighbours that are weighed against each other, see `imagekin.index.search.grouping`."""
         wanted = pool_size(options.k) if options.diversity else options.k
         if options.group_by:
             found = self._grouped(unit, wanted, exclude, options, test, columns)
@@ -405,7 +401,7 @@ def _text(condition: Condition | None) -> str:
 
 def _not_here(what: str) -> FailedPreconditionError:
     return FailedPreconditionError(
-        f"kindred cannot {what} the items of a collection in Milvus: export it and import it into a local folder"
+        f"imagekin cannot {what} the items of a collection in Milvus: export it and import it into a local folder"
     )
 
 

@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from encoder.errors import (
+from imagekin.version import install_command
+from imagekin.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
+    ImagekinError,
     InvalidArgumentError,
-    KindredError,
     NotFoundError,
     ResourceExhaustedError,
     UnavailableError,
 )
 
-TOKEN_VARIABLE = "KINDRED_STORE_TOKEN"  # noqa: S105  the variable's name
+TOKEN_VARIABLE = "IMAGEKIN_STORE_TOKEN"  # noqa: S105  the variable's name
 _SECONDS = 30.0
 _NO_COLLECTION = 100
 _BUSY = (8, 9)
@@ -158,7 +159,7 @@ class Connection:
     def _translated(self, doing: str) -> Iterator[None]:
         try:
             yield
-        except KindredError:
+        except ImagekinError:
             raise
         except self._milvus.MilvusException as error:
             raise self._meaning(error, doing) from error
@@ -168,7 +169,7 @@ class Connection:
                 raise self._unreachable() from error
             raise FailedPreconditionError(f"Milvus cannot {doing}: {_line(str(error))}") from error
 
-    def _meaning(self, error: Any, doing: str) -> KindredError:
+    def _meaning(self, error: Any, doing: str) -> ImagekinError:
         code, message = error.code, _line(str(error.message))
         status = getattr(code, "name", "")
         if "not found" in message and "database" in message:
@@ -203,9 +204,9 @@ def _imported(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError:
         raise FailedPreconditionError(
-            f"a store in Milvus needs {package.replace('_', '-')}: pip install 'kindred[scale]' milvus-lite"
+            "a store in Milvus needs milvus-lite: pip install milvus-lite"
             if package == "milvus_lite"
-            else "a store in Milvus needs pymilvus: pip install 'kindred[scale]'"
+            else f"a store in Milvus needs pymilvus: {install_command('scale')}"
         ) from None
 
 

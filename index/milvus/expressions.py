@@ -19,9 +19,20 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from encoder.errors import InvalidArgumentError
-from index.filter_sql import after_prefix
-from index.filters import MAX_NAMES, AllOf, AnyOf, Comparison, Condition, Not, Operator, Scalar, check, path_of
+from imagekin.errors import InvalidArgumentError
+from imagekin.index.filters.conditions import (
+    MAX_NAMES,
+    AllOf,
+    AnyOf,
+    Comparison,
+    Condition,
+    Not,
+    Operator,
+    Scalar,
+    check,
+    path_of,
+)
+from imagekin.index.filters.sql import after_prefix
 
 ALWAYS = "sequence >= 0"
 NEVER = "sequence < 0"

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder.errors import FailedPreconditionError
-from index.flat import rounding
-from index.milvus.connection import Connection
-from index.milvus.rows import MOST
-from index.search import similarities
-from index.types import Vector
+from imagekin.errors import FailedPreconditionError
+from imagekin.index.milvus.connection import Connection
+from imagekin.index.milvus.rows import MOST
+from imagekin.index.search.nearest import similarities
+from imagekin.index.vectors.brute_force import rounding
+from imagekin.types import Vector
 
 _MARGIN = 8
 _MORE = 4

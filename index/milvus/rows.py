@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from encoder.errors import InvalidArgumentError
-from index.milvus.connection import Connection
-from index.milvus.expressions import among, both, flattened
-from index.types import Payload, StoredItem
-from index.writes import Batch
+from imagekin.errors import InvalidArgumentError
+from imagekin.index.milvus.connection import Connection
+from imagekin.index.milvus.expressions import among, both, flattened
+from imagekin.index.storage.transactions import Batch
+from imagekin.index.types import StoredItem
+from imagekin.types import Payload
 
 # Milvus answers one call with no more rows.
 MOST = 16_384

@@ -2,9 +2,9 @@
 
 # ruff: noqa: N802, D102 (the contract names and describes the methods)
 
-from kindred.v1 import admin_pb2, admin_pb2_grpc
-from serving.interceptor import Context
-from serving.reload import Reloader
+from imagekin.serving.reload import Reloader
+from imagekin.serving.transport.calls import Context
+from imagekin.v1 import admin_pb2, admin_pb2_grpc
 
 
 class Admin(admin_pb2_grpc.AdminServicer):

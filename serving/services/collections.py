@@ -6,17 +6,17 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from encoder.errors import InvalidArgumentError
-from kindred.v1 import collections_pb2 as pb
-from kindred.v1 import collections_pb2_grpc, common_pb2
-from serving.conditions import given_filter, write_value
-from serving.interceptor import Context
-from serving.messages import check_count, read_updates, write_collection, write_item
-from serving.models import Models
-from serving.settings import Limits
-from serving.store import Store
-from serving.streams import in_order
-from serving.writes import Prepared, Writer
+from imagekin.errors import InvalidArgumentError
+from imagekin.serving.collections.open_collections import Store
+from imagekin.serving.collections.writes import Prepared, Writer
+from imagekin.serving.embedding.models import Models
+from imagekin.serving.messages import check_count, read_updates, write_collection, write_item
+from imagekin.serving.searching.filters import given_filter, write_value
+from imagekin.serving.settings import Limits
+from imagekin.serving.transport.calls import Context
+from imagekin.serving.transport.streams import in_order
+from imagekin.v1 import collections_pb2 as pb
+from imagekin.v1 import collections_pb2_grpc, common_pb2
 
 DEFAULT_PAGE = 100
 DEFAULT_FACETS = 100

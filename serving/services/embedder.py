@@ -6,16 +6,16 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 
-from encoder.errors import KindredError
-from encoder.metadata import Metadata
-from kindred.v1 import embedder_pb2, embedder_pb2_grpc
-from serving.interceptor import Context
-from serving.messages import check_count
-from serving.models import Model, Models
-from serving.settings import Limits
-from serving.status import item_error
-from serving.streams import in_order
-from serving.wire import (
+from imagekin.encoder.metadata import Metadata
+from imagekin.errors import ImagekinError
+from imagekin.serving.embedding.image_jobs import Outcome
+from imagekin.serving.embedding.models import Model, Models
+from imagekin.serving.messages import check_count
+from imagekin.serving.settings import Limits
+from imagekin.serving.transport.calls import Context
+from imagekin.serving.transport.status import item_error
+from imagekin.serving.transport.streams import in_order
+from imagekin.serving.transport.wire import (
     AnyEmbed,
     AnyEmbedStream,
     Result,
@@ -24,15 +24,15 @@ from serving.wire import (
     write_embed,
     write_embed_stream,
 )
-from serving.works import Outcome
+from imagekin.v1 import embedder_pb2, embedder_pb2_grpc
 
-EMBED = "/kindred.v1.Embedder/Embed"
+EMBED = "/imagekin.v1.Embedder/Embed"
 # How the methods' requests are read.
-READERS = {EMBED: read_embed, "/kindred.v1.Embedder/EmbedStream": read_embed_stream}
+READERS = {EMBED: read_embed, "/imagekin.v1.Embedder/EmbedStream": read_embed_stream}
 
 
 class Embedder(embedder_pb2_grpc.EmbedderServicer):
-    """Embeds images. Answers that hold vectors come serialised, see `serving.wire`.
+    """Embeds images. Answers that hold vectors come serialised, see `imagekin.serving.transport.wire`.
 
     Args:
         models: the loaded models.
@@ -75,7 +75,7 @@ class Embedder(embedder_pb2_grpc.EmbedderServicer):
 
 
 def _results(outcomes: Sequence[Outcome]) -> list[Result]:
-    return [item_error(outcome) if isinstance(outcome, KindredError) else outcome.vector for outcome in outcomes]
+    return [item_error(outcome) if isinstance(outcome, ImagekinError) else outcome.vector for outcome in outcomes]
 
 
 def _describe(model: Model) -> embedder_pb2.Model:

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from encoder.errors import InvalidArgumentError, KindredError, NotFoundError
-from encoder.metadata import installed_version
-from kindred.kserve import inference_pb2 as pb
-from kindred.kserve import inference_pb2_grpc
-from serving.interceptor import Context
-from serving.messages import check_count
-from serving.models import Model, Models
-from serving.settings import Limits
-from serving.works import Embedded, Source
+from imagekin.encoder.metadata import installed_version
+from imagekin.errors import ImagekinError, InvalidArgumentError, NotFoundError
+from imagekin.kserve import inference_pb2 as pb
+from imagekin.kserve import inference_pb2_grpc
+from imagekin.serving.embedding.image_jobs import Embedded, Source
+from imagekin.serving.embedding.models import Model, Models
+from imagekin.serving.messages import check_count
+from imagekin.serving.settings import Limits
+from imagekin.serving.transport.calls import Context
 
 VERSION = "1"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -52,7 +52,7 @@ class Inference(inference_pb2_grpc.GRPCInferenceServiceServicer):
         return pb.ModelReadyResponse(ready=self._is_ready())
 
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
-        return pb.ServerMetadataResponse(name="kindred", version=installed_version())
+        return pb.ServerMetadataResponse(name="imagekin", version=installed_version())
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
         model = self._model(request.name, request.version)
@@ -84,7 +84,7 @@ class Inference(inference_pb2_grpc.GRPCInferenceServiceServicer):
             outcomes = await model.pipeline.embed(images, timeout=context.time_remaining())
         embedded: list[Embedded] = []
         for position, outcome in enumerate(outcomes):
-            if isinstance(outcome, KindredError):
+            if isinstance(outcome, ImagekinError):
                 raise type(outcome)(f"image {position}: {outcome}", field=f"inputs[0][{position}]")
             embedded.append(outcome)
         response = pb.ModelInferResponse(model_name=model.name, model_version=VERSION, id=request.id)

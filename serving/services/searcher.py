@@ -8,18 +8,18 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from encoder.errors import FailedPreconditionError, InvalidArgumentError, KindredError
-from index.types import ClassifyMethod, ClassifyOptions, SearchOptions
-from kindred.v1 import searcher_pb2, searcher_pb2_grpc
-from serving.conditions import given_filter
-from serving.interceptor import Context
-from serving.linear import predict
-from serving.messages import Vector, check_count, check_range, write_neighbour, write_prediction
-from serving.models import Models
-from serving.queries import Resolution, Resolved, model_for, resolve
-from serving.settings import Limits
-from serving.status import item_error
-from serving.store import OpenCollection, Store
+from imagekin.errors import FailedPreconditionError, ImagekinError, InvalidArgumentError
+from imagekin.index.types import ClassifyMethod, ClassifyOptions, SearchOptions
+from imagekin.serving.collections.open_collections import OpenCollection, Store
+from imagekin.serving.embedding.models import Models
+from imagekin.serving.messages import Vector, check_count, check_range, write_neighbour, write_prediction
+from imagekin.serving.searching.filters import given_filter
+from imagekin.serving.searching.linear import predict
+from imagekin.serving.searching.queries import Resolution, Resolved, model_for, resolve
+from imagekin.serving.settings import Limits
+from imagekin.serving.transport.calls import Context
+from imagekin.serving.transport.status import item_error
+from imagekin.v1 import searcher_pb2, searcher_pb2_grpc
 
 DEFAULT_SEARCH_K = 10
 DEFAULT_CLASSIFY_K = 20
@@ -78,7 +78,7 @@ class Searcher(searcher_pb2_grpc.SearcherServicer):
 
         answers = await _ask(entry, ("search", repr(options)), ask, resolved, leave_one_out=False, context=context)
         results = [
-            searcher_pb2.SearchResult(error=item_error(answer)) if isinstance(answer, KindredError) else answer
+            searcher_pb2.SearchResult(error=item_error(answer)) if isinstance(answer, ImagekinError) else answer
             for answer in answers
         ]
         return searcher_pb2.SearchResponse(results=results)
@@ -91,14 +91,14 @@ class Searcher(searcher_pb2_grpc.SearcherServicer):
         else:
             answers = await self._classify(request, entry, context)
         results = [
-            searcher_pb2.ClassifyResult(error=item_error(answer)) if isinstance(answer, KindredError) else answer
+            searcher_pb2.ClassifyResult(error=item_error(answer)) if isinstance(answer, ImagekinError) else answer
             for answer in answers
         ]
         return searcher_pb2.ClassifyResponse(results=results)
 
     async def _classify(
         self, request: searcher_pb2.ClassifyRequest, entry: OpenCollection, context: Context
-    ) -> Sequence[searcher_pb2.ClassifyResult | KindredError]:
+    ) -> Sequence[searcher_pb2.ClassifyResult | ImagekinError]:
         method = _method(request.method)
         temperature, bound = _temperature(request.temperature), _similarity(request)
         if not temperature or bound is None:
@@ -129,7 +129,7 @@ class Searcher(searcher_pb2_grpc.SearcherServicer):
 
     async def _classify_linear(
         self, request: searcher_pb2.ClassifyRequest, entry: OpenCollection, context: Context
-    ) -> Sequence[searcher_pb2.ClassifyResult | KindredError]:
+    ) -> Sequence[searcher_pb2.ClassifyResult | ImagekinError]:
         if request.HasField("min_similarity"):
             raise InvalidArgumentError("METHOD_LINEAR knows no similarity: use min_confidence", field="min_similarity")
         if request.HasField("filter"):
@@ -141,11 +141,11 @@ class Searcher(searcher_pb2_grpc.SearcherServicer):
             raise FailedPreconditionError(
                 f"model {model.name} has no linear head: classify with METHOD_KNN or METHOD_PROTOTYPE", field="method"
             )
-        answers: list[searcher_pb2.ClassifyResult | KindredError] = []
+        answers: list[searcher_pb2.ClassifyResult | ImagekinError] = []
         for position, resolution in enumerate(
             await resolve(request.queries, entry, self._models, timeout=context.time_remaining(), hashes=False)
         ):
-            if isinstance(resolution, KindredError):
+            if isinstance(resolution, ImagekinError):
                 answers.append(resolution)
             elif resolution.logits is None:
                 field = f"queries[{position}]"
@@ -184,19 +184,19 @@ async def _ask(
     *,
     leave_one_out: bool,
     context: Context,
-) -> list[Answer | KindredError]:
+) -> list[Answer | ImagekinError]:
     """Ask the collection about the queries that are vectors now, and put the answers back into their places.
 
     `kind` holds the options as text: as values, a filter for 1 would be equal to one for true.
     """
     good = [resolution for resolution in resolved if isinstance(resolution, Resolved)]
     if not good:
-        return [resolution for resolution in resolved if isinstance(resolution, KindredError)]
+        return [resolution for resolution in resolved if isinstance(resolution, ImagekinError)]
     exclusions = [Exclusion(each.keys, each.content_hash if leave_one_out else None) for each in good]
     queries = np.stack([each.vector for each in good])
     timeout = context.time_remaining()
     answers = iter(await entry.searches.ask(kind, ask, queries, exclusions, timeout=timeout))
-    return [each if isinstance(each, KindredError) else next(answers) for each in resolved]
+    return [each if isinstance(each, ImagekinError) else next(answers) for each in resolved]
 
 
 def _group_size(request: searcher_pb2.SearchRequest) -> int:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from bench import gpu_search
-from bench.search_common import Result
-from index.flat import Products
+from bench.searching.common import Result
+from imagekin.index.vectors.brute_force import Products
 from tests.index.limited import LimitedDevice, LimitedVectors, install
 
 
@@ -16,7 +16,7 @@ def test_without_a_gpu_nothing_is_measured(capsys: pytest.CaptureFixture[str], m
     def none() -> LimitedDevice:
         raise RuntimeError("FAISS sees no GPU")
 
-    monkeypatch.setattr("index.gpu.open_gpu", none)
+    monkeypatch.setattr("imagekin.index.search.gpu.faiss_gpu.open_gpu", none)
     gpu_search.main([])
     said = capsys.readouterr().out
     assert "not measured" in said

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from bench import gpu_train
-from training.__main__ import main as training_main
+from imagekin.training.__main__ import main as training_main
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

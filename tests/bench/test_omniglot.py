@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench.omniglot import BACKGROUND, EVALUATION, judge, read_cost, show, train, unpack
+from imagekin.training.settings import TrainSettings
 from tests.data import shared_data
-from training.settings import TrainSettings
 
 CHARACTERS, IMAGES = 5, 8
 

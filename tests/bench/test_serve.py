@@ -9,12 +9,12 @@ from typing import Any
 import onnxruntime as ort
 import pytest
 
-from bench.serve_identity import EMBED, STREAM
-from bench.serve_load import Load
-from bench.serve_payloads import Payloads
-from bench.serve_process import ROOT, environment, generate, started
-from bench.serve_restart import restart
-from bench.serve_sections import Bench
+from bench.serving.identity import EMBED, STREAM
+from bench.serving.load import Load
+from bench.serving.payloads import Payloads
+from bench.serving.process import ROOT, environment, generate, started
+from bench.serving.restart import restart
+from bench.serving.sections import Bench
 from tests.artifacts import tiny_artifact
 
 
@@ -30,7 +30,7 @@ def last_line(program: str, *arguments: str) -> dict[str, Any]:
 def test_every_kind_of_load_reaches_a_server_that_does_nothing(tmp_path: Path) -> None:
     one, many = Payloads(tmp_path, []).random(1000)
     port_file = tmp_path / "port"
-    command = [sys.executable, "-m", "bench.serve_identity", "kindred", str(port_file), "8"]
+    command = [sys.executable, "-m", "bench.serving.identity", "imagekin", str(port_file), "8"]
     with started("identity", command, port_file=port_file) as served:
         plain = {"seconds": 0.3, "warm_up": 0.2, "pids": served.pids()}
         loads = {

@@ -1,1 +1,1 @@
-"""End-to-end tests: the real `kindred` processes, their sockets, files and exit statuses."""
+"""End-to-end tests: the real `imagekin` processes, their sockets, files and exit statuses."""

@@ -1,4 +1,4 @@
-"""Starts and stops the real `kindred` processes that the end-to-end tests talk to."""
+"""Starts and stops the real `imagekin` processes that the end-to-end tests talk to."""
 
 import contextlib
 import os
@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-KINDRED = [sys.executable, "-m", "kindred"]
+IMAGEKIN = [sys.executable, "-m", "imagekin"]
 START_SECONDS = 60
 STOP_SECONDS = 30
 
 
 @dataclass
 class Server:
-    """A running `kindred serve`.
+    """A running `imagekin serve`.
 
     Attributes:
         process: the process itself.
@@ -43,8 +43,8 @@ class Server:
 
 @contextlib.contextmanager
 def running_server(model: Path, data_dir: Path, *options: str) -> Iterator[Server]:
-    """Start `kindred serve` on a free port, and kill what is left of it afterwards."""
-    command = [*KINDRED, "serve", "--model", str(model), "--data-dir", str(data_dir), "--address", "127.0.0.1:0"]
+    """Start `imagekin serve` on a free port, and kill what is left of it afterwards."""
+    command = [*IMAGEKIN, "serve", "--model", str(model), "--data-dir", str(data_dir), "--address", "127.0.0.1:0"]
     process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, env=quiet_environment())
     server = Server(process, "")
     ready = threading.Event()
@@ -75,9 +75,9 @@ def running_server(model: Path, data_dir: Path, *options: str) -> Iterator[Serve
 def run(
     *arguments: str, cwd: Path | None = None, timeout: float = 300, settings: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run `kindred ARGUMENTS`, with settings in its environment, to its end, whatever its exit status."""
+    """Run `imagekin ARGUMENTS`, with settings in its environment, to its end, whatever its exit status."""
     return subprocess.run(
-        [*KINDRED, *arguments],
+        [*IMAGEKIN, *arguments],
         capture_output=True,
         text=True,
         cwd=cwd,
@@ -89,5 +89,5 @@ def run(
 def quiet_environment() -> dict[str, str]:
     """Return this process's environment without settings of the user's own, and with the project importable."""
     root = str(Path(__file__).resolve().parents[2])
-    own = {name: value for name, value in os.environ.items() if not name.startswith("KINDRED_")}
+    own = {name: value for name, value in os.environ.items() if not name.startswith("IMAGEKIN_")}
     return own | {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from kindred import Client
+from imagekin import Client
 from tests.e2e.pictures import COLOURS, class_folders, picture
 from tests.e2e.processes import run, running_server
 from tests.foreign import ConvNet, export
@@ -29,7 +29,7 @@ def test_a_foreign_encoder_serves(tmp_path: Path) -> None:
 def test_what_cannot_be_adopted_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"no model")
     refused = run("adopt", str(tmp_path / "x.onnx"), "--out", str(tmp_path / "model.onnx"))
-    assert (refused.returncode, refused.stderr) == (2, "kindred: x.onnx is not an ONNX model\n")
+    assert (refused.returncode, refused.stderr) == (2, "imagekin: x.onnx is not an ONNX model\n")
     wrong = run("adopt", str(tmp_path / "x.onnx"), "--out", str(tmp_path / "model.onnx"), "--mean", "0.5")
     assert wrong.returncode == 2
     assert "three numbers" in wrong.stderr

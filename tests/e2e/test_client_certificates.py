@@ -63,17 +63,17 @@ def test_every_command_reaches_the_server_with_its_certificate(mutual: Mutual) -
 
 
 def test_the_environment_and_the_settings_file_may_name_the_certificate(mutual: Mutual, tmp_path: Path) -> None:
-    (tmp_path / "kindred.toml").write_text(
+    (tmp_path / "imagekin.toml").write_text(
         f'address = "{mutual.address}"\nca = "{mutual.authority.certificate}"\n'
         f'client-cert = "{mutual.own.certificate}"\nclient-key = "{mutual.own.key}"\n'
     )
     done = run("health", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     settings = {
-        "KINDRED_ADDRESS": mutual.address,
-        "KINDRED_CA": str(mutual.authority.certificate),
-        "KINDRED_CLIENT_CERT": str(mutual.own.certificate),
-        "KINDRED_CLIENT_KEY": str(mutual.own.key),
+        "IMAGEKIN_ADDRESS": mutual.address,
+        "IMAGEKIN_CA": str(mutual.authority.certificate),
+        "IMAGEKIN_CLIENT_CERT": str(mutual.own.certificate),
+        "IMAGEKIN_CLIENT_KEY": str(mutual.own.key),
     }
     assert run("health", cwd=tmp_path.parent, settings=settings).returncode == 0
 
@@ -87,7 +87,7 @@ def test_no_other_certificate_gets_in(mutual: Mutual, kind: str) -> None:
     }
     done = run("health", *mutual.options(pairs[kind]))
     assert done.returncode == 1
-    assert done.stderr.startswith("kindred: no answer from")
+    assert done.stderr.startswith("imagekin: no answer from")
     assert "a client's certificate" in done.stderr
     assert run("health", *mutual.options(mutual.own)).returncode == 0
 

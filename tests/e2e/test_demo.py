@@ -1,17 +1,17 @@
-"""`kindred demo`: from nothing to answers over gRPC, in place of an earlier one."""
+"""`imagekin demo`: from nothing to answers over gRPC, in place of an earlier one."""
 
 import json
 from pathlib import Path
 
-from index.catalog import Catalog
-from kindred import demo
+from imagekin.cli import demo_run
+from imagekin.index.local.catalog import Catalog
 from tests.artifacts import tiny_artifact
 from tests.e2e.processes import run
 
 
 def earlier(out: Path) -> None:
     """Leave what a demo of other weights, stopped at its end, has left: a run, digits, a collection and a port."""
-    demo.prepare(out)
+    demo_run.prepare(out)
     (out / "run").mkdir()
     tiny_artifact(out / "run" / "model.onnx")
     (out / "run" / "config.json").write_text("{}")
@@ -19,7 +19,7 @@ def earlier(out: Path) -> None:
     (out / "digits" / "train" / "3" / "9999.png").write_bytes(b"no digit")
     (out / "port").write_text("1")
     with Catalog(out / "data") as catalog:
-        catalog.create(demo.COLLECTION, space="ks1-earlier", dim=16)
+        catalog.create(demo_run.COLLECTION, space="ik1-earlier", dim=16)
 
 
 def test_the_demo_reaches_its_figures_where_an_earlier_one_was(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from encoder.errors import InvalidArgumentError, KindredError
-from kindred import Client
+from imagekin import Client
+from imagekin.errors import ImagekinError, InvalidArgumentError
 from tests.artifacts import tiny_artifact
 from tests.data import shared_data
 from tests.e2e.processes import Server, running_server
@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-def outcomes(client: Client, images: list[bytes]) -> list[NDArray[np.float32] | KindredError]:
+def outcomes(client: Client, images: list[bytes]) -> list[NDArray[np.float32] | ImagekinError]:
     """Embed images and return each one's embedding or error."""
     return list(client.embed(images, errors="return"))
 
@@ -44,14 +44,14 @@ def test_every_hostile_file_is_an_embedding_or_an_invalid_argument(server: Serve
     with Client(server.address) as client:
         answers = dict(zip(hostile, outcomes(client, list(hostile.values())), strict=True))
     for name, answer in answers.items():
-        if isinstance(answer, KindredError):
+        if isinstance(answer, ImagekinError):
             assert isinstance(answer, InvalidArgumentError), f"{name}: {answer.code} {answer}"
             assert "Traceback" not in str(answer), name
             assert "\n" not in str(answer), name
         else:
             assert answer.dtype == np.float32, name
             assert np.linalg.norm(answer) == pytest.approx(1, abs=1e-4), name
-    served = [name for name, answer in answers.items() if not isinstance(answer, KindredError)]
+    served = [name for name, answer in answers.items() if not isinstance(answer, ImagekinError)]
     assert "pillow/hopper.jpg" in served
     # Most are odd but valid; a decoder that refuses whatever is unusual would pass all of the above.
     assert len(served) > 400

@@ -1,4 +1,4 @@
-"""`kindred index` may be killed at any moment: the same command again finishes it, nothing missing, nothing twice."""
+"""`imagekin index` may be killed at any moment: the same command again finishes it, nothing missing, nothing twice."""
 
 import json
 import sqlite3
@@ -11,7 +11,7 @@ import pytest
 
 from tests.artifacts import tiny_artifact
 from tests.e2e.pictures import class_folders
-from tests.e2e.processes import KINDRED, quiet_environment, run
+from tests.e2e.processes import IMAGEKIN, quiet_environment, run
 
 PER_CLASS = 300
 
@@ -32,7 +32,7 @@ def test_killed_and_run_again_it_holds_every_image_once(tmp_path: Path, share: f
     command = ["index", "shop", str(photos), "--model", str(model), "--data-dir", str(tmp_path / "data")]
     database = tmp_path / "data" / "collections" / "shop" / "items.sqlite"
 
-    victim = subprocess.Popen([*KINDRED, *command], stderr=subprocess.DEVNULL, env=quiet_environment())
+    victim = subprocess.Popen([*IMAGEKIN, *command], stderr=subprocess.DEVNULL, env=quiet_environment())
     deadline = time.monotonic() + 60
     while committed(database) <= share * 3 * PER_CLASS and victim.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)

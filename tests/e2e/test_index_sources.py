@@ -1,4 +1,4 @@
-"""`kindred index` and `kindred embed --out vectors.parquet` on every promise, into a folder and into a real server."""
+"""`imagekin index` and `imagekin embed --out vectors.parquet` on every promise, into a folder and a real server."""
 
 import contextlib
 import json
@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from index.catalog import Catalog
-from index.types import StoredItem
+from imagekin.index.local.catalog import Catalog
+from imagekin.index.types import StoredItem
 from tests.artifacts import tiny_artifact
 from tests.e2e.processes import run, running_server
 from tests.sources.pictures import png, tar_bytes, write_files

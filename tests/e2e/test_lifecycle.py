@@ -10,8 +10,8 @@ import grpc
 import numpy as np
 import pytest
 
-from encoder.errors import FailedPreconditionError, KindredError
-from kindred import Client, Item
+from imagekin import Client, Item
+from imagekin.errors import FailedPreconditionError, ImagekinError
 from tests.artifacts import tiny_artifact
 from tests.e2e.pictures import COLOURS, class_folders, picture
 from tests.e2e.processes import run, running_server
@@ -54,7 +54,7 @@ def test_sigterm_finishes_what_is_in_flight(model: Path, tmp_path: Path) -> None
         in_flight = False
         while call.is_alive() and not in_flight:
             with urllib.request.urlopen(metrics, timeout=20) as answer:
-                in_flight = b"kindred_calls_in_flight 1.0" in answer.read()
+                in_flight = b"imagekin_calls_in_flight 1.0" in answer.read()
         assert server.stop() == 0
         call.join(30)
     assert [answer.shape[0] for answer in answers] == [60]
@@ -70,7 +70,7 @@ def test_a_killed_server_loses_no_acknowledged_write(model: Path, tmp_path: Path
                 key = f"{number:05}"
                 try:
                     client.upsert("shop", [Item(key, vector=np.full(16, 1 + number % 7, np.float32))])
-                except KindredError:
+                except ImagekinError:
                     return
                 acknowledged.append(key)
 

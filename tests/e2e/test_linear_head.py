@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kindred import Client, cli
+from imagekin import Client
+from imagekin.cli import main as cli
 from tests.e2e.pictures import COLOURS, class_folders, picture
 from tests.e2e.processes import run, running_server
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from encoder.errors import PermissionDeniedError, UnauthenticatedError
-from kindred import Client, Tls
+from imagekin import Client, Tls
+from imagekin.errors import PermissionDeniedError, UnauthenticatedError
 from tests.artifacts import tiny_artifact
 from tests.e2e.pictures import COLOURS, picture
 from tests.e2e.processes import run, running_server
@@ -59,6 +59,6 @@ def test_an_open_address_is_served_with_certificate_token_metrics_and_json_log(t
         request.add_header("Authorization", f"Bearer {READER}")
         context = ssl.create_default_context(cafile=ca)
         with urllib.request.urlopen(request, timeout=20, context=context) as answer:  # noqa: S310
-            assert b'kindred_collection_items{collection="shop"} 0.0' in answer.read()
+            assert b'imagekin_collection_items{collection="shop"} 0.0' in answer.read()
         assert server.stop() == 0
         assert [json.loads(line)["level"] for line in server.log] == ["info"]

@@ -49,17 +49,17 @@ def test_reflection_lists_every_service_of_the_contract(channel: grpc.Channel) -
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
         "inference.GRPCInferenceService",
-        "kindred.v1.Admin",
-        "kindred.v1.Collections",
-        "kindred.v1.Embedder",
-        "kindred.v1.Searcher",
+        "imagekin.v1.Admin",
+        "imagekin.v1.Collections",
+        "imagekin.v1.Embedder",
+        "imagekin.v1.Searcher",
     }
 
 
 def test_an_image_is_embedded_without_any_stub(channel: grpc.Channel) -> None:
     file = io.BytesIO()
     Image.new("RGB", (20, 10), "red").save(file, "PNG")
-    reply = call(channel, "kindred.v1.Embedder", "Embed", {"images": [{"data": file.getvalue()}]})
+    reply = call(channel, "imagekin.v1.Embedder", "Embed", {"images": [{"data": file.getvalue()}]})
     (result,) = reply.results  # type: ignore[attr-defined]
     vector = np.frombuffer(result.vector, "<f4")
     assert vector.shape == (16,)
@@ -67,6 +67,6 @@ def test_an_image_is_embedded_without_any_stub(channel: grpc.Channel) -> None:
 
 
 def test_health_is_serving_for_the_whole_and_for_each_service(channel: grpc.Channel) -> None:
-    for service in ("", "kindred.v1.Embedder", "kindred.v1.Searcher", "kindred.v1.Collections"):
+    for service in ("", "imagekin.v1.Embedder", "imagekin.v1.Searcher", "imagekin.v1.Collections"):
         reply = call(channel, "grpc.health.v1.Health", "Check", {"service": service})
         assert reply.status == 1, service  # type: ignore[attr-defined]

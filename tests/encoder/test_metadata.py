@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encoder.errors import InvalidArgumentError
-from encoder.metadata import MAX_JSON_CHARACTERS, Metadata, Preprocess
+from imagekin.encoder.metadata import MAX_JSON_CHARACTERS, Metadata, Preprocess
+from imagekin.errors import InvalidArgumentError
 
 NAMES = st.text(st.characters(categories=("L", "N", "P")), max_size=20)
 JSON_VALUES = st.recursive(
@@ -38,10 +38,10 @@ METADATA = st.builds(
     training=st.dictionaries(NAMES, JSON_VALUES, max_size=3),
     scores=st.dictionaries(NAMES, st.floats(allow_nan=False, allow_infinity=False), max_size=3),
     precision=st.sampled_from(["float32", "float16", "int8"]),
-    kindred_version=NAMES,
+    imagekin_version=NAMES,
 )
 
-PLAIN: dict[str, Any] = {"space": "ks1-0", "dim": 4, "preprocess": {"height": 8, "width": 9}}
+PLAIN: dict[str, Any] = {"space": "ik1-0", "dim": 4, "preprocess": {"height": 8, "width": 9}}
 
 
 def with_value(path: str, value: object) -> str:
@@ -62,7 +62,7 @@ def test_what_is_written_is_read_back(metadata: Metadata) -> None:
 
 def test_missing_fields_take_their_defaults() -> None:
     metadata = Metadata.from_json(json.dumps(PLAIN))
-    assert metadata == replace(Metadata("ks1-0", 4, Preprocess(8, 9)), kindred_version="unknown")
+    assert metadata == replace(Metadata("ik1-0", 4, Preprocess(8, 9)), imagekin_version="unknown")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_missing_fields_take_their_defaults() -> None:
         ("scores", {"accuracy": True}),
         ("scores", []),
         ("precision", "float8"),
-        ("kindred_version", 1),
+        ("imagekin_version", 1),
         ("surprise", 1),
     ],
 )

@@ -4,7 +4,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 
-from index.filters import AllOf, AnyOf, Comparison, Condition, Not, Operator, Scalar, field_of
+from imagekin.index.filters.conditions import AllOf, AnyOf, Comparison, Condition, Not, Operator, Scalar, field_of
 
 NAMES = st.sampled_from(
     ["a", "b", "price", "in", "7", "ä", "a b", 'q"', "\\", "$", "a.b", "", "x\u0001", "'; --", "[0]"]

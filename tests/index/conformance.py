@@ -13,33 +13,28 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from encoder.errors import (
-    AlreadyExistsError,
-    FailedPreconditionError,
-    InvalidArgumentError,
-    NotFoundError,
+from imagekin.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from imagekin.index.filters.conditions import (
+    MISSING,
+    AllOf,
+    AnyOf,
+    Comparison,
+    Condition,
+    Not,
+    Operator,
+    look_up,
+    matches,
+    path_of,
 )
-from index.filter_text import parse
-from index.filters import MISSING, AllOf, AnyOf, Comparison, Condition, Not, Operator, look_up, matches, path_of
-from index.interface import Collections, KeptCollection
-from index.types import (
-    ClassifyMethod,
-    ClassifyOptions,
-    EvaluateOptions,
-    Item,
-    ItemUpdate,
-    Neighbour,
-    Outcome,
-    Payload,
-    Prediction,
-    SearchOptions,
-    Vector,
-)
+from imagekin.index.filters.parser import parse
+from imagekin.index.interface import Collections, KeptCollection
+from imagekin.index.types import ClassifyMethod, ClassifyOptions, EvaluateOptions, Item, SearchOptions
+from imagekin.types import ItemUpdate, Neighbour, Outcome, Payload, Prediction, Vector
 from tests.index.conditions import PAYLOADS, conditions
 from tests.index.reference import assert_agree, nearest, unit
 
 DIM = 8
-SPACE = "ks1-conformance"
+SPACE = "ik1-conformance"
 Made = Callable[[], KeptCollection]
 
 

@@ -28,10 +28,12 @@ from typing import Any
 
 import numpy as np
 
-from encoder.errors import FailedPreconditionError
-from index import candidates, store, upkeep
-from index.catalog import Catalog
-from index.types import Item, SearchOptions, Vector
+from imagekin.errors import FailedPreconditionError
+from imagekin.index.local import maintenance, store
+from imagekin.index.local.catalog import Catalog
+from imagekin.index.search import coded_top_k
+from imagekin.index.types import Item, SearchOptions
+from imagekin.types import Vector
 from tests.index.reference import unit
 
 NAME = "shop"
@@ -161,11 +163,11 @@ def check(folder: Path, seed: int, say: Callable[[dict[str, Any]], None]) -> Non
         sealed = collection._store.sealed is not None
         coded = collection._store.snapshot().codes is not None
         stored = list(collection.items())
-        if collection._store._upkeep._unchecked is not None:
+        if collection._store._maintenance._unchecked is not None:
             end = time.monotonic() + _PATIENCE
-            while collection._store._upkeep._unchecked is not None and time.monotonic() < end:
+            while collection._store._maintenance._unchecked is not None and time.monotonic() < end:
                 time.sleep(0.002)
-        with collection._store._upkeep._working:
+        with collection._store._maintenance._working:
             assert len(stored) == collection.count() == collection.info().count
         found = {}
         for item in stored:
@@ -266,16 +268,16 @@ def run(folder: Path, kills: int, seed: int, on_kill: Callable[[int], None] = la
 
 
 def _make(folder: Path, _: int, say: Callable[[dict[str, Any]], None]) -> None:
-    Catalog(folder).create(NAME, space="ks1-a", dim=DIM).close()
+    Catalog(folder).create(NAME, space="ik1-a", dim=DIM).close()
     say({})
 
 
 def _hurry() -> None:
     """Let the store do by itself, all the time, what it does now and then."""
-    upkeep.SEAL_FROM, upkeep.SEAL_WHEN_IDLE_FROM = 100, 50
-    upkeep._SCRUB_AFTER_SECONDS, upkeep._RESTS = 0.0, 0.0
-    candidates.CODED_FROM = candidates._ROWS_A_PLACE = upkeep._CODE_FROM = 16
-    candidates.SHORTEST = DIM
+    maintenance.SEAL_FROM, maintenance.SEAL_WHEN_IDLE_FROM = 100, 50
+    maintenance._SCRUB_AFTER_SECONDS, maintenance._RESTS = 0.0, 0.0
+    coded_top_k.CODED_FROM = coded_top_k._ROWS_A_PLACE = maintenance._CODE_FROM = 16
+    coded_top_k.SHORTEST = DIM
     store.COMPACT_FROM, store.COMPACT_APART_FROM, store.KEPT_TOMBSTONES = 64, 128, 300
 
 

@@ -1,4 +1,4 @@
-"""Kills `kindred index` again and again, finishes it, and looks at what is stored.
+"""Kills `imagekin index` again and again, finishes it, and looks at what is stored.
 
     python -m tests.index.kills --runs 50 [--address] [--images 600] [--batch-size 16] [--seed 0] [--folder DIR]
 
@@ -31,11 +31,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder.session import Encoder
-from index import batch, catalog  # noqa: F401  loaded before the fork
-from kindred import cli, client  # noqa: F401
-from kindred.commands import index as _index  # noqa: F401
-from serving import server as _server  # noqa: F401
+from imagekin.cli import index as _index  # noqa: F401
+from imagekin.cli import main as cli
+from imagekin.client import sync_client  # noqa: F401
+from imagekin.encoder.runtime.session import Encoder
+from imagekin.index.local import catalog  # noqa: F401  loaded before the fork
+from imagekin.serving import server  # noqa: F401
 from tests.artifacts import tiny_artifact
 from tests.sources.pictures import png, tar_bytes
 
@@ -148,7 +149,7 @@ class Trial:
             self.server = 0
 
     def index(self) -> int:
-        """Start `kindred index` and return its process id."""
+        """Start `imagekin index` and return its process id."""
         where = ["--address", self.address] if self.remote else ["--data-dir", str(self.folder / "data")]
         options = [
             "--model",
@@ -163,7 +164,7 @@ class Trial:
         return spawn(["index", NAME, str(self.archive), *options], self.folder / "index.log", self.embedded)
 
     def report(self) -> dict[str, int]:
-        """Return what `kindred index` said at its end."""
+        """Return what `imagekin index` said at its end."""
         found: dict[str, int] = json.loads((self.folder / "index.log").read_text().splitlines()[-1])
         return found
 

@@ -11,10 +11,10 @@ import faiss
 import numpy as np
 import pytest
 
-from index.device import Held
-from index.flat import Products, Rows
-from index.types import Vector
-from index.upkeep import Upkeep
+from imagekin.index.local.maintenance import Maintenance
+from imagekin.index.search.gpu.device_thread import Held
+from imagekin.index.vectors.brute_force import Products, Rows
+from imagekin.types import Vector
 
 MOST = 2048
 # FAISS's own type hints lack much of what is used here.
@@ -22,7 +22,7 @@ _FAISS: Any = faiss
 
 
 class LimitedDevice:
-    """See `index.device.Device`; made in the thread that may call it.
+    """See `imagekin.index.search.gpu.device_thread.Device`; made in the thread that may call it.
 
     Args:
         memory: vectors that it has room for.
@@ -52,7 +52,7 @@ class LimitedDevice:
 
 
 class LimitedVectors:
-    """See `index.device.Held`."""
+    """See `imagekin.index.search.gpu.device_thread.Held`."""
 
     def __init__(self, device: LimitedDevice, vectors: Vector) -> None:
         self._device = device
@@ -87,17 +87,17 @@ def install(patch: pytest.MonkeyPatch, memory: int = 1 << 30, noise: float = 0.0
         opened.append(LimitedDevice(memory, noise))
         return opened[-1]
 
-    patch.setattr("index.gpu.open_gpu", open_gpu)
+    patch.setattr("imagekin.index.search.gpu.faiss_gpu.open_gpu", open_gpu)
     return opened
 
 
 def seal_at_once(patch: pytest.MonkeyPatch) -> None:
     """Let every other write be followed by sealing, and however little is sealed be searched on the device."""
-    patch.setattr("index.upkeep.RESIDENT_FROM", 1)
+    patch.setattr("imagekin.index.local.maintenance.RESIDENT_FROM", 1)
 
-    def consider(upkeep: Upkeep, sequence: int) -> None:
+    def consider(upkeep: Maintenance, sequence: int) -> None:
         if sequence % 2:
             upkeep.seal()
             upkeep._keep_resident(lambda: False)
 
-    patch.setattr(Upkeep, "consider", consider)
+    patch.setattr(Maintenance, "consider", consider)

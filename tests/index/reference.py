@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from index.types import Item, Neighbour, Vector
+from imagekin.index.types import Item
+from imagekin.types import Neighbour, Vector
 
 
 def unit(vectors: Vector) -> Vector:

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from encoder.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
-from index.catalog import Catalog
-from index.filter_text import parse
-from index.filters import Comparison, Operator
-from index.interface import Collections
-from index.milvus.clock import Clock
-from index.milvus.connection import StoreAddress, parse_store
-from index.milvus.expressions import expression
-from index.opening import open_collections
-from index.types import Item, SearchOptions
+from imagekin.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
+from imagekin.index.filters.conditions import Comparison, Operator
+from imagekin.index.filters.parser import parse
+from imagekin.index.interface import Collections
+from imagekin.index.local.catalog import Catalog
+from imagekin.index.milvus.clock import Clock
+from imagekin.index.milvus.connection import StoreAddress, parse_store
+from imagekin.index.milvus.expressions import expression
+from imagekin.index.open import open_collections
+from imagekin.index.types import Item, SearchOptions
 from tests.index.conformance import DIM, SPACE, Place, Promises, shop
 from tests.index.limited import install, seal_at_once
 from tests.index.reference import assert_agree, nearest
@@ -112,7 +112,7 @@ def test_what_milvus_does_otherwise_is_refused_with_what_does_it(lite: Place) ->
 
 def test_more_rows_than_milvus_answers_with_at_once(lite: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("rows", "nearest", "collection"):
-        monkeypatch.setattr(f"index.milvus.{module}.MOST", 16)
+        monkeypatch.setattr(f"imagekin.index.milvus.{module}.MOST", 16)
     collection, items = lite.new(), shop()
     collection.upsert(list(reversed(items)))  # Milvus answers in the order of keys
     last = collection.upsert(items[30:40]).sequence
@@ -170,7 +170,7 @@ def test_what_is_no_stores_address_is_refused(text: str) -> None:
 
 def test_a_server_that_is_not_there_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pymilvus", reason="pymilvus is one of the scale extras")
-    monkeypatch.setattr("index.milvus.connection._SECONDS", 1.0)
+    monkeypatch.setattr("imagekin.index.milvus.connection._SECONDS", 1.0)
     with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:9"):
         open_collections("milvus://127.0.0.1:9")
 
@@ -195,7 +195,7 @@ def test_not_is_asked_of_the_tests_alone() -> None:
 
 def test_the_local_store_imports_no_milvus(tmp_path: Path) -> None:
     program = (
-        "import sys, json, pathlib\nfrom index.opening import open_collections\n"
+        "import sys, json, pathlib\nfrom imagekin.index.open import open_collections\n"
         f"open_collections(pathlib.Path({str(tmp_path)!r})).close()\n"
         "print(json.dumps([name for name in sys.modules if name.startswith(('pymilvus', 'milvus_lite', 'pandas'))]))"
     )

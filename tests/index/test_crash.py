@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.catalog import Catalog
-from index.types import SearchOptions
+from imagekin.index.local.catalog import Catalog
+from imagekin.index.types import SearchOptions
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -57,21 +57,21 @@ FILL = textwrap.dedent(
     import json, sys
     from pathlib import Path
     import numpy as np
-    from encoder.errors import KindredError
-    from index import upkeep
-    from index.catalog import Catalog
-    from index.types import Item, SearchOptions
+    from imagekin.errors import ImagekinError
+    from imagekin.index import upkeep
+    from imagekin.index.local.catalog import Catalog
+    from imagekin.index.types import Item, SearchOptions
     upkeep.SEAL_FROM = 500
     kept, failed, gone = [], 0, []
     with Catalog(Path(sys.argv[1])) as catalog:
-        collection = catalog.create("shop", space="ks1-a", dim=32)
+        collection = catalog.create("shop", space="ik1-a", dim=32)
         for number in range(10_000):
             vectors = np.random.default_rng(number).standard_normal((50, 32)).astype(np.float32)
             items = [Item(f"{number}-{n}", vector, str(number)) for n, vector in enumerate(vectors)]
             try:
                 collection.upsert(items)
                 kept += [item.key for item in items]
-            except KindredError as error:
+            except ImagekinError as error:
                 assert type(error).__name__ in ("ResourceExhaustedError", "UnavailableError"), error
                 failed += 1
                 if failed == 5:

@@ -1,4 +1,4 @@
-"""A killed `kindred index` is finished by running it again; the long run is `python -m tests.index.kills --runs 50`."""
+"""A killed `imagekin index` is finished by a second run; the long run is `python -m tests.index.kills --runs 50`."""
 
 import json
 import subprocess

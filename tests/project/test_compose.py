@@ -15,12 +15,12 @@ import yaml
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client import Metric
 
-from serving.metrics import Metrics
+from imagekin.serving.observability.metrics import Metrics
 from tests.e2e.processes import run
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "deploy" / "compose"
-DASHBOARD = COMPOSE / "grafana" / "dashboards" / "kindred.json"
+DASHBOARD = COMPOSE / "grafana" / "dashboards" / "imagekin.json"
 OF_EVERY_TARGET = {"up", "process_resident_memory_bytes", "process_cpu_seconds_total"}
 SERIES = {"gauge": ("",), "counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
 
@@ -76,7 +76,7 @@ def test_what_it_mounts_from_here_is_here() -> None:
         for volume in service["volumes"]:
             if isinstance(volume, str) and volume.startswith("./"):
                 assert (COMPOSE / volume.partition(":")[0]).is_dir()
-    assert (COMPOSE / services()["kindred"]["build"]["context"] / "Dockerfile").resolve() == ROOT / "Dockerfile"
+    assert (COMPOSE / services()["imagekin"]["build"]["context"] / "Dockerfile").resolve() == ROOT / "Dockerfile"
 
 
 def test_every_port_is_published_on_loopback_only() -> None:
@@ -90,7 +90,7 @@ def test_images_of_others_are_pinned_to_a_version() -> None:
     assert all(re.fullmatch(r"[\w./-]+:v?\d+\.\d+\.\d+", image) for image in images)
 
 
-@pytest.mark.parametrize("name", ["kindred", "kindred-milvus"])
+@pytest.mark.parametrize("name", ["imagekin", "imagekin-milvus"])
 def test_the_services_arguments_are_ones_that_the_command_takes(name: str) -> None:
     service = services()[name]
     done = run(*service["command"], "--print-config")
@@ -103,14 +103,14 @@ def test_the_services_arguments_are_ones_that_the_command_takes(name: str) -> No
 def test_milvus_is_a_profile_of_its_own_and_waited_for() -> None:
     assert {name for name, service in services().items() if service.get("profiles") == ["milvus"]} == {
         "milvus",
-        "kindred-milvus",
+        "imagekin-milvus",
     }
-    service, milvus = services()["kindred-milvus"], services()["milvus"]
+    service, milvus = services()["imagekin-milvus"], services()["milvus"]
     assert "--store=milvus://milvus:19530" in service["command"]
     assert service["depends_on"]["milvus"]["condition"] == "service_healthy"
     assert milvus["healthcheck"]["test"][-1] == "http://localhost:9091/healthz"
     # What the metadata store reads is what is mounted.
-    folder, config = "/milvus/configs/kindred", milvus["environment"]["ETCD_CONFIG_PATH"]
+    folder, config = "/milvus/configs/imagekin", milvus["environment"]["ETCD_CONFIG_PATH"]
     assert f"./milvus:{folder}:ro" in milvus["volumes"]
     assert yaml.safe_load((COMPOSE / "milvus" / Path(config).relative_to(folder)).read_text())["quota-backend-bytes"]
 
@@ -147,7 +147,7 @@ def test_a_panels_query_is_over_what_the_server_measures(query: str) -> None:
 def test_grafana_loads_the_dashboard() -> None:
     document = json.loads(DASHBOARD.read_text())
     loaded = Dashboard.from_json(document)
-    assert loaded.uid == "kindred"
+    assert loaded.uid == "imagekin"
     assert len(loaded.panels or ()) == len(document["panels"])
     source = yaml.safe_load((COMPOSE / "grafana/provisioning/datasources/prometheus.yaml").read_text())
     assert {panel["datasource"]["uid"] for panel in document["panels"]} == {source["datasources"][0]["uid"]}

@@ -20,7 +20,7 @@ def test_the_checked_in_stubs_are_what_protos_generates(tmp_path: Path) -> None:
     checked_in = {
         path.relative_to(ROOT)
         for folder in ("v1", "kserve")
-        for path in (ROOT / "kindred" / folder).rglob("*")
+        for path in (ROOT / "imagekin" / folder).rglob("*")
         if path.name.endswith(SUFFIXES)
     }
     assert generated == checked_in, "run `make proto`"

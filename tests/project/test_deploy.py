@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from index.milvus.connection import TOKEN_VARIABLE
-from serving.settings import Settings
+from imagekin.index.milvus.connection import TOKEN_VARIABLE
+from imagekin.serving.settings import Settings
 from tests.e2e.processes import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,7 +91,7 @@ def test_names_labels_and_ports_fit_together() -> None:
     annotations = found["StatefulSet"]["spec"]["template"]["metadata"]["annotations"]
     assert int(annotations["prometheus.io/port"]) == ports["metrics"]
     mounted = {each["mountPath"] for each in container()["volumeMounts"]}
-    assert {"/data", "/etc/kindred"} <= mounted
+    assert {"/data", "/etc/imagekin"} <= mounted
     assert found["StatefulSet"]["spec"]["replicas"] == 1, "a collection has one writer"
 
 
@@ -128,30 +128,30 @@ def test_many_pods_keep_nothing_and_fit_together() -> None:
 def test_the_containers_arguments_are_ones_that_the_command_takes(folder: Path) -> None:
     done = run(*container(folder)["args"], "--print-config")
     assert done.returncode == 0, done.stderr
-    assert 'tokens-file = "/etc/kindred/tokens.toml"  # command line' in done.stdout
+    assert 'tokens-file = "/etc/imagekin/tokens.toml"  # command line' in done.stdout
 
 
 def test_the_settings_file_of_the_unit_is_one_that_the_command_takes() -> None:
-    done = run("--config", str(SYSTEMD / "kindred.toml"), "serve", "--print-config")
+    done = run("--config", str(SYSTEMD / "imagekin.toml"), "serve", "--print-config")
     assert done.returncode == 0, done.stderr
-    assert 'tls-cert = "/etc/kindred/tls.crt"  # file' in done.stdout
+    assert 'tls-cert = "/etc/imagekin/tls.crt"  # file' in done.stdout
 
 
 def test_what_print_config_shows_is_a_settings_file(tmp_path: Path) -> None:
-    first = run("--config", str(SYSTEMD / "kindred.toml"), "serve", "--print-config").stdout
-    (tmp_path / "kindred.toml").write_text(first)
-    again = run("--config", str(tmp_path / "kindred.toml"), "serve", "--print-config").stdout
+    first = run("--config", str(SYSTEMD / "imagekin.toml"), "serve", "--print-config").stdout
+    (tmp_path / "imagekin.toml").write_text(first)
+    again = run("--config", str(tmp_path / "imagekin.toml"), "serve", "--print-config").stdout
     assert re.sub("# .*", "", again) == re.sub("# .*", "", first)
 
 
 def test_the_unit_is_valid_and_hardened(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not here")
-    text = (SYSTEMD / "kindred.service").read_text()
-    assert "/opt/kindred/bin/kindred --config /etc/kindred/kindred.toml serve" in text
-    unit = tmp_path / "kindred.service"
+    text = (SYSTEMD / "imagekin.service").read_text()
+    assert "/opt/imagekin/bin/imagekin --config /etc/imagekin/imagekin.toml serve" in text
+    unit = tmp_path / "imagekin.service"
     # The tool asks whether the program exists.
-    unit.write_text(text.replace("/opt/kindred/bin/kindred", "/bin/true"))
+    unit.write_text(text.replace("/opt/imagekin/bin/imagekin", "/bin/true"))
     verified = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60)
     assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
     security = ["systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", str(unit)]
@@ -160,6 +160,6 @@ def test_the_unit_is_valid_and_hardened(tmp_path: Path) -> None:
 
 
 def test_the_unit_gives_the_drain_its_time(tmp_path: Path) -> None:
-    stop = re.search(r"^TimeoutStopSec=(\d+)$", (SYSTEMD / "kindred.service").read_text(), re.M)
+    stop = re.search(r"^TimeoutStopSec=(\d+)$", (SYSTEMD / "imagekin.service").read_text(), re.M)
     assert stop is not None
     assert int(stop[1]) > Settings(data_dir=tmp_path).drain_seconds

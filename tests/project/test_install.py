@@ -14,7 +14,9 @@ MEGABYTE = 2**20
 @pytest.fixture(scope="module")
 def serving_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh virtual environment after the Dockerfile's own install line of the `serve` image."""
-    line = re.search(r"AS build-serve\nRUN /opt/kindred/bin/pip (install .*)$", (ROOT / "Dockerfile").read_text(), re.M)
+    line = re.search(
+        r"AS build-serve\nRUN /opt/imagekin/bin/pip (install .*)$", (ROOT / "Dockerfile").read_text(), re.M
+    )
     assert line is not None
     folder = tmp_path_factory.mktemp("serving")
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=120)
@@ -36,14 +38,14 @@ def test_it_has_no_torch_and_still_has_the_command(serving_python: Path, tmp_pat
         [str(serving_python), "-m", "pip", "list"], capture_output=True, text=True, check=True, timeout=120
     ).stdout
     assert not re.search(r"^torch", have, re.M)
-    command = str(serving_python.with_name("kindred"))
+    command = str(serving_python.with_name("imagekin"))
     for arguments in (["--help"], ["serve", "--help"], ["index", "--help"]):
         subprocess.run([command, *arguments], check=True, capture_output=True, cwd=tmp_path, timeout=60)
 
 
 def test_training_there_says_what_to_install(serving_python: Path, tmp_path: Path) -> None:
-    command = [str(serving_python.with_name("kindred")), "train", "digits", "--out", str(tmp_path / "run")]
+    command = [str(serving_python.with_name("imagekin")), "train", "digits", "--out", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.returncode == 1
-    assert "kindred[train]" in done.stderr
+    assert ".[train]" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

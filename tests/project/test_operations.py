@@ -6,9 +6,9 @@ from pathlib import Path
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kindred.cli import load_command
-from serving.access import SCOPES, Scope
-from serving.metrics import Metrics
+from imagekin.cli.main import load_command
+from imagekin.serving.observability.metrics import Metrics
+from imagekin.serving.transport.access import SCOPES, Scope
 
 ROOT = Path(__file__).resolve().parents[2]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
@@ -30,10 +30,10 @@ def test_every_metric_is_told_and_no_other() -> None:
         f"{family.name}_total" if family.type == "counter" else family.name
         for family in text_string_to_metric_families(text)
         # The library adds to each counter and histogram when it was made.
-        if family.name.startswith("kindred_") and not family.name.endswith("_created")
+        if family.name.startswith("imagekin_") and not family.name.endswith("_created")
     }
     table = OPERATIONS.split("| metric |")[1].split("\n\n")[0]
-    assert set(re.findall(r"`(kindred_[a-z_]+)`", table)) == names
+    assert set(re.findall(r"`(imagekin_[a-z_]+)`", table)) == names
 
 
 def test_the_scopes_are_told_as_they_are() -> None:

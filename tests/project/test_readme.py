@@ -68,7 +68,7 @@ def bash(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a script as a reader's shell would, stopping at the first failure."""
     environment = quiet_environment() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     # Two threads that wait for each other lose tenfold on a machine that is busy with other things.
-    environment["KINDRED_TRAIN_THREADS"] = "1"
+    environment["IMAGEKIN_TRAIN_THREADS"] = "1"
     end = "trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\n"
     command = ["bash", "-euo", "pipefail", "-c", end + script]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
@@ -77,8 +77,8 @@ def bash(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_the_tour_runs_from_its_first_command_to_its_last(workplace: Path) -> None:
     lines = [line for block in blocks("bash") for line in block.splitlines()]
     commands = [line for line in lines if line.split("  #")[0].strip() not in ELSEWHERE]
-    assert any(line.startswith("kindred train") for line in commands)
-    assert any(line.startswith("kindred classify") for line in commands)
+    assert any(line.startswith("imagekin train") for line in commands)
+    assert any(line.startswith("imagekin classify") for line in commands)
     done = bash("\n".join(commands), workplace)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -87,18 +87,22 @@ def test_the_python_examples_run(workplace: Path) -> None:
     examples = blocks("python")
     assert examples
     # The tour's bash blocks have left a model and a collection in the folder; the examples speak to a server of it.
-    serve = next(line for block in blocks("bash") for line in block.splitlines() if line.startswith("kindred serve"))
+    serve = next(line for block in blocks("bash") for line in block.splitlines() if line.startswith("imagekin serve"))
     (workplace / "example.py").write_text("\n".join(examples))
-    wait = next(line for block in blocks("bash") for line in block.splitlines() if line.startswith("kindred health"))
+    wait = next(line for block in blocks("bash") for line in block.splitlines() if line.startswith("imagekin health"))
     done = bash(f"{serve}\n{wait}\npython example.py", workplace)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_command_of_the_program_is_in_the_readme() -> None:
     listed = subprocess.run(
-        [sys.executable, "-m", "kindred", "--help"], capture_output=True, text=True, check=True, env=quiet_environment()
+        [sys.executable, "-m", "imagekin", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=quiet_environment(),
     ).stdout
     names = re.findall(r"^[│ ]+([a-z]+)  ", listed, re.MULTILINE)
     assert {"train", "serve", "index"} <= set(names)
-    missing = [name for name in names if f"kindred {name}" not in README]
+    missing = [name for name in names if f"imagekin {name}" not in README]
     assert not missing

@@ -30,16 +30,16 @@ from typing import Any
 import grpc
 from google.protobuf import descriptor_pool
 
-from kindred.v1 import collections_pb2, common_pb2, embedder_pb2, searcher_pb2
-from serving.server import SERVICES
+from imagekin.serving.server import SERVICES
+from imagekin.v1 import collections_pb2, common_pb2, embedder_pb2, searcher_pb2
 from tests.artifacts import tiny_artifact
 from tests.e2e.processes import Server, running_server
 from tests.serving.running import image
 
-EMBED = "/kindred.v1.Embedder/Embed"
-SEARCH = "/kindred.v1.Searcher/Search"
-LIST = "/kindred.v1.Collections/ListCollections"
-RELOAD = "/kindred.v1.Admin/Reload"
+EMBED = "/imagekin.v1.Embedder/Embed"
+SEARCH = "/imagekin.v1.Searcher/Search"
+LIST = "/imagekin.v1.Collections/ListCollections"
+RELOAD = "/imagekin.v1.Admin/Reload"
 _NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 BUGS = ("INTERNAL", "UNKNOWN")
 ITEMS = 64
@@ -103,10 +103,10 @@ class Abuser:
     async def prepare(self) -> None:
         """Fill a collection, and note the answers that good calls get."""
         create = collections_pb2.CreateCollectionRequest(name="shop")
-        await self._call("/kindred.v1.Collections/CreateCollection", create.SerializeToString())
+        await self._call("/imagekin.v1.Collections/CreateCollection", create.SerializeToString())
         items = [common_pb2.Item(key=f"k{number}", label="a", image=image(number)) for number in range(ITEMS)]
         upsert = collections_pb2.UpsertRequest(collection="shop", items=items)
-        await self._call("/kindred.v1.Collections/Upsert", upsert.SerializeToString())
+        await self._call("/imagekin.v1.Collections/Upsert", upsert.SerializeToString())
         self.expected = {EMBED: await self._call(EMBED, self.good), SEARCH: await self._call(SEARCH, self.search)}
 
     async def check_answers(self, when: str) -> None:
@@ -170,7 +170,7 @@ class Abuser:
             for _ in range(READER_REQUESTS):
                 yield data
 
-        calls = [channel.stream_stream("/kindred.v1.Embedder/EmbedStream")(requests()) for channel in channels]
+        calls = [channel.stream_stream("/imagekin.v1.Embedder/EmbedStream")(requests()) for channel in channels]
         await asyncio.sleep(2)
         await self.check_answers("while others do not read")
         growth = self.server.resident_megabytes() - before
@@ -195,7 +195,7 @@ class Abuser:
         for collection in listed.collections:
             if collection.name != "shop":
                 request = collections_pb2.DropCollectionRequest(name=collection.name)
-                await self._call("/kindred.v1.Collections/DropCollection", request.SerializeToString())
+                await self._call("/imagekin.v1.Collections/DropCollection", request.SerializeToString())
         lowest = _descriptors(self.server)
         for _ in range(20):
             await asyncio.sleep(0.25)
@@ -377,7 +377,7 @@ async def _drain(call: AsyncIterator[bytes]) -> None:
 
 def _own_connection(number: int) -> list[tuple[str, int]]:
     """Return options that keep the channel from sharing another one's connection."""
-    return [("grpc.use_local_subchannel_pool", 1), ("kindred.number", number)]
+    return [("grpc.use_local_subchannel_pool", 1), ("imagekin.number", number)]
 
 
 def _connected(address: str) -> socket.socket:

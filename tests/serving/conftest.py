@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.settings import Settings
+from imagekin.serving.settings import Settings
 from tests.artifacts import tiny_artifact
 from tests.serving.running import Running, running
 

@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import sys
 from pathlib import Path
-from serving.server import serve
-from serving.settings import Settings
+from imagekin.serving.server import serve
+from imagekin.serving.settings import Settings
 serve(Settings({arguments}))
 """
 
@@ -67,7 +67,7 @@ def serving(arguments: str) -> Iterator[Process]:
     """Start a server process on a free port and wait until it says that it is ready."""
     with started(f"address='127.0.0.1:0', {arguments}") as process:
         first = process.line()
-        match = re.fullmatch(r"kindred: serving on 127\.0\.0\.1:([0-9]+)", first or "")
+        match = re.fullmatch(r"imagekin: serving on 127\.0\.0\.1:([0-9]+)", first or "")
         assert match is not None, [first, *process.rest()]
         process.port = int(match[1])
         yield process

@@ -15,16 +15,10 @@ from google.rpc import error_details_pb2, status_pb2
 from numpy.typing import NDArray
 from PIL import Image
 
-from kindred.kserve import inference_pb2_grpc
-from kindred.v1 import (
-    admin_pb2_grpc,
-    collections_pb2_grpc,
-    common_pb2,
-    embedder_pb2_grpc,
-    searcher_pb2_grpc,
-)
-from serving.server import Server
-from serving.settings import Settings
+from imagekin.kserve import inference_pb2_grpc
+from imagekin.serving.server import Server
+from imagekin.serving.settings import Settings
+from imagekin.v1 import admin_pb2_grpc, collections_pb2_grpc, common_pb2, embedder_pb2_grpc, searcher_pb2_grpc
 
 CALL_SECONDS = 20.0
 

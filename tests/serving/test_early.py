@@ -9,10 +9,10 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status  # type: ignore[import-untyped]
 
-from encoder.errors import KindredError, ResourceExhaustedError
-from serving.interceptor import Calls
+from imagekin.errors import ImagekinError, ResourceExhaustedError
+from imagekin.serving.transport.calls import Calls
 
-METHOD = "/kindred.test.Echo/Echo"
+METHOD = "/imagekin.test.Echo/Echo"
 
 
 class Gate:
@@ -24,7 +24,7 @@ class Gate:
     def is_crowded(self) -> bool:
         return True
 
-    def refusal(self, timeout: float | None) -> KindredError | None:
+    def refusal(self, timeout: float | None) -> ImagekinError | None:
         self.asked.append(timeout)
         return ResourceExhaustedError("come back", retry_after=1.5) if timeout is None or timeout < 10 else None
 
@@ -41,7 +41,7 @@ async def _served(call: Any, gate: Gate) -> list[bytes]:
 
     calls = Calls(1000, 10)
     handler = grpc.unary_unary_rpc_method_handler(echo, request_deserializer=parse, response_serializer=bytes)
-    calls.add_registered_method_handlers("kindred.test.Echo", {"Echo": handler})
+    calls.add_registered_method_handlers("imagekin.test.Echo", {"Echo": handler})
     calls.watch_door(METHOD, gate)
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((calls,))

@@ -15,14 +15,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from encoder.errors import InvalidArgumentError
-from encoder.images import DecodeLimits
-from encoder.session import Encoder, Outputs
-from kindred import Client
-from kindred.v1 import collections_pb2, common_pb2, embedder_pb2, searcher_pb2
-from kindred.v1.common_pb2 import Image
-from serving.server import SERVICES
-from serving.settings import Limits, Settings
+from imagekin import Client
+from imagekin.encoder.decoding.decode import DecodeLimits
+from imagekin.encoder.runtime.session import Encoder, Outputs
+from imagekin.errors import InvalidArgumentError
+from imagekin.serving.server import SERVICES
+from imagekin.serving.settings import Limits, Settings
+from imagekin.v1 import collections_pb2, common_pb2, embedder_pb2, searcher_pb2
+from imagekin.v1.common_pb2 import Image
 from tests.data import shared_data
 from tests.serving.abuse import bomb
 from tests.serving.running import Running, code, details, image, png, retry_seconds, running
@@ -108,7 +108,7 @@ def test_malformed_messages_are_never_a_bug_of_the_server(server: Running) -> No
 
 
 def test_text_that_is_no_utf8_is_a_clear_error(server: Running) -> None:
-    call: Callable[..., object] = server.channel.unary_unary("/kindred.v1.Collections/Count")
+    call: Callable[..., object] = server.channel.unary_unary("/imagekin.v1.Collections/Count")
     with pytest.raises(grpc.RpcError) as failed:
         call(b"\x0a\x02\xff\xfe", timeout=20)
     assert code(failed.value) == grpc.StatusCode.INVALID_ARGUMENT

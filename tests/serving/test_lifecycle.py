@@ -15,9 +15,9 @@ import grpc
 import PIL.Image
 import pytest
 
-from encoder.machine import cores
-from kindred.v1 import collections_pb2, collections_pb2_grpc, embedder_pb2, embedder_pb2_grpc
-from kindred.v1.common_pb2 import Image, Item
+from imagekin.machine import cores
+from imagekin.v1 import collections_pb2, collections_pb2_grpc, embedder_pb2, embedder_pb2_grpc
+from imagekin.v1.common_pb2 import Image, Item
 from tests.serving.process import ROOT, serving, started
 from tests.serving.running import code, image
 
@@ -153,7 +153,7 @@ def test_a_taken_port_is_one_clear_error(models: str) -> None:
         with started(f"address='127.0.0.1:{port}', {models}") as process:
             lines = process.rest()
             assert process.popen.wait(20) == 1
-    assert lines[-1].startswith(f"encoder.errors.FailedPreconditionError: cannot listen on 127.0.0.1:{port} (address")
+    assert lines[-1].startswith(f"imagekin.errors.FailedPreconditionError: cannot listen on 127.0.0.1:{port} (address")
     assert lines[0].startswith("Traceback"), "gRPC wrote its own lines"
     assert not any("serving on" in line for line in lines)
 
@@ -182,6 +182,6 @@ def test_a_model_that_is_none_is_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_serving_never_imports_torch() -> None:
-    program = "import sys, serving.server; print(sorted({'torch', 'onnx', 'sklearn'} & set(sys.modules)))"
+    program = "import sys, imagekin.serving.server; print(sorted({'torch', 'onnx', 'sklearn'} & set(sys.modules)))"
     answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encoder.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
-from index.opening import open_collections
-from kindred import cli
-from kindred.client import Client
-from kindred.types import Item, ItemUpdate
-from serving.settings import Settings
+from imagekin.cli import main as cli
+from imagekin.client.sync_client import Client
+from imagekin.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from imagekin.index.open import open_collections
+from imagekin.serving.settings import Settings
+from imagekin.types import Item, ItemUpdate
 from tests.artifacts import tiny_artifact
 from tests.index.reference import assert_agree, nearest
 from tests.serving.process import serving
@@ -34,7 +34,7 @@ def test_a_server_upserts_searches_and_classifies_in_milvus(tmp_path: Path) -> N
     ]
     with serving(f"store={store!r}") as process:
         with Client(f"127.0.0.1:{process.port}") as client:
-            made = client.create_collection("shop", space="ks1-test", dim=DIM)
+            made = client.create_collection("shop", space="ik1-test", dim=DIM)
             assert (made.count, made.index_kind) == (0, "flat")
             assert client.upsert("shop", items).inserted == 40
             assert client.count("shop", filter="payload.n < 5") == 5
@@ -77,7 +77,7 @@ def test_servers_of_one_milvus_answer_alike(tmp_path: Path) -> None:
             Client(f"127.0.0.1:{first.port}") as one,
             Client(f"127.0.0.1:{second.port}") as other,
         ):
-            one.create_collection("shop", space="ks1-test", dim=DIM)
+            one.create_collection("shop", space="ik1-test", dim=DIM)
             one.upsert("shop", items)
             answers = []
             for client in (one, other):
@@ -96,7 +96,7 @@ def test_servers_of_one_milvus_answer_alike(tmp_path: Path) -> None:
             with pytest.raises(NotFoundError):
                 one.count("shop")
             # Made anew with another dimension, it is the new one that both serve, at the latest after a second or two.
-            other.create_collection("shop", space="ks1-test", dim=DIM // 2)
+            other.create_collection("shop", space="ik1-test", dim=DIM // 2)
             deadline = time.monotonic() + 30
             while one.collection("shop").dim != DIM // 2:
                 assert time.monotonic() < deadline

@@ -13,11 +13,11 @@ import grpc
 import numpy as np
 import pytest
 
-from kindred.v1 import admin_pb2, admin_pb2_grpc, collections_pb2, common_pb2, embedder_pb2, searcher_pb2
-from kindred.v1.collections_pb2_grpc import CollectionsStub
-from kindred.v1.embedder_pb2_grpc import EmbedderStub
-from kindred.v1.searcher_pb2_grpc import SearcherStub
-from serving.settings import Settings
+from imagekin.serving.settings import Settings
+from imagekin.v1 import admin_pb2, admin_pb2_grpc, collections_pb2, common_pb2, embedder_pb2, searcher_pb2
+from imagekin.v1.collections_pb2_grpc import CollectionsStub
+from imagekin.v1.embedder_pb2_grpc import EmbedderStub
+from imagekin.v1.searcher_pb2_grpc import SearcherStub
 from tests.artifacts import tiny_artifact
 from tests.serving.process import serving
 from tests.serving.running import Running, code, details, image, running, vector

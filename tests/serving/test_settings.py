@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from encoder.errors import InvalidArgumentError
-from serving.settings import Limits, Settings, is_loopback, parse_model, split_address
+from imagekin.errors import InvalidArgumentError
+from imagekin.serving.settings import Limits, Settings, is_loopback, parse_model, split_address
 
 MODELS = (("tiny", Path("tiny.onnx")),)
 

@@ -1,1 +1,1 @@
-"""Tests of index/."""
+"""Tests of sources/."""

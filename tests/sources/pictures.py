@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sources.records import Record
+from imagekin.sources.records import Record
 
 FILES = {"a.jpg": b"at the root", "cat/1.JPG": b"one", "cat/2.png": b"two", "dog/big/3.webp": b"three"}
 

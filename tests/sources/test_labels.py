@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sources.labels import LOOK_AHEAD, FolderLabels
-from sources.opening import open_source
+from imagekin.sources.labels import LOOK_AHEAD, FolderLabels
+from imagekin.sources.open import open_source
 from tests.sources.pictures import tar_bytes, write_files
 
 

@@ -8,13 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from encoder.errors import InvalidArgumentError
-from sources.folders import FileSource
-from sources.opening import open_source, open_sources
-from sources.pieces import Piece, pieces_of
-from sources.places import LocalPlace
-from sources.records import Record, Source, SourceError
-from sources.tars import TarSource
+from imagekin.errors import InvalidArgumentError
+from imagekin.sources.formats.folder import FileSource
+from imagekin.sources.formats.tar import TarSource
+from imagekin.sources.open import open_source, open_sources
+from imagekin.sources.pieces import Piece, pieces_of
+from imagekin.sources.places import LocalPlace
+from imagekin.sources.records import Record, Source, SourceError
 from tests.sources.pictures import FILES, bad, good, tar_bytes, write_files
 
 

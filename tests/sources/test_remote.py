@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from encoder.errors import FailedPreconditionError, InvalidArgumentError
-from sources.opening import open_source
-from sources.records import SourceError
+from imagekin.errors import FailedPreconditionError, InvalidArgumentError
+from imagekin.sources.open import open_source
+from imagekin.sources.records import SourceError
 from tests.sources.pictures import FILES, bad, good, tar_bytes, write_files
 
 fsspec = pytest.importorskip("fsspec", reason="reading URLs needs fsspec")
@@ -90,5 +90,5 @@ def test_only_known_schemes_are_taken_and_what_is_missing_is_named(monkeypatch: 
         with pytest.raises(InvalidArgumentError, match="none of s3"):
             open_source(url)
     monkeypatch.setitem(sys.modules, "fsspec", None)
-    with pytest.raises(FailedPreconditionError, match=r"pip install 'kindred\[remote\]'"):
+    with pytest.raises(FailedPreconditionError, match=r"pip install '.\[remote\]'"):
         open_source("s3://bucket/x.tar")

@@ -8,4 +8,4 @@ from tests.training.unexported import export_run
 @pytest.fixture
 def unexported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let runs end with their checkpoint."""
-    monkeypatch.setattr("training.pretrain.export_run", export_run)
+    monkeypatch.setattr("imagekin.training.loop.trainer.export_run", export_run)

@@ -19,9 +19,9 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from training.encoders import Encoder
-from training.settings import TrainSettings
-from training.views import Views
+from imagekin.training.models.encoders import Encoder
+from imagekin.training.settings import TrainSettings
+from imagekin.training.views.views import Views
 
 Targets = Mapping[str, Tensor]
 """What a loss needs beside the features, by name: labels, positions, mixing weights …"""

@@ -6,11 +6,11 @@ from typing import ClassVar, Self
 from torch import Tensor, nn
 from torch.nn import functional
 
-from encoder.errors import InvalidArgumentError
-from training.encoders import Encoder
-from training.objectives.base import Batch, DeviceData, Inputs, Objective, Setup, Targets
-from training.objectives.mixing import draw_mix, mix_images
-from training.views import Views
+from imagekin.errors import InvalidArgumentError
+from imagekin.training.models.encoders import Encoder
+from imagekin.training.objectives.base import Batch, DeviceData, Inputs, Objective, Setup, Targets
+from imagekin.training.objectives.mixing import draw_mix, mix_images
+from imagekin.training.views.views import Views
 
 
 class CrossEntropy(Objective):

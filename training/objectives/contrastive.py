@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.objectives.base import Batch
-from training.objectives.tiled import tiled_loss, tiles_pay
-from training.settings import LossForm
-from training.views import Views
+from imagekin.training.objectives.base import Batch
+from imagekin.training.objectives.tiled import tiled_loss, tiles_pay
+from imagekin.training.settings import LossForm
+from imagekin.training.views.views import Views
 
 
 class ProjectionHead(nn.Sequential):

@@ -6,11 +6,11 @@ from typing import Self
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.average import Follower
-from training.encoders import Encoder
-from training.objectives.base import Batch, Inputs, Setup
-from training.objectives.classifier import CrossEntropy
-from training.views import Views
+from imagekin.training.models.encoders import Encoder
+from imagekin.training.models.running_mean import Follower
+from imagekin.training.objectives.base import Batch, Inputs, Setup
+from imagekin.training.objectives.classifier import CrossEntropy
+from imagekin.training.views.views import Views
 
 TEMPERATURE = 2.0
 """Softens both sides' answers; the gradient is scaled back by its square (Hinton et al. 2015, arXiv:1503.02531)."""

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.distributed import gather, gather_rows
-from training.objectives.base import Batch, Inputs, Setup, Targets
-from training.objectives.contrastive import attraction, stack_views, unit_vectors
-from training.objectives.mixing import draw_mix, mix_images
-from training.objectives.supcon import SupCon
-from training.settings import TrainSettings
+from imagekin.training.loop.distributed import gather, gather_rows
+from imagekin.training.objectives.base import Batch, Inputs, Setup, Targets
+from imagekin.training.objectives.contrastive import attraction, stack_views, unit_vectors
+from imagekin.training.objectives.mixing import draw_mix, mix_images
+from imagekin.training.objectives.supcon import SupCon
+from imagekin.training.settings import TrainSettings
 
 
 class MixupSupCon(SupCon):

@@ -14,12 +14,12 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from training.average import Follower
-from training.distributed import gather_rows
-from training.encoders import Encoder
-from training.objectives.base import Batch, Inputs, Objective, Setup, Targets
-from training.objectives.contrastive import ProjectionHead, attraction, stack_views, unit_vectors
-from training.views import Views
+from imagekin.training.loop.distributed import gather_rows
+from imagekin.training.models.encoders import Encoder
+from imagekin.training.models.running_mean import Follower
+from imagekin.training.objectives.base import Batch, Inputs, Objective, Setup, Targets
+from imagekin.training.objectives.contrastive import ProjectionHead, attraction, stack_views, unit_vectors
+from imagekin.training.views.views import Views
 
 
 class MoCo(Objective):

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.objectives.contrastive import PairLoss
-from training.objectives.supcon import SupCon
-from training.settings import TrainSettings
+from imagekin.training.objectives.contrastive import PairLoss
+from imagekin.training.objectives.supcon import SupCon
+from imagekin.training.settings import TrainSettings
 
 LENGTH_PENALTY = 0.002
 """Of the squared length of the vectors, which are not of unit length here."""

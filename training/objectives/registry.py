@@ -1,21 +1,21 @@
 """The objectives by name."""
 
-from encoder.errors import InvalidArgumentError
-from training.objectives.base import Objective
-from training.objectives.classifier import CrossEntropy
-from training.objectives.context import Context
-from training.objectives.deepcluster import DeepCluster
-from training.objectives.distillation import SelfDistillation
-from training.objectives.exemplar import Exemplar
-from training.objectives.jigsaw import Jigsaw
-from training.objectives.mixup_supcon import MixupSupCon
-from training.objectives.moco import MoCo, SupMoCo
-from training.objectives.n_pairs import NPairs
-from training.objectives.rotation import Rotation
-from training.objectives.simclr import SimCLR
-from training.objectives.sincere import Sincere
-from training.objectives.supcon import SupCon
-from training.objectives.triplet import Triplet
+from imagekin.errors import InvalidArgumentError
+from imagekin.training.objectives.base import Objective
+from imagekin.training.objectives.classifier import CrossEntropy
+from imagekin.training.objectives.distillation import SelfDistillation
+from imagekin.training.objectives.mixup_supcon import MixupSupCon
+from imagekin.training.objectives.moco import MoCo, SupMoCo
+from imagekin.training.objectives.n_pairs import NPairs
+from imagekin.training.objectives.pretext.context import Context
+from imagekin.training.objectives.pretext.deepcluster import DeepCluster
+from imagekin.training.objectives.pretext.exemplar import Exemplar
+from imagekin.training.objectives.pretext.jigsaw import Jigsaw
+from imagekin.training.objectives.pretext.rotation import Rotation
+from imagekin.training.objectives.simclr import SimCLR
+from imagekin.training.objectives.sincere import Sincere
+from imagekin.training.objectives.supcon import SupCon
+from imagekin.training.objectives.triplet import Triplet
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "supcon": SupCon,

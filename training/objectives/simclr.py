@@ -4,8 +4,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from training.objectives.base import Batch
-from training.objectives.supcon import SupCon
+from imagekin.training.objectives.base import Batch
+from imagekin.training.objectives.supcon import SupCon
 
 
 class SimCLR(SupCon):

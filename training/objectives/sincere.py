@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from training.objectives.contrastive import PairLoss, sincere_loss
-from training.objectives.supcon import SupCon
-from training.settings import TrainSettings
+from imagekin.training.objectives.contrastive import PairLoss, sincere_loss
+from imagekin.training.objectives.supcon import SupCon
+from imagekin.training.settings import TrainSettings
 
 
 class Sincere(SupCon):

@@ -5,11 +5,11 @@ from typing import ClassVar, Self
 
 from torch import Tensor
 
-from training.distributed import gather, gather_rows, world_size
-from training.objectives.base import Batch, Inputs, Objective, Setup, Targets
-from training.objectives.contrastive import PairLoss, ProjectionHead, contrastive_loss, stack_views
-from training.settings import TrainSettings
-from training.views import Views
+from imagekin.training.loop.distributed import gather, gather_rows, world_size
+from imagekin.training.objectives.base import Batch, Inputs, Objective, Setup, Targets
+from imagekin.training.objectives.contrastive import PairLoss, ProjectionHead, contrastive_loss, stack_views
+from imagekin.training.settings import TrainSettings
+from imagekin.training.views.views import Views
 
 
 class SupCon(Objective):

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from training.objectives.contrastive import PairLoss, positive_pairs, unit_vectors
-from training.objectives.supcon import SupCon
-from training.settings import TrainSettings
+from imagekin.training.objectives.contrastive import PairLoss, positive_pairs, unit_vectors
+from imagekin.training.objectives.supcon import SupCon
+from imagekin.training.settings import TrainSettings
 
 
 class Triplet(SupCon):

@@ -90,7 +90,7 @@ def _bare(axes: Axes) -> None:
 def _svg(figure: Figure) -> str:
     data = io.StringIO()
     # Text stays text, and ids do not depend on chance: the same run gives the same page.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "kindred"}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "imagekin"}):
         figure.savefig(data, format="svg", metadata={"Date": None})
     text = data.getvalue()
     return text[text.index("<svg") :]

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from encoder.errors import FailedPreconditionError, NotFoundError
-from encoder.metadata import JSON
-from encoder.session import Device, Encoder
-from training.data import ImageSet
-from training.evaluate import align_labels, knn_predict, nearest
-from training.settings import METRICS_FILE, MODEL_FILE, REPORT_FILE
+from imagekin.encoder.metadata import JSON
+from imagekin.encoder.runtime.session import Device, Encoder
+from imagekin.errors import FailedPreconditionError, NotFoundError
+from imagekin.training.data.images import ImageSet
+from imagekin.training.evaluation.evaluate import align_labels, knn_predict, nearest
+from imagekin.training.settings import METRICS_FILE, MODEL_FILE, REPORT_FILE
 
 STRIPS = 12
 NEIGHBOURS = 8

@@ -7,12 +7,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from encoder.session import Device
-from training.data import ImageSet
-from training.evaluate import align_labels
-from training.report import charts
-from training.report.details import Details, Strip, collect, read_scores
-from training.settings import DETAILS_FILE, PAGE_FILE, TrainSettings
+from imagekin.encoder.runtime.session import Device
+from imagekin.training.data.images import ImageSet
+from imagekin.training.evaluation.evaluate import align_labels
+from imagekin.training.report import charts
+from imagekin.training.report.details import Details, Strip, collect, read_scores
+from imagekin.training.settings import DETAILS_FILE, PAGE_FILE, TrainSettings
 
 SHOWN_SCORES = {
     "knn_accuracy": ("kNN accuracy", ".2%"),

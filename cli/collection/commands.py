@@ -1,0 +1,256 @@
+"""`imagekin collection list|info|scroll|drop`, and what `care` adds: looks after collections, here or on a server."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+import typer
+
+from imagekin.cli.collection import maintenance, queries
+from imagekin.cli.shared import options
+from imagekin.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from imagekin.client.channel import TlsLike
+    from imagekin.types import CollectionInfo, StoredItem
+
+app = typer.Typer(add_completion=False, help="Look after collections, in a folder here or on a server.")
+_PAGE = 1000
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The collection's name.")]
+
+
+class Keeper(Protocol):
+    """Whoever keeps the collections."""
+
+    def infos(self) -> "list[CollectionInfo]":
+        """Describe all collections."""
+
+    def info(self, name: str) -> "CollectionInfo":
+        """Describe one collection."""
+
+    def items(self, name: str, condition: str | None = None) -> "Iterator[StoredItem]":
+        """Yield all items, or those that match, in the order of their last write."""
+
+    def drop(self, name: str) -> int:
+        """Remove a collection and return how many items it held."""
+
+    def close(self) -> None:
+        """Let go."""
+
+
+@app.command("list")
+def list_collections(
+    ctx: typer.Context,
+    data_dir: options.DataDir = None,
+    store: options.Store = None,
+    address: options.RemoteAddress = None,
+    token: options.Token = None,
+    tls: options.TlsFlag = False,
+    ca: options.CaFile = None,
+    client_cert: options.ClientCert = None,
+    client_key: options.ClientKey = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """List the collections."""
+    from imagekin.cli.shared import console
+
+    keeper = keeper_of(ctx, data_dir, store, address, token, options.encryption(tls, ca, client_cert, client_key))
+    try:
+        infos = keeper.infos()
+    finally:
+        keeper.close()
+    if as_json:
+        console.print_json({"collections": [dataclasses.asdict(info) for info in infos]})
+        return
+    headings = ["name", "items", "labelled", "dim", "index", "space"]
+    rows = [[one.name, f"{one.count:,}", f"{one.labelled:,}", str(one.dim), one.index_kind, one.space] for one in infos]
+    console.print_table(headings, rows)
+
+
+@app.command("info")
+def show_collection(
+    ctx: typer.Context,
+    name: Name,
+    data_dir: options.DataDir = None,
+    store: options.Store = None,
+    address: options.RemoteAddress = None,
+    token: options.Token = None,
+    tls: options.TlsFlag = False,
+    ca: options.CaFile = None,
+    client_cert: options.ClientCert = None,
+    client_key: options.ClientKey = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Describe one collection."""
+    from imagekin.cli.shared import console
+
+    keeper = keeper_of(ctx, data_dir, store, address, token, options.encryption(tls, ca, client_cert, client_key))
+    try:
+        info = keeper.info(name)
+    finally:
+        keeper.close()
+    if as_json:
+        console.print_json(dataclasses.asdict(info))
+        return
+    made = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(info.created_at))
+    rows = [
+        ["name", info.name],
+        ["space", info.space],
+        ["components", str(info.dim)],
+        ["items", f"{info.count:,}"],
+        ["labelled", f"{info.labelled:,}"],
+        ["index", info.index_kind + (" on the GPU" if info.index_device == "cuda" else "")],
+        ["recall", "not measured" if info.recall is None else f"{info.recall:.4f}"],
+        ["on disk", f"{info.disk_bytes / 2**20:,.1f} MiB"],
+        ["last write", f"number {info.sequence:,}"],
+        ["made", made],
+    ]
+    console.print_table(["", ""], rows)
+
+
+@app.command("scroll")
+def scroll_items(
+    ctx: typer.Context,
+    name: Name,
+    limit: Annotated[int, typer.Option("--limit", help="Items to show; 0 is all.", min=0)] = 20,
+    condition: options.Filter = None,
+    data_dir: options.DataDir = None,
+    store: options.Store = None,
+    address: options.RemoteAddress = None,
+    token: options.Token = None,
+    tls: options.TlsFlag = False,
+    ca: options.CaFile = None,
+    client_cert: options.ClientCert = None,
+    client_key: options.ClientKey = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show a collection's items in the order of their last write."""
+    from imagekin.cli.shared import console
+
+    keeper = keeper_of(ctx, data_dir, store, address, token, options.encryption(tls, ca, client_cert, client_key))
+    kept: list[dict[str, Any]] = []
+    try:
+        with console.Rows(["sequence", "key", "label", "payload"], silent=as_json) as rows:
+            for item in itertools.islice(keeper.items(name, condition), limit or None):
+                payload = dict(item.payload) if item.payload else None
+                rows.add(item.sequence, item.key, item.label, payload)
+                if as_json:
+                    kept.append({"key": item.key, "label": item.label, "payload": payload, "sequence": item.sequence})
+    finally:
+        keeper.close()
+    if as_json:
+        console.print_json({"items": kept})
+
+
+@app.command("drop")
+def drop_collection(
+    ctx: typer.Context,
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    data_dir: options.DataDir = None,
+    store: options.Store = None,
+    address: options.RemoteAddress = None,
+    token: options.Token = None,
+    tls: options.TlsFlag = False,
+    ca: options.CaFile = None,
+    client_cert: options.ClientCert = None,
+    client_key: options.ClientKey = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Remove a collection and all its items for good."""
+    import sys
+
+    from imagekin.cli.shared import console
+
+    keeper = keeper_of(ctx, data_dir, store, address, token, options.encryption(tls, ca, client_cert, client_key))
+    try:
+        info = keeper.info(name)
+        if not yes:
+            if not sys.stdin.isatty():
+                raise InvalidArgumentError(f"this removes {name} and its {info.count:,} items for good: say --yes")
+            typer.confirm(f"Remove {name} and its {info.count:,} items for good?", abort=True, err=True)
+        count = keeper.drop(name)
+    finally:
+        keeper.close()
+    if as_json:
+        console.print_json({"dropped": name, "count": count})
+    else:
+        print(f"dropped {name} with {count:,} items")
+
+
+queries.register(app)
+maintenance.register(app)
+
+
+def keeper_of(
+    ctx: typer.Context,
+    data_dir: Path | None,
+    store: str | None,
+    address: str | None,
+    token: str | None,
+    tls: "TlsLike",
+) -> Keeper:
+    """Return whoever keeps the collections: a folder here, Milvus, or a server."""
+    kept, address = options.place(ctx, data_dir, address, store)
+    return _Here(kept) if kept is not None else _Server(address or "", token, tls)
+
+
+class _Here:
+    """Collections in a folder or in Milvus.
+
+    Of a folder only dropping takes the writer's lock, so a running server does not stand in the way.
+    """
+
+    def __init__(self, place: Path | str) -> None:
+        self._place = place
+
+    def infos(self) -> "list[CollectionInfo]":
+        with options.collections(self._place, read_only=True) as catalog:
+            return catalog.list()
+
+    def info(self, name: str) -> "CollectionInfo":
+        with options.collections(self._place, read_only=True) as catalog, catalog.open(name) as collection:
+            return collection.info()
+
+    def items(self, name: str, condition: str | None = None) -> "Iterator[StoredItem]":
+        from imagekin.types import StoredItem
+
+        tree = queries.parsed(condition)
+        with options.collections(self._place, read_only=True) as catalog, catalog.open(name) as collection:
+            after = 0
+            while page := collection.scroll(after, _PAGE, tree):
+                for item in page:
+                    yield StoredItem(item.key, item.label, item.payload, item.content_hash, item.sequence)
+                after = page[-1].sequence
+
+    def drop(self, name: str) -> int:
+        with options.collections(self._place) as catalog:
+            return catalog.drop(name)
+
+    def close(self) -> None:
+        """Nothing is held between calls."""
+
+
+class _Server:
+    """Collections of a server."""
+
+    def __init__(self, address: str, token: str | None, tls: "TlsLike") -> None:
+        self._client = options.connect(address, token, tls, timeout=60.0)
+
+    def infos(self) -> "list[CollectionInfo]":
+        return self._client.collections()
+
+    def info(self, name: str) -> "CollectionInfo":
+        return self._client.collection(name)
+
+    def items(self, name: str, condition: str | None = None) -> "Iterator[StoredItem]":
+        return self._client.scroll(name, filter=condition)
+
+    def drop(self, name: str) -> int:
+        return self._client.drop_collection(name)
+
+    def close(self) -> None:
+        self._client.close()

@@ -1,0 +1,266 @@
+"""`imagekin collection verify|compact|duplicates|snapshot|snapshots|restore|export|import`: looks after collections."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from imagekin.cli.shared import options
+from imagekin.errors import DataLossError, InvalidArgumentError
+
+if TYPE_CHECKING:
+    from imagekin.index.interface import Collections
+    from imagekin.index.types import StoredItem
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The collection's name.")]
+
+
+def verify(
+    ctx: typer.Context,
+    name: Name,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Restore what can be restored, take out what cannot, and name it."),
+    ] = False,
+    data_dir: options.DataDir = None,
+    store: options.Store = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Check every row, checksum and segment of a collection, also while a server has it open."""
+    from imagekin.cli.shared import console
+    from imagekin.progress import progress
+
+    started = time.perf_counter()
+    with _catalog(ctx, data_dir, store, read_only=not repair) as catalog, progress("checking", None) as advance:
+        report = catalog.verify(name, repair=repair, on_progress=advance)
+    seconds = time.perf_counter() - started
+    console.list_failures([(key, "damaged") for key in report.damaged], len(report.damaged))
+    for problem in report.problems:
+        console.say(f"imagekin: {problem}")
+    if report.missing_writes:
+        console.say(f"imagekin: {report.missing_writes:,} acknowledged writes are missing")
+    if as_json:
+        console.print_json(dataclasses.asdict(report) | {"intact": report.intact, "seconds": seconds})
+    else:
+        print(
+            f"{report.items:,} items intact, {len(report.damaged):,} damaged, {len(report.restored):,} restored,"
+            f" segments: {report.segments}; {seconds:.1f} s"
+        )
+    if not report.intact and not report.repaired:
+        raise DataLossError(f"collection {name!r} is damaged: restore a snapshot, or verify it with --repair")
+
+
+def compact(
+    ctx: typer.Context,
+    name: Name,
+    data_dir: options.DataDir = None,
+    store: options.Store = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Give back the space of what was deleted."""
+    from imagekin.cli.shared import console
+
+    with _catalog(ctx, data_dir, store) as catalog:
+        before, after = catalog.compact(name)
+    if as_json:
+        console.print_json({"compacted": name, "bytes_before": before, "bytes_after": after})
+    else:
+        print(f"{name}: {before / 2**20:,.1f} MiB before, {after / 2**20:,.1f} MiB now")
+
+
+def duplicates(
+    ctx: typer.Context,
+    name: Name,
+    min_similarity: Annotated[
+        float, typer.Option("--min-similarity", metavar="0…1", help="Of two items, for them to be in one group.")
+    ] = 0.98,
+    data_dir: options.DataDir = None,
+    store: options.Store = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Report groups of nearly identical items, every pair compared exactly, also while a server has it open."""
+    from imagekin.cli.shared import console
+    from imagekin.progress import progress
+
+    started = time.perf_counter()
+    with _catalog(ctx, data_dir, store, read_only=True) as catalog, catalog.open(name) as collection:
+        items = collection.count()
+        with progress("comparing", items) as advance:
+            groups = collection.duplicates(min_similarity, advance)
+    seconds = time.perf_counter() - started
+    spare = sum(len(group) - 1 for group in groups)
+    if as_json:
+        found = [[dataclasses.asdict(one) for one in group] for group in groups]
+        console.print_json({"items": items, "duplicates": spare, "groups": found, "seconds": seconds})
+        return
+    rows = [
+        [str(number), one.key, one.label or "", f"{one.similarity:.4f}", "same file" if one.same_file else ""]
+        for number, group in enumerate(groups, 1)
+        for one in group
+    ]
+    if rows:
+        console.print_table(["group", "key", "label", "similarity", ""], rows)
+    print(f"{spare:,} of {items:,} items nearly repeat another one, in {len(groups):,} groups; {seconds:.1f} s")
+
+
+def snapshot(
+    ctx: typer.Context,
+    name: Name,
+    data_dir: options.DataDir = None,
+    store: options.Store = None,
+    address: options.RemoteAddress = None,
+    token: options.Token = None,
+    tls: options.TlsFlag = False,
+    ca: options.CaFile = None,
+    client_cert: options.ClientCert = None,
+    client_key: options.ClientKey = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Copy a collection as of now into the data folder's snapshots, while it is served and written."""
+    from imagekin.cli.shared import console
+
+    place, address = options.place(ctx, data_dir, address, store)
+    if place is not None:
+        with options.collections(place) as catalog:
+            taken = catalog.snapshot(name)
+        own, size, sequence = taken.name, taken.disk_bytes, taken.sequence
+    else:
+        with options.connect(
+            address or "", token, options.encryption(tls, ca, client_cert, client_key), timeout=3600.0
+        ) as client:
+            own, size, sequence = client.snapshot(name)
+    if as_json:
+        console.print_json({"snapshot": own, "disk_bytes": size, "sequence": sequence})
+    else:
+        print(f"snapshot {own}, {size / 2**20:,.1f} MiB")
+
+
+def list_snapshots(
+    ctx: typer.Context,
+    data_dir: options.DataDir = None,
+    store: options.Store = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """List the snapshots of a data folder."""
+    from imagekin.cli.shared import console
+
+    with _catalog(ctx, data_dir, store, read_only=True) as catalog:
+        found = catalog.snapshots()
+    if as_json:
+        console.print_json({"snapshots": [dataclasses.asdict(one) for one in found]})
+        return
+    rows = [[one.name, f"{one.count:,}", f"{one.disk_bytes / 2**20:,.1f} MiB", one.space] for one in found]
+    console.print_table(["snapshot", "items", "on disk", "space"], rows)
+
+
+def restore(
+    ctx: typer.Context,
+    snapshot: Annotated[str, typer.Argument(metavar="SNAPSHOT", help="The snapshot's name, see `snapshots`.")],
+    name: Annotated[
+        str | None, typer.Option("--as", metavar="NAME", help="Name of the collection; default that of the copied one.")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Take the place of a collection that exists.")] = False,
+    data_dir: options.DataDir = None,
+    store: options.Store = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Make a collection from a snapshot."""
+    from imagekin.cli.shared import console
+
+    with _catalog(ctx, data_dir, store) as catalog:
+        info = catalog.restore(snapshot, name, replace=replace)
+    if as_json:
+        console.print_json({"restored": info.name, "count": info.count, "sequence": info.sequence})
+    else:
+        print(f"restored {info.name} with {info.count:,} items")
+
+
+def export_collection(
+    ctx: typer.Context,
+    name: Name,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.parquet", help="The file to write.")],
+    data_dir: options.DataDir = None,
+    store: options.Store = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write a collection to a Parquet file: key, label, payload, content_hash, vector."""
+    from imagekin.index.ingest.parquet import export_items
+    from imagekin.progress import progress
+
+    started = time.perf_counter()
+    with (
+        _catalog(ctx, data_dir, store, read_only=True) as catalog,
+        catalog.open(name) as collection,
+        progress("writing", collection.count()) as advance,
+    ):
+
+        def counted() -> Iterator["StoredItem"]:
+            for item in collection.items():
+                yield item
+                advance(1)
+
+        count = export_items(counted(), out, space=collection.space, dim=collection.dim)
+    _say_rate("exported", name, count, time.perf_counter() - started, as_json)
+
+
+def import_collection(
+    ctx: typer.Context,
+    name: Name,
+    file: Annotated[Path, typer.Argument(metavar="FILE.parquet", help="Columns key and vector; others optional.")],
+    space: Annotated[
+        str | None, typer.Option("--space", metavar="ID", help="Embedding space; default the one that the file names.")
+    ] = None,
+    data_dir: options.DataDir = None,
+    store: options.Store = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Upsert the rows of a Parquet file into a collection, made if there is none."""
+    from imagekin.errors import NotFoundError
+    from imagekin.index.ingest.parquet import ParquetItems, import_items
+    from imagekin.progress import progress
+
+    source = ParquetItems(file)
+    space = space or source.space
+    if not space:
+        raise InvalidArgumentError("the file names no embedding space: say --space", field="space")
+    started = time.perf_counter()
+    with _catalog(ctx, data_dir, store) as catalog, progress("importing", source.count) as advance:
+        try:
+            collection = catalog.open(name)
+        except NotFoundError:
+            collection = catalog.create(name, space=space, dim=source.dim)
+        with collection:
+            collection.check_space(space)
+            count = import_items(source, collection.upsert, advance)
+    _say_rate("imported", name, count, time.perf_counter() - started, as_json)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `imagekin collection`."""
+    app.command("verify")(verify)
+    app.command("compact")(compact)
+    app.command("duplicates")(duplicates)
+    app.command("snapshot")(snapshot)
+    app.command("snapshots")(list_snapshots)
+    app.command("restore")(restore)
+    app.command("export")(export_collection)
+    app.command("import")(import_collection)
+
+
+def _catalog(ctx: typer.Context, data_dir: Path | None, store: str | None, *, read_only: bool = False) -> "Collections":
+    from imagekin.index.open import open_collections
+
+    return open_collections(options.kept_here(ctx, data_dir, store), read_only=read_only)
+
+
+def _say_rate(done: str, name: str, count: int, seconds: float, as_json: bool) -> None:
+    from imagekin.cli.shared import console
+
+    if as_json:
+        rate = console.rate(count, seconds)
+        console.print_json({done: name, "count": count, "seconds": seconds, "items_per_second": rate})
+    else:
+        print(f"{done} {count:,} items of {name} in {seconds:.1f} s ({console.rate(count, seconds):,.0f} items/s)")

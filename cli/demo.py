@@ -1,0 +1,21 @@
+"""`imagekin demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from imagekin.cli.shared import options
+
+
+def demo(
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="DIR", help="Folder for all that the demo makes; replaced when it is its own."),
+    ] = Path("imagekin-demo"),
+    as_json: options.AsJson = False,
+) -> None:
+    """Show the whole way on handwritten digits: train, export, index, serve, query. Takes about a minute."""
+    from imagekin.cli.demo_run import run
+
+    run(out, as_json=as_json)

@@ -1,0 +1,200 @@
+"""`imagekin embed`."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from imagekin.cli.shared import engines, options
+from imagekin.errors import ImageError, InvalidArgumentError
+
+if TYPE_CHECKING:
+    from imagekin.types import Vector
+
+
+def embed(
+    ctx: typer.Context,
+    images: options.Sources,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="Write FILE.npy, float32 [N, D], and the keys to FILE.keys; or FILE.parquet, a row an image.",
+        ),
+    ] = None,
+    artifact: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="FILE", help="Embed here with this artifact, to FILE.parquet."),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE.parquet", help="With --model: write failures and duplicates there."),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", help="With --model: images in hand.", min=1)
+    ] = engines.BATCH_SIZE,
+    workers: Annotated[
+        int,
+        typer.Option("--workers", help="With --model: threads that decode; 0 is one per core.", min=0),
+    ] = 0,
+    device: Annotated[engines.Device, typer.Option("--device", help="With --model: where the model runs.")] = "auto",
+    engine: engines.EngineOption = "local",
+    ray_address: engines.RayAddress = None,
+    ray_workers: engines.RayWorkers = None,
+    address: options.Address = options.DEFAULT_ADDRESS,
+    model: Annotated[str, typer.Option("--model-name", metavar="NAME", help="One of the server's models.")] = "",
+    token: options.Token = None,
+    tls: options.TlsFlag = False,
+    ca: options.CaFile = None,
+    client_cert: options.ClientCert = None,
+    client_key: options.ClientKey = None,
+    timeout: options.Timeout = 60.0,
+    as_json: options.AsJson = False,
+) -> None:
+    """Embed images: through a server, or here with a model artifact."""
+    if out is not None and out.suffix == ".parquet":
+        if artifact is None:
+            raise InvalidArgumentError("a .parquet file is written with --model FILE; a server's answers go to a .npy")
+        embedder = engines.chosen(ctx, engine, ray_address, ray_workers, workers, device, batch_size)
+        to_file(images, artifact, out, report, embedder, as_json)
+        return
+    if options.typed(ctx, "artifact") or report is not None or options.typed(ctx, "engine"):
+        raise InvalidArgumentError("--model, --report and --engine go with --out FILE.parquet")
+    from imagekin.cli.shared import console
+    from imagekin.cli.shared.image_sources import Tally, answered, reading
+
+    tally = Tally()
+    kept: list[dict[str, Any]] = []
+    started = time.perf_counter()
+    with (
+        options.connect(address, token, options.encryption(tls, ca, client_cert, client_key), timeout) as client,
+        _output(out) as write,
+        reading(images, "embed") as (records, advance),
+        console.Rows(["key", "embedding"], silent=as_json or out is not None) as rows,
+    ):
+        ask = lambda images: client.iter_embed(images, model=model)  # noqa: E731
+        for named, vector in answered(records, ask, tally, advance):
+            if write is not None:
+                write.add(named.key, vector)
+            elif as_json:
+                kept.append({"key": named.key, "embedding": vector.tolist()})
+            rows.add(named.key, " ".join(f"{value:.6g}" for value in vector))
+    seconds = time.perf_counter() - started
+    console.list_failures(tally.failed, tally.failed_count)
+    if as_json:
+        where = {"out": str(out)} if out is not None else {"embeddings": kept}
+        console.print_json({**where, **console.totals(tally, seconds)})
+    else:
+        console.say(console.summary("embedded", tally, seconds))
+    console.fail_if_nothing(tally)
+
+
+def to_file(
+    sources: list[str],
+    artifact: Path,
+    out: Path,
+    report: Path | None,
+    engine: engines.Engine,
+    as_json: bool,
+) -> None:
+    """Embed sources here into a Parquet file, in constant memory; the file is there only when all went well."""
+    from imagekin.cli.shared import console
+    from imagekin.cli.shared.batch_progress import pace
+    from imagekin.encoder.runtime.tuning import open_for_files
+    from imagekin.index.ingest.pipeline import index_images
+    from imagekin.index.ingest.vector_file import VectorFile
+    from imagekin.progress import progress
+    from imagekin.sources.open import open_sources
+
+    source = open_sources(sources)
+    if source.embedded is not None:
+        raise InvalidArgumentError("these are vectors already", field="sources")
+    encoder = open_for_files(artifact, engine.here)
+    with (
+        engine.started(),
+        VectorFile(out, space=encoder.metadata.space, dim=encoder.metadata.dim) as file,
+        options.report_table(report) if report is not None else nullcontext() as table,
+    ):
+        total = source.count()
+        left, records = engine.records(source, artifact, encoder, file, "replace")
+        with progress("embed", total) as advance:
+            done = index_images(
+                left,
+                records,
+                file,
+                batch_size=engine.batch_size,
+                workers=engine.threads or None,
+                total=total,
+                on_progress=pace(advance),
+                on_finding=None if table is None else table.add,
+            )
+        console.list_failures(done.failed, done.failed_count)
+        if not done.written:
+            raise ImageError(f"none of the {done.seen:,} images could be embedded" if done.seen else "no images there")
+    if as_json:
+        failed = {"failed_count": done.failed_count, "failed": console.failures_json(done.failed)}
+        rate = {"seconds": done.seconds, "images_per_second": done.images_per_second}
+        console.print_json({"out": str(out), "images": done.written, "duplicates": done.duplicates, **failed, **rate})
+    else:
+        duplicates = f", {done.duplicates:,} duplicates by content" if done.duplicates else ""
+        failures = f", {done.failed_count:,} failed" if done.failed_count else ""
+        speed = f"{done.seconds:.1f} s ({done.images_per_second:,.0f} images/s)"
+        print(f"{done.written:,} images embedded to {out}{duplicates}{failures}; {speed}")
+
+
+class NpyWriter:
+    """Writes rows of unknown number to a .npy file, and their keys beside it, a line each.
+
+    Args:
+        vectors: open for writing bytes, with seek.
+        keys: open for writing bytes.
+    """
+
+    def __init__(self, vectors: Any, keys: Any) -> None:
+        self._vectors = vectors
+        self._keys = keys
+        self._shape = (0, 0)
+
+    def add(self, key: str, vector: "Vector") -> None:
+        """Write one row [D] and its key."""
+        if self._shape[0] == 0:
+            self._shape = (0, len(vector))
+            self._header()
+        self._vectors.write(vector.astype("<f4").tobytes())
+        self._keys.write(key.encode() + b"\n")
+        self._shape = (self._shape[0] + 1, self._shape[1])
+
+    def finish(self) -> None:
+        """Write the number of rows into the header, which has room for it to grow."""
+        self._vectors.seek(0)
+        self._header()
+
+    def _header(self) -> None:
+        from numpy.lib import format as npy
+
+        npy.write_array_header_1_0(self._vectors, {"descr": "<f4", "fortran_order": False, "shape": self._shape})
+
+
+@contextmanager
+def _output(out: Path | None) -> Iterator[NpyWriter | None]:
+    """Open FILE.npy and FILE.keys under temporary names; they get their names only when all went well."""
+    if out is None:
+        yield None
+        return
+    names = [out, out.with_suffix(".keys")]
+    parts = [name.with_name(f".{name.name}.{os.getpid()}.part") for name in names]
+    try:
+        with parts[0].open("wb") as vectors, parts[1].open("wb") as keys:
+            writer = NpyWriter(vectors, keys)
+            yield writer
+            writer.finish()
+        for part, name in zip(parts, names, strict=True):
+            part.replace(name)
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)

@@ -1,0 +1,228 @@
+"""`imagekin index`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from imagekin.cli.shared import engines, options
+from imagekin.errors import FailedPreconditionError, ImageError, InvalidArgumentError
+
+if TYPE_CHECKING:
+    from imagekin.client.channel import TlsLike
+    from imagekin.encoder.runtime.session import Encoder
+    from imagekin.index.ingest.pipeline import IndexReport, Sink
+    from imagekin.sources.records import Embedded
+
+IndexKind = Literal["auto", "flat", "hnsw", "ivf", "pq"]
+Conflict = Literal["skip", "replace", "error"]
+
+
+def index(
+    ctx: typer.Context,
+    collection: Annotated[str, typer.Argument(metavar="COLLECTION", help="Made if there is none of that name.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE...", help="Files, folders, archives, tables, patterns, URLs or - (see README)."),
+    ],
+    model: Annotated[
+        Path | None, typer.Option("--model", metavar="FILE", help="The model artifact that embeds the images.")
+    ] = None,
+    space: Annotated[
+        str | None,
+        typer.Option("--space", metavar="NAME", help="Embedding space of vectors that are indexed without a model."),
+    ] = None,
+    data_dir: options.DataDir = None,
+    store: options.Store = None,
+    address: options.RemoteAddress = None,
+    on_conflict: Annotated[
+        Conflict, typer.Option("--on-conflict", help="What to do when a key exists with other content.")
+    ] = "replace",
+    sync: Annotated[
+        bool, typer.Option("--sync", help="Delete what the collection holds and the sources do not.")
+    ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE.parquet", help="Write failures, duplicates and deletions there."),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", help="Images that a kill may cost.", min=1)
+    ] = engines.BATCH_SIZE,
+    workers: Annotated[int, typer.Option("--workers", help="Threads that decode; 0 is one per core.", min=0)] = 0,
+    index_kind: Annotated[
+        IndexKind, typer.Option("--index", help="Kind of index of a collection that is made; auto follows its size.")
+    ] = "auto",
+    device: Annotated[engines.Device, typer.Option("--device", help="Where the model runs.")] = "auto",
+    engine: engines.EngineOption = "local",
+    ray_address: engines.RayAddress = None,
+    ray_workers: engines.RayWorkers = None,
+    token: options.Token = None,
+    tls: options.TlsFlag = False,
+    ca: options.CaFile = None,
+    client_cert: options.ClientCert = None,
+    client_key: options.ClientKey = None,
+    timeout: options.Timeout = 60.0,
+    as_json: options.AsJson = False,
+) -> None:
+    """Embed images and store them in a collection; the label of an image is the folder that it lies in.
+
+    What the collection holds already is left out, so the same command again does only what is missing. Vectors from
+    Parquet are stored as they are.
+    """
+    place, address = options.place(ctx, data_dir, address, store)
+    secured = options.encryption(tls, ca, client_cert, client_key)
+    from imagekin.cli.shared import console
+    from imagekin.cli.shared.batch_progress import pace
+    from imagekin.index.ingest.pipeline import index_images
+    from imagekin.progress import progress
+    from imagekin.sources.open import open_sources
+
+    source = open_sources(sources)
+    typed = options.typed(ctx, "model")
+    embedder = engines.chosen(ctx, engine, ray_address, ray_workers, workers, device, batch_size)
+    encoder, space, dim = _space_of(source.embedded, model, typed, space, embedder.here)
+    with (
+        embedder.started(),
+        _opened(collection, space, dim, index_kind, place, address, token, secured, timeout) as sink,
+        options.report_table(report) if report is not None else nullcontext() as table,
+    ):
+        total = source.count()
+        left, records = embedder.records(source, model, encoder, sink, on_conflict)
+        with progress("index", total) as advance:
+            done = index_images(
+                left,
+                records,
+                sink,
+                batch_size=batch_size,
+                workers=workers or None,
+                on_conflict=on_conflict,
+                sync=sync,
+                total=total,
+                on_progress=pace(advance),
+                on_finding=None if table is None else table.add,
+            )
+    console.list_failures(done.failed, done.failed_count)
+    if records.ignored:
+        console.say(f"imagekin: passed over {records.ignored:,} files that are no images by their names")
+    if as_json:
+        console.print_json(_figures(collection, done))
+    else:
+        print(_summary(collection, done))
+    _judge(done, sync)
+
+
+def _judge(done: "IndexReport", sync: bool) -> None:
+    """Raise the error that the command ends with, if it ends with one."""
+    if not done.seen:
+        raise ImageError("no images there")
+    if done.failed_count == done.seen and not done.conflicts:
+        raise ImageError(f"none of the {done.seen:,} images could be indexed")
+    if sync and done.incomplete:
+        raise FailedPreconditionError(
+            "nothing was deleted, because part of the source could not be read: see the failures above"
+        )
+    if done.conflicts:
+        raise FailedPreconditionError(
+            f"{done.conflicts:,} keys exist with other content: use --on-conflict skip or replace"
+        )
+
+
+def _space_of(
+    embedded: "Embedded | None", model: Path | None, typed: bool, space: str | None, device: engines.Device
+) -> tuple["Encoder | None", str, int]:
+    """Return what embeds the images (None for vectors), the embedding space and the number of components."""
+    if embedded is None:
+        if model is None:
+            raise InvalidArgumentError("give --model FILE, which embeds the images", field="model")
+        if space is not None:
+            raise InvalidArgumentError("--space is for vectors; the space of images is their model's", field="space")
+        from imagekin.encoder.runtime.tuning import open_for_files
+
+        encoder = open_for_files(model, device)
+        return encoder, encoder.metadata.space, encoder.metadata.dim
+    if typed:
+        raise InvalidArgumentError("these are vectors, which no model embeds: leave out --model", field="model")
+    if space and embedded.space and space != embedded.space:
+        raise InvalidArgumentError(f"the file says that its vectors are of space {embedded.space}", field="space")
+    if not (space or embedded.space):
+        raise InvalidArgumentError("name the embedding space of these vectors with --space NAME", field="space")
+    return None, space or embedded.space, embedded.dim
+
+
+@contextmanager
+def _opened(
+    name: str,
+    space: str,
+    dim: int,
+    index_kind: str,
+    place: Path | str | None,
+    address: str | None,
+    token: str | None,
+    tls: "TlsLike",
+    timeout: float,
+) -> Iterator["Sink"]:
+    """Yield the collection, made if there is none, whose embedding space is that of the vectors to come."""
+    if address is not None:
+        from imagekin.cli.shared.remote_sink import ClientSink, remote_collection
+
+        with options.connect(address, token, tls, timeout) as client:
+            _check_dim(remote_collection(client, name, space=space, dim=dim, index_kind=index_kind).dim, dim)
+            yield ClientSink(client, name)
+        return
+    assert place is not None  # noqa: S101  place() has seen to it
+    from imagekin.errors import NotFoundError
+    from imagekin.index.open import open_collections
+
+    with open_collections(place) as catalog:
+        try:
+            collection = catalog.open(name)
+        except NotFoundError:
+            collection = catalog.create(name, space=space, dim=dim, index_kind=index_kind)
+        with collection:
+            collection.check_space(space)
+            _check_dim(collection.dim, dim)
+            yield collection
+
+
+def _check_dim(has: int, given: int) -> None:
+    if has != given:
+        raise FailedPreconditionError(f"the collection's vectors have {has} components, these {given}")
+
+
+def _figures(collection: str, done: "IndexReport") -> dict[str, object]:
+    from imagekin.cli.shared.console import failures_json
+
+    return {
+        "collection": collection,
+        "seen": done.seen,
+        "written": done.written,
+        "replaced": done.replaced,
+        "updated": done.updated,
+        "skipped": done.skipped,
+        "deleted": done.deleted,
+        "duplicates": done.duplicates,
+        "conflicts": done.conflicts,
+        "failed_count": done.failed_count,
+        "failed": failures_json(done.failed),
+        "seconds": done.seconds,
+        "images_per_second": done.images_per_second,
+    }
+
+
+def _summary(collection: str, done: "IndexReport") -> str:
+    parts = [f"{done.written:,} images written to {collection}"]
+    if done.replaced:
+        parts.append(f"{done.replaced:,} of them replaced others")
+    if done.updated:
+        parts.append(f"{done.updated:,} with a new label or payload")
+    if done.skipped:
+        parts.append(f"{done.skipped:,} already there")
+    if done.deleted:
+        parts.append(f"{done.deleted:,} deleted")
+    if done.duplicates:
+        parts.append(f"{done.duplicates:,} duplicates by content")
+    if done.failed_count:
+        parts.append(f"{done.failed_count:,} failed")
+    return f"{', '.join(parts)}; {done.seconds:.1f} s ({done.images_per_second:,.0f} images/s)"

@@ -1,0 +1,95 @@
+"""`imagekin search`."""
+
+import json
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from imagekin.cli.shared import options
+from imagekin.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from imagekin.types import Neighbour
+
+
+def search(
+    collection: options.CollectionName,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="IMAGE...", help="Files, folders, archives, tables, patterns, URLs or - (see README)."),
+    ] = None,
+    key: Annotated[
+        list[str] | None, typer.Option("--key", metavar="KEY", help="Ask by a stored item instead; may be repeated.")
+    ] = None,
+    k: Annotated[int, typer.Option("--k", help="Neighbours of each image.", min=1, max=100_000)] = 10,
+    condition: options.Filter = None,
+    min_similarity: Annotated[
+        float | None, typer.Option("--min-similarity", help="Leave out less similar items.", min=-1, max=1)
+    ] = None,
+    with_payload: Annotated[bool, typer.Option("--with-payload", help="Show the neighbours' payloads.")] = False,
+    address: options.Address = options.DEFAULT_ADDRESS,
+    token: options.Token = None,
+    tls: options.TlsFlag = False,
+    ca: options.CaFile = None,
+    client_cert: options.ClientCert = None,
+    client_key: options.ClientKey = None,
+    timeout: options.Timeout = 60.0,
+    as_json: options.AsJson = False,
+) -> None:
+    """Find the items of a collection that are most like an image."""
+    from imagekin.cli.shared import console
+    from imagekin.cli.shared.image_sources import Named, Tally, answered, reading
+    from imagekin.client.calls import SearchParameters
+
+    if bool(images) == bool(key):
+        raise InvalidArgumentError("name either images or stored items (--key)")
+    asked = SearchParameters(collection, k, condition, min_similarity, with_payload)
+    tally = Tally()
+    kept: list[dict[str, Any]] = []
+    started = time.perf_counter()
+
+    def show(query: str, neighbours: "list[Neighbour]") -> None:
+        if as_json:
+            kept.append({"query": query, "neighbours": [_as_json(one, with_payload) for one in neighbours]})
+        for rank, one in enumerate(neighbours, 1):
+            payload = [json.dumps(one.payload, ensure_ascii=False)] if with_payload else []
+            rows.add(query, rank, one.key, one.similarity, one.label, *payload)
+
+    headings = ["query", "rank", "key", "similarity", "label", *(["payload"] if with_payload else [])]
+    with (
+        options.connect(address, token, options.encryption(tls, ca, client_cert, client_key), timeout) as client,
+        console.Rows(headings, silent=as_json) as rows,
+    ):
+        if key:
+            found = client.search(
+                keys=key,
+                collection=collection,
+                k=k,
+                filter=condition,
+                min_similarity=min_similarity,
+                with_payload=with_payload,
+            )
+            for name, neighbours in zip(key, found, strict=True):
+                tally.images += 1
+                show(Named(name, None).key, neighbours)
+        else:
+            with reading(images or [], "search") as (records, advance):
+                for named, neighbours in answered(records, lambda i: client.iter_search(i, asked), tally, advance):
+                    show(named.key, neighbours)
+    seconds = time.perf_counter() - started
+    console.list_failures(tally.failed, tally.failed_count)
+    if as_json:
+        console.print_json({"results": kept, **console.totals(tally, seconds)})
+    else:
+        console.say(console.summary("searched", tally, seconds))
+    console.fail_if_nothing(tally)
+
+
+def _as_json(neighbour: "Neighbour", with_payload: bool) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "key": neighbour.key,
+        "similarity": neighbour.similarity,
+        "label": neighbour.label,
+    }
+    return {**shown, "payload": neighbour.payload} if with_payload else shown

@@ -1,0 +1,1 @@
+"""Share between subcommands: options, settings, the console, sources of images, engines."""

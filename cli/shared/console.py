@@ -1,0 +1,144 @@
+"""What the command shows: tables, one JSON line, failures, figures. Rich is loaded only in a terminal."""
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from imagekin.errors import ImageError
+
+if TYPE_CHECKING:
+    from imagekin.cli.shared.image_sources import Tally
+
+LISTED_FAILURES = 20
+# Rows that a terminal's table holds at once; later ones begin a new table, so that memory stays bounded.
+_TABLE_ROWS = 1000
+
+
+class Rows:
+    """Shows rows under headings: a table in a terminal, tab-separated lines elsewhere, as they come.
+
+    Args:
+        headings: one per column.
+        silent: show nothing, because the answer is JSON.
+    """
+
+    def __init__(self, headings: Sequence[str], *, silent: bool = False) -> None:
+        self._headings = headings
+        self._silent = silent
+        self._table = sys.stdout.isatty()
+        self._waiting: list[Sequence[str]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._flush()
+
+    def add(self, *cells: object) -> None:
+        """Show one row; None is an empty cell, a float has four decimals."""
+        if self._silent:
+            return
+        texts = [_text(cell) for cell in cells]
+        if not self._table:
+            print("\t".join(texts))
+            return
+        self._waiting.append(texts)
+        if len(self._waiting) >= _TABLE_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            print_table(self._headings, self._waiting)
+            self._waiting = []
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table: drawn by rich in a terminal, in aligned columns elsewhere."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*headings)
+        for row in rows:
+            table.add_row(*map(Text, row))  # Text: what stands in a key is no markup
+        Console().print(table)
+        return
+    lines = [headings, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def print_json(answer: Mapping[str, Any]) -> None:
+    """Print the one JSON object that `--json` promises, on a line of its own."""
+    print(json.dumps(_finite(answer), ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def say(text: str) -> None:
+    """Print a line on standard error, out of the way of the answer."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def list_failures(failed: Sequence[tuple[str, str]], count: int) -> None:
+    """Name what could not be served on standard error: the first 20, then how many more there are."""
+    for key, reason in failed[:LISTED_FAILURES]:
+        say(f"imagekin: {key}: {reason}")
+    if count > LISTED_FAILURES:
+        say(f"imagekin: … and {count - LISTED_FAILURES:,} more")
+
+
+def failures_json(failed: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    """Return failures as JSON."""
+    return [{"key": key, "reason": reason} for key, reason in failed]
+
+
+def rate(count: int, seconds: float) -> float:
+    """Return how many a second, 0 when no time passed."""
+    return count / seconds if seconds > 0 else 0.0
+
+
+def totals(tally: "Tally", seconds: float) -> dict[str, Any]:
+    """Return what every stream of images answers in JSON beside its results."""
+    return {
+        "images": tally.images,
+        "failed_count": tally.failed_count,
+        "failed": failures_json(tally.failed),
+        "seconds": seconds,
+        "images_per_second": rate(tally.images, seconds),
+    }
+
+
+def summary(done: str, tally: "Tally", seconds: float) -> str:
+    """Return the last line of a stream of images."""
+    failed = f", {tally.failed_count:,} failed" if tally.failed_count else ""
+    noun = "image" if tally.served == 1 else "images"
+    return f"{done} {tally.served:,} {noun}{failed} in {seconds:.1f} s ({rate(tally.images, seconds):,.0f} images/s)"
+
+
+def fail_if_nothing(tally: "Tally") -> None:
+    """End with status 1 when not a single image was served; raises ImageError when there was none at all."""
+    if not tally.images:
+        raise ImageError("no images there")
+    if not tally.served:
+        raise ImageError(f"none of the {tally.images:,} images could be served")
+
+
+def _text(cell: object) -> str:
+    if cell is None:
+        return ""
+    return f"{cell:.4f}" if isinstance(cell, float) else str(cell)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

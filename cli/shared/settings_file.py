@@ -1,0 +1,146 @@
+"""Settings from the environment and from TOML, laid under the options of the command line.
+
+In the file, keys are the options' names. At the top of the file (or of a group's table) a key is meant for every
+subcommand that has the option; in a table of a subcommand's name for that one. A key that no option has is an error:
+a misspelt setting must not be ignored.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from imagekin.errors import InvalidArgumentError
+
+DEFAULT_FILE = Path("imagekin.toml")
+# Options that mean the same in every subcommand: IMAGEKIN_ADDRESS is meant for all of them.
+_EVERYWHERE = frozenset(
+    {
+        "address",
+        "ca",
+        "cache_dir",
+        "client_cert",
+        "client_key",
+        "data_dir",
+        "data_root",
+        "device",
+        "model",
+        "store",
+        "tls",
+        "token",
+    }
+)
+# Options that are about one call and would be a trap in a file or in the environment.
+_CALL_ONLY = frozenset({"help", "config", "show_views"})
+
+
+def with_environment(command: Any, prefix: str) -> Any:
+    """Let every option of a command, or of a group's subcommands, be given in the environment; returns `command`."""
+    for name, option in _options(command).items():
+        suffix = name.upper()
+        option.envvar = [f"{prefix}_{suffix}", *([f"IMAGEKIN_{suffix}"] if name in _EVERYWHERE else [])]
+        option.show_envvar = False  # the rule is in `imagekin --help`; two names an option would drown its text
+    for name, sub in getattr(command, "commands", {}).items():
+        with_environment(sub, f"{prefix}_{name.upper()}")
+    return command
+
+
+def load(path: Path | None, root: Any, ctx: Any) -> dict[str, Any] | None:
+    """Read the settings file and return it as the command-line library's map of defaults, None without a file.
+
+    Args:
+        path: the file that the user named; None takes ./imagekin.toml where there is one.
+        root: the group of all commands.
+        ctx: its context.
+
+    Raises:
+        InvalidArgumentError: the file cannot be read, is no TOML, or has a key that no option has.
+    """
+    chosen = path or DEFAULT_FILE
+    if path is None and not chosen.is_file():
+        return None
+    try:
+        settings = tomllib.loads(chosen.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidArgumentError(f"{chosen}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InvalidArgumentError(f"{chosen}: no TOML: {error}") from error
+    commands = {name: root.get_command(ctx, name) for name in root.list_commands(ctx)}
+    return defaults(settings, commands, str(chosen))
+
+
+def defaults(settings: Mapping[str, Any], commands: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return for each command (nested for groups) the defaults that the settings give it, by parameter.
+
+    Raises:
+        InvalidArgumentError: a key that no option has; the message has the nearest one.
+    """
+    return _Filler(source).group(commands, settings, {}, "")
+
+
+@dataclass(slots=True)
+class _Filler:
+    """Walks settings and commands side by side and notes which common keys some command has taken."""
+
+    source: str
+    taken: set[str] = field(default_factory=set)
+
+    def group(
+        self, commands: Mapping[str, Any], own: Mapping[str, Any], inherited: Mapping[str, Any], where: str
+    ) -> dict[str, Any]:
+        """Return the defaults of a group's subcommands."""
+        names = {_key(name): name for name in commands}
+        tables = {_key(key): value for key, value in own.items() if isinstance(value, Mapping)}
+        common = {_key(key): value for key, value in own.items() if not isinstance(value, Mapping)}
+        for key in tables.keys() - names.keys():
+            raise self._unknown(f"table [{where}{key}]", key, names)
+        filled: dict[str, Any] = {}
+        for key, name in names.items():
+            command, table = commands[name], tables.get(key, {})
+            below = {**inherited, **common}
+            subcommands = getattr(command, "commands", None)
+            if subcommands:
+                filled[name] = self.group(subcommands, table, below, f"{where}{name}.")
+            else:
+                filled[name] = self.leaf(command, table, below, f"{where}{name}")
+        for key in common.keys() - self.taken:
+            known = {option for command in commands.values() for option in _all_options(command)}
+            raise self._unknown(f"key {key!r}" + (f" in [{where.rstrip('.')}]" if where else ""), key, known)
+        return filled
+
+    def leaf(self, command: Any, own: Mapping[str, Any], inherited: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Return the defaults of one command."""
+        options = _options(command)
+        named = {_key(key): value for key, value in own.items()}
+        for key in named.keys() - options.keys():
+            raise self._unknown(f"key {key!r} in [{where}]", key, options)
+        self.taken.update(inherited.keys() & options.keys())
+        values = {key: value for key, value in {**inherited, **named}.items() if key in options}
+        return {options[key].name: value for key, value in values.items()}
+
+    def _unknown(self, what: str, key: str, known: Any) -> InvalidArgumentError:
+        near = difflib.get_close_matches(key, sorted(known), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return InvalidArgumentError(f"{self.source}: unknown {what}{hint}")
+
+
+def _options(command: Any) -> dict[str, Any]:
+    """Return a command's options by the name that the user knows, `--data-dir` as `data_dir`."""
+    found = {}
+    for parameter in command.params:
+        flags = [flag for flag in getattr(parameter, "opts", ()) if flag.startswith("--")]
+        if flags and _key(flags[0]) not in _CALL_ONLY:
+            found[_key(flags[0])] = parameter
+    return found
+
+
+def _all_options(command: Any) -> Iterator[str]:
+    yield from _options(command)
+    for sub in getattr(command, "commands", {}).values():
+        yield from _all_options(sub)
+
+
+def _key(name: str) -> str:
+    return name.removeprefix("--").replace("-", "_")

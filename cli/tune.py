@@ -1,0 +1,42 @@
+"""`imagekin tune`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from imagekin.cli.shared import options
+
+
+def tune(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model artifact; its tuning is saved beside it.")],
+    device: options.Device = "auto",
+    seconds: Annotated[float, typer.Option("--seconds", help="Time for one figure.", min=0.01, max=60.0)] = 0.4,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure how a model runs best on this machine; `imagekin serve` then runs it so."""
+    import sys
+    from typing import cast
+
+    from imagekin.cli.shared.console import print_json
+    from imagekin.encoder.runtime import tuning
+    from imagekin.encoder.runtime.session import Device
+
+    chosen = cast(Device, device)
+
+    def tell(line: str) -> None:
+        if sys.stderr.isatty():
+            print(line, file=sys.stderr)
+
+    best, *others = tuning.measure(model, device=chosen, seconds=seconds, progress=tell)
+    path = tuning.save(model, tuning.device_of(chosen), best)
+    found = best.tuning
+    if as_json:
+        answer = {"sessions": found.sessions, "threads": found.threads, "batch": found.batch}
+        print_json(answer | {"images_per_second": round(best.rate, 2), "file": str(path)})
+        return
+    slowest = min((best, *others), key=lambda each: each.rate)
+    print(
+        f"{found.sessions} sessions × {found.threads} threads, batches of {found.batch}: {best.rate:.1f} images/s "
+        f"(the slowest setting: {slowest.rate:.1f}); saved to {path}"
+    )

@@ -1,0 +1,153 @@
+"""How a client reaches a server: address, channel options, TLS, token, and the health check. Shared by both clients."""
+
+import os
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import grpc
+
+from imagekin.client import calls, conversions, retries
+from imagekin.errors import InvalidArgumentError, NotFoundError, UnavailableError
+
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+# grpc.health.v1.HealthCheckResponse with status SERVING. The two bytes spare the client a dependency.
+SERVING = b"\x08\x01"
+
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    # The client asked for the answer, however large: k and with_vector bound it.
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # gRPC's own pause after a failed connection is 1 s and grows; ours would only meet the remembered failure.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    # Notice a dead peer behind a NAT or load balancer, but only while calls are under way.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # A new client does not wait out the pause that an earlier client's failed connection began.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """TLS files in PEM form.
+
+    Attributes:
+        ca: certificates to trust; None trusts the system's.
+        certificate: the client's own certificate chain, for mutual TLS.
+        key: its private key.
+    """
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+
+# False: plain text. True: the system's certificates. A path: a PEM file of certificates to trust.
+TlsLike: TypeAlias = bool | str | os.PathLike[str] | Tls
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """All that a client is told about its server, checked; the arguments of `Client` describe each."""
+
+    address: str
+    metadata: tuple[tuple[str, str], ...]
+    credentials: grpc.ChannelCredentials | None
+    timeout: float
+    in_flight: int
+    limits: calls.Limits
+    retry: retries.RetryPolicy
+
+
+def connection(
+    address: str,
+    token: str | None,
+    tls: TlsLike,
+    timeout: float,
+    in_flight: int,
+    limits: calls.Limits | None,
+    retry: retries.RetryPolicy | None,
+) -> Connection:
+    """Check a client's arguments; raises InvalidArgumentError, or NotFoundError for a file that cannot be read."""
+    conversions.bounded("timeout", timeout, 0.001)
+    conversions.bounded("in_flight", in_flight, 1, 1024)
+    return Connection(
+        check_address(address),
+        metadata_of(token),
+        credentials_of(tls),
+        timeout,
+        in_flight,
+        limits or calls.Limits(),
+        retry or retries.RetryPolicy(),
+    )
+
+
+def not_ready(address: str, timeout: float) -> UnavailableError:
+    """Return the error of a server that did not get ready."""
+    return UnavailableError(f"{address} is not serving after {timeout:g} s: is `imagekin serve` running there?")
+
+
+def channel_options() -> list[tuple[str, int]]:
+    """Return the options of every channel."""
+    return list(_OPTIONS)
+
+
+def metadata_of(token: str | None) -> tuple[tuple[str, str], ...]:
+    """Return the metadata of every call; raises InvalidArgumentError for a token that no header can hold."""
+    if not token:
+        return ()
+    if not token.isascii() or not token.isprintable():
+        raise InvalidArgumentError("the token has characters that a header cannot hold", field="token")
+    return (("authorization", f"Bearer {token}"),)
+
+
+def credentials_of(tls: TlsLike) -> grpc.ChannelCredentials | None:
+    """Return the channel's credentials, None for plain text; raises NotFoundError for a file that cannot be read."""
+    if tls is False:
+        return None
+    files = tls if isinstance(tls, Tls) else Tls(None if tls is True else Path(tls))
+    if (files.certificate is None) != (files.key is None):
+        raise InvalidArgumentError("mutual TLS needs both a certificate and its key", field="tls")
+    credentials = grpc.ssl_channel_credentials(_read(files.ca), _read(files.key), _read(files.certificate))
+    _check(files)
+    return credentials
+
+
+def check_address(address: str) -> str:
+    """Return the address without a scheme; raises InvalidArgumentError when empty."""
+    bare = address.strip().removeprefix("grpc://")
+    if not bare or ("://" in bare and not bare.startswith(("dns://", "unix://"))):
+        raise InvalidArgumentError(f"{address!r} is no address: write HOST:PORT", field="address")
+    return bare
+
+
+def _check(files: Tls) -> None:
+    """Say what is wrong with files that gRPC would take, and fail with at the first call without a reason."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if files.ca is not None:
+        try:
+            context.load_verify_locations(files.ca)
+        except (OSError, ValueError):
+            raise InvalidArgumentError(f"{files.ca}: no certificates in PEM", field="tls") from None
+    if files.certificate is not None:
+        try:
+            # The password keeps OpenSSL from asking for one on the terminal.
+            context.load_cert_chain(files.certificate, files.key, password="")
+        except (OSError, ValueError):
+            raise InvalidArgumentError(
+                f"{files.certificate} and {files.key} are no certificate and its key, in PEM, without a password",
+                field="tls",
+            ) from None
+
+
+def _read(path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise NotFoundError(f"{path}: cannot be read: {error.strerror or error}", field="tls") from error

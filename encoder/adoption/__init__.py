@@ -1,0 +1,1 @@
+"""Adopt image encoders that were exported to ONNX elsewhere."""

@@ -1,0 +1,1 @@
+"""Run model artifacts with ONNX Runtime."""

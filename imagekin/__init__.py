@@ -1,0 +1,73 @@
+"""From a folder of images to a service that knows which images are alike and what they are.
+
+    from imagekin import Client
+
+Names are loaded when they are first used: the client needs gRPC, numpy and protobuf, and nothing of FAISS, ONNX Runtime
+or torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from imagekin import errors, types
+    from imagekin.client.async_client import AsyncClient
+    from imagekin.client.channel import Tls
+    from imagekin.client.sync_client import Client
+    from imagekin.errors import ImagekinError
+    from imagekin.types import Examples, Item, ItemUpdate, Model, Neighbour, Prediction, StoredItem, Upserted
+
+    __version__: str
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Examples",
+    "ImagekinError",
+    "Item",
+    "ItemUpdate",
+    "Model",
+    "Neighbour",
+    "Prediction",
+    "StoredItem",
+    "Tls",
+    "Upserted",
+    "__version__",
+    "errors",
+    "types",
+]
+
+# Public name → module that holds it, and the name there (empty: the module itself).
+_HOMES = {
+    "AsyncClient": ("imagekin.client.async_client", "AsyncClient"),
+    "Client": ("imagekin.client.sync_client", "Client"),
+    "Examples": ("imagekin.types", "Examples"),
+    "Item": ("imagekin.types", "Item"),
+    "ItemUpdate": ("imagekin.types", "ItemUpdate"),
+    "ImagekinError": ("imagekin.errors", "ImagekinError"),
+    "Model": ("imagekin.types", "Model"),
+    "Neighbour": ("imagekin.types", "Neighbour"),
+    "Prediction": ("imagekin.types", "Prediction"),
+    "StoredItem": ("imagekin.types", "StoredItem"),
+    "Tls": ("imagekin.client.channel", "Tls"),
+    "Upserted": ("imagekin.types", "Upserted"),
+    "__version__": ("imagekin.version", "VERSION"),
+    "errors": ("imagekin.errors", ""),
+    "types": ("imagekin.types", ""),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name from its module on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'imagekin' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    loaded = importlib.import_module(module)
+    value: object = getattr(loaded, attribute) if attribute else loaded
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names, loaded or not."""
+    return sorted(set(globals()) | set(_HOMES))

@@ -1,0 +1,5 @@
+"""`python -m imagekin` is the `imagekin` command."""
+
+from imagekin.cli.main import main
+
+main()

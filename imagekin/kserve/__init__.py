@@ -1,0 +1,1 @@
+"""Generated stubs of the KServe v2 inference protocol (`protos/imagekin/kserve`)."""

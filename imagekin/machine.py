@@ -1,0 +1,42 @@
+"""The machine that this process runs on."""
+
+import ctypes
+import os
+import platform
+import sys
+from pathlib import Path
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """Return the processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def glibc() -> ctypes.CDLL | None:
+    """Return the C library where it is glibc, whose allocator can be told what to do; None elsewhere."""
+    if sys.platform != "linux":
+        return None
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "gnu_get_libc_version") else None
+
+
+def return_freed_memory() -> None:
+    """Give the system back what was freed between blocks that are still in use, which glibc keeps by itself."""
+    library = glibc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+def is_first() -> bool:
+    """Say whether this process is the one that speaks for all, by what torchrun told it; alone it is."""
+    return os.environ.get("RANK", "0") in ("", "0")

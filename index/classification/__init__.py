@@ -1,0 +1,1 @@
+"""Name classes by labelled items, and measure how well."""

@@ -1,0 +1,1 @@
+"""Select items by conditions on key, label and payload."""

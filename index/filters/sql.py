@@ -1,0 +1,167 @@
+"""A condition as SQL over the table `item`, with every value and every name bound, none written into the text.
+
+SQLite narrows the rows down and `matches` decides: SQLite cuts a text at a NUL character, and some versions are off by
+one bit in the last place of a floating-point number.
+"""
+
+import json
+import math
+import sqlite3
+from collections.abc import Iterator
+
+from imagekin.errors import InvalidArgumentError
+from imagekin.index.filters.conditions import (
+    AllOf,
+    Comparison,
+    Condition,
+    Not,
+    Operator,
+    Scalar,
+    is_number,
+    matches,
+    path_of,
+)
+
+Sql = tuple[str, list[object]]
+_ROWS_AT_ONCE = 10_000
+# SQLite binds 32,766 values at most.
+_MOST_VALUES = 32_000
+_NEVER: Sql = ("0", [])
+
+
+def to_sql(condition: Condition) -> Sql:
+    """Return an expression over `item`, NULL or 0 where the condition is false, and the values to bind."""
+    if isinstance(condition, Comparison):
+        return _comparison(condition)
+    if isinstance(condition, Not):
+        inner, values = to_sql(condition.part)
+        return f"NOT ifnull(({inner}), 0)", values
+    return _joined([to_sql(part) for part in condition.parts], "AND" if isinstance(condition, AllOf) else "OR")
+
+
+def matching_rows(connection: sqlite3.Connection, condition: Condition, after: int = -1) -> Iterator[tuple[int, str]]:
+    """Yield sequence number and key of the rows above `after` that match, as of the connection's transaction."""
+    text, values = to_sql(condition)
+    if len(values) > _MOST_VALUES:
+        raise InvalidArgumentError("the filter cannot be used: it has too many tests of long paths", field="filter")
+    # Keys and labels hold no NUL; without this, an index of keys serves a condition on the key.
+    cut = " OR instr(payload, '\\u0000')" if "payload" in text else ""
+    rows = connection.execute(
+        f"SELECT sequence, key, label, payload FROM item WHERE sequence > ? AND (({text}){cut})",  # noqa: S608
+        [after, *values],
+    )
+    while page := rows.fetchmany(_ROWS_AT_ONCE):
+        for sequence, key, label, payload in page:
+            if matches(condition, key, label, None if payload is None else json.loads(payload)):
+                yield sequence, key
+
+
+def _comparison(comparison: Comparison) -> Sql:
+    if comparison.field in ("key", "label"):
+        return _of_column(comparison.field, comparison)
+    return _of_payload(path_of(comparison.field), comparison)
+
+
+def _of_column(column: str, comparison: Comparison) -> Sql:
+    operator, values = comparison.operator, comparison.values
+    if operator in (Operator.EXISTS, Operator.NOT_EXISTS):
+        return f"{column} IS {'NOT ' if operator is Operator.EXISTS else ''}NULL", []
+    if operator is Operator.IN:
+        return f"{column} IN (SELECT value FROM json_each(?))", [_texts(values)]  # noqa: S608 (bound)
+    value = values[0]
+    if not isinstance(value, str):
+        return (f"{column} IS NOT NULL", []) if operator is Operator.NOT_EQUAL else _NEVER
+    return _text_test(column, operator, value)
+
+
+def _text_test(expression: str, operator: Operator, value: str) -> Sql:
+    if operator is not Operator.STARTS_WITH:
+        return f"{expression} {operator.value} ?", [value]
+    if not value:
+        return f"{expression} IS NOT NULL", []
+    # A range rather than a function, so that an index serves it.
+    after = after_prefix(value)
+    if after is None:
+        return f"{expression} >= ? AND substr({expression}, 1, {len(value)}) = ?", [value, value]
+    return f"{expression} >= ? AND {expression} < ?", [value, after]
+
+
+def after_prefix(prefix: str) -> str | None:
+    """Return the least text above all that begin with `prefix`, None when there is none."""
+    kept = prefix.rstrip("\U0010ffff")
+    if not kept:
+        return None
+    code = ord(kept[-1]) + 1
+    return kept[:-1] + chr(0xE000 if 0xD800 <= code <= 0xDFFF else code)
+
+
+def _of_payload(path: tuple[str, ...], comparison: Comparison) -> Sql:
+    if all(name.isprintable() and not set(name) & set('"\\') for name in path):
+        bound = "$" + "".join(f'."{name}"' for name in path)
+        return _typed(comparison, "json_type(payload, ?)", "json_extract(payload, ?)", [bound])
+    # SQLite's paths cannot hold every name; its tables of members can.
+    sources = ["json_each(item.payload) m0"]
+    for depth in range(1, len(path)):
+        sources.append(f"json_each(CASE m{depth - 1}.type WHEN 'object' THEN m{depth - 1}.value END) m{depth}")
+    keys = " AND ".join(f"m{depth}.key = ?" for depth in range(len(path)))
+    # An array's members have numbers for keys, so that none is equal to a name.
+    last = f"m{len(path) - 1}"
+    found = f"FROM {', '.join(sources)} WHERE json_type(item.payload) = 'object' AND {keys}"
+    return _typed(comparison, f"(SELECT {last}.type {found})", f"(SELECT {last}.atom {found})", list(path))
+
+
+def _typed(comparison: Comparison, kind: str, value: str, names: list[str]) -> Sql:
+    """Return a test of a payload's member; `kind` and `value` are expressions that each bind `names`."""
+    operator, values = comparison.operator, comparison.values
+    if operator in (Operator.EXISTS, Operator.NOT_EXISTS):
+        return f"{kind} IS {'NOT ' if operator is Operator.EXISTS else ''}NULL", [*names]
+    if operator is Operator.NOT_EQUAL:
+        equal, bound = _one(Operator.EQUAL, values[0], kind, value, names)
+        return f"{kind} IS NOT NULL AND NOT ifnull(({equal}), 0)", [*names, *bound]
+    if operator is not Operator.IN:
+        return _one(operator, values[0], kind, value, names)
+    # However many they are, the values are one text to bind: JSON, which SQLite takes apart.
+    pieces = [_one(Operator.EQUAL, one, kind, value, names) for one in set(values) if isinstance(one, bool)]
+    for kinds, wanted in (
+        ("('text')", [one for one in values if isinstance(one, str)]),
+        ("('integer', 'real')", [one for one in values if is_number(one)]),
+    ):
+        if wanted:
+            test = f"{kind} IN {kinds} AND {value} IN (SELECT value FROM json_each(?))"  # noqa: S608 (bound)
+            pieces.append((test, [*names, *names, json.dumps(wanted, ensure_ascii=False)]))
+    return _joined(pieces, "OR")
+
+
+def _one(operator: Operator, other: Scalar, kind: str, value: str, names: list[str]) -> Sql:
+    if isinstance(other, bool):
+        return f"{kind} = ?", [*names, "true" if other else "false"]
+    if is_number(other):
+        test = f"{value} {operator.value} {'CAST(? AS REAL)' if isinstance(other, float) else '?'}"
+        # As text: SQLite then reads it with the very function that reads the payload's numbers.
+        bound = repr(other) if isinstance(other, float) and math.isfinite(other) else other
+        return f"{kind} IN ('integer', 'real') AND {test}", [*names, *names, bound]
+    assert isinstance(other, str)  # noqa: S101  told to the type checker: nothing else is a Scalar
+    test, bound_values = _text_test(value, operator, other)
+    uses = test.count(value)
+    return f"{kind} = 'text' AND {test}", [*names, *_interleaved(names, uses, bound_values)]
+
+
+def _interleaved(names: list[str], uses: int, values: list[object]) -> list[object]:
+    """Return what to bind where a member is used `uses` times, each followed by its value if it has one."""
+    bound: list[object] = []
+    for use in range(uses):
+        bound += [*names, *values[use : use + 1]]
+    return bound
+
+
+def _joined(pieces: list[Sql], word: str) -> Sql:
+    """Return the pieces joined by AND or OR, as a balanced tree: SQLite bounds the depth of an expression."""
+    if len(pieces) == 1:
+        return pieces[0]
+    half = len(pieces) // 2
+    (left, first), (right, second) = _joined(pieces[:half], word), _joined(pieces[half:], word)
+    return f"({left}) {word} ({right})", first + second
+
+
+def _texts(values: tuple[Scalar, ...]) -> str:
+    return json.dumps([value for value in values if isinstance(value, str)], ensure_ascii=False)

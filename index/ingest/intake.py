@@ -1,0 +1,180 @@
+"""Decides for each record of a source whether it has to be embedded and stored, by what is stored already."""
+
+import hashlib
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol, TypeAlias
+
+from imagekin.errors import ImagekinError
+from imagekin.index.ingest.report import Tally
+from imagekin.index.ingest.seen_keys import Seen, SeenKeys
+from imagekin.index.types import Item, UpsertResult
+from imagekin.sources.records import Record, SourceError
+from imagekin.types import ItemUpdate, Payload, Vector
+
+Conflict: TypeAlias = Literal["skip", "replace", "error"]
+
+
+class Described(Protocol):
+    """A stored item, of which label and payload are looked at."""
+
+    @property
+    def key(self) -> str:
+        """Its key."""
+        ...
+
+    @property
+    def label(self) -> str | None:
+        """Its label."""
+        ...
+
+    @property
+    def payload(self) -> Payload | None:
+        """Its payload."""
+        ...
+
+    @property
+    def content_hash(self) -> bytes | None:
+        """SHA-256 of what its vector was made from, None when it is not known."""
+        ...
+
+    @property
+    def sequence(self) -> int:
+        """The sequence number of its last write."""
+        ...
+
+
+class Sink(Protocol):
+    """Where items go: a collection here, or a client of a server. Its methods are called from two threads at once."""
+
+    def content_hashes(self, keys: Sequence[str]) -> Mapping[str, bytes | None]:
+        """Return the content hashes of those of the keys that exist."""
+        ...
+
+    def get(self, keys: Sequence[str]) -> Sequence[Described | None]:
+        """Return the items of `keys` in their order, None for a key that does not exist."""
+        ...
+
+    def scroll(self, after_sequence: int, limit: int) -> Sequence[Described]:
+        """Return the first `limit` items above a sequence number and in its order."""
+        ...
+
+    def upsert(self, items: Sequence[Item]) -> UpsertResult:
+        """Store items whose keys are all different, durably."""
+        ...
+
+    def update(self, changes: Sequence[ItemUpdate]) -> object:
+        """Change labels or payloads and leave the vectors alone, durably."""
+        ...
+
+    def delete(self, keys: Sequence[str]) -> object:
+        """Delete items by key, durably."""
+        ...
+
+
+class New(NamedTuple):
+    """A record that has to be stored; data is a file's bytes or a vector."""
+
+    key: str
+    data: bytes | Vector
+    label: str | None
+    payload: Payload | None
+    content_hash: bytes
+
+
+class Intake:
+    """Passes on what has to be stored, and counts the rest.
+
+    Args:
+        sink: says what is stored.
+        on_conflict: what becomes of a record whose key exists with other content.
+        seen: the keys that the run has met.
+        tally: counts.
+        stop: ends the reading when it is set.
+    """
+
+    def __init__(self, sink: Sink, on_conflict: Conflict, seen: SeenKeys, tally: Tally, stop: threading.Event) -> None:
+        self._sink = sink
+        self._on_conflict = on_conflict
+        self._seen = seen
+        self._tally = tally
+        self._stop = stop
+
+    def new(self, records: Iterable[Record], at_once: int, max_bytes: int) -> Iterator[New]:
+        """Yield what has to be stored; asks the sink about at most `at_once` records, of `max_bytes`, at a time."""
+        chunk: list[New] = []
+        size = 0
+        for record in self._readable(records):
+            chunk.append(record)
+            size += len(record.data) if isinstance(record.data, bytes) else record.data.nbytes
+            if len(chunk) == at_once or size >= max_bytes:
+                yield from self._unknown(chunk)
+                chunk, size = [], 0
+        yield from self._unknown(chunk)
+
+    def _readable(self, records: Iterable[Record]) -> Iterator[New]:
+        for record in records:
+            if self._stop.is_set():
+                return
+            data = record.data
+            if isinstance(data, ImagekinError):
+                self._tally.failed(record.key, str(data), incomplete=isinstance(data, SourceError))
+                continue
+            yield New(record.key, data, record.label, record.payload, content_hash(record))
+
+    def _unknown(self, chunk: list[New]) -> Iterator[New]:
+        """Yield the records that have to be stored."""
+        if not chunk:
+            return
+        held = self._sink.content_hashes([record.key for record in chunk])
+        stored: list[New] = []
+        skipped = 0
+        met = self._seen.meet([(record.key, record.content_hash) for record in chunk])
+        for record, (before, other) in zip(chunk, met, strict=True):
+            if before is Seen.OTHER_CONTENT:
+                reason = "another image of this run has the same key; give each its own path"
+                self._tally.failed(record.key, reason)
+                continue
+            if before is Seen.SAME_CONTENT:
+                skipped += 1
+                continue
+            if other is not None:
+                self._tally.duplicate(record.key, other)
+            if record.key not in held:
+                yield record
+            elif held[record.key] == record.content_hash:
+                stored.append(record)
+            elif self._on_conflict == "replace":
+                yield record
+            elif self._on_conflict == "skip":
+                skipped += 1
+            else:
+                self._tally.failed(record.key, "the key exists with other content", conflict=True)
+        skipped += self._described_anew(stored)
+        if skipped:
+            self._tally.skipped(skipped)
+
+    def _described_anew(self, records: list[New]) -> int:
+        """Update labels and payloads of what is stored with the same content; return how many are as they should be."""
+        if self._on_conflict == "skip" or not records:
+            return len(records)
+        found = self._sink.get([record.key for record in records])
+        changed = [record for record, item in zip(records, found, strict=True) if item and _differs(record, item)]
+        if self._on_conflict == "error":
+            for record in changed:
+                self._tally.failed(record.key, "the key exists with another label or payload", conflict=True)
+        elif changed:
+            self._sink.update([ItemUpdate(new.key, new.label or "", new.payload or {}) for new in changed])
+            self._tally.updated(len(changed))
+        return len(records) - len(changed)
+
+
+def content_hash(record: Record) -> bytes:
+    """Return what the source says is the SHA-256 of a record's content, else that of its image or vector."""
+    data = record.data
+    assert not isinstance(data, ImagekinError)  # noqa: S101
+    return record.content_hash or hashlib.sha256(data if isinstance(data, bytes) else data.tobytes()).digest()
+
+
+def _differs(record: New, item: Described) -> bool:
+    return (item.label or None, item.payload or None) != (record.label or None, record.payload or None)

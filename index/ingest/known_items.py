@@ -1,0 +1,42 @@
+"""What a collection holds already, small enough to be sent to whoever has to leave it out."""
+
+import hashlib
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagekin.index.ingest.intake import Conflict, Sink
+
+# Sorted, 16 bytes an item; all of one length, so that numpy's padding of texts with zeros does not matter.
+Digests: TypeAlias = NDArray[np.bytes_]
+
+_DIGEST_BYTES = 16
+_PAGE = 1000
+
+
+def known_items(sink: Sink, on_conflict: Conflict) -> Digests:
+    """Return what need not be embedded: items by key and content or, where no other content replaces any, by key."""
+    found = bytearray()
+    after = 0
+    while page := sink.scroll(after, _PAGE):
+        after = page[-1].sequence
+        for item in page:
+            if item.content_hash is not None or on_conflict != "replace":
+                found += _digest(item.key, item.content_hash or b"", on_conflict)
+    return np.sort(np.frombuffer(bytes(found), f"S{_DIGEST_BYTES}"))
+
+
+def is_known(known: Digests, key: str, content: bytes, on_conflict: Conflict) -> bool:
+    """Return whether an item need not be embedded; arguments as for `known_items`."""
+    digest = np.array(_digest(key, content, on_conflict), known.dtype)
+    place = int(np.searchsorted(known, digest))
+    return place < len(known) and bool(known[place] == digest)
+
+
+def _digest(key: str, content: bytes, on_conflict: Conflict) -> bytes:
+    """Return 128 bits: two different items do not collide in practice."""
+    named = hashlib.blake2b(key.encode(), digest_size=_DIGEST_BYTES)
+    if on_conflict == "replace":
+        named.update(b"\0" + content)  # no key holds a zero byte
+    return named.digest()

@@ -1,0 +1,182 @@
+"""Collections as Parquet files: one row an item, for whatever else reads those.
+
+    key: string, label: string, payload: string (JSON), content_hash: binary(32), vector: fixed_size_list<float>[D]
+
+The file's metadata name the embedding space. Both ways work in pieces, so that memory does not depend on the size.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imagekin.errors import InvalidArgumentError, NotFoundError
+from imagekin.index.types import Item, StoredItem, UpsertResult
+from imagekin.types import Vector
+
+_ROWS_AT_ONCE = 4096
+_SPACE = b"imagekin.space"
+Progress = Callable[[int], None]
+
+
+def items_schema(space: str, dim: int) -> Any:
+    """Return the Arrow schema of items whose vectors are of an embedding space and have `dim` components."""
+    import pyarrow as pa
+
+    fields = [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("payload", pa.string()),
+        pa.field("content_hash", pa.binary(32)),
+        pa.field("vector", pa.list_(pa.float32(), dim), nullable=False),
+    ]
+    return pa.schema(fields, metadata={_SPACE: space.encode()})
+
+
+def items_table(items: Sequence[Item], vectors: Vector, schema: Any) -> Any:
+    """Return items as an Arrow record batch of that schema; `vectors` are theirs, float32 [N, D]."""
+    import pyarrow as pa
+
+    columns = [
+        pa.array([item.key for item in items], pa.string()),
+        pa.array([item.label for item in items], pa.string()),
+        pa.array([_as_text(item) for item in items], pa.string()),
+        pa.array([item.content_hash for item in items], pa.binary(32)),
+        pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1]),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def export_items(items: Iterable[StoredItem], path: Path, *, space: str, dim: int) -> int:
+    """Write items to a Parquet file, whole or not at all, and return how many there were.
+
+    Args:
+        items: the items.
+        path: the file; replaced when it exists.
+        space: id of the embedding space of their vectors.
+        dim: number of components of their vectors.
+    """
+    import pyarrow.parquet as pq
+
+    schema = items_schema(space, dim)
+    temporary = path.with_name(f".{path.name}.new")
+    count = 0
+    try:
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            for batch in _batches(items):
+                writer.write_batch(items_table(batch, np.stack([item.vector for item in batch]), schema))
+                count += len(batch)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+    return count
+
+
+class ParquetItems:
+    """The items of a Parquet file, to be read piece by piece; needs the columns `key` and `vector`.
+
+    Args:
+        path: the file.
+
+    Raises:
+        NotFoundError: there is no such file.
+        InvalidArgumentError: it is no Parquet file, or lacks a column, or a column is of another type.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if not path.is_file():
+            raise NotFoundError(f"there is no file {path}")
+        try:
+            self._file = pq.ParquetFile(path)
+        except (pa.ArrowException, OSError) as error:
+            raise InvalidArgumentError(f"{path} is no Parquet file: {str(error).splitlines()[0][:200]}") from None
+        schema = self._file.schema_arrow
+        missing = {"key", "vector"} - set(schema.names)
+        if missing:
+            raise InvalidArgumentError(f"{path} has no column {sorted(missing)[0]!r}", field="columns")
+        vector = schema.field("vector").type
+        if not pa.types.is_fixed_size_list(vector) or not pa.types.is_floating(vector.value_type):
+            raise InvalidArgumentError(
+                f"the column 'vector' of {path} must be a fixed_size_list of floats, it is {vector}", field="vector"
+            )
+        self.dim: int = vector.list_size
+        self.count: int = self._file.metadata.num_rows
+        self.space: str = (schema.metadata or {}).get(_SPACE, b"").decode(errors="replace")
+        wanted = ("key", "label", "payload", "content_hash", "vector")
+        self._columns = [name for name in wanted if name in schema.names]
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        import pyarrow as pa
+
+        try:
+            for batch in self._file.iter_batches(_ROWS_AT_ONCE, columns=self._columns):
+                yield self._items(batch)
+        except (pa.ArrowException, OSError) as error:
+            raise InvalidArgumentError(f"the Parquet file is damaged: {str(error).splitlines()[0][:200]}") from None
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def _items(self, batch: Any) -> list[Item]:
+        if batch.column("vector").null_count or batch.column("key").null_count:
+            raise InvalidArgumentError("a row of the Parquet file has no key or no vector", field="vector")
+        vectors = batch.column("vector").flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+        vectors = vectors.reshape(batch.num_rows, self.dim)
+        none = [None] * batch.num_rows
+        text = {
+            name: batch.column(name).to_pylist() if name in self._columns else none
+            for name in ("key", "label", "payload", "content_hash")
+        }
+        payloads = [None if value is None else _as_payload(value) for value in text["payload"]]
+        return [
+            Item(*row) for row in zip(text["key"], vectors, text["label"], payloads, text["content_hash"], strict=True)
+        ]
+
+
+def import_items(
+    source: ParquetItems, upsert: Callable[[list[Item]], UpsertResult], on_progress: Progress | None = None
+) -> int:
+    """Upsert all items of a Parquet file, each piece durably, and return how many there were."""
+    count = 0
+    for items in source:
+        upsert(items)
+        count += len(items)
+        if on_progress is not None:
+            on_progress(len(items))
+    return count
+
+
+def _as_text(item: Item) -> str | None:
+    return None if item.payload is None else json.dumps(item.payload, ensure_ascii=False)
+
+
+def _as_payload(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise InvalidArgumentError(f"the payload {text[:80]!r} is no JSON object", field="payload")
+    return value
+
+
+def _batches(items: Iterable[StoredItem]) -> Iterator[list[StoredItem]]:
+    batch: list[StoredItem] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == _ROWS_AT_ONCE:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,361 @@
+"""Reads, decodes and embeds the images of a source on the workers of a Ray cluster, by Ray Data.
+
+    list the source (here) ─▶ read, hash, leave out what is known, decode, embed (workers) ─▶ records of vectors (here)
+
+What comes back are records as of a source of vectors, in the source's order, for
+`imagekin.index.ingest.pipeline.index_images`: one pipeline decides what is stored, whoever embedded it. Images never
+travel: a worker reads what it embeds. Ray starts a worker that was lost anew and has its chunk done again; what the
+    lost one had sent already is not sent twice.
+"""
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from traceback import walk_tb
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from ray._private.node import Node
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from imagekin.encoder.decoding.decode import DecodeLimits
+from imagekin.encoder.runtime.session import Device, Encoder
+from imagekin.errors import ImageError, ImagekinError, InternalError, InvalidArgumentError, UnavailableError
+from imagekin.index.ingest.embed_stage import Data, Model, Pace, embedded
+from imagekin.index.ingest.intake import Conflict, content_hash
+from imagekin.index.ingest.known_items import Digests, is_known
+from imagekin.machine import cores
+from imagekin.sources.pieces import ImageFile, Piece, pieces_of
+from imagekin.sources.records import Record, Source, SourceError
+from imagekin.sources.values import payload_text
+from imagekin.types import Vector
+
+OpenModel: TypeAlias = Callable[[], Model]
+
+# Image files of one chunk: enough that handing it out costs nothing, few enough that a lost one is soon done again.
+_FILES_IN_CHUNK = 256
+# What is sent back at once. Ray Data would otherwise keep it until there are 128 MiB of it, a whole archive's and more.
+_BLOCK_BYTES = 256 * 1024
+# A cluster started here holds no images, but the listing of a source and vectors; what is more spills to disk.
+_LOCAL_STORE_BYTES = 256 * 2**20
+_CONNECT_SECONDS = 10.0
+# A cluster that does not come up here is started anew: a port that was free when Ray chose it may be another's by then.
+_STARTS = 3
+_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("vector", pa.binary()),  # float32; null where there is an error, empty when it is stored already
+        ("label", pa.string()),
+        ("payload", pa.string()),
+        ("content_hash", pa.binary()),
+        ("error", pa.string()),
+        ("incomplete", pa.bool_()),
+        ("ignored", pa.int64()),  # of a row that stands for no record, but for files that were passed over
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The processes that embed.
+
+    Attributes:
+        count: how many; None takes one for each GPU of the cluster or, where there is none, for each core.
+        threads: processors of each, and threads that decode.
+        device: where the model runs; a worker with a GPU has it for itself.
+    """
+
+    count: int | None = None
+    threads: int = 1
+    device: Device = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactBytes:
+    """A model artifact on its way to the workers, which need not have the file.
+
+    Attributes:
+        data: the file's bytes.
+        device: where it runs.
+        threads: CPU threads for one run.
+    """
+
+    data: bytes
+    device: Device
+    threads: int
+
+    def __call__(self) -> Encoder:
+        """Open it."""
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            path.write_bytes(self.data)
+            return Encoder.open(path, device=self.device, threads=self.threads)
+
+
+@contextmanager
+def connected(address: str | None, workers: Workers = Workers()) -> Iterator[None]:
+    """Connect to a cluster, or start one on this machine; leave or end it when the block ends.
+
+    A process that is connected already stays so.
+
+    Args:
+        address: `HOST:PORT` or `ray://HOST:PORT` of the head node, `auto`, or `local` to start a cluster; None takes
+            `RAY_ADDRESS` from the environment and, where that is not set, `local`.
+        workers: for whom a cluster that is started has processors.
+
+    Raises:
+        UnavailableError: no cluster answers there, or none comes up here.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    _check_reachable(address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised here as well, and said in a line
+    started: dict[str, Any] = {}
+    if address == "local":
+        count = workers.count or max(1, cores() // workers.threads)
+        started = {
+            "num_cpus": count * workers.threads,
+            "include_dashboard": False,
+            "object_store_memory": _LOCAL_STORE_BYTES,
+        }
+    starts = _STARTS if started else 1
+    for start in range(1, starts + 1):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **started)
+            break
+        except Exception as error:  # a bare one where a process of the cluster did not come up
+            _end_what_was_started(error)
+            if start == starts:
+                said = f"no Ray cluster {'started' if started else 'answers'} at {address} ({_first_line(error)})"
+                raise UnavailableError(said, field="ray_address") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class RayRecords:
+    """The records of a source, embedded by the workers of the cluster that this process is connected to.
+
+    Args:
+        source: what to read; local paths must mean the same on every machine of the cluster.
+        open_model: opens the model, once in every worker; None for a source of vectors.
+        known: what is stored already, see `imagekin.index.ingest.known_items`.
+        on_conflict: as `known` was made with.
+        workers: the processes that embed.
+        batch_size: images that are embedded at once.
+        limits: what is refused as an image.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        open_model: OpenModel | None,
+        known: Digests,
+        *,
+        on_conflict: Conflict = "replace",
+        workers: Workers = Workers(),
+        batch_size: int = 64,
+        limits: DecodeLimits | None = None,
+    ) -> None:
+        self._source = source
+        self._open_model = open_model
+        self._known = known
+        self._workers = workers
+        self._job = _Job(on_conflict, Pace(batch_size, workers.threads, limits or DecodeLimits()))
+        self._ignored = 0
+
+    @property
+    def ignored(self) -> int:
+        """Files that the last reading passed over."""
+        return self._ignored
+
+    def __iter__(self) -> Iterator[Record]:
+        """Yield the records: vectors; empty bytes for what is stored already; errors.
+
+        Raises:
+            ImagekinError: a worker could not do its work.
+        """
+        self._ignored = 0
+        try:
+            # The listing and the model lie in Ray's object store, which spills to disk, and for as long as they are
+            # needed again by a worker that is started anew.
+            chunks = [ray.put(chunk) for chunk in _chunks(pieces_of(self._source))]
+            shared = (ray.put(self._open_model), ray.put(self._known))
+            if not chunks:
+                return
+            with closing(self._tables(chunks, shared)) as tables:
+                for table in tables:
+                    yield from self._records(table)
+        except RayError as error:
+            raise _translated(error) from None
+        finally:
+            self._ignored += self._source.ignored
+
+    def _tables(self, chunks: list[Any], shared: tuple[Any, Any]) -> Generator[Any, None, None]:
+        count, gpus = self._placement()
+        rows = [{"chunk": number} for number in range(len(chunks))]
+        data = ray.data.from_items(rows, override_num_blocks=len(rows))
+        data.context.enable_progress_bars = False
+        data.context.target_max_block_size = _BLOCK_BYTES
+        data.context.execution_options.preserve_order = True  # of two images with one key the first counts
+        done = data.map_batches(
+            _Worker,
+            fn_constructor_args=(self._job, chunks, *shared),
+            compute=ray.data.ActorPoolStrategy(size=min(count, len(chunks))),
+            batch_size=1,
+            num_cpus=self._workers.threads,
+            num_gpus=gpus,
+        )
+        yield from done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+
+    def _placement(self) -> tuple[int, int]:
+        """Return how many workers there are, and how many GPUs each has."""
+        has = ray.cluster_resources()
+        gpus = int(self._workers.device != "cpu" and self._open_model is not None and has.get("GPU", 0) >= 1)
+        if self._workers.device == "cuda" and not gpus:
+            raise InvalidArgumentError("the Ray cluster has no GPU: use --device cpu", field="device")
+        fit = has.get("GPU", 0) if gpus else has.get("CPU", 1) // self._workers.threads
+        return self._workers.count or max(1, int(fit)), gpus
+
+    def _records(self, table: Any) -> Iterator[Record]:
+        for row in table.to_pylist():
+            if row["ignored"]:
+                self._ignored += row["ignored"]
+                continue
+            data: bytes | Vector | ImagekinError
+            if row["error"] is not None:
+                data = (SourceError if row["incomplete"] else ImageError)(row["error"])
+            else:
+                data = np.frombuffer(row["vector"], np.float32) if row["vector"] else b""
+            payload = json.loads(row["payload"]) if row["payload"] else None
+            yield Record(row["key"], data, row["label"], payload, row["content_hash"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What a worker needs to know, beside what lies in the object store."""
+
+    on_conflict: Conflict
+    pace: Pace
+
+
+class _Worker:
+    """Reads and embeds chunks; lives in a process of its own."""
+
+    def __init__(self, job: _Job, chunks: list[Any], open_model: Any, known: Any) -> None:
+        self._job = job
+        self._chunks = chunks
+        opened = ray.get(open_model)
+        self._model: Model | None = opened() if opened is not None else None
+        self._known: Digests = ray.get(known)
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[Any]:
+        """Yield tables of what became of the records of the chunks; the same ones whenever it is asked."""
+        for number in batch["chunk"]:
+            pieces: list[Piece] = ray.get(self._chunks[number])
+            for done in embedded(self._model, self._files(pieces), self._job.pace):
+                yield pa.Table.from_pylist([_row(record, data) for record, data in done], _SCHEMA)
+            if ignored := sum(getattr(piece, "ignored", 0) for piece in pieces):
+                yield pa.Table.from_pylist([{"ignored": ignored}], _SCHEMA)
+
+    def _files(self, pieces: Iterable[Piece]) -> Iterator[tuple[Record, Data]]:
+        """Yield records without their data, and the data; none for what is known."""
+        for piece in pieces:
+            for record in piece:
+                data = record.data
+                if isinstance(data, ImagekinError):
+                    yield record, data
+                    continue
+                digest = content_hash(record)
+                known = is_known(self._known, record.key, digest, self._job.on_conflict)
+                named = Record(record.key, b"", record.label, record.payload, digest)
+                yield named, np.empty(0, np.float32) if known else data
+
+
+def _row(record: Record, data: Vector | ImagekinError) -> dict[str, object]:
+    row: dict[str, object] = {
+        "key": record.key,
+        "label": record.label,
+        "payload": payload_text(record.payload),
+        "content_hash": record.content_hash,
+    }
+    if isinstance(data, ImagekinError):
+        return {**row, "error": str(data), "incomplete": isinstance(data, SourceError)}
+    return {**row, "vector": data.astype(np.float32, copy=False).tobytes()}
+
+
+def _chunks(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
+    """Yield pieces that one worker does one after the other: many files, or one archive or row group."""
+    files: list[Piece] = []
+    for piece in pieces:
+        small = isinstance(piece, (ImageFile, tuple))
+        if small:
+            files.append(piece)
+        if files and (not small or len(files) == _FILES_IN_CHUNK):
+            yield files
+            files = []
+        if not small:
+            yield [piece]
+    if files:
+        yield files
+
+
+def _end_what_was_started(error: Exception) -> None:
+    """End the processes of a cluster that did not come up, which Ray leaves running until this one ends."""
+    for frame, _ in walk_tb(error.__traceback__):
+        node = frame.f_locals.get("self")
+        if isinstance(node, Node):
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+
+def _check_reachable(address: str) -> None:
+    """Raise UnavailableError when nothing listens there; Ray itself would try for a long time."""
+    if address in ("local", "auto"):
+        return
+    try:
+        parts = urlsplit(address if "://" in address else f"ray://{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or not port:
+        raise InvalidArgumentError(f"{address!r} is no HOST:PORT of a Ray cluster", field="ray_address")
+    try:
+        socket.create_connection((host, port), _CONNECT_SECONDS).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UnavailableError(f"no Ray cluster answers at {address} ({reason})", field="ray_address") from None
+
+
+def _translated(error: RayError) -> ImagekinError:
+    """Return what went wrong in one line; an error of ours that a worker raised stays what it is."""
+    cause: BaseException = error
+    while isinstance(cause, RayError) and not isinstance(cause, RayActorError):
+        within = cause.cause if isinstance(cause, RayTaskError) else cause.__cause__
+        if within is None:
+            break
+        cause = within
+    if isinstance(cause, RayActorError):
+        return UnavailableError("the Ray cluster lost its workers; run the same again when it is well")
+    if isinstance(cause, ImagekinError) and not isinstance(cause, RayError):
+        return type(cause)(_first_line(cause))  # Ray Data adds lines of its own
+    return InternalError(f"a Ray worker failed: {type(cause).__name__}: {_first_line(cause)}")
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip()[:300] for line in str(error).splitlines() if line.strip()), type(error).__name__)

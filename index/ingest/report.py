@@ -1,0 +1,198 @@
+"""Counts what becomes of the records of a run."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, TypeAlias
+
+from imagekin.index.types import UpsertResult
+from imagekin.types import Outcome
+
+# Called with how many records are dealt with, how many there are (None when unknown) and how many of them failed.
+Progress: TypeAlias = Callable[[int, int | None, int], None]
+
+# Bad files that a report names; further ones are counted, so that a run needs the same memory whatever it meets.
+MAX_LISTED = 10_000
+
+
+class Failure(NamedTuple):
+    """A record that could not be indexed, and why."""
+
+    key: str
+    reason: str
+
+
+class Finding(NamedTuple):
+    """What a report table says of a record.
+
+    Attributes:
+        key: the record's.
+        status: `failed` (not stored), `conflict` (not stored: the key exists with other content), `duplicate` (stored,
+            but another key of the run has the same content) or `deleted` (stored, and no longer in the source).
+        reason: why; of a duplicate, the other key.
+    """
+
+    key: str
+    status: Literal["failed", "conflict", "duplicate", "deleted"]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class IndexReport:
+    """What became of the records of a run.
+
+    Attributes:
+        seen: records dealt with: `written`, `updated`, `skipped` and `failed_count` together.
+        written: embedded and stored.
+        replaced: those of `written` whose key existed with other content.
+        updated: stored already with this content, and given another label or payload.
+        skipped: known already.
+        failed_count: could not be indexed, conflicts included.
+        conflicts: those of `failed_count` whose key exists with other content, where that is an error.
+        duplicates: those whose content another key of the run has as well; they are stored all the same.
+        deleted: items that were stored and are no longer in the source.
+        incomplete: parts of the source that could not be read; nothing is deleted when there are any.
+        failed: what failed and why, in no particular order; the first 10,000.
+        seconds: wall time.
+    """
+
+    seen: int = 0
+    written: int = 0
+    replaced: int = 0
+    updated: int = 0
+    skipped: int = 0
+    failed_count: int = 0
+    conflicts: int = 0
+    duplicates: int = 0
+    deleted: int = 0
+    incomplete: int = 0
+    failed: tuple[Failure, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        """Records dealt with per second of wall time."""
+        return self.seen / self.seconds if self.seconds else 0.0
+
+
+class IndexInterruptedError(KeyboardInterrupt):
+    """Ctrl-C ended a run. What `report` counts as written is on disk; the same run again does the rest."""
+
+    def __init__(self, report: IndexReport) -> None:
+        super().__init__(f"stopped after {report.seen} images; run the same again to go on")
+        self.report = report
+
+
+@dataclass(slots=True)
+class _Counts:
+    written: int = 0
+    replaced: int = 0
+    updated: int = 0
+    skipped: int = 0
+    failed_count: int = 0
+    conflicts: int = 0
+    duplicates: int = 0
+    deleted: int = 0
+    incomplete: int = 0
+    failed: list[Failure] = field(default_factory=list)
+
+    @property
+    def seen(self) -> int:
+        return self.written + self.updated + self.skipped + self.failed_count
+
+
+class Tally:
+    """Counts from several threads, and tells the progress each time.
+
+    Args:
+        total: how many records there are, None when unknown.
+        on_progress: called by the thread that counts, one call at a time.
+        on_finding: called with what a report table names, likewise.
+    """
+
+    def __init__(
+        self, total: int | None, on_progress: Progress | None, on_finding: Callable[[Finding], None] | None = None
+    ) -> None:
+        self._total = total
+        self._on_progress = on_progress
+        self._on_finding = on_finding
+        self._lock = threading.Lock()
+        self._started = time.monotonic()
+        self._counts = _Counts()
+
+    def wrote(self, result: UpsertResult) -> None:
+        """Count items that are on disk."""
+        with self._lock:
+            self._counts.written += len(result.outcomes)
+            self._counts.replaced += sum(outcome is Outcome.REPLACED for outcome in result.outcomes)
+            self._tell()
+
+    def updated(self, count: int) -> None:
+        """Count items whose new label or payload is on disk."""
+        with self._lock:
+            self._counts.updated += count
+            self._tell()
+
+    def skipped(self, count: int) -> None:
+        """Count records that are known already."""
+        with self._lock:
+            self._counts.skipped += count
+            self._tell()
+
+    def failed(self, key: str, reason: str, *, conflict: bool = False, incomplete: bool = False) -> None:
+        """Count a record that could not be indexed."""
+        with self._lock:
+            self._counts.failed_count += 1
+            self._counts.conflicts += conflict
+            self._counts.incomplete += incomplete
+            if len(self._counts.failed) < MAX_LISTED:
+                self._counts.failed.append(Failure(key, reason))
+            self._find(Finding(key, "conflict" if conflict else "failed", reason))
+            self._tell()
+
+    def duplicate(self, key: str, other: str) -> None:
+        """Count a record whose content another one has as well."""
+        with self._lock:
+            self._counts.duplicates += 1
+            self._find(Finding(key, "duplicate", other))
+
+    def deleted(self, keys: list[str]) -> None:
+        """Count items that are no longer in the source."""
+        with self._lock:
+            self._counts.deleted += len(keys)
+            for key in keys:
+                self._find(Finding(key, "deleted", "it is no longer in the source"))
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether part of the source could not be read."""
+        with self._lock:
+            return self._counts.incomplete > 0
+
+    def report(self) -> IndexReport:
+        """Return what has been counted so far."""
+        with self._lock:
+            counts = self._counts
+            return IndexReport(
+                seen=counts.seen,
+                written=counts.written,
+                replaced=counts.replaced,
+                updated=counts.updated,
+                skipped=counts.skipped,
+                failed_count=counts.failed_count,
+                conflicts=counts.conflicts,
+                duplicates=counts.duplicates,
+                deleted=counts.deleted,
+                incomplete=counts.incomplete,
+                failed=tuple(counts.failed),
+                seconds=time.monotonic() - self._started,
+            )
+
+    def _find(self, finding: Finding) -> None:
+        if self._on_finding is not None:
+            self._on_finding(finding)
+
+    def _tell(self) -> None:
+        if self._on_progress is not None:
+            self._on_progress(self._counts.seen, self._total, self._counts.failed_count)

@@ -1,0 +1,55 @@
+"""Writes what a run found as a Parquet file: key, status and reason of each record that needs somebody's attention."""
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from imagekin.index.ingest.report import Finding
+
+_ROWS_AT_ONCE = 4096
+
+
+class ReportTable:
+    """A table of findings, written piece by piece; it gets its name when the block ends, however it ends.
+
+    Args:
+        path: the file; replaced when it exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self._schema = pa.schema([pa.field(name, pa.string(), nullable=False) for name in Finding._fields])
+        self._writer: Any = pq.ParquetWriter(self._temporary, self._schema, compression="zstd")
+        self._waiting: list[Finding] = []
+
+    def add(self, finding: Finding) -> None:
+        """Write a row; one thread at a time."""
+        self._waiting.append(finding)
+        if len(self._waiting) == _ROWS_AT_ONCE:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        columns = [pa.array(column, pa.string()) for column in zip(*self._waiting, strict=True)]
+        if columns:
+            self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+        self._waiting = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._flush()
+            self._writer.close()
+            self._temporary.replace(self._path)
+        finally:
+            self._temporary.unlink(missing_ok=True)

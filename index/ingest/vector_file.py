@@ -1,0 +1,93 @@
+"""A Parquet file in place of a collection: what is indexed into it can be read by DuckDB, pandas and `imagekin` itself.
+
+The columns are those of an exported collection, see `imagekin.index.ingest.parquet`.
+"""
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from imagekin.errors import InvalidArgumentError
+from imagekin.index.ingest.parquet import items_schema, items_table
+from imagekin.index.types import Item, StoredItem, UpsertResult
+from imagekin.types import ItemUpdate, Outcome
+
+_ROWS_AT_ONCE = 4096
+
+
+class VectorFile:
+    """A sink (see `intake.Sink`) that holds nothing yet and only grows; vectors are written as they come.
+
+    The file gets its name when the block ends without an exception; until then it has a temporary one.
+
+    Args:
+        path: the file; replaced when it exists.
+        space: id of the vectors' embedding space.
+        dim: their number of components.
+    """
+
+    def __init__(self, path: Path, *, space: str, dim: int) -> None:
+        import pyarrow.parquet as pq
+
+        if not path.parent.is_dir():
+            raise InvalidArgumentError(f"there is no folder {path.parent}", field="out")
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self._dim = dim
+        self._schema = items_schema(space, dim)
+        self._writer: Any = pq.ParquetWriter(self._temporary, self._schema, compression="zstd")
+        self._waiting: list[Item] = []
+
+    def content_hashes(self, keys: Sequence[str]) -> Mapping[str, bytes | None]:
+        """Return nothing: it is new."""
+        return {}
+
+    def get(self, keys: Sequence[str]) -> Sequence[StoredItem | None]:
+        """Return nothing, likewise."""
+        return [None] * len(keys)
+
+    def scroll(self, after_sequence: int, limit: int) -> Sequence[StoredItem]:
+        """Return nothing, likewise."""
+        return []
+
+    def update(self, changes: Sequence[ItemUpdate]) -> None:
+        """Do nothing, likewise."""
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Do nothing, likewise."""
+
+    def upsert(self, items: Sequence[Item]) -> UpsertResult:
+        """Write items, a row group at a time."""
+        self._waiting += items
+        if len(self._waiting) >= _ROWS_AT_ONCE:
+            self._flush()
+        return UpsertResult((Outcome.INSERTED,) * len(items), 0)
+
+    def _flush(self) -> None:
+        if self._waiting:
+            vectors = np.stack([item.vector for item in self._waiting])
+            self._writer.write_batch(items_table(self._waiting, vectors, self._schema))
+        self._waiting = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._flush()
+            self._writer.close()
+            if kind is None:
+                with self._temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+                self._temporary.replace(self._path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                self._temporary.unlink()

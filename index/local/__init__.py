@@ -1,0 +1,1 @@
+"""Keep collections in a folder of this machine."""

@@ -1,0 +1,304 @@
+"""The collections of a data folder: one folder each, made, opened, listed and dropped by name."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from imagekin.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
+from imagekin.index import validation
+from imagekin.index.local import snapshots
+from imagekin.index.local.collection import LocalCollection
+from imagekin.index.local.store import DATABASE, LOCK, WriterLock
+from imagekin.index.local.verify import verify
+from imagekin.index.search import ann
+from imagekin.index.search.gpu.open import open_device
+from imagekin.index.storage import schema
+from imagekin.index.storage.schema import read_identity, read_state, translated
+from imagekin.index.storage.segments import FOLDER
+from imagekin.index.types import Progress, SnapshotInfo, VerifyReport
+from imagekin.types import CollectionInfo
+
+_FOLDER = "collections"
+_TEMPORARY = ".new-"
+_DROPPED = ".dropped-"
+
+
+class Catalog:
+    """The collections of a data folder. Every method may be called from any thread.
+
+    Args:
+        data_dir: the data folder; made when it does not exist, unless `read_only`.
+        read_only: open collections for reading only, make and drop none.
+        device: `auto`, `cpu` or `cuda`: where sealed rows are searched, see
+            `imagekin.index.search.gpu.open.open_device`.
+
+    Raises:
+        FailedPreconditionError: the folder cannot be made, or there is no such device.
+    """
+
+    def __init__(self, data_dir: Path, *, read_only: bool = False, device: str = "cpu") -> None:
+        self._folder = data_dir / _FOLDER
+        self._snapshots = data_dir / snapshots.SNAPSHOTS
+        self._read_only = read_only
+        self._lock = threading.Lock()
+        self._open: dict[str, LocalCollection] = {}
+        if not read_only:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise FailedPreconditionError(
+                    f"the data folder cannot be made ({error.strerror}): choose another one"
+                ) from None
+        self._device = open_device(device)
+
+    def create(self, name: str, *, space: str, dim: int, index_kind: str = "auto") -> LocalCollection:
+        """Make an empty collection and open it.
+
+        Raises:
+            AlreadyExistsError: there is one of that name.
+            InvalidArgumentError: the name, the space, the dimension or the kind of index is out of its range.
+        """
+        validation.collection_name(name)
+        validation.space(space)
+        validation.dim(dim)
+        validation.index_kind(index_kind)
+        self._check_writable()
+        with self._changing():
+            if (self._folder / name).exists():
+                raise AlreadyExistsError(
+                    f"there is a collection {name!r} already: drop it first or choose another name"
+                )
+            temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self._folder))
+            temporary.chmod(0o755)
+            with translated(name):
+                schema.create(temporary / DATABASE, space, dim, index_kind)
+            temporary.rename(self._folder / name)
+            _sync(self._folder)
+        return self.open(name)
+
+    def open(self, name: str) -> LocalCollection:
+        """Open a collection; who opens it again gets the same one, until it is closed.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            FailedPreconditionError: another process has it open for writing.
+            DataLossError: it is damaged.
+        """
+        validation.collection_name(name)
+        with self._lock:
+            known = self._open.get(name)
+            if known is None or known.closed:
+                known = LocalCollection(self._folder / name, name, read_only=self._read_only, device=self._device)
+                self._open[name] = known
+            return known
+
+    def names(self) -> list[str]:
+        """Return the names of the collections, sorted."""
+        if not self._folder.is_dir():
+            return []
+        return sorted(path.parent.name for path in self._folder.glob(f"[a-z0-9]*/{DATABASE}"))
+
+    def list(self) -> list[CollectionInfo]:
+        """Return the state of every collection, by name, also of those that another process has open."""
+        return [self.describe(name) for name in self.names()]
+
+    def describe(self, name: str) -> CollectionInfo:
+        """Return the state of a collection without loading it.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            DataLossError: it is damaged.
+        """
+        path = self._existing(name) / DATABASE
+        with translated(name), contextlib.closing(schema.connect(path, read_only=True)) as connection:
+            identity = read_identity(connection, name)
+            state = read_state(connection, name)
+        index = ann.describe(path.parent / FOLDER)
+        return CollectionInfo(
+            name=name,
+            space=identity.space,
+            dim=identity.dim,
+            count=state.count,
+            labelled=state.labelled,
+            sequence=state.sequence,
+            index_kind="flat" if index is None else index.kind,
+            disk_bytes=schema.disk_bytes(path.parent),
+            created_at=identity.created_at,
+            recall=None if index is None else index.recall,
+        )
+
+    def created_at(self, name: str) -> float:
+        """Return when a collection was made, seconds since the epoch, without opening it; raises as `describe` does."""
+        return self.describe(name).created_at
+
+    def drop(self, name: str) -> int:
+        """Remove a collection for good and return how many items it held.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            FailedPreconditionError: another process has it open for writing.
+        """
+        validation.collection_name(name)
+        self._check_writable()
+        with self._changing():
+            count = self.describe(name).count
+            self._bury(name)
+        return count
+
+    def verify(self, name: str, *, repair: bool = False, on_progress: Progress | None = None) -> VerifyReport:
+        """Check every row, checksum and segment of a collection; see `imagekin.index.local.verify.verify`.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            FailedPreconditionError: it is to be repaired, and is open for writing, here or in another process.
+            DataLossError: the database is damaged beyond reading.
+        """
+        folder = self._existing(name)
+        if not repair:
+            return verify(folder, name, on_progress=on_progress)
+        self._check_writable()
+        with self._changing():
+            self._let_go(name)
+            return verify(folder, name, repair=True, on_progress=on_progress)
+
+    def compact(self, name: str) -> tuple[int, int]:
+        """Give back the space of what was deleted; return the bytes on disk before and after.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            FailedPreconditionError: another process has it open for writing.
+            ResourceExhaustedError: there is no room for a second copy of what is kept; nothing has changed.
+        """
+        folder = self._existing(name)
+        self._check_writable()
+        before = schema.disk_bytes(folder)
+        with self._changing():
+            self._let_go(name)
+            with contextlib.closing(WriterLock(folder / LOCK, name)), translated(name):
+                schema.vacuum(folder / DATABASE)
+            with LocalCollection(folder, name) as collection:
+                collection.compact()
+        return before, schema.disk_bytes(folder)
+
+    def snapshot(self, name: str) -> SnapshotInfo:
+        """Copy a collection as of now into the data folder's `snapshots`, also while it is served and written.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            DataLossError: it is damaged.
+            ResourceExhaustedError: the disk is full.
+        """
+        self._check_writable()
+        return snapshots.take(self._existing(name) / DATABASE, name, self._snapshots)
+
+    def snapshots(self) -> tuple[SnapshotInfo, ...]:
+        """Return all snapshots, the oldest first."""
+        return tuple(snapshots.all_snapshots(self._snapshots))
+
+    def restore(self, snapshot: str, name: str | None = None, *, replace: bool = False) -> CollectionInfo:
+        """Make a collection from a snapshot.
+
+        Args:
+            snapshot: the snapshot's name.
+            name: the collection's; None takes the one that was copied.
+            replace: take the place of a collection that exists.
+
+        Raises:
+            NotFoundError: there is no such snapshot.
+            AlreadyExistsError: there is a collection of that name, and `replace` was not asked for.
+            FailedPreconditionError: it is to be replaced, and another process has it open for writing.
+            DataLossError: the snapshot is damaged; what exists is left as it is.
+        """
+        info = snapshots.find(self._snapshots, snapshot)
+        name = validation.collection_name(name or info.collection)
+        self._check_writable()
+        self._check_free(name, replace)
+        # Made apart from the collections, so that those go on being opened and made meanwhile.
+        with snapshots.workplace(self._snapshots, info.collection) as made:
+            snapshots.put_back(self._snapshots, info, made)
+            with LocalCollection(made, name) as collection:
+                collection.seal()
+            with self._changing():
+                self._check_free(name, replace)
+                if (self._folder / name).exists():
+                    self._bury(name)
+                made.rename(self._folder / name)
+                _sync(self._folder)
+        return self.describe(name)
+
+    def close(self) -> None:
+        """Close every open collection; it is safe to call this twice."""
+        with self._lock:
+            collections = list(self._open.values())
+            self._open.clear()
+        for collection in collections:
+            collection.close()
+        if self._device is not None:
+            self._device.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _existing(self, name: str) -> Path:
+        folder = self._folder / validation.collection_name(name)
+        if not (folder / DATABASE).is_file():
+            raise NotFoundError(f"there is no collection {name!r}: make it first, or check the data folder")
+        return folder
+
+    def _check_free(self, name: str, replace: bool) -> None:
+        if (self._folder / name).exists() and not replace:
+            raise AlreadyExistsError(f"there is a collection {name!r}: replace it, or restore under another name")
+
+    def _let_go(self, name: str) -> None:
+        """Close the collection where it is open here."""
+        known = self._open.pop(name, None)
+        if known is not None:
+            known.close()
+
+    def _bury(self, name: str) -> None:
+        """Remove a collection's folder, in one step for whoever looks."""
+        self._let_go(name)
+        with contextlib.closing(WriterLock(self._folder / name / LOCK, name)):
+            grave = Path(tempfile.mkdtemp(prefix=_DROPPED, dir=self._folder))
+            (self._folder / name).rename(grave / name)
+            _sync(self._folder)
+        shutil.rmtree(grave, ignore_errors=True)
+
+    def _check_writable(self) -> None:
+        if self._read_only:
+            raise FailedPreconditionError("the data folder is open for reading only: open it for writing")
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Make and drop one at a time, of all processes; what a killed one left half done is removed first."""
+        descriptor = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            for leftover in self._folder.iterdir():
+                if leftover.name.startswith((_TEMPORARY, _DROPPED)):
+                    shutil.rmtree(leftover, ignore_errors=True)
+            with self._lock:
+                yield
+        finally:
+            os.close(descriptor)
+
+
+def _sync(folder: Path) -> None:
+    """Put the folder's entries on disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,424 @@
+"""A collection that keeps its items on this machine."""
+
+import contextlib
+import itertools
+import math
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from imagekin.errors import InvalidArgumentError
+from imagekin.index import validation
+from imagekin.index.classification import evaluate as evaluation
+from imagekin.index.classification.classify import ClassSums, by_prototypes, by_votes, class_sums, slots_of_hash
+from imagekin.index.filters.conditions import Condition, check
+from imagekin.index.filters.payload_columns import Fields
+from imagekin.index.filters.selection import count_values, groups_of, select
+from imagekin.index.filters.sql import matching_rows
+from imagekin.index.local.store import Store
+from imagekin.index.search import duplicates
+from imagekin.index.search.gpu.device_thread import DeviceThread
+from imagekin.index.search.grouping import diverse, grouped, pool_size
+from imagekin.index.search.nearest import Found, cut, excluding, neighbours
+from imagekin.index.search.radius import within
+from imagekin.index.storage import reads, transactions, updates
+from imagekin.index.storage.columns import Mask, Slots, Snapshot
+from imagekin.index.types import (
+    Calibration,
+    ClassifyMethod,
+    ClassifyOptions,
+    DeleteResult,
+    EvaluateOptions,
+    Evaluation,
+    Group,
+    Item,
+    SearchOptions,
+    StoredItem,
+    UpsertResult,
+)
+from imagekin.types import CollectionInfo, FacetCount, ItemUpdate, Neighbour, Payload, Prediction, UpdateResult, Vector
+
+_PAGE = 1000
+# From more neighbours on, a least similarity is what a search goes by.
+_FEW = 1000
+
+
+class LocalCollection:
+    """A collection in a folder of this machine; see `imagekin.index.interface.Collection` for what its methods promise.
+
+    Args:
+        folder: the collection's folder.
+        name: its name.
+        read_only: write nothing and take no lock; commits of the process that writes become visible.
+        device: what searches in the processor's place; None for nothing.
+
+    Raises:
+        NotFoundError: there is no such collection.
+        FailedPreconditionError: another process has it open for writing, or a newer version wrote it.
+        DataLossError: it is damaged.
+    """
+
+    def __init__(self, folder: Path, name: str, *, read_only: bool = False, device: DeviceThread | None = None) -> None:
+        self._store = Store(folder, name, read_only=read_only, device=device)
+        self._fields = Fields(name)
+        self._classes: tuple[int, ClassSums] | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self._store.name
+
+    @property
+    def space(self) -> str:
+        """Id of the embedding space of its vectors."""
+        return self._store.identity.space
+
+    @property
+    def dim(self) -> int:
+        """Number of components of its vectors."""
+        return self._store.identity.dim
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._store.closed
+
+    def info(self) -> CollectionInfo:
+        """Return the collection's state."""
+        state = self._store.state
+        snapshot = self._store.snapshot()
+        index, resident = snapshot.approximate, snapshot.resident
+        return CollectionInfo(
+            name=self.name,
+            space=self.space,
+            dim=self.dim,
+            count=state.count,
+            labelled=state.labelled,
+            sequence=state.sequence,
+            index_kind=index.kind if index is not None else "flat",
+            disk_bytes=self._store.disk_bytes,
+            created_at=self._store.identity.created_at,
+            recall=index.recall if index is not None else None,
+            index_device="cpu" if resident is None or resident.failed else "cuda",
+        )
+
+    def check_space(self, space: str) -> None:
+        """Raise FailedPreconditionError, naming both, unless `space` is the collection's embedding space."""
+        validation.same_space(self.name, self.space, space)
+
+    def upsert(self, items: Sequence[Item]) -> UpsertResult:
+        """Insert items or replace those whose key exists; of equal keys the last one counts. Durable on return.
+
+        Raises:
+            InvalidArgumentError: an item cannot be stored; nothing is written.
+        """
+        with self._store.turns.of_write(len(items)):
+            batch = transactions.prepare(items, self.dim, self._store.turns)
+            if not batch.rows:
+                return UpsertResult((), 0)
+
+            def change(transaction: transactions.Transaction) -> UpsertResult:
+                existed = transaction.upsert(batch)
+                return UpsertResult(transactions.outcomes(batch, existed), transaction.sequence)
+
+            return self._store.write(change)
+
+    def delete(self, keys: Sequence[str]) -> DeleteResult:
+        """Delete items by key; keys that do not exist are ignored. Durable on return."""
+        wanted = validation.keys(keys)
+
+        def change(transaction: transactions.Transaction) -> DeleteResult:
+            deleted = transaction.delete(wanted)
+            return DeleteResult(deleted, transaction.sequence if deleted else 0)
+
+        return self._store.write(change) if wanted else DeleteResult(0, 0)
+
+    def update(self, changes: Sequence[ItemUpdate]) -> UpdateResult:
+        """Change labels or payloads and leave the vectors alone. Durable on return.
+
+        Raises:
+            InvalidArgumentError: a change cannot be stored; nothing is written.
+        """
+        wanted = updates.prepare(changes)
+
+        def change(transaction: transactions.Transaction) -> UpdateResult:
+            return updates.apply(transaction, wanted, self.dim, self.name)
+
+        return self._store.write(change) if wanted else UpdateResult(0, (), 0)
+
+    def delete_matching(self, condition: Condition) -> DeleteResult:
+        """Delete the items that meet a condition. Durable on return.
+
+        Raises:
+            InvalidArgumentError: the condition cannot be used.
+        """
+        # Rows never change: what matches now matches still, if it is there. Only later rows are left for the one thread
+        # that writes.
+        with self._selected(condition) as (_, snapshot, mask):
+            known, last = snapshot.sequences[mask].tolist(), snapshot.sequence
+
+        def change(transaction: transactions.Transaction) -> DeleteResult:
+            keys = reads.keys_of(transaction.connection, known)
+            keys += [key for _, key in matching_rows(transaction.connection, condition, last)]
+            deleted = transaction.delete(keys)
+            return DeleteResult(deleted, transaction.sequence if deleted else 0)
+
+        return self._store.write(change)
+
+    def get(self, keys: Sequence[str]) -> list[StoredItem | None]:
+        """Return the items of `keys` in their order, None for a key that does not exist."""
+        wanted = validation.keys(keys)
+        with self._store.reading() as (connection, _):
+            items = reads.read_items(connection, wanted, self.dim, self.name)
+        return [items.get(key) for key in keys]
+
+    def content_hashes(self, keys: Sequence[str]) -> dict[str, bytes | None]:
+        """Return the content hash of each of `keys` that exists; None when it is not known."""
+        wanted = validation.keys(keys)
+        with self._store.reading() as (connection, _):
+            return reads.read_hashes(connection, wanted)
+
+    def scroll(self, after_sequence: int, limit: int, condition: Condition | None = None) -> list[StoredItem]:
+        """Return the first `limit` items, or of those that match, above a sequence number and in its order.
+
+        Raises:
+            InvalidArgumentError: the limit or the condition cannot be used.
+        """
+        if limit < 1:
+            raise InvalidArgumentError(f"a page has 1 item or more, {limit} were asked for", field="page_size")
+        if condition is None:
+            with self._store.reading() as (connection, _):
+                return reads.read_page(connection, after_sequence, limit, self.dim, self.name)
+        with self._selected(condition) as (connection, snapshot, mask):
+            sequences = snapshot.sequences[mask]
+            page = sequences[np.searchsorted(sequences, after_sequence, side="right") :][:limit]
+            return reads.read_rows(connection, page.tolist(), self.dim, self.name)
+
+    def count(self, condition: Condition | None = None) -> int:
+        """Return the number of items, or of those that match."""
+        if condition is None:
+            return self._store.snapshot().live
+        with self._selected(condition) as (_, _, mask):
+            return int(np.count_nonzero(mask))
+
+    def facet(self, field: str, condition: Condition | None = None, limit: int = 100) -> list[FacetCount]:
+        """Return how often each value of a field occurs, the most frequent first, ties by value.
+
+        Args:
+            field: `label` or `payload.` and a dotted path; texts, numbers and truth values are counted.
+            condition: only items that match are counted; None means all.
+            limit: at most so many values, 1 to 10,000.
+
+        Raises:
+            InvalidArgumentError: an argument cannot be used.
+        """
+        if not 1 <= limit <= validation.MAX_K:
+            raise InvalidArgumentError(f"limit must be 1 to {validation.MAX_K}, it is {limit}", field="limit")
+        with self._selected(condition) as (connection, snapshot, mask):
+            return count_values(connection, snapshot, self._fields, field, mask, limit)
+
+    def search(self, queries: Vector, options: SearchOptions) -> list[list[Neighbour]]:
+        """Return the neighbours of each query (float32 [N, D]), most similar first, ties by key.
+
+        Raises:
+            InvalidArgumentError: a query or an option is out of its range.
+        """
+        units = validation.search(queries, options, self.dim, validation.MAX_WITHIN)
+        self._store.turns.note_search()
+        if options.filter is None and not (options.with_payload or options.group_by or options.diversity):
+            snapshot = self._store.snapshot()
+            found = _found(snapshot, units, options)
+            return _neighbours(snapshot, found, {}, options.with_vector)
+        with self._selected(options.filter) as (connection, snapshot, mask):
+            if options.group_by or options.diversity:
+                found = self._weighed(connection, snapshot, units, options, mask)
+            else:
+                found = _found(snapshot, units, options, None if options.filter is None else mask)
+            payloads: dict[int, Payload] = {}
+            if options.with_payload:
+                sequences = {int(sequence) for one in found for sequence in snapshot.sequences[one.slots]}
+                payloads = reads.read_payloads(connection, list(sequences), self.name)
+            return _neighbours(snapshot, found, payloads, options.with_vector)
+
+    def classify(self, queries: Vector, options: ClassifyOptions) -> list[Prediction]:
+        """Return the class of each query (float32 [N, D]).
+
+        Raises:
+            InvalidArgumentError: a query or an option is out of its range.
+        """
+        units = validation.classification(queries, options, self.dim)
+        self._store.turns.note_search()
+        snapshot, mask, excluded = self._left_out(options, len(units))
+        if options.method is ClassifyMethod.KNN:
+            return by_votes(snapshot, units, options, mask, excluded)
+        sums = self._class_sums(snapshot) if mask is None else class_sums(snapshot, mask)
+        if mask is not None:
+            excluded = [slots[mask[slots]] for slots in excluded]
+        return by_prototypes(snapshot, units, options, sums, excluded)
+
+    def evaluate(self, options: EvaluateOptions) -> Evaluation:
+        """Classify the collection's labelled items, each by the others.
+
+        Raises:
+            InvalidArgumentError: an option is out of its range.
+            FailedPreconditionError: there are no labelled items of two classes.
+        """
+        validation.neighbours(options.k)
+        validation.in_range("sample", options.sample, 2, math.inf)
+        validation.in_range("true_positive_rate", options.true_positive_rate, 0.0, 1.0)
+        return evaluation.evaluate(self._store.snapshot(), options)
+
+    def calibrate(self, options: EvaluateOptions) -> Evaluation:
+        """Evaluate, and keep temperature and bound for the classifications to come; raises as `evaluate` does."""
+        sequence = self._store.state.sequence
+        found = self.evaluate(options)
+        kept = Calibration(found.temperature, found.min_similarity, options.true_positive_rate, sequence)
+
+        def change(transaction: transactions.Transaction) -> None:
+            evaluation.save(transaction.connection, options.method, kept)
+
+        self._store.write(change)
+        return found
+
+    def calibration(self, method: ClassifyMethod) -> Calibration | None:
+        """Return what classifications leave open, as `calibrate` saved it; None when it never did."""
+        with self._store.reading() as (connection, _):
+            return evaluation.read(connection, method)
+
+    def duplicates(
+        self, min_similarity: float = 0.98, on_progress: Callable[[int], object] | None = None
+    ) -> list[Group]:
+        """Return groups of items that are nearly the same, the largest first; see `duplicates.groups`.
+
+        Raises:
+            InvalidArgumentError: `min_similarity` is not within 0 to 1.
+        """
+        validation.in_range("min_similarity", min_similarity, 0.0, 1.0)
+        return duplicates.groups(self._store.snapshot(), min_similarity, on_progress)
+
+    def items(self) -> Iterator[StoredItem]:
+        """Yield all items as of now in the order of their last write, however long it takes and whatever is written."""
+        with self._store.reading() as (connection, _):
+            after = 0
+            while page := reads.read_page(connection, after, _PAGE, self.dim, self.name):
+                yield from page
+                after = page[-1].sequence
+
+    def seal(self) -> None:
+        """Put what is in memory into segments, so that opening again is quick; also done by itself, now and then."""
+        self._store.seal()
+
+    def build_index(self) -> None:
+        """Build the approximate index that its kind and size ask for; also done by itself, in the background."""
+        self._store.build_index()
+
+    def compact(self) -> None:
+        """Leave out the dead slots in memory and in segments; also done by itself when they are many."""
+        self._store.compact()
+
+    def close(self) -> None:
+        """Let go of the collection; it is safe to call this twice."""
+        self._store.close()
+
+    @contextlib.contextmanager
+    def _selected(self, condition: Condition | None) -> Iterator[tuple[sqlite3.Connection, Snapshot, Mask]]:
+        """Open the collection as of one sequence number, with the live slots that meet a condition."""
+        if condition is not None:
+            check(condition)
+        with self._store.reading() as (connection, snapshot):
+            if condition is None:
+                yield connection, snapshot, snapshot.alive()
+            else:
+                yield connection, snapshot, select(connection, snapshot, self._fields, condition)
+
+    def _weighed(
+        self, connection: sqlite3.Connection, snapshot: Snapshot, queries: Vector, options: SearchOptions, mask: Mask
+    ) -> list[Found]:
+        """Return neighbours that are weighed against each other, see `imagekin.index.search.grouping`."""
+        groups = groups_of(connection, snapshot, self._fields, options.group_by) if options.group_by else None
+        wanted = pool_size(options.k) if options.diversity else options.k
+        answers = []
+        for query, keys in zip(queries, options.exclude or [frozenset[str]()] * len(queries), strict=True):
+            left = mask.copy()
+            if keys:
+                left[snapshot.slots_of(reads.sequences_of(connection, list(keys)))] = False
+            if groups is None:
+                (found,) = neighbours(snapshot, query[None], SearchOptions(wanted), left)
+            else:
+                found = grouped(snapshot, query, wanted, left, groups, options.group_size)
+            found = cut(found, options.min_similarity)
+            answers.append(diverse(snapshot, found, options.k, options.diversity) if options.diversity else found)
+        return answers
+
+    def _left_out(self, options: ClassifyOptions, count: int) -> tuple[Snapshot, Mask | None, list[Slots]]:
+        """Return a snapshot, the slots that match (None for all) and, for each query, its slots that do not vote.
+
+        There is no list when no query has any.
+        """
+        hashes = options.exclude_hashes or [None] * count
+        mask: Mask | None = None
+        by_key: list[Slots] = []
+        if options.filter is None and not any(options.exclude_keys):
+            snapshot = self._store.snapshot()
+        else:
+            with self._selected(options.filter) as (connection, snapshot, matching):
+                mask = None if options.filter is None else matching
+                if any(options.exclude_keys):
+                    by_key = [
+                        snapshot.slots_of(reads.sequences_of(connection, list(keys))) for keys in options.exclude_keys
+                    ]
+        if not by_key and not any(hashes):
+            return snapshot, mask, []
+        by_hash = [slots_of_hash(snapshot, value) for value in hashes]
+        return snapshot, mask, [np.union1d(*pair) for pair in zip(by_hash, by_key or by_hash, strict=True)]
+
+    def _class_sums(self, snapshot: Snapshot) -> ClassSums:
+        known = self._classes
+        if known is None or known[0] != snapshot.sequence:
+            known = (snapshot.sequence, class_sums(snapshot, None))
+            self._classes = known
+        return known[1]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _found(snapshot: Snapshot, queries: Vector, options: SearchOptions, mask: Mask | None = None) -> list[Found]:
+    if options.min_similarity is None or options.k <= _FEW:
+        return neighbours(snapshot, queries, options, mask)
+    more = max((len(keys) for keys in options.exclude), default=0)
+    answers = within(snapshot, queries, options.k + more, options.min_similarity, mask)
+    return excluding(snapshot, answers, options)
+
+
+def _neighbours(
+    snapshot: Snapshot, answers: Sequence[Found], payloads: Mapping[int, Payload], with_vector: bool
+) -> list[list[Neighbour]]:
+    """Return the neighbours of each answer; all of them are looked up at once."""
+    if not answers:
+        return []
+    slots = np.concatenate([found.slots for found in answers])
+    vectors = list(snapshot.vectors[slots]) if with_vector else itertools.repeat(None)
+    names = [*snapshot.label_names, None]  # UNLABELLED, which is -1, is the last one
+    if payloads:
+        stored: Iterable[Payload | None] = map(payloads.get, snapshot.sequences[slots].tolist())
+    else:
+        stored = itertools.repeat(None)
+    every = map(
+        Neighbour,
+        snapshot.keys(slots),
+        np.concatenate([found.similarities for found in answers]).tolist(),
+        [names[code] for code in snapshot.labels[slots].tolist()],
+        stored,
+        vectors,
+    )
+    return [list(itertools.islice(every, len(found.slots))) for found in answers]

@@ -1,0 +1,156 @@
+"""Snapshots: consistent copies of a collection, taken while it is served, and put back under a name.
+
+    DATA_DIR/snapshots/NAME/TIME-SEQUENCE/items.sqlite      the whole truth, as of one sequence number
+    DATA_DIR/snapshots/NAME/TIME-SEQUENCE/snapshot.json     what it is, and the copy's SHA-256
+
+Segments are not copied: they are made again from the database when a snapshot is restored.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from imagekin.errors import DataLossError, InvalidArgumentError, NotFoundError
+from imagekin.index import validation
+from imagekin.index.local.store import DATABASE
+from imagekin.index.storage import schema
+from imagekin.index.storage.schema import read_identity, read_state, translated
+from imagekin.index.storage.segments import sync_folder
+from imagekin.index.types import SnapshotInfo
+
+SNAPSHOTS = "snapshots"
+_DESCRIPTION = "snapshot.json"
+_TEMPORARY = ".new-"
+_PAGES_AT_ONCE = 2000
+
+
+def take(database: Path, collection: str, folder: Path) -> SnapshotInfo:
+    """Copy a collection as of now; writers go on meanwhile.
+
+    Args:
+        database: the collection's database.
+        collection: its name.
+        folder: the folder of all snapshots; made when it does not exist.
+
+    Raises:
+        DataLossError: the collection is damaged.
+        ResourceExhaustedError: the disk is full; nothing is left behind.
+    """
+    created_at = time.time()
+    with workplace(folder, collection) as temporary:
+        with translated(collection), contextlib.closing(schema.connect(database, read_only=True)) as source:
+            # The open transaction holds the copy to one sequence number, however long it takes.
+            source.execute("BEGIN")
+            identity, state = read_identity(source, collection), read_state(source, collection)
+            with contextlib.closing(sqlite3.connect(temporary / DATABASE)) as target:
+                source.backup(target, pages=_PAGES_AT_ONCE, sleep=0.001)
+            source.execute("ROLLBACK")
+        for log in temporary.glob(f"{DATABASE}-*"):
+            log.unlink()  # empty: everything has been moved into the database
+        digest = _sha256(temporary / DATABASE)
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(created_at))
+        info = SnapshotInfo(
+            name=f"{collection}/{stamp}-{state.sequence}",
+            collection=collection,
+            space=identity.space,
+            dim=identity.dim,
+            count=state.count,
+            sequence=state.sequence,
+            disk_bytes=(temporary / DATABASE).stat().st_size,
+            created_at=created_at,
+            sha256=digest,
+        )
+        with (temporary / _DESCRIPTION).open("w", encoding="utf-8") as file:
+            json.dump(asdict(info), file)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_file(temporary / DATABASE)
+        sync_folder(temporary)
+        place = folder / info.name
+        if not place.exists():  # else one of the same second and the same sequence number: the same
+            temporary.rename(place)
+        sync_folder(place.parent)
+        return info
+
+
+@contextlib.contextmanager
+def workplace(folder: Path, collection: str) -> Iterator[Path]:
+    """Yield a new folder beside a collection's snapshots; what is not renamed to somewhere else is removed."""
+    parent = folder / collection
+    parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(parent)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{os.getpid()}-", dir=parent))
+    temporary.chmod(0o755)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def all_snapshots(folder: Path) -> list[SnapshotInfo]:
+    """Return every snapshot whose description can be read, the oldest first."""
+    found = []
+    for path in folder.glob(f"[a-z0-9]*/[0-9]*/{_DESCRIPTION}"):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            found.append(SnapshotInfo(**json.loads(path.read_text(encoding="utf-8"))))
+    return sorted(found, key=lambda info: (info.created_at, info.name))
+
+
+def find(folder: Path, name: str) -> SnapshotInfo:
+    """Return a snapshot by its name.
+
+    Raises:
+        InvalidArgumentError: the name cannot be a snapshot's.
+        NotFoundError: there is none of that name.
+    """
+    collection, _, own = name.partition("/")
+    validation.collection_name(collection)
+    if not own or "/" in own or not own[0].isdigit():
+        raise InvalidArgumentError("a snapshot's name is COLLECTION/TIME-SEQUENCE", field="snapshot")
+    try:
+        return SnapshotInfo(**json.loads((folder / name / _DESCRIPTION).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise NotFoundError(f"there is no snapshot {name[:200]!r}: see `imagekin collection snapshots`") from None
+
+
+def put_back(folder: Path, info: SnapshotInfo, target: Path) -> None:
+    """Copy a snapshot's database into a new folder, checking its SHA-256 on the way.
+
+    Raises:
+        DataLossError: it is not what was written.
+    """
+    copy = target / DATABASE
+    try:
+        shutil.copyfile(folder / info.name / DATABASE, copy)
+    except FileNotFoundError:
+        raise DataLossError(f"snapshot {info.name!r} is damaged: its database is missing") from None
+    if _sha256(copy) != info.sha256:
+        raise DataLossError(f"snapshot {info.name!r} is damaged: it fails its SHA-256; use another one")
+    _sync_file(copy)
+    sync_folder(target)
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Remove what killed processes left half written."""
+    for path in parent.glob(f"{_TEMPORARY}*"):
+        owner = path.name.removeprefix(_TEMPORARY).partition("-")[0]
+        if not Path(f"/proc/{owner}").exists() and owner != str(os.getpid()):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,384 @@
+"""A collection's items, on disk and in memory: opening, reading and writing them.
+
+The database is the truth; the columns are mapped from sealed segments, brought up to it when the store is opened, and
+follow every commit. Readers take a snapshot and never wait for a writer.
+"""
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from imagekin.errors import DataLossError, FailedPreconditionError, NotFoundError, UnavailableError
+from imagekin.index.local.maintenance import Maintenance
+from imagekin.index.search.ann import Approximate
+from imagekin.index.search.gpu.device_thread import DeviceThread
+from imagekin.index.search.gpu.resident import Resident
+from imagekin.index.search.nearest import Found, nearest_of_all
+from imagekin.index.storage import schema
+from imagekin.index.storage.acknowledged import Watermark
+from imagekin.index.storage.columns import Columns, Snapshot
+from imagekin.index.storage.combiner import Combiner
+from imagekin.index.storage.committer import Committer
+from imagekin.index.storage.loading import load, load_sealed, load_since
+from imagekin.index.storage.schema import State, read_identity, read_state, translated
+from imagekin.index.storage.segments import Manifest, Segments
+from imagekin.index.storage.transactions import Changes, Transaction
+from imagekin.index.storage.yielding import Turns
+from imagekin.index.vectors.brute_force import THREADS
+from imagekin.index.vectors.codes import Codes
+from imagekin.machine import cores
+from imagekin.types import Vector
+
+T = TypeVar("T")
+DATABASE = "items.sqlite"
+LOCK = "lock"
+_COMPACT_ABOVE = 0.2
+COMPACT_FROM = 1024
+# From here on dead slots are left out by another thread than the one that commits.
+COMPACT_APART_FROM = 16_384
+KEPT_TOMBSTONES = 100_000
+_KEPT_CONNECTIONS = 8
+_PUBLISHED_WITHIN = 60.0
+
+
+class Store:
+    """The items of one collection.
+
+    Args:
+        folder: the collection's folder.
+        name: the collection's name, for messages.
+        read_only: take no lock and write nothing; what another process commits becomes visible.
+        device: what searches the sealed rows in the processor's place; None for nothing.
+
+    Raises:
+        NotFoundError: there is no such collection.
+        FailedPreconditionError: another process has it open for writing, or a newer version wrote it.
+        DataLossError: it is damaged; the message names the collection, and the item where it is one.
+    """
+
+    def __init__(self, folder: Path, name: str, *, read_only: bool, device: DeviceThread | None = None) -> None:
+        self.name = name
+        self.device = device
+        self.turns = Turns()
+        self.read_only = read_only
+        self._path = folder / DATABASE
+        if not folder.is_dir():
+            raise NotFoundError(f"there is no collection {name!r}: make it first, or check the data folder")
+        if not self._path.is_file():
+            raise DataLossError(f"collection {name!r} is damaged: its database is missing")
+        self._published = threading.Condition()
+        self._idle: list[sqlite3.Connection] = []
+        self._idle_lock = threading.Lock()
+        self._closed = False
+        with contextlib.ExitStack() as undo:
+            if not read_only:
+                lock = undo.enter_context(contextlib.closing(WriterLock(folder / LOCK, name)))
+            with translated(name):
+                connection = schema.connect(self._path, read_only=read_only)
+                undo.callback(connection.close)
+                self.identity = read_identity(connection, name)
+                self.segments = Segments(folder, self.identity)
+                # Before the transaction begins: what is sealed was committed before.
+                manifest = self.segments.manifest()
+                connection.execute("BEGIN" if read_only else "BEGIN IMMEDIATE")
+                state = read_state(connection, name)
+                self._watermark = Watermark(folder, name, read_only=read_only)
+                undo.callback(self._watermark.close)
+                self._watermark.check(state.sequence)
+                if not read_only:
+                    state = schema.prune_tombstones(connection, state, self._kept_tombstones(manifest, state))
+                self._columns, self.sealed = self._load(connection, state, manifest)
+                connection.execute("COMMIT")
+            self._combiner: Combiner[tuple[Snapshot, Vector, int], Found] = Combiner(
+                nearest_of_all, max(1, cores() // THREADS)
+            )
+            self._columns.combiner = self._combiner
+            self._snapshot = self._columns.snapshot(state.sequence)
+            self._state = state
+            self._lineage = 0
+            self._lock: WriterLock | None = None if read_only else lock
+            self._committer: Committer | None = None
+            if read_only:
+                self._idle.append(connection)
+            else:
+                self._committer = Committer(
+                    connection,
+                    state,
+                    reserve=self._reserve,
+                    publish=self._publish,
+                    turns=self.turns,
+                    collection=name,
+                )
+            undo.pop_all()
+        self._maintenance = Maintenance(self)
+        self._maintenance.consider(state.sequence)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    @property
+    def state(self) -> State:
+        """The counters as of the last commit that this store knows."""
+        self.snapshot()
+        return self._state
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of the files on disk."""
+        return schema.disk_bytes(self._path.parent)
+
+    def snapshot(self) -> Snapshot:
+        """Return the items as of now; a reader's view of another process's collection is brought up to date first."""
+        self._check_open()
+        if self.read_only:
+            with self.reading():
+                pass
+        snapshot = self._snapshot
+        self._check_open()  # a closed store's snapshot is empty
+        return snapshot
+
+    def write(self, change: Callable[[Transaction], T]) -> T:
+        """Run `change` in a transaction; on return it is on disk and visible to readers."""
+        return self._check_writable().run(change)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[tuple[sqlite3.Connection, Snapshot]]:
+        """Open the database and the columns as of one and the same sequence number.
+
+        Yields:
+            A connection inside a read transaction, and the snapshot that agrees with it.
+        """
+        self._check_open()
+        with translated(self.name), self._connection() as connection:
+            while True:
+                connection.execute("BEGIN")
+                try:
+                    snapshot = self._agreeing(connection)
+                    if snapshot is not None:
+                        yield connection, snapshot
+                        return
+                finally:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+
+    def seal(self) -> None:
+        """Seal what is in memory now."""
+        self._check_writable()
+        self._maintenance.seal()
+
+    def compact(self) -> None:
+        """Leave out the dead slots now, and seal the rest."""
+        self._check_writable()
+        self._maintenance.compact()
+
+    def build_index(self) -> None:
+        """Seal, and build the approximate index that the collection should have, now."""
+        self._check_writable()
+        self._maintenance.index()
+
+    def close(self) -> None:
+        """Finish the writes that wait, let go of the files and the lock. May be called twice."""
+        with self._idle_lock:
+            if self._closed:
+                return
+            self._closed = True
+            idle, self._idle = self._idle, []
+        if self._committer is not None:
+            self._committer.close()
+        self._maintenance.close()
+        for connection in idle:
+            connection.close()
+        self._watermark.close()
+        # Whoever still searches holds the snapshot; nobody else keeps the memory and the files.
+        self._columns = Columns(self.identity.dim)
+        self._snapshot = self._columns.snapshot(self._state.sequence)
+        if self._lock is not None:
+            self._lock.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise FailedPreconditionError(f"collection {self.name!r} is closed: open it again")
+
+    def _check_writable(self) -> Committer:
+        self._check_open()
+        if self._committer is None:
+            raise FailedPreconditionError(f"collection {self.name!r} is open for reading only: open it for writing")
+        return self._committer
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        with self._idle_lock:
+            connection = self._idle.pop() if self._idle else None
+        if connection is None:
+            connection = schema.connect(self._path, read_only=True)
+        try:
+            yield connection
+        finally:
+            with self._idle_lock:
+                keep = not self._closed and len(self._idle) < _KEPT_CONNECTIONS
+                if keep:
+                    self._idle.append(connection)
+            if not keep:
+                connection.close()
+
+    def _agreeing(self, connection: sqlite3.Connection) -> Snapshot | None:
+        """Return the snapshot that agrees with the transaction; None when the columns cannot look back so far."""
+        state = read_state(connection, self.name)
+        with self._published:
+            if self.read_only and state.sequence > self._state.sequence:
+                self._follow(connection, state)
+            # A commit is on disk a moment before it is in memory.
+            elif not self._published.wait_for(lambda: self._state.sequence >= state.sequence, _PUBLISHED_WITHIN):
+                raise UnavailableError(f"collection {self.name!r} must be opened again")
+            snapshot = self._snapshot
+        self._check_open()
+        return None if snapshot.floor > state.sequence else snapshot.at(state.sequence)
+
+    def current(self) -> tuple[Snapshot, Manifest | None, int]:
+        """Return the latest snapshot, what of it is sealed, and the lineage of its slots."""
+        with self._published:
+            return self._snapshot, self.sealed, self._lineage
+
+    def note_sealed(self, manifest: Manifest, lineage: int) -> None:
+        """Take note of what was sealed, unless the slots have been laid out anew since."""
+        with self._published:
+            if lineage == self._lineage:
+                self.sealed = manifest
+
+    def use_index(self, approximate: Approximate, lineage: int) -> None:
+        """Let searches ask an index from now on, unless the slots have been laid out anew since it was made."""
+        with self._published:
+            if lineage == self._lineage:
+                self._columns.approximate = approximate
+                self._show(self._state)
+
+    def use_resident(self, resident: Resident | None, lineage: int) -> None:
+        """Let searches look on a device from now on, unless the slots have been laid out anew since it took them."""
+        with self._published:
+            if lineage == self._lineage:
+                self._columns.resident = resident
+                self._show(self._state)
+
+    def use_codes(self, codes: Codes | None, lineage: int) -> None:
+        """Let searches go by codes of the vectors from now on, unless the slots have been laid out anew since."""
+        with self._published:
+            if lineage == self._lineage:
+                self._columns.codes = codes
+                self._show(self._state)
+
+    def replace_columns(self, fresh: Columns, since: int, lineage: int) -> bool:
+        """Go on with other columns, which are as of `since`; False when the slots have been laid out anew meanwhile."""
+        snapshot, _, now = self.current()
+        if lineage != now:
+            return False
+        fresh.catch_up(snapshot, since, self.turns)
+        with self._published:
+            if lineage != self._lineage:
+                return False
+            # What little came meanwhile; the rest was caught up with while writers went on.
+            fresh.catch_up(self._columns.snapshot(self._state.sequence), snapshot.sequence, self.turns)
+            self._lay_out(fresh)
+            self._show(self._state)
+            return True
+
+    def read_all(self) -> tuple[Columns, int]:
+        """Return columns made from the database alone, and the sequence number that they are as of."""
+        with translated(self.name), contextlib.closing(schema.connect(self._path, read_only=True)) as connection:
+            connection.execute("BEGIN")
+            state = read_state(connection, self.name)
+            names = list(self._snapshot.label_names)
+            return load(connection, state, self.identity.dim, self.name, names), state.sequence
+
+    def wants_compaction(self) -> bool:
+        """Return whether too many slots are dead."""
+        return self._columns.size >= COMPACT_FROM and self._columns.dead_share > _COMPACT_ABOVE
+
+    def _load(
+        self, connection: sqlite3.Connection, state: State, manifest: Manifest | None
+    ) -> tuple[Columns, Manifest | None]:
+        if manifest is not None:
+            columns = load_sealed(connection, self.segments, manifest, state, self.name)
+            if columns is not None:
+                return columns, manifest
+            if not self.read_only:
+                self.segments.remove()
+        return load(connection, state, self.identity.dim, self.name), None
+
+    @staticmethod
+    def _kept_tombstones(manifest: Manifest | None, state: State) -> int:
+        """Return how many sequence numbers back the tombstones are kept: at least to the segments' watermark."""
+        return KEPT_TOMBSTONES if manifest is None else max(KEPT_TOMBSTONES, state.sequence - manifest.watermark)
+
+    def _follow(self, connection: sqlite3.Connection, state: State) -> None:
+        """Bring the columns up to what another process committed."""
+        if state.tombstones_after > self._state.sequence:
+            columns, self.sealed = self._load(connection, state, self.segments.manifest())
+            self._lay_out(columns, self.sealed)
+        else:
+            load_since(connection, self._columns, self._state.sequence, self.identity.dim, self.name)
+            self._compact(state)
+        self._show(state)
+
+    def _reserve(self, changes: Changes) -> None:
+        rows = [row for _, batch in changes.added for row in batch.rows]
+        self._columns.reserve(len(rows), sum(len(row.key_utf8) for row in rows))
+
+    def _publish(self, changes: Changes, state: State) -> None:
+        self._watermark.write(state.sequence)
+        with self._published:
+            for first, batch in changes.added:
+                self._columns.append(
+                    np.arange(first, first + len(batch.rows), dtype=np.int64),
+                    [row.key_utf8 for row in batch.rows],
+                    [row.label for row in batch.rows],
+                    [row.content_hash for row in batch.rows],
+                    batch.vectors,
+                )
+            if changes.dead:
+                self._columns.kill(np.array(changes.dead, np.int64), np.array(changes.dead_at, np.int64))
+            self._compact(state)
+            self._show(state)
+            self._published.notify_all()
+        self._maintenance.consider(state.sequence)
+
+    def _compact(self, state: State) -> None:
+        # Not before what was found sealed has been checked: damaged rows must not be copied and pass for whole.
+        if self._columns.size < COMPACT_APART_FROM and self.wants_compaction() and not self._maintenance.is_checking:
+            self._lay_out(Columns.of_live(self._columns.snapshot(state.sequence), self.turns))
+
+    def _lay_out(self, columns: Columns, sealed: Manifest | None = None) -> None:
+        columns.combiner = self._combiner
+        self._columns, self.sealed = columns, sealed
+        self._lineage += 1
+
+    def _show(self, state: State) -> None:
+        self._snapshot = self._columns.snapshot(state.sequence)
+        self._state = state
+
+
+class WriterLock:
+    """The lock of the one process that may write."""
+
+    def __init__(self, path: Path, collection: str) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._file)
+            raise FailedPreconditionError(
+                f"collection {collection!r} is open for writing elsewhere: stop that process, or, when it is a server,"
+                " go through it with --address"
+            ) from None
+
+    def close(self) -> None:
+        """Release the lock."""
+        os.close(self._file)

@@ -1,0 +1,224 @@
+"""Checks a collection from end to end, names what is damaged, and repairs what can be repaired.
+
+What is derived (segments, counters) is made again from the rows. A row whose vector is damaged gets it back from an
+intact segment when the row's checksum then agrees. What cannot be restored is named by its key, and taken out of the
+collection so that the rest of it can be used.
+"""
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from imagekin.index.local.store import DATABASE, LOCK, WriterLock
+from imagekin.index.storage import schema
+from imagekin.index.storage.acknowledged import Watermark
+from imagekin.index.storage.columns import Columns
+from imagekin.index.storage.schema import (
+    Identity,
+    State,
+    payload_checksum,
+    read_identity,
+    read_state,
+    row_checksum,
+    translated,
+)
+from imagekin.index.storage.segments import Manifest, Segments
+from imagekin.index.storage.transactions import as_json
+from imagekin.index.types import Progress, VerifyReport
+from imagekin.types import Vector
+
+_ROWS_AT_ONCE = 10_000
+_PROBLEMS = 20
+
+
+def verify(folder: Path, name: str, *, repair: bool = False, on_progress: Progress | None = None) -> VerifyReport:
+    """Check a collection that this process does not have open for writing; without `repair` nothing is changed.
+
+    Args:
+        folder: the collection's folder.
+        name: its name, for messages.
+        repair: restore what can be restored and take out what cannot; needs the writer's lock.
+        on_progress: told how many more rows were checked.
+
+    Raises:
+        FailedPreconditionError: another process has it open for writing, and `repair` was asked for.
+        DataLossError: the database is damaged beyond reading.
+    """
+    with contextlib.ExitStack() as stack:
+        if repair:
+            stack.enter_context(contextlib.closing(WriterLock(folder / LOCK, name)))
+        stack.enter_context(translated(name))
+        connection = stack.enter_context(contextlib.closing(schema.connect(folder / DATABASE, read_only=not repair)))
+        identity = read_identity(connection, name)
+        segments = Segments(folder, identity)
+        # Before the transaction: a writer may go on, and what it sealed and acknowledged till now is in the database.
+        manifest, whole = _scrubbed(segments)
+        watermark = Watermark(folder, name, read_only=True)
+        acknowledged = watermark.read()
+        connection.execute("BEGIN")
+        state = read_state(connection, name)
+        check = _Check(connection, identity, state, on_progress)
+        check.structure()
+        columns = segments.open(manifest) if manifest is not None and whole else None
+        check.rows(columns)
+        report = check.report()
+        sealed = "none" if not segments.folder.exists() else "intact" if whole and not check.differs else "damaged"
+        missing = max(0, acknowledged - state.sequence)
+        connection.execute("ROLLBACK")
+        report = replace(report, segments=sealed, missing_writes=missing)
+        if repair and (not report.intact or sealed == "damaged"):
+            check.repair()
+            segments.remove()
+            watermark.forget()
+            report = replace(report, repaired=True)
+        return report
+
+
+def _scrubbed(segments: Segments) -> tuple[Manifest | None, bool]:
+    """Return the manifest and whether the segments are what it says."""
+    manifest = segments.manifest()
+    while manifest is not None:
+        whole = segments.scrub(manifest)
+        latest = segments.manifest()
+        if whole or latest == manifest:
+            return manifest, whole
+        manifest = latest  # a writer has put others in their place meanwhile
+    return None, False
+
+
+@dataclass(slots=True)
+class _Check:
+    """One pass over the rows, and what it found; `differs` tells that segments do not hold what the rows say."""
+
+    connection: sqlite3.Connection
+    identity: Identity
+    state: State
+    on_progress: Progress | None
+    items: int = 0
+    labelled: int = 0
+    damaged: dict[int, str] = field(default_factory=dict)
+    restored: dict[int, tuple[str, bytes]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    differs: bool = False
+
+    def structure(self) -> None:
+        """Let SQLite check its pages and its index of keys."""
+        for (line,) in self.connection.execute(f"PRAGMA integrity_check({_PROBLEMS})"):
+            if line != "ok":
+                self.problems.append(" ".join(str(line).split()))
+
+    def rows(self, columns: Columns | None) -> None:
+        """Check every row; `columns` are the segments', when there are any that are whole."""
+        snapshot = columns.snapshot(self.state.sequence) if columns is not None else None
+        for batch in self._batches():
+            sequences = np.array([row[0] for row in batch], np.int64)
+            slots = (
+                {}
+                if snapshot is None
+                else dict(
+                    zip(
+                        sequences[snapshot.holds(sequences)].tolist(),
+                        snapshot.slots_of(sequences).tolist(),
+                        strict=True,
+                    )
+                )
+            )
+            for sequence, key, label, content_hash, checksum, payload, check, data in batch:
+                copy: Vector | None = None
+                if snapshot is not None and sequence in slots:
+                    copy = snapshot.vectors[slots[sequence]]
+                self._row(sequence, (key, label, content_hash), checksum, (payload, check), data, copy)
+            if self.on_progress is not None:
+                self.on_progress(len(batch))
+        (orphans,) = self.connection.execute(
+            "SELECT count(*) FROM vector WHERE sequence NOT IN (SELECT sequence FROM item)"
+        ).fetchone()
+        if orphans:
+            self.problems.append(f"{orphans} vectors belong to no item")
+        found = (self.items + len(self.damaged), self.state.sequence)
+        if not self.damaged and (self.items, self.labelled) != (self.state.count, self.state.labelled):
+            self.problems.append(f"it should hold {self.state.count} items, it holds {found[0]}")
+
+    def report(self) -> VerifyReport:
+        """Return what was found in the rows."""
+        return VerifyReport(
+            items=self.items,
+            damaged=tuple(self.damaged.values()),
+            restored=tuple(key for key, _ in self.restored.values()),
+            problems=tuple(self.problems[:_PROBLEMS]),
+        )
+
+    def repair(self) -> None:
+        """Write what was restored, take out what was not, and count anew."""
+        connection = self.connection
+        if self.problems:
+            connection.execute("REINDEX")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.executemany(
+            "INSERT OR REPLACE INTO vector VALUES (?, ?)",
+            [(number, data) for number, (_, data) in self.restored.items()],
+        )
+        dead = as_json(list(self.damaged))
+        for table in ("item", "vector"):
+            connection.execute(
+                f"DELETE FROM {table} WHERE sequence IN (SELECT value FROM json_each(?))",  # noqa: S608 (two names)
+                (dead,),
+            )
+        connection.execute("DELETE FROM vector WHERE sequence NOT IN (SELECT sequence FROM item)")
+        connection.execute("DELETE FROM tombstone")
+        # A reader that knows an earlier sequence number reads everything again.
+        connection.execute(
+            "UPDATE state SET sequence = sequence + 1, tombstones_after = sequence + 1,"
+            " count = (SELECT count(*) FROM item), labelled = (SELECT count(label) FROM item) WHERE id = 1"
+        )
+        connection.execute("COMMIT")
+
+    def _row(
+        self,
+        sequence: int,
+        fields: tuple[bytes, bytes | None, bytes | None],
+        checksum: int,
+        payload: tuple[bytes | None, int | None],
+        data: bytes | None,
+        copy: Vector | None,
+    ) -> None:
+        key, label, content_hash = fields
+        name = key.decode(errors="replace")
+        width = 4 * self.identity.dim
+        text, text_checksum = payload
+        if text is not None and not _is_whole(text, text_checksum):
+            self.damaged[sequence] = name
+            return
+        if data is None or len(data) != width or row_checksum(key, label, content_hash, data) != checksum:
+            if copy is None or row_checksum(key, label, content_hash, copy.tobytes()) != checksum:
+                self.damaged[sequence] = name
+                return
+            self.restored[sequence] = (name, copy.tobytes())
+        elif copy is not None and copy.tobytes() != data:
+            self.differs = True
+        self.items += 1
+        self.labelled += label is not None
+
+    def _batches(self) -> Iterator[list[tuple[int, bytes, bytes | None, bytes | None, int, bytes | None, int, bytes]]]:
+        self.connection.text_factory = bytes
+        try:
+            rows = self.connection.execute(
+                "SELECT i.sequence, key, label, content_hash, checksum, payload, payload_checksum, data"
+                " FROM item i LEFT JOIN vector v USING (sequence) ORDER BY i.sequence"
+            )
+            while batch := rows.fetchmany(_ROWS_AT_ONCE):
+                yield batch
+        finally:
+            self.connection.text_factory = str
+
+
+def _is_whole(text: bytes, checksum: int | None) -> bool:
+    try:
+        return payload_checksum(text) == checksum and isinstance(json.loads(text), dict)
+    except ValueError:
+        return False

@@ -1,0 +1,1 @@
+"""Find neighbours in a snapshot of a collection."""

@@ -1,0 +1,356 @@
+"""Approximate indexes over a collection's sealed rows: they propose slots, whose similarities are computed exactly.
+
+    hnsw   graph over vectors in bfloat16 (Malkov and Yashunin 2018)
+    ivf    inverted lists, 8 bits a component
+    pq     inverted lists, product quantisation to a quarter of a byte a component (Jégou et al. 2011)
+
+Where a few coordinates set the vectors apart, lists hold those in their place (`index/vectors/ann_coordinates.py`). All
+kinds are smaller than the vectors, which stay where they are, mapped. An index is built in the background and its
+effort (`efSearch`, `nprobe`, number of proposals) raised until its recall is what it should be. That is measured with
+vectors that are not in the index yet and come in last: what is in a graph already is found much more easily. The file's
+SHA-256 is checked before it is loaded; without an index, searches are exact.
+"""
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from imagekin.index.storage.columns import Mask, Snapshot
+from imagekin.index.storage.segments import sync_folder, write_whole
+from imagekin.index.types import StoppedError
+from imagekin.index.vectors.ann_coordinates import Coordinates, fitted
+from imagekin.index.vectors.brute_force import THREADS, top_k
+from imagekin.types import Vector
+
+AUTO_FROM = 200_000
+BUILD_FROM = 5_000
+_AUTO_KIND = "ivf"
+_GOOD_RECALL = 0.97
+_ASKED = 400
+_K = 10
+_ADDED_AT_ONCE = 20_000
+_LINKS = 16
+_TRAINED_ON = 40  # vectors a centroid
+_EFFORTS = {
+    "hnsw": (16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256, 512),
+    "ivf": (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256),
+    "pq": (2, 4, 8, 16, 32, 64, 128),
+}
+# Candidates that are scored exactly, a neighbour, and how many besides: the coarser the codes, the more.
+_PROPOSALS = {"hnsw": (1.0,), "ivf": (1.0, 4.0, 16.0), "pq": (8.0, 32.0)}
+_SPARE = {"hnsw": 4, "ivf": 10, "pq": 10}
+# An effort that adds no more to the recall than this finds what there is to be found among so many candidates.
+_NOTHING = 0.0005
+# FAISS's own type hints lack much of what is used here.
+_FAISS: Any = faiss
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What an index file is.
+
+    Attributes:
+        kind: `hnsw`, `ivf` or `pq`.
+        generation: of the segments whose slots it holds.
+        rows: it holds the slots below this one.
+        effort: `efSearch` or `nprobe`.
+        proposals: candidates a neighbour.
+        recall: recall@10 for vectors of the collection that were not in the index then.
+        sha256: of the file.
+        last: those vectors' slots, ascending; in the index they come after all others.
+    """
+
+    kind: str
+    generation: str
+    rows: int
+    effort: int
+    proposals: float
+    recall: float
+    sha256: str
+    last: tuple[int, ...] = ()
+
+
+class Approximate:
+    """An index in memory. Any number of threads may ask it.
+
+    Args:
+        index: FAISS's index.
+        description: what it is.
+    """
+
+    def __init__(self, index: Any, description: Description) -> None:
+        self._index = index
+        self._searched, self._coordinates = _parts(index)
+        self.description = description
+        last = np.array(description.last, np.int64)
+        # Of each place of the index the slot; the last one is for -1, no place.
+        self._slots = np.concatenate((np.delete(np.arange(self.rows), last), last, [-1]))
+        self._lock = threading.Lock()
+        self._live: tuple[int, NDArray[np.uint8]] | None = None
+
+    @property
+    def rows(self) -> int:
+        """It holds the slots below this one."""
+        return self.description.rows
+
+    @property
+    def kind(self) -> str:
+        """Kind of index: `hnsw`, `ivf` or `pq`."""
+        return self.description.kind
+
+    @property
+    def recall(self) -> float:
+        """Recall@10 as measured, see `Description`."""
+        return self.description.recall
+
+    def proposals(self, k: int) -> int:
+        """Return how many slots are proposed for `k` neighbours."""
+        return min(self.rows, int(np.ceil(k * self.description.proposals)) + _SPARE[self.description.kind])
+
+    def propose(self, queries: Vector, k: int, bits: NDArray[np.uint8] | None) -> NDArray[np.int64]:
+        """Return slots that may be among the `k` nearest, int64 [N, proposals(k)]; -1 where fewer were found.
+
+        All of it happens on the thread that calls.
+
+        Args:
+            queries: float32 [N, D] of unit length, C-contiguous.
+            k: neighbours that are wanted.
+            bits: which slots may be proposed, see `bits`.
+        """
+        count = self.proposals(k)
+        selector = None
+        if bits is not None:
+            selector = _FAISS.IDSelectorBitmap(bits)  # wraps the bits, and does not keep them alive
+        if self.description.kind == "hnsw":
+            options = _FAISS.SearchParametersHNSW(efSearch=max(self.description.effort, count), sel=selector)
+        else:
+            options = _FAISS.SearchParametersIVF(nprobe=self.description.effort, sel=selector)
+        _FAISS.omp_set_num_threads(1)  # counts for this thread alone
+        asked = queries if self._coordinates is None else self._coordinates.of(queries)
+        places: NDArray[np.int64] = self._searched.search(asked, count, params=options)[1]
+        return np.take(self._slots, places)
+
+    def bits(self, snapshot: Snapshot, mask: Mask | None) -> NDArray[np.uint8] | None:
+        """Return which slots may be proposed as FAISS's bitmap; None for all of them."""
+        if mask is not None:
+            return self._packed(mask)
+        if snapshot.live == len(snapshot):
+            return None
+        with self._lock:
+            known = self._live
+        if known is None or known[0] != snapshot.sequence:
+            known = (snapshot.sequence, self._packed(snapshot.alive()))
+            with self._lock:
+                self._live = known
+        return known[1]
+
+    def _packed(self, mask: Mask) -> NDArray[np.uint8]:
+        known = np.zeros(self.rows, np.bool_)
+        known[: len(mask)] = mask[: self.rows]
+        return np.packbits(known[self._slots[:-1]], bitorder="little")
+
+
+def kind_for(wanted: str, rows: int) -> str:
+    """Return the kind of index that a collection of so many rows should have."""
+    if wanted == "auto":
+        return _AUTO_KIND if rows >= AUTO_FROM else "flat"
+    return wanted if rows >= BUILD_FROM else "flat"
+
+
+def build(
+    kind: str, generation: str, snapshot: Snapshot, rows: int, stop: Callable[[], bool] = lambda: False
+) -> Approximate:
+    """Build an index over the first `rows` slots and measure it.
+
+    Raises:
+        StoppedError: `stop` said so.
+    """
+    _FAISS.omp_set_num_threads(max(1, THREADS // 2))  # counts for this thread alone
+    random = np.random.default_rng(0)
+    lists = _lists(rows)
+    count = min(rows, _TRAINED_ON * lists)
+    sample = snapshot.vectors[np.sort(random.choice(rows, count, replace=False))]
+    coordinates = fitted(sample) if kind == "ivf" else None
+    if coordinates is None:
+        index = searched = _empty(kind, snapshot.vectors.shape[1], lists)
+    else:
+        searched = _empty_of_integers(coordinates.width, lists)
+        index = _FAISS.IndexPreTransform(coordinates.transform, searched)
+    searched.train(sample if coordinates is None else coordinates.of(sample))
+
+    def add(slots: NDArray[np.int64]) -> None:
+        vectors = snapshot.vectors[slots]
+        searched.add(vectors if coordinates is None else coordinates.of(vectors))
+
+    live = np.flatnonzero(snapshot.died[:rows] > snapshot.sequence)
+    last = np.sort(random.choice(live, min(_ASKED, len(live) // 2), replace=False))
+    rest = np.delete(np.arange(rows), last)
+    for begin in range(0, len(rest), _ADDED_AT_ONCE):
+        if stop():
+            raise StoppedError
+        add(rest[begin : begin + _ADDED_AT_ONCE])
+    found = _tuned(index, Description(kind, generation, len(rest), 0, 0.0, 0.0, ""), snapshot, rest, last, stop)
+    add(last)
+    return Approximate(index, replace(found, rows=rows, last=tuple(last.tolist())))
+
+
+def _parts(index: Any) -> tuple[Any, Coordinates | None]:
+    """Return what of FAISS's index searches, and the coordinates that it goes by; both live as long as the index."""
+    if not isinstance(index, _FAISS.IndexPreTransform):
+        return index, None
+    transform = _FAISS.downcast_VectorTransform(index.chain.at(0))
+    return _FAISS.downcast_index(index.index), Coordinates(transform)
+
+
+def _lists(rows: int) -> int:
+    return int(2 ** np.clip(np.floor(np.log2(min(4 * np.sqrt(rows), rows / _TRAINED_ON))), 0, 16))
+
+
+def _empty_of_integers(width: int, lists: int) -> Any:
+    # Along some directions alone, distances are closer to what they are along all than products are.
+    index = _FAISS.index_factory(width, f"IVF{lists},SQ8_direct_signed", _FAISS.METRIC_L2)
+    index.by_residual = False
+    _train_quickly(index)
+    return index
+
+
+def _empty(kind: str, dim: int, lists: int) -> Any:
+    if kind == "hnsw":
+        # Distances order unit vectors as products do, and a graph made by them finds more for the same effort.
+        index = _FAISS.IndexHNSWSQ(dim, _FAISS.ScalarQuantizer.QT_bf16, _LINKS, _FAISS.METRIC_L2)
+        index.hnsw.efConstruction = 80
+        return index
+    codes = "SQ8" if kind == "ivf" else f"PQ{_subquantisers(dim)}"
+    index = _FAISS.index_factory(dim, f"IVF{lists},{codes}", _FAISS.METRIC_INNER_PRODUCT)
+    _train_quickly(index)
+    if kind == "pq":
+        _train_quickly(index.pq)
+        index.do_polysemous_training = False  # orders the codes for a search that is not ours, and takes minutes
+    return index
+
+
+def _train_quickly(trained: Any) -> None:
+    trained.cp.niter = 8
+    trained.cp.min_points_per_centroid = 1  # else it warns on standard error
+
+
+def _subquantisers(dim: int) -> int:
+    return next(parts for parts in range(max(1, dim // 4), 0, -1) if dim % parts == 0)
+
+
+def _tuned(
+    index: Any,
+    description: Description,
+    snapshot: Snapshot,
+    rest: NDArray[np.int64],
+    asked: NDArray[np.int64],
+    stop: Callable[[], bool],
+) -> Description:
+    """Raise the effort until the recall is good, and say what it is.
+
+    Args:
+        index: FAISS's index.
+        description: what it is.
+        snapshot: the collection.
+        rest: the slots in the index, in its order.
+        asked: slots that are not in it.
+        stop: asked now and then whether to give up.
+    """
+    queries = snapshot.vectors[asked]
+    near = top_k(queries, snapshot.vectors[: len(rest) + len(asked)], min(len(rest), _K + len(asked)))[1]
+    truth = [np.searchsorted(rest, row[~np.isin(row, asked)][:_K]) for row in near]
+    best = description
+    for proposals in _PROPOSALS[description.kind]:
+        before = -1.0
+        for effort in _EFFORTS[description.kind]:
+            if stop():
+                raise StoppedError
+            found = replace(description, effort=effort, proposals=proposals)
+            found = replace(found, recall=_recall(truth, list(Approximate(index, found).propose(queries, _K, None))))
+            if found.recall >= _GOOD_RECALL:
+                return found
+            best = max(best, found, key=lambda one: one.recall)
+            if found.recall - before <= _NOTHING:
+                break
+            before = found.recall
+    return best
+
+
+def _recall(truth: Sequence[NDArray[np.int64]], found: Sequence[NDArray[np.int64]]) -> float:
+    hits = [len(np.intersect1d(one, other)) / max(1, len(one)) for one, other in zip(truth, found, strict=True)]
+    return float(np.mean(hits)) if hits else 1.0
+
+
+def save(folder: Path, approximate: Approximate) -> Approximate:
+    """Put an index on disk; return it with its SHA-256.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
+    folder.mkdir(exist_ok=True)
+    path, temporary = folder / "index-data", folder / ".index-data.new"
+    digest = hashlib.sha256()
+    failures: list[OSError] = []
+    with temporary.open("wb") as file:
+
+        def write(block: bytes) -> int:
+            try:
+                file.write(block)
+            except OSError as error:
+                failures.append(error)
+            digest.update(block)
+            return len(block)
+
+        _FAISS.write_index(approximate._index, _FAISS.PyCallbackIOWriter(write))
+        if failures:
+            temporary.unlink()
+            raise failures[0]
+        file.flush()
+        os.fsync(file.fileno())
+    description = replace(approximate.description, sha256=digest.hexdigest())
+    temporary.replace(path)
+    sync_folder(folder)
+    write_whole(folder / "index-description", json.dumps(asdict(description)).encode())
+    approximate.description = description
+    return approximate
+
+
+def describe(folder: Path) -> Description | None:
+    """Return what the index on disk is; None when there is none."""
+    try:
+        return Description(**json.loads((folder / "index-description").read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def load(folder: Path, stop: Callable[[], bool] = lambda: False) -> Approximate | None:
+    """Load the index from disk; None when there is none that is whole.
+
+    Raises:
+        StoppedError: `stop` said so.
+    """
+    description = describe(folder)
+    if description is None:
+        return None
+    path = folder / "index-data"
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 23):
+                digest.update(block)
+                if stop():
+                    raise StoppedError
+        if digest.hexdigest() != description.sha256:
+            return None
+        return Approximate(_FAISS.read_index(str(path)), description)
+    except (OSError, RuntimeError):
+        return None

@@ -1,0 +1,107 @@
+"""Groups of items that are nearly the same: every pair is compared, in bounded memory.
+
+Blocks of items are multiplied by the blocks that come after them. Pairs as similar as asked for join their groups at
+once and are forgotten, so that a thousand copies of one image take no more memory than two; what is a group is what
+hangs together (single linkage). Products too near the bound for float32 to tell are computed once more in float64.
+"""
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagekin.index.search.nearest import similarities
+from imagekin.index.storage.columns import Slots, Snapshot
+from imagekin.index.types import Duplicate, Group
+from imagekin.index.vectors.brute_force import each_block, rounding
+
+_ROWS_AT_ONCE = 256
+_BLOCK_ROWS = 1024
+_CHECKED_AT_ONCE = 16_384
+
+
+def groups(
+    snapshot: Snapshot, min_similarity: float, on_progress: Callable[[int], object] | None = None
+) -> list[Group]:
+    """Return groups of two and more items that are nearly the same, the largest first.
+
+    Args:
+        snapshot: the collection.
+        min_similarity: of two items, for them to be in one group; above 0.
+        on_progress: called with the number of slots that were compared since the last call.
+
+    Returns:
+        Groups, each in the order in which its items were written; of equal size the one written first comes first.
+    """
+    parents = np.arange(len(snapshot))
+    for begin in range(0, len(snapshot), _ROWS_AT_ONCE):
+        rows = min(_ROWS_AT_ONCE, len(snapshot) - begin)
+        _compare(snapshot, begin, rows, min_similarity, parents)
+        if on_progress is not None:
+            on_progress(rows)
+    roots = _roots(parents, np.arange(len(snapshot)))
+    order = np.argsort(roots, kind="stable")
+    edges = np.flatnonzero(np.diff(roots[order])) + 1
+    found = [slots for slots in np.split(order, edges) if len(slots) > 1]
+    return [_group(snapshot, slots) for slots in sorted(found, key=len, reverse=True)]
+
+
+def _compare(snapshot: Snapshot, begin: int, rows: int, bound: float, parents: NDArray[np.int64]) -> None:
+    """Compare the `rows` slots from `begin` on with each other and all that follow, and join what is near."""
+    queries, vectors = snapshot.vectors[begin : begin + rows], snapshot.vectors[begin:]
+    alive, slack, lock = snapshot.alive(), rounding(vectors.shape[1]), threading.Lock()
+
+    def look(first: int, products: NDArray[np.float32]) -> None:
+        near = np.flatnonzero(products.reshape(-1) >= np.float32(bound - slack))
+        other, one = np.divmod(near, rows)
+        one, other = one + begin, other + begin + first
+        stays = (one < other) & alive[one] & alive[other]
+        one, other, near = one[stays], other[stays], near[stays]
+        if not len(near):
+            return
+        unsure = np.flatnonzero(products.reshape(-1)[near] < np.float32(bound + slack))
+        stays = np.ones(len(near), np.bool_)
+        for part in np.array_split(unsure, 1 + len(unsure) // _CHECKED_AT_ONCE):
+            exact = similarities(snapshot.vectors[one[part]], snapshot.vectors[other[part]][:, None])[:, 0]
+            stays[part] = exact >= np.float32(bound)
+        with lock:
+            _join(parents, one[stays], other[stays])
+
+    each_block(queries, vectors, _BLOCK_ROWS, look)
+
+
+def _roots(parents: NDArray[np.int64], slots: Slots) -> Slots:
+    """Return what the groups of slots go by."""
+    while True:
+        slots, before = parents[slots], slots
+        if np.array_equal(slots, before):
+            return slots
+
+
+def _join(parents: NDArray[np.int64], one: Slots, other: Slots) -> None:
+    """Make one group of the groups of each pair; the smallest slot is what a group goes by."""
+    while True:
+        first, second = _roots(parents, one), _roots(parents, other)
+        parents[one], parents[other] = first, second  # the way is shorter next time
+        apart = first != second
+        if not apart.any():
+            return
+        one, other = first[apart], second[apart]
+        np.minimum.at(parents, np.maximum(one, other), np.minimum(one, other))
+
+
+def _group(snapshot: Snapshot, slots: Slots) -> Group:
+    near = np.concatenate(
+        [
+            similarities(snapshot.vectors[slots[:1]], snapshot.vectors[part][None])[0]
+            for part in np.array_split(slots, 1 + len(slots) // _CHECKED_AT_ONCE)
+        ]
+    )
+    seen: set[int] = {0}  # stands for no content hash
+    members = []
+    for key, slot, similarity in zip(snapshot.keys(slots), slots.tolist(), near.tolist(), strict=True):
+        known = int(snapshot.hashes[slot])
+        members.append(Duplicate(key, snapshot.label(slot), similarity, known != 0 and known in seen))
+        seen.add(known)
+    return tuple(members)

@@ -1,0 +1,1 @@
+"""Search sealed rows on a GPU."""

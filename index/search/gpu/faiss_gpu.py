@@ -1,0 +1,64 @@
+"""Vectors in a GPU's memory, and the largest inner products among them, by `faiss-gpu`."""
+
+from typing import Any
+
+import faiss
+import numpy as np
+
+from imagekin.index.search.gpu.device_thread import Held
+from imagekin.index.vectors.brute_force import Products, Rows
+from imagekin.types import Vector
+
+# FAISS's own type hints lack much of what is used here.
+_FAISS: Any = faiss
+_MOST = 2048
+
+
+def is_built() -> bool:
+    """Say whether the installed FAISS can use GPUs at all."""
+    return hasattr(_FAISS, "StandardGpuResources")
+
+
+def gpu_count() -> int:
+    """Return the number of GPUs that a FAISS built for them sees."""
+    return int(_FAISS.get_num_gpus())
+
+
+def open_gpu() -> "Gpu":
+    """Return the first GPU.
+
+    Raises:
+        RuntimeError: there is none that FAISS can use.
+    """
+    if not is_built():
+        raise RuntimeError("FAISS was built without GPUs")
+    if not gpu_count():
+        raise RuntimeError("FAISS sees no GPU")
+    return Gpu()
+
+
+class Gpu:
+    """The first GPU. See `imagekin.index.search.gpu.device_thread.Device`."""
+
+    most = _MOST
+
+    def __init__(self) -> None:
+        self._resources = _FAISS.StandardGpuResources()
+
+    def hold(self, vectors: Vector) -> Held:
+        """Copy vectors into the GPU's memory, in float32."""
+        config = _FAISS.GpuIndexFlatConfig()
+        config.device = 0
+        config.useFloat16 = False
+        index = _FAISS.GpuIndexFlatIP(self._resources, vectors.shape[1], config)
+        index.add(vectors)
+        return _Flat(index)
+
+
+class _Flat:
+    def __init__(self, index: Any) -> None:
+        self._index = index
+
+    def top_k(self, queries: Vector, k: int) -> tuple[Products, Rows]:
+        products, rows = self._index.search(queries, k)
+        return products, rows.astype(np.int64, copy=False)

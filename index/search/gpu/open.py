@@ -1,0 +1,40 @@
+"""Open the device that collections are searched on."""
+
+import logging
+
+from imagekin.errors import FailedPreconditionError, InvalidArgumentError
+from imagekin.index.search.gpu.device_thread import DeviceThread
+
+log = logging.getLogger("imagekin.index")
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def open_device(wanted: str) -> DeviceThread | None:
+    """Return the device that is to be searched on; None for the processor.
+
+    Args:
+        wanted: `auto` takes a GPU where there is one that FAISS can use, `cuda` insists on it, `cpu` takes none.
+
+    Raises:
+        InvalidArgumentError: it is none of these.
+        FailedPreconditionError: `cuda` is wanted, and there is none.
+    """
+    if wanted not in DEVICES:
+        raise InvalidArgumentError(f"the index's device must be {', '.join(DEVICES)}", field="index_device")
+    if wanted == "cpu":
+        return None
+    from imagekin.index.search.gpu import faiss_gpu
+
+    try:
+        return DeviceThread(faiss_gpu.open_gpu)
+    except RuntimeError as error:
+        if wanted == "cuda":
+            raise FailedPreconditionError(
+                f"no GPU can be searched on ({error}): check the driver and that the extra gpu is installed in"
+                " place of cpu, or search on the processor with --index-device cpu"
+            ) from None
+        # Whoever installed FAISS for processors knows.
+        level = logging.INFO if faiss_gpu.is_built() else logging.DEBUG
+        log.log(level, "collections are searched on the processor: %s", error)
+        return None

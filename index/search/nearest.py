@@ -1,0 +1,335 @@
+"""Exact nearest neighbours in a snapshot: never a dead item, never fewer than k, ties by key.
+
+FAISS proposes somewhat more candidates than asked for; their similarities are then computed once more, in float64, so
+that an answer depends neither on the kernel nor on how many queries came together. When the candidates cannot prove
+that they hold the true k (many dead or unmatched slots among them, or a tie that goes on), every slot is scored.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagekin.index.search import coded_top_k
+from imagekin.index.storage.columns import DeviceRows, Mask, Proposer, Slots, Snapshot
+from imagekin.index.types import SearchOptions
+from imagekin.index.vectors.brute_force import THREADS, rounding, shared_out, taken, threads_for, top_k
+from imagekin.types import Vector
+
+_MARGIN = 8
+# Below this share of matching slots it is cheaper to gather them than to propose enough.
+_GATHER_BELOW = 0.5
+# … and the same where proposing is done by a device, which is quicker at it than the processor at gathering.
+_GATHER_BELOW_ON_DEVICE = 0.02
+_BLOCK = 32_768
+# Fewer matching slots than this, or more neighbours, are not worth an approximate answer.
+_APPROXIMATE_FROM = 20_000
+_APPROXIMATE_TO = 1_000
+# Below, a pass is so quick that waiting for each other costs more than it saves.
+_COMBINED_FROM = 2_000
+# An index is asked by as many threads as there are, each with at least so many queries.
+_QUERIES_A_THREAD = 2
+_RESCORED_AT_ONCE = 1 << 21  # components
+
+
+@dataclass(slots=True, eq=False)  # not frozen: that makes it three times slower to make
+class Found:
+    """The neighbours of one query: slots, int64 [m], and similarities, float32 [m]; most similar first, ties by key."""
+
+    slots: Slots
+    similarities: NDArray[np.float32]
+
+    def first(self, count: int) -> "Found":
+        """Return the `count` most similar of them."""
+        return Found(self.slots[:count], self.similarities[:count])
+
+
+def neighbours(snapshot: Snapshot, queries: Vector, options: SearchOptions, mask: Mask | None = None) -> list[Found]:
+    """Return what a search finds: `nearest`, less the excluded keys, cut at `k` and at `min_similarity`."""
+    more = max((len(keys) for keys in options.exclude), default=0)
+    if mask is None and len(queries) == 1 and snapshot.combiner is not None and len(snapshot) >= _COMBINED_FROM:
+        answers = [snapshot.combiner.ask((snapshot, queries, options.k + more))]
+    else:
+        answers = nearest(snapshot, queries, options.k + more, mask)
+    return [cut(found, options.min_similarity) for found in excluding(snapshot, answers, options)]
+
+
+def excluding(snapshot: Snapshot, answers: list[Found], options: SearchOptions) -> list[Found]:
+    """Return the answers less each query's excluded keys, cut at `k`."""
+    if not any(options.exclude):
+        return answers
+    return [
+        _without(snapshot, found, keys).first(options.k) for found, keys in zip(answers, options.exclude, strict=True)
+    ]
+
+
+def cut(found: Found, min_similarity: float | None) -> Found:
+    """Return the neighbours that are at least so similar."""
+    if min_similarity is None:
+        return found
+    # float32, as the similarities are: an item exactly at the bound stays.
+    return found.first(int(np.count_nonzero(found.similarities >= np.float32(min_similarity))))
+
+
+def nearest_of_all(asked: Sequence[tuple[Snapshot, Vector, int]]) -> list[Found]:
+    """Answer single queries, each with its snapshot and its k; those of one snapshot together."""
+    answers: dict[int, Found] = {}
+    places: dict[int, list[int]] = {}
+    for place, (snapshot, _, _) in enumerate(asked):
+        places.setdefault(id(snapshot), []).append(place)
+    for together in places.values():
+        snapshot, most = asked[together[0]][0], max(asked[place][2] for place in together)
+        found = nearest(snapshot, np.concatenate([asked[place][1] for place in together]), most)
+        answers |= {place: one.first(asked[place][2]) for place, one in zip(together, found, strict=True)}
+    return [answers[place] for place in range(len(asked))]
+
+
+def nearest(snapshot: Snapshot, queries: Vector, k: int, mask: Mask | None = None) -> list[Found]:
+    """Return the `k` nearest live slots of each query.
+
+    Args:
+        snapshot: the collection.
+        queries: float32 [N, D] of unit length, C-contiguous.
+        k: neighbours per query; fewer are returned only when fewer match.
+        mask: bool [n], the slots that match (live ones only); None means every live slot.
+
+    Returns:
+        One answer per query.
+    """
+    matching = snapshot.live if mask is None else int(np.count_nonzero(mask))
+    k = min(k, matching)
+    if k == 0 or not len(queries):
+        return [Found(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
+    if snapshot.approximate is not None and k <= _APPROXIMATE_TO and matching >= _APPROXIMATE_FROM:
+        return _by_approximation(snapshot, snapshot.approximate, queries, k, mask)
+    if snapshot.resident is not None and snapshot.resident.rows <= len(snapshot) and not snapshot.resident.failed:
+        answers = _by_device(snapshot, snapshot.resident, queries, k, mask, matching)
+        if answers is not None:
+            return _completed(snapshot, queries, k, mask, answers)
+    if matching < _GATHER_BELOW * len(snapshot):
+        return _by_scoring(snapshot, queries, k, np.flatnonzero(snapshot.alive() if mask is None else mask))
+    proposed = _enough(snapshot, k, matching)
+    step = max(1, _RESCORED_AT_ONCE // (proposed * queries.shape[1]))
+    products, slots = coded_top_k.top_k(queries, snapshot.vectors, snapshot.codes, proposed)
+    answers = []
+    for begin in range(0, len(queries), step):
+        part = slice(begin, begin + step)
+        answers += _by_candidates(snapshot, queries[part], k, mask, products[part], slots[part])
+    return _completed(snapshot, queries, k, mask, answers)
+
+
+def _enough(snapshot: Snapshot, k: int, matching: int) -> int:
+    """Return how many slots to propose so that k of them most likely match, and some more."""
+    spare = _MARGIN if matching < len(snapshot) else 0
+    return min(len(snapshot), int(np.ceil((k + _MARGIN) * len(snapshot) / matching)) + spare)
+
+
+def _by_device(
+    snapshot: Snapshot, resident: DeviceRows, queries: Vector, k: int, mask: Mask | None, matching: int
+) -> list[Found | None] | None:
+    """Rank what a device proposes, which knows neither filters nor dead slots: as often as it takes, more of them.
+
+    Returns:
+        One answer per query, None for those that are not proven; None for all when the device is of no use here.
+    """
+    proposed = _enough(snapshot, k, matching)
+    most = min(resident.most, len(snapshot))
+    if proposed > most or matching < _GATHER_BELOW_ON_DEVICE * len(snapshot):
+        return None
+    answers: list[Found | None] = [None] * len(queries)
+    missing, considered = np.arange(len(queries)), k + _MARGIN
+    while len(missing):
+        found = resident.top_k(queries[missing], snapshot.vectors, proposed)
+        if found is None:
+            return None
+        ranks = _by_proposals(snapshot, queries[missing], k, mask, *found, considered)
+        for place, answer in zip(missing.tolist(), ranks, strict=True):
+            answers[place] = answer
+        missing = np.array([place for place in missing if answers[place] is None], np.int64)
+        if proposed == most:
+            break
+        proposed, considered = min(4 * proposed, most), 4 * considered
+    return answers
+
+
+def _by_proposals(
+    snapshot: Snapshot,
+    queries: Vector,
+    k: int,
+    mask: Mask | None,
+    products: NDArray[np.float32],
+    slots: Slots,
+    considered: int,
+) -> list[Found | None]:
+    """Rank the first proposals of each query that match; None where they do not prove to hold the k nearest."""
+    matches = snapshot.died[slots] > snapshot.sequence if mask is None else mask[slots]
+    # What was not proposed, or is not considered, is at most as similar as the last one that was, but for rounding.
+    bounds = np.full(len(queries), -np.inf) if slots.shape[1] == len(snapshot) else products[:, -1]
+    if considered < slots.shape[1]:
+        first = np.argsort(~matches, axis=1, kind="stable")[:, :considered]
+        more = np.count_nonzero(matches, axis=1) > considered
+        bounds = np.where(more, np.take_along_axis(products, first[:, -1:], axis=1)[:, 0], bounds)
+        slots, matches = np.take_along_axis(slots, first, axis=1), np.take_along_axis(matches, first, axis=1)
+    exact = np.empty(slots.shape, np.float32)
+    step = max(1, _RESCORED_AT_ONCE // (slots.shape[1] * queries.shape[1]))
+
+    def score(begin: int, end: int) -> None:
+        for start in range(begin, end, step):
+            part = slice(start, min(start + step, end))
+            exact[part] = _scored(snapshot, queries[part], slots[part])
+
+    shared_out(score, len(queries), threads_for(1, slots.size * queries.shape[1]))
+    exact[~matches] = -np.inf
+    bounds = bounds + rounding(queries.shape[1])
+    return _settled(snapshot, slots, exact, k, np.count_nonzero(exact > bounds[:, None], axis=1) >= k)
+
+
+def _completed(
+    snapshot: Snapshot, queries: Vector, k: int, mask: Mask | None, answers: list[Found | None]
+) -> list[Found]:
+    """Return the answers; those that are missing are found by scoring every slot that matches."""
+    missing = [place for place, answer in enumerate(answers) if answer is None]
+    if missing:
+        rest = _by_scoring(snapshot, queries[missing], k, np.flatnonzero(snapshot.alive() if mask is None else mask))
+        for place, answer in zip(missing, rest, strict=True):
+            answers[place] = answer
+    return [answer for answer in answers if answer is not None]
+
+
+def _by_approximation(
+    snapshot: Snapshot, approximate: Proposer, queries: Vector, k: int, mask: Mask | None
+) -> list[Found]:
+    """Rank what an index proposes, and what is not in the index yet; every slot where that is too little."""
+    slots, exact = _proposed(snapshot, approximate, queries, k, mask)
+    begin = min(approximate.rows, len(snapshot))
+    newer = int(np.count_nonzero(snapshot.died[begin:] > snapshot.sequence if mask is None else mask[begin:]))
+    tail, proposed = None, slots.shape[1]
+    if newer >= _GATHER_BELOW * (len(snapshot) - begin) > 0:
+        size = len(snapshot) - begin
+        wanted = min(size, int(np.ceil((k + _MARGIN) * size / newer)))
+        later = top_k(queries, snapshot.vectors[begin:], wanted)[1] + begin
+        slots = np.concatenate((slots, later), axis=1)
+        exact = np.concatenate((exact, _matching(snapshot, queries, later, mask)), axis=1)
+    elif newer:
+        places = np.flatnonzero(snapshot.died[begin:] > snapshot.sequence if mask is None else mask[begin:]) + begin
+        tail = _by_scoring(snapshot, queries, min(k, newer), places)
+    if tail is not None:
+        slots = np.concatenate((slots, np.stack([found.slots for found in tail])), axis=1)
+        exact = np.concatenate((exact, np.stack([found.similarities for found in tail])), axis=1)
+    # -inf where nothing was proposed, or nothing that matches.
+    found = np.count_nonzero(exact >= -1.0, axis=1) >= k
+    found &= np.count_nonzero(exact[:, proposed:] >= -1.0, axis=1) >= min(k, newer)  # the dead did not hide any
+    answers = _settled(snapshot, slots, exact, k, found)
+    return _completed(snapshot, queries, k, mask, answers)
+
+
+def _proposed(
+    snapshot: Snapshot, approximate: Proposer, queries: Vector, k: int, mask: Mask | None
+) -> tuple[Slots, NDArray[np.float32]]:
+    """Return what an index proposes, int64 [N, m], and similarities, float32 [N, m], -inf where there is none."""
+    bits = approximate.bits(snapshot, mask)
+    slots = np.empty((len(queries), approximate.proposals(k)), np.int64)
+    exact = np.empty(slots.shape, np.float32)
+
+    def propose(begin: int, end: int) -> None:
+        found = approximate.propose(queries[begin:end], k, bits)
+        found[found >= len(snapshot)] = -1  # the snapshot is of before
+        slots[begin:end], exact[begin:end] = found, _matching(snapshot, queries[begin:end], found, mask)
+
+    shared_out(propose, len(queries), min(THREADS, len(queries) // _QUERIES_A_THREAD))
+    return slots, exact
+
+
+def _matching(snapshot: Snapshot, queries: Vector, slots: Slots, mask: Mask | None) -> NDArray[np.float32]:
+    """Return the similarity of each query to each of its slots, -inf where a slot does not match or is -1."""
+    matches = snapshot.died[slots] > snapshot.sequence if mask is None else mask[slots]
+    matches &= slots >= 0
+    exact = _scored(snapshot, queries, slots)
+    exact[~matches] = -np.inf
+    return exact
+
+
+def _scored(snapshot: Snapshot, queries: Vector, slots: Slots) -> NDArray[np.float32]:
+    """Return the similarity of each query to each of its own slots, float32 [N, m]."""
+    # Quicker than indexing, the more so where the caches hold none of it.
+    return similarities(queries, np.take(snapshot.vectors, slots, axis=0))
+
+
+def similarities(queries: Vector, vectors: Vector) -> NDArray[np.float32]:
+    """Return the cosine similarity of each query to each of its own vectors.
+
+    Args:
+        queries: float32 [N, D] of unit length.
+        vectors: float32 [N, m, D] of unit length.
+
+    Returns:
+        float32 [N, m], -1 to 1.
+    """
+    exact: NDArray[np.float64] = np.einsum("nmd,nd->nm", vectors.astype(np.float64), queries.astype(np.float64))
+    return np.clip(exact, -1.0, 1.0).astype(np.float32)
+
+
+def _without(snapshot: Snapshot, found: Found, keys: frozenset[str]) -> Found:
+    stay = [place for place, slot in enumerate(found.slots.tolist()) if not keys or snapshot.key(slot) not in keys]
+    return Found(found.slots[stay], found.similarities[stay])
+
+
+def _by_candidates(
+    snapshot: Snapshot, queries: Vector, k: int, mask: Mask | None, products: NDArray[np.float32], slots: Slots
+) -> list[Found | None]:
+    """Rank each query's candidates; None where they do not prove to hold the k nearest."""
+    exact = _matching(snapshot, queries, slots, mask)
+    # What was not proposed is at most as similar as the last one that was, but for the kernel's rounding.
+    bounds = products[:, -1] + rounding(queries.shape[1])
+    if slots.shape[1] == len(snapshot):
+        bounds = np.full(len(queries), -np.inf, np.float32)
+    return _settled(snapshot, slots, exact, k, np.count_nonzero(exact > bounds[:, None], axis=1) >= k)
+
+
+def _settled(snapshot: Snapshot, slots: Slots, exact: NDArray[np.float32], k: int, proven: Mask) -> list[Found | None]:
+    """Return the k most similar of each row's slots, ties by key; None for rows that are not proven to hold them."""
+    order = np.argsort(-exact, axis=1, kind="stable")
+    slots = taken(slots, order)
+    exact = taken(exact, order)
+    tied = np.any(exact[:, 1 : k + 1] == exact[:, :k][:, : exact.shape[1] - 1], axis=1)
+    best, near = slots[:, :k], exact[:, :k]
+    answers: list[Found | None] = [Found(*pair) for pair in zip(best, near, strict=True)]
+    for row in np.flatnonzero(tied & proven).tolist():
+        answers[row] = ranked(snapshot, slots[row], exact[row], k)
+    for row in np.flatnonzero(~proven).tolist():
+        answers[row] = None
+    return answers
+
+
+def _by_scoring(snapshot: Snapshot, queries: Vector, k: int, matching: Slots) -> list[Found]:
+    """Score every matching slot, block by block, and keep what may be among the k nearest."""
+    kept: list[tuple[Slots, NDArray[np.float32]]] = [
+        (np.empty(0, np.int64), np.empty(0, np.float32)) for _ in range(len(queries))
+    ]
+    bounds = np.full(len(queries), -np.inf, np.float32)
+    slack = 2 * rounding(queries.shape[1])
+    for begin in range(0, len(matching), _BLOCK):
+        slots = matching[begin : begin + _BLOCK]
+        scores = queries @ snapshot.vectors[slots].T
+        for row in range(len(queries)):
+            near = np.flatnonzero(scores[row] >= bounds[row])
+            candidates = np.concatenate((kept[row][0], slots[near]))
+            values = np.concatenate((kept[row][1], scores[row, near]))
+            if len(values) > k:
+                bounds[row] = np.partition(values, len(values) - k)[len(values) - k] - slack
+                stay = values >= bounds[row]
+                candidates, values = candidates[stay], values[stay]
+            kept[row] = (candidates, values)
+    return [
+        ranked(snapshot, slots, similarities(query[None], snapshot.vectors[slots][None])[0], k)
+        for query, (slots, _) in zip(queries, kept, strict=True)
+    ]
+
+
+def ranked(snapshot: Snapshot, slots: Slots, exact: NDArray[np.float32], k: int) -> Found:
+    """Return the k most similar of the slots, equal ones in the order of their keys."""
+    bound = np.partition(exact, len(exact) - k)[len(exact) - k]
+    near = np.flatnonzero(exact >= bound)
+    ranked = sorted(near.tolist(), key=lambda place: (-exact[place], snapshot.key_utf8(int(slots[place]))))[:k]
+    return Found(slots[ranked], exact[ranked])

@@ -1,0 +1,79 @@
+"""Everything within a similarity: the answer to a search whose `k` is large because its bound is what counts."""
+
+import threading
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagekin.index.search.nearest import Found, ranked, similarities
+from imagekin.index.storage.columns import Mask, Slots, Snapshot
+from imagekin.index.vectors.brute_force import each_block, rounding
+from imagekin.types import Vector
+
+_BLOCK_ROWS = 1024
+_QUERIES_AT_ONCE = 64
+# Bounds what is remembered when nearly everything is within.
+_PRODUCTS_AT_ONCE = 1 << 24
+_SCORED_AT_ONCE = 16_384
+
+
+def within(snapshot: Snapshot, queries: Vector, k: int, bound: float, mask: Mask | None = None) -> list[Found]:
+    """Return every live slot that is at least so similar; of more than `k` of them the most similar ones.
+
+    Args:
+        snapshot: the collection.
+        queries: float32 [N, D] of unit length, C-contiguous.
+        k: slots of an answer, at most.
+        bound: the least similarity, -1 to 1.
+        mask: bool [n], the slots that match (live ones only); None means every live slot.
+
+    Returns:
+        One answer per query, most similar first, ties by key.
+    """
+    step = max(1, min(_QUERIES_AT_ONCE, _PRODUCTS_AT_ONCE // max(1, len(snapshot))))
+    matching = snapshot.alive() if mask is None else mask
+    answers: list[Found] = []
+    for begin in range(0, len(queries), step):
+        part = queries[begin : begin + step]
+        rows, slots = _near(snapshot, part, bound - rounding(queries.shape[1]), matching)
+        edges = np.searchsorted(rows, np.arange(len(part) + 1))
+        for number, query in enumerate(part):
+            answers.append(_settled(snapshot, query, slots[edges[number] : edges[number + 1]], k, bound))
+    return answers
+
+
+def _near(
+    snapshot: Snapshot, queries: Vector, bound: float, matching: Mask
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the queries' numbers, ascending, and for each a slot whose product reaches the bound; slots ascend too."""
+    rows, slots = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    lock = threading.Lock()
+
+    def look(first: int, products: NDArray[np.float32]) -> None:
+        near, row = np.divmod(np.flatnonzero(products.reshape(-1) >= np.float32(bound)), len(queries))
+        near += first
+        stays = matching[near]
+        with lock:
+            rows.append(row[stays])
+            slots.append(near[stays])
+
+    if len(snapshot):
+        each_block(queries, snapshot.vectors, _BLOCK_ROWS, look)
+    row, slot = np.concatenate(rows), np.concatenate(slots)
+    order = np.lexsort((slot, row))
+    return row[order], slot[order]
+
+
+def _settled(snapshot: Snapshot, query: Vector, slots: Slots, k: int, bound: float) -> Found:
+    pieces = [
+        similarities(query[None], snapshot.vectors[slots[begin : begin + _SCORED_AT_ONCE]][None])[0]
+        for begin in range(0, len(slots), _SCORED_AT_ONCE)
+    ]
+    exact = np.concatenate(pieces) if pieces else np.empty(0, np.float32)
+    # float32, as the similarities are: an item exactly at the bound stays.
+    inside = exact >= np.float32(bound)
+    slots, exact = slots[inside], exact[inside]
+    order = np.argsort(-exact, kind="stable")
+    if len(exact) > 1 and np.any(np.diff(exact[order]) == 0):
+        return ranked(snapshot, slots, exact, min(k, len(slots)))
+    return Found(slots[order[:k]], exact[order[:k]])

@@ -1,0 +1,1 @@
+"""Store items: the database, the columns in memory, and the sealed segments."""

@@ -1,0 +1,396 @@
+"""The items in memory: growing columns, one slot an item, and the immutable snapshots that readers hold.
+
+Slots are in the order of their sequence numbers and never change, but for one thing: `died`, the sequence number at
+which the slot's item was replaced or deleted. A snapshot of sequence number S sees the slots written up to S that did
+not die up to S, so a writer can go on appending to, and marking, the very arrays that readers are looking at.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagekin.index.storage.combiner import Combiner
+from imagekin.index.storage.yielding import Turns
+from imagekin.index.vectors.codes import Codes
+from imagekin.types import Vector
+
+ALIVE = np.iinfo(np.int64).max
+UNLABELLED = -1
+_FIRST_CAPACITY = 1024
+_COPIED_AT_ONCE = 2048
+
+Slots = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+class Proposer(Protocol):
+    """An approximate index over the first slots, as `index.search.ann` makes them; columns only carry it along."""
+
+    @property
+    def rows(self) -> int:
+        """It holds the slots below this one."""
+
+    @property
+    def kind(self) -> str:
+        """Kind of index: `hnsw`, `ivf` or `pq`."""
+
+    @property
+    def recall(self) -> float:
+        """Share of the true neighbours that it finds, as measured."""
+
+    def proposals(self, k: int) -> int:
+        """Return how many slots are proposed for `k` neighbours."""
+
+    def propose(self, queries: Vector, k: int, bits: NDArray[np.uint8] | None) -> NDArray[np.int64]:
+        """Return slots that may be among the `k` nearest, int64 [N, …]; -1 where fewer were found."""
+
+    def bits(self, snapshot: "Snapshot", mask: Mask | None) -> NDArray[np.uint8] | None:
+        """Return which slots may be proposed, as a bitmap; None for all of them."""
+
+
+class DeviceRows(Protocol):
+    """The first slots in a device's memory, as `index.search.gpu.resident` holds them; columns only carry it along."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the device has failed and is of no use any more."""
+
+    @property
+    def rows(self) -> int:
+        """It holds the slots below this one."""
+
+    @property
+    def most(self) -> int:
+        """The largest `k` that can be asked for."""
+
+    def top_k(self, queries: Vector, vectors: Vector, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
+        """Return the `k` largest inner products of each query and their slots; None when the device has failed."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """A collection as of one sequence number.
+
+    Attributes:
+        vectors: float32 [n, D], the slots' embeddings.
+        sequences: int64 [n], ascending.
+        died: int64 [n], sequence number of the slot's death, ALIVE for none.
+        labels: int32 [n], position in `label_names`, or UNLABELLED.
+        hashes: uint64 [n], short form of the content hash (`short_hash`), 0 for none.
+        key_ends: int64 [n], where each key ends in `key_bytes` (it begins where the one before ends).
+        key_bytes: uint8, all keys in UTF-8.
+        label_names: every label that occurred.
+        sequence: what the snapshot is as of.
+        floor: sequence numbers below it cannot be looked back to: what died before was dropped.
+        live: number of slots that this snapshot sees.
+        labelled: how many of those have a label.
+        combiner: lets single searches of all threads come together; None when they do not.
+        approximate: what proposes neighbours among the first slots; None when every slot is looked at.
+        resident: the first slots on a device that looks at every one of them; None when the processor does.
+        codes: 8-bit codes of the first slots (maybe of later ones, too), by which they are looked at more quickly.
+    """
+
+    vectors: Vector
+    sequences: NDArray[np.int64]
+    died: NDArray[np.int64]
+    labels: NDArray[np.int32]
+    hashes: NDArray[np.uint64]
+    key_ends: NDArray[np.int64]
+    key_bytes: NDArray[np.uint8]
+    label_names: list[str]
+    sequence: int
+    floor: int
+    live: int
+    labelled: int
+    approximate: Proposer | None = None
+    resident: DeviceRows | None = None
+    combiner: Combiner[Any, Any] | None = None
+    codes: Codes | None = None
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def alive(self) -> Mask:
+        """Return which slots this snapshot sees, bool [n]."""
+        return self.died > self.sequence
+
+    def key_utf8(self, slot: int) -> bytes:
+        """Return the slot's key in UTF-8."""
+        begin = self.key_ends[slot - 1] if slot else 0
+        return self.key_bytes[begin : self.key_ends[slot]].tobytes()
+
+    def key(self, slot: int) -> str:
+        """Return the slot's key."""
+        return self.key_utf8(slot).decode()
+
+    def keys(self, slots: Slots) -> list[str]:
+        """Return the keys of slots."""
+        text, lengths = self.keys_utf8(slots)
+        whole, ends = text.tobytes(), np.cumsum(lengths).tolist()
+        spans = zip([0, *ends], ends, strict=False)
+        if whole.isascii():
+            letters = whole.decode()
+            return [letters[begin:end] for begin, end in spans]
+        return [whole[begin:end].decode() for begin, end in spans]
+
+    def label(self, slot: int) -> str | None:
+        """Return the slot's label, None when it has none."""
+        code = self.labels[slot]
+        return None if code == UNLABELLED else self.label_names[code]
+
+    def slots_of(self, sequences: NDArray[np.int64]) -> Slots:
+        """Return the slots of those of `sequences` that the columns hold."""
+        return np.searchsorted(self.sequences, sequences[self.holds(sequences)])
+
+    def holds(self, sequences: NDArray[np.int64]) -> Mask:
+        """Return which of the sequence numbers are a slot's."""
+        if not len(self):
+            return np.zeros(len(sequences), np.bool_)
+        slots = np.minimum(np.searchsorted(self.sequences, sequences), len(self) - 1)
+        held: Mask = self.sequences[slots] == sequences
+        return held
+
+    def keys_utf8(self, slots: Slots) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Return the keys of slots, one after the other in UTF-8, and the length of each in bytes."""
+        ends = self.key_ends[slots]
+        begins = np.where(slots > 0, self.key_ends[slots - 1], 0)
+        lengths = ends - begins
+        places = np.repeat(begins - (np.cumsum(lengths) - lengths), lengths) + np.arange(int(lengths.sum()))
+        return self.key_bytes[places], lengths
+
+    def at(self, sequence: int) -> "Snapshot":
+        """Return the collection as of an earlier sequence number, at least `floor`."""
+        if sequence == self.sequence:
+            return self
+        end = int(np.searchsorted(self.sequences, sequence, side="right"))
+        alive = self.died[:end] > sequence
+        return Snapshot(
+            vectors=self.vectors[:end],
+            sequences=self.sequences[:end],
+            died=self.died[:end],
+            labels=self.labels[:end],
+            hashes=self.hashes[:end],
+            key_ends=self.key_ends[:end],
+            key_bytes=self.key_bytes,
+            label_names=self.label_names,
+            sequence=sequence,
+            floor=self.floor,
+            live=int(np.count_nonzero(alive)),
+            labelled=int(np.count_nonzero(alive & (self.labels[:end] != UNLABELLED))),
+            approximate=self.approximate,
+            resident=self.resident,
+            combiner=self.combiner,
+            codes=self.codes,
+        )
+
+
+class Columns:
+    """The growing columns. One thread at a time may change them; snapshots are for any thread."""
+
+    def __init__(self, dim: int, capacity: int = 0, label_names: Sequence[str] = ()) -> None:
+        size = max(capacity, _FIRST_CAPACITY)
+        self._size = 0
+        self._floor = 0
+        self._dead = 0
+        self._labelled = 0
+        self._vectors: Vector = np.empty((size, dim), np.float32)
+        self._sequences = np.empty(size, np.int64)
+        self._died = np.empty(size, np.int64)
+        self._labels = np.empty(size, np.int32)
+        self._hashes = np.empty(size, np.uint64)
+        self._key_ends = np.empty(size, np.int64)
+        self._key_size = 0
+        self._key_bytes = np.empty(size * 16, np.uint8)
+        self._label_names: list[str] = list(label_names)
+        self._label_codes = {name: code for code, name in enumerate(self._label_names)}
+        self.approximate: Proposer | None = None
+        self.resident: DeviceRows | None = None
+        self.combiner: Combiner[Any, Any] | None = None
+        self.codes: Codes | None = None
+
+    @classmethod
+    def sealed(
+        cls,
+        sequence: int,
+        rows: int,
+        key_size: int,
+        *,
+        vectors: Vector,
+        sequences: NDArray[np.int64],
+        labels: NDArray[np.int32],
+        hashes: NDArray[np.uint64],
+        key_ends: NDArray[np.int64],
+        key_bytes: NDArray[np.uint8],
+        label_names: list[str],
+        dead: Slots,
+        labelled: int,
+        codes: Codes | None = None,
+    ) -> "Columns":
+        """Return columns over arrays that hold `rows` rows already, as of `sequence`, of which the slots `dead` died.
+
+        The arrays become the columns' own; what they hold after the first `rows` rows is room to grow.
+        """
+        columns = cls(vectors.shape[1], 0, label_names)
+        columns._size, columns._key_size, columns._floor = rows, key_size, sequence
+        columns._dead, columns._labelled = len(dead), labelled
+        columns._vectors, columns._sequences = vectors, sequences
+        columns._labels, columns._hashes = labels, hashes
+        columns._key_ends, columns._key_bytes = key_ends, key_bytes
+        columns._died = np.empty(len(sequences), np.int64)
+        columns._died[:rows] = ALIVE
+        columns._died[dead] = sequence
+        columns.codes = codes
+        return columns
+
+    def reserve(self, items: int, key_bytes: int) -> None:
+        """Make room, so that the next `append` of as much cannot fail for want of memory."""
+        if self._size + items > len(self._sequences):
+            # Twice as large: pages that are not yet touched take no memory.
+            capacity = max(2 * len(self._sequences), self._size + items)
+            self._vectors = _grown(self._vectors, self._size, capacity)
+            self._sequences = _grown(self._sequences, self._size, capacity)
+            self._died = _grown(self._died, self._size, capacity)
+            self._labels = _grown(self._labels, self._size, capacity)
+            self._hashes = _grown(self._hashes, self._size, capacity)
+            self._key_ends = _grown(self._key_ends, self._size, capacity)
+        if self._key_size + key_bytes > len(self._key_bytes):
+            capacity = max(2 * len(self._key_bytes), self._key_size + key_bytes)
+            self._key_bytes = _grown(self._key_bytes, self._key_size, capacity)
+
+    def append(
+        self,
+        sequences: NDArray[np.int64],
+        keys: list[bytes],
+        labels: list[str | None],
+        hashes: list[bytes | None],
+        vectors: Vector,
+    ) -> None:
+        """Append items with ascending sequence numbers above all there are; snapshots do not see them yet."""
+        text = b"".join(keys)
+        self.reserve(len(keys), len(text))
+        new = slice(self._size, self._size + len(keys))
+        self._vectors[new] = vectors
+        self._sequences[new] = sequences
+        self._died[new] = ALIVE
+        self._labels[new] = [self._label_code(label) for label in labels]
+        self._hashes[new] = np.array([short_hash(value) for value in hashes], np.uint64)
+        self._key_ends[new] = self._key_size + np.cumsum([len(key) for key in keys], dtype=np.int64)
+        self._key_bytes[self._key_size : self._key_size + len(text)] = np.frombuffer(text, np.uint8)
+        self._key_size += len(text)
+        self._size += len(keys)
+        self._labelled += int(np.count_nonzero(self._labels[new] != UNLABELLED))
+
+    def kill(self, sequences: NDArray[np.int64], at: NDArray[np.int64]) -> None:
+        """Mark the slots of `sequences` as dead from the sequence numbers `at` on."""
+        slots = np.searchsorted(self._sequences[: self._size], sequences)
+        self._died[slots] = at
+        self._dead += len(slots)
+        self._labelled -= int(np.count_nonzero(self._labels[slots] != UNLABELLED))
+
+    def holds(self, sequences: NDArray[np.int64]) -> Mask:
+        """Return which of the sequence numbers are a slot's."""
+        return self.snapshot(0).holds(sequences)
+
+    def forget_before(self, sequence: int) -> None:
+        """Declare that what died before `sequence` is not here, so that no snapshot looks back beyond it."""
+        self._floor = sequence
+
+    def snapshot(self, sequence: int) -> Snapshot:
+        """Return the items as of `sequence`, the last one appended or killed."""
+        size = self._size
+        return Snapshot(
+            vectors=self._vectors[:size],
+            sequences=self._sequences[:size],
+            died=self._died[:size],
+            labels=self._labels[:size],
+            hashes=self._hashes[:size],
+            key_ends=self._key_ends[:size],
+            key_bytes=self._key_bytes[: self._key_size],
+            label_names=self._label_names,
+            sequence=sequence,
+            floor=self._floor,
+            live=size - self._dead,
+            labelled=self._labelled,
+            approximate=self.approximate,
+            resident=self.resident,
+            combiner=self.combiner,
+            codes=self.codes,
+        )
+
+    @property
+    def dead_share(self) -> float:
+        """Share of the slots that are dead."""
+        return self._dead / self._size if self._size else 0.0
+
+    @property
+    def dim(self) -> int:
+        """Number of components of a vector."""
+        return int(self._vectors.shape[1])
+
+    @property
+    def size(self) -> int:
+        """Number of slots, dead ones included."""
+        return self._size
+
+    @classmethod
+    def of_live(cls, view: Snapshot, turns: Turns) -> "Columns":
+        """Return columns of what a snapshot sees; to be brought up to a later one with `catch_up`."""
+        live = np.flatnonzero(view.alive())
+        fresh = cls(view.vectors.shape[1], len(live), view.label_names)  # the same codes: who knows them goes on
+        fresh.forget_before(view.sequence)
+        fresh._copy(view, live, turns)
+        return fresh
+
+    def catch_up(self, view: Snapshot, since: int, turns: Turns) -> None:
+        """Take over what was written up to a snapshot of other columns after `since`, which these are as of."""
+        self._copy(view, np.arange(np.searchsorted(view.sequences, since, side="right"), len(view)), turns)
+        died = np.flatnonzero((view.died > since) & (view.died <= view.sequence))
+        self.kill(view.sequences[died], view.died[died])
+
+    def _copy(self, view: Snapshot, slots: Slots, turns: Turns) -> None:
+        """Append slots of other columns, as live ones."""
+        codes = np.array([self._label_code(name) for name in list(view.label_names)] + [UNLABELLED], np.int32)
+        for begin in range(0, len(slots), _COPIED_AT_ONCE):
+            self._copy_some(view, slots[begin : begin + _COPIED_AT_ONCE], codes)
+            turns.give_way()
+
+    def _copy_some(self, view: Snapshot, slots: Slots, codes: NDArray[np.int32]) -> None:
+        """Append slots of other columns, whose labels have other codes here."""
+        text, lengths = view.keys_utf8(slots)
+        self.reserve(len(slots), len(text))
+        new = slice(self._size, self._size + len(slots))
+        self._vectors[new] = view.vectors[slots]
+        self._sequences[new] = view.sequences[slots]
+        self._died[new] = ALIVE
+        self._labels[new] = codes[view.labels[slots]]
+        self._hashes[new] = view.hashes[slots]
+        self._key_ends[new] = self._key_size + np.cumsum(lengths)
+        self._key_bytes[self._key_size : self._key_size + len(text)] = text
+        self._key_size += len(text)
+        self._size += len(slots)
+        self._labelled += int(np.count_nonzero(self._labels[new] != UNLABELLED))
+
+    def _label_code(self, label: str | None) -> int:
+        if label is None:
+            return UNLABELLED
+        code = self._label_codes.get(label)
+        if code is None:
+            code = self._label_codes[label] = len(self._label_names)
+            self._label_names.append(label)
+        return code
+
+
+def short_hash(value: bytes | None) -> int:
+    """Return eight bytes that stand for a content hash in memory, 0 for none."""
+    return int.from_bytes(hashlib.blake2b(value, digest_size=8).digest(), "big") if value else 0
+
+
+def _grown(array: NDArray[Scalar], used: int, capacity: int) -> NDArray[Scalar]:
+    larger = np.empty((capacity, *array.shape[1:]), array.dtype)
+    larger[:used] = array[:used]
+    return larger

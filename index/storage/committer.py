@@ -1,0 +1,138 @@
+"""Group commit: a write that finds nobody writing commits in its own thread; what comes meanwhile shares the next."""
+
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from imagekin.errors import FailedPreconditionError, ImagekinError, UnavailableError
+from imagekin.index.storage.combiner import Combiner
+from imagekin.index.storage.schema import State, as_imagekin
+from imagekin.index.storage.transactions import Changes, Transaction
+from imagekin.index.storage.yielding import Turns
+
+T = TypeVar("T")
+# Bounds what one failure takes with it, and how long the first of many waits for the last.
+MAX_SHARED = 256
+
+_Write = Callable[[Transaction], Any]
+# What a write returned, or what it raised.
+_Answer = tuple[Any, Exception | None]
+
+
+class Committer:
+    """Runs writes one transaction after the other, several to a transaction.
+
+    Args:
+        connection: the writer's connection; the committer closes it.
+        state: the counters as the database holds them.
+        reserve: called with a transaction's changes before it is committed; may fail (want of memory).
+        publish: called with the changes and the new counters once they are on disk, before the writes return.
+        turns: asked in between to give way to searches.
+        collection: the collection's name, for messages.
+    """
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        state: State,
+        *,
+        reserve: Callable[[Changes], None],
+        publish: Callable[[Changes, State], None],
+        turns: Turns,
+        collection: str,
+    ) -> None:
+        self._connection = connection
+        self._state = state
+        self._reserve = reserve
+        self._publish = publish
+        self._turns = turns
+        self._collection = collection
+        self._combiner: Combiner[_Write, _Answer] = Combiner(self._commit, most=MAX_SHARED)
+        self._left = threading.Condition()
+        self._inside = 0
+        self._closed = False
+        self._failure: ImagekinError | None = None
+
+    @property
+    def state(self) -> State:
+        """The counters as of the last commit."""
+        return self._state
+
+    def run(self, write: Callable[[Transaction], T]) -> T:
+        """Run `write` in a transaction, return what it returned once that is on disk.
+
+        A write that raises is undone alone; those that shared its transaction are not touched.
+        """
+        with self._left:
+            if self._closed:
+                raise FailedPreconditionError(f"collection {self._collection!r} is closed")
+            self._inside += 1
+        try:
+            value, refusal = self._combiner.ask(write)
+        finally:
+            with self._left:
+                self._inside -= 1
+                self._left.notify_all()
+        if refusal is not None:
+            raise refusal
+        answer: T = value
+        return answer
+
+    def close(self) -> None:
+        """Finish what is waiting, then let go of the database."""
+        with self._left:
+            self._closed = True
+            self._left.wait_for(lambda: not self._inside)
+        self._connection.close()
+
+    def _commit(self, shared: Sequence[_Write]) -> list[_Answer]:
+        try:
+            if self._failure is not None:
+                raise self._failure
+            return self._write(shared)
+        except BaseException as error:
+            if self._connection.in_transaction:
+                self._connection.rollback()
+            if isinstance(error, sqlite3.Error):
+                raise as_imagekin(error, self._collection) from error
+            raise
+
+    def _write(self, shared: Sequence[_Write]) -> list[_Answer]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        transaction = Transaction(self._connection, self._state, self._turns)
+        # What fails alone takes its transaction with it.
+        attempt = _attempt if len(shared) > 1 else _alone
+        answers = [attempt(transaction, write) for write in shared]
+        transaction.store_state()
+        self._reserve(transaction.changes)
+        try:
+            self._connection.execute("COMMIT")
+            self._publish(transaction.changes, transaction.state())
+            self._state = transaction.state()
+        except sqlite3.Error:
+            raise
+        except BaseException:
+            # On disk, but not in memory: a further write would build on what memory does not know.
+            self._failure = UnavailableError(f"collection {self._collection!r} must be opened again")
+            raise
+        return answers
+
+
+def _alone(transaction: Transaction, write: Callable[[Transaction], T]) -> tuple[T | None, Exception | None]:
+    return write(transaction), None
+
+
+def _attempt(transaction: Transaction, write: Callable[[Transaction], T]) -> tuple[T | None, Exception | None]:
+    mark = transaction.mark()
+    transaction.connection.execute("SAVEPOINT attempt")
+    try:
+        answer: tuple[T | None, Exception | None] = (write(transaction), None)
+    except sqlite3.Error:
+        raise
+    except Exception as error:
+        transaction.connection.execute("ROLLBACK TO attempt")
+        transaction.back_to(mark)
+        answer = (None, error)
+    transaction.connection.execute("RELEASE attempt")
+    return answer

@@ -1,0 +1,109 @@
+"""Reads items from a collection's database; every row that is returned has passed its checksum."""
+
+import json
+import sqlite3
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagekin.errors import DataLossError
+from imagekin.index.storage.schema import payload_checksum, row_checksum
+from imagekin.index.storage.transactions import as_json
+from imagekin.index.types import StoredItem
+from imagekin.types import Payload
+
+_Joined = tuple[int, str, str | None, bytes | None, int, str | None, int, bytes]
+
+
+def read_items(connection: sqlite3.Connection, keys: Sequence[str], dim: int, collection: str) -> dict[str, StoredItem]:
+    """Return the items of those of `keys` that exist."""
+    rows = connection.execute(
+        "SELECT i.sequence, key, label, content_hash, checksum, payload, payload_checksum, data"
+        " FROM item i JOIN vector v USING (sequence) WHERE key IN (SELECT value FROM json_each(?))",
+        (as_json(keys),),
+    )
+    items = (_stored_item(row, dim, collection) for row in rows.fetchall())
+    return {item.key: item for item in items}
+
+
+def read_page(connection: sqlite3.Connection, after: int, limit: int, dim: int, collection: str) -> list[StoredItem]:
+    """Return the first `limit` items above the sequence number `after`, in its order."""
+    rows = connection.execute(
+        "SELECT i.sequence, key, label, content_hash, checksum, payload, payload_checksum, data"
+        " FROM item i JOIN vector v USING (sequence) WHERE i.sequence > ? ORDER BY i.sequence LIMIT ?",
+        (after, limit),
+    )
+    return [_stored_item(row, dim, collection) for row in rows.fetchall()]
+
+
+def read_rows(connection: sqlite3.Connection, sequences: Sequence[int], dim: int, collection: str) -> list[StoredItem]:
+    """Return the items of rows, in the order of their sequence numbers."""
+    rows = connection.execute(
+        "SELECT i.sequence, key, label, content_hash, checksum, payload, payload_checksum, data"
+        " FROM item i JOIN vector v USING (sequence) WHERE i.sequence IN (SELECT value FROM json_each(?))"
+        " ORDER BY i.sequence",
+        (as_json(sequences),),
+    )
+    return [_stored_item(row, dim, collection) for row in rows.fetchall()]
+
+
+def keys_of(connection: sqlite3.Connection, sequences: Sequence[int]) -> list[str]:
+    """Return the keys of those of the rows that exist."""
+    rows = connection.execute(
+        "SELECT key FROM item WHERE sequence IN (SELECT value FROM json_each(?))", (as_json(sequences),)
+    )
+    return [key for (key,) in rows.fetchall()]
+
+
+def sequences_of(connection: sqlite3.Connection, keys: Sequence[str]) -> NDArray[np.int64]:
+    """Return the sequence numbers of those of `keys` that exist, in no order."""
+    rows = connection.execute(
+        "SELECT sequence FROM item WHERE key IN (SELECT value FROM json_each(?))", (as_json(keys),)
+    )
+    return np.array([sequence for (sequence,) in rows.fetchall()], np.int64)
+
+
+def read_hashes(connection: sqlite3.Connection, keys: Sequence[str]) -> dict[str, bytes | None]:
+    """Return the content hashes of those of `keys` that exist."""
+    rows = connection.execute(
+        "SELECT key, content_hash FROM item WHERE key IN (SELECT value FROM json_each(?))", (as_json(keys),)
+    )
+    return dict(rows.fetchall())
+
+
+def read_payloads(connection: sqlite3.Connection, sequences: Sequence[int], collection: str) -> dict[int, Payload]:
+    """Return the payloads of those of the rows that have one, by sequence number."""
+    rows = connection.execute(
+        "SELECT sequence, key, payload, payload_checksum FROM item"
+        " WHERE payload IS NOT NULL AND sequence IN (SELECT value FROM json_each(?))",
+        (as_json(sequences),),
+    )
+    return {
+        sequence: _decode_payload(payload, checksum, key, collection)
+        for sequence, key, payload, checksum in rows.fetchall()
+    }
+
+
+def _decode_payload(text: str, checksum: int, key: str, collection: str) -> Payload:
+    """Return a stored payload, or raise DataLossError naming the item."""
+    if payload_checksum(text) != checksum:
+        raise DataLossError(f"collection {collection!r} is damaged: the payload of item {key!r} fails its checksum")
+    payload: Payload = json.loads(text)
+    return payload
+
+
+def _stored_item(row: _Joined, dim: int, collection: str) -> StoredItem:
+    """Return the item of a joined row, or raise DataLossError naming it."""
+    sequence, key, label, content_hash, checksum, payload, check, data = row
+    intact = row_checksum(key.encode(), None if label is None else label.encode(), content_hash, data) == checksum
+    if not intact or len(data) != 4 * dim:
+        raise DataLossError(f"collection {collection!r} is damaged: item {key!r} fails its checksum")
+    return StoredItem(
+        key,
+        np.frombuffer(data, np.float32).copy(),
+        label,
+        None if payload is None else _decode_payload(payload, check, key, collection),
+        content_hash,
+        sequence,
+    )

@@ -1,0 +1,246 @@
+"""The database file of a collection: its tables, how it is opened, and what its failures mean.
+
+One SQLite file is the truth. `item` holds what a row of text holds, `vector` the embeddings (apart, so that a scan of
+the items does not read them), `tombstone` which rows died when (so that a reader, or an index file, that knows
+everything up to one sequence number can catch up), `state` the counters that every write moves, `meta` what is pinned
+when the collection is made. A row never changes: writing an item again gives it a new row with a new sequence number.
+"""
+
+import contextlib
+import sqlite3
+import stat
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from imagekin.errors import (
+    DataLossError,
+    FailedPreconditionError,
+    ImagekinError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+
+APPLICATION_ID = int.from_bytes(b"IMGK", "big")
+# Of collections that versions before 0.2 made, when the project had another name.
+_BEFORE_0_2 = 0x4B4E4452
+SCHEMA_VERSION = 1
+METRIC = "cosine"
+
+_TABLES = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE state (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    sequence INTEGER NOT NULL,
+    count INTEGER NOT NULL,
+    labelled INTEGER NOT NULL,
+    tombstones_after INTEGER NOT NULL
+) STRICT;
+CREATE TABLE item (
+    sequence INTEGER PRIMARY KEY,
+    key TEXT NOT NULL UNIQUE,
+    label TEXT,
+    content_hash BLOB,
+    checksum INTEGER NOT NULL,
+    payload TEXT,
+    payload_checksum INTEGER
+) STRICT;
+CREATE TABLE vector (sequence INTEGER PRIMARY KEY, data BLOB NOT NULL) STRICT;
+CREATE TABLE tombstone (sequence INTEGER PRIMARY KEY, dead INTEGER NOT NULL) STRICT;
+INSERT INTO state VALUES (1, 0, 0, 0, 0);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What is pinned when a collection is made: embedding space, dimension, kind of index, time (s since the epoch)."""
+
+    space: str
+    dim: int
+    index_kind: str
+    created_at: float
+
+    def checksum(self) -> int:
+        """Return the CRC-32 that guards the identity itself."""
+        return zlib.crc32(repr((self.space, self.dim, METRIC, self.index_kind, self.created_at)).encode())
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The counters that every write moves.
+
+    Attributes:
+        sequence: of the last write, 0 for none.
+        count: number of items.
+        labelled: number of items with a label.
+        tombstones_after: the tombstones of writes above this sequence number are all kept.
+    """
+
+    sequence: int
+    count: int
+    labelled: int
+    tombstones_after: int
+
+
+def row_checksum(key: bytes, label: bytes | None, content_hash: bytes | None, vector: bytes | memoryview) -> int:
+    """Return the CRC-32 of everything in a row that a search relies on."""
+    text = b"%d %d %b%b%b" % (
+        len(key),
+        -1 if label is None else len(label),
+        key,
+        label or b"",
+        content_hash or b"",
+    )
+    return zlib.crc32(vector, zlib.crc32(text))
+
+
+def payload_checksum(payload: str | bytes) -> int:
+    """Return the CRC-32 of a payload's JSON text."""
+    return zlib.crc32(payload.encode() if isinstance(payload, str) else payload)
+
+
+def create(path: Path, space: str, dim: int, index_kind: str) -> None:
+    """Make an empty database at `path`; on return it is on disk."""
+    # Rows of a page share one write to the log: small pages for small vectors, large ones so that few spill over.
+    page_size = min(65_536, max(4_096, 1 << (16 * dim - 1).bit_length()))
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(f"PRAGMA page_size = {page_size}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.executescript(f"BEGIN;{_TABLES}")
+        identity = Identity(space, dim, index_kind, time.time())
+        connection.executemany(
+            "INSERT INTO meta VALUES (?, ?)",
+            [
+                ("space", identity.space),
+                ("dim", identity.dim),
+                ("metric", METRIC),
+                ("index_kind", identity.index_kind),
+                ("created_at", identity.created_at),
+                ("checksum", identity.checksum()),
+            ],
+        )
+        connection.execute("COMMIT")
+
+
+def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
+    """Open a connection that any thread may use, one at a time; transactions are explicit."""
+    mode = "ro" if read_only else "rw"
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        timeout=10.0,
+        cached_statements=64,
+    )
+    try:
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute("PRAGMA cell_size_check = ON")
+        if not read_only:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA wal_autocheckpoint = 4000")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def disk_bytes(folder: Path) -> int:
+    """Return the bytes of a collection's files."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # the log goes when its last reader does, and old segments do
+            status = path.stat()
+            total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return total
+
+
+def read_identity(connection: sqlite3.Connection, collection: str) -> Identity:
+    """Return what the collection was made as.
+
+    Raises:
+        DataLossError: the file is not a collection's, or this part of it is damaged.
+        FailedPreconditionError: a newer version wrote it, or one before 0.2.
+    """
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if application == _BEFORE_0_2:
+        raise FailedPreconditionError(
+            f"collection {collection!r} was made by a version before 0.2, which this one does not read: index its images"
+            " again into a new data folder"
+        )
+    if application != APPLICATION_ID:
+        raise DataLossError(f"collection {collection!r} is damaged: its database is not one of a collection")
+    if version > SCHEMA_VERSION:
+        raise FailedPreconditionError(
+            f"collection {collection!r} was written by a newer version (format {version}, this one reads up to"
+            f" {SCHEMA_VERSION}): upgrade imagekin"
+        )
+    meta = dict(connection.execute("SELECT name, value FROM meta"))
+    try:
+        identity = Identity(meta["space"], meta["dim"], meta["index_kind"], meta["created_at"])
+        intact = meta["checksum"] == identity.checksum() and meta["metric"] == METRIC
+    except KeyError:
+        intact = False
+    if not intact:
+        raise DataLossError(f"collection {collection!r} is damaged: its description fails its checksum")
+    return identity
+
+
+def read_state(connection: sqlite3.Connection, collection: str) -> State:
+    """Return the counters as of the connection's transaction."""
+    row = connection.execute("SELECT sequence, count, labelled, tombstones_after FROM state WHERE id = 1").fetchone()
+    if row is None:
+        raise DataLossError(f"collection {collection!r} is damaged: its counters are missing")
+    return State(*row)
+
+
+def prune_tombstones(connection: sqlite3.Connection, state: State, keep: int) -> State:
+    """Remove the tombstones of all but the last `keep` sequence numbers; who is further behind reads all rows again."""
+    after = state.sequence - keep
+    if after <= state.tombstones_after:
+        return state
+    connection.execute("DELETE FROM tombstone WHERE sequence <= ?", (after,))
+    connection.execute("UPDATE state SET tombstones_after = ? WHERE id = 1", (after,))
+    return State(state.sequence, state.count, state.labelled, after)
+
+
+def vacuum(path: Path) -> None:
+    """Write the database anew without the space of deleted rows; nobody else may be writing."""
+    with contextlib.closing(connect(path, read_only=False)) as connection:
+        connection.execute("VACUUM")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+@contextlib.contextmanager
+def translated(collection: str) -> Iterator[None]:
+    """Turn what SQLite raises inside the block into the project's errors, without a path or a trace."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise as_imagekin(error, collection) from error
+
+
+def as_imagekin(error: sqlite3.Error, collection: str) -> ImagekinError:
+    """Return the project's error for what SQLite raised."""
+    # The low byte is the primary code; undecodable text has none, and means that bytes of it were changed.
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "decode to UTF-8" in str(error):
+        return DataLossError(f"collection {collection!r} is damaged: {error}; restore a snapshot or index it again")
+    if code == sqlite3.SQLITE_FULL:
+        return ResourceExhaustedError(f"the disk of collection {collection!r} is full: free some space and try again")
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return UnavailableError(f"collection {collection!r} is busy in another process: try again")
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+        return FailedPreconditionError(
+            f"collection {collection!r} cannot be opened: check that its files exist and that you may write them"
+        )
+    if code == sqlite3.SQLITE_IOERR:
+        return UnavailableError(f"the disk of collection {collection!r} fails ({error}): check it and open it again")
+    return DataLossError(f"collection {collection!r} cannot be read: {error}")

@@ -1,0 +1,265 @@
+"""What a write does to the database, inside a transaction that several writes may share.
+
+Items are checked and encoded by the caller's thread (`prepare`), so that the one thread that writes has little left to
+do. Statements cover many rows at a time: each step of SQLite gives up the interpreter's lock, and getting it back from
+busy threads is what would make a write of many small steps slow.
+"""
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from imagekin.errors import InvalidArgumentError
+from imagekin.index import validation
+from imagekin.index.storage.schema import State, payload_checksum, row_checksum
+from imagekin.index.storage.yielding import Turns
+from imagekin.index.types import Item
+from imagekin.types import Outcome, Vector
+
+# Rows of one INSERT, most first: a handful of statements that stay prepared, whatever the number of rows.
+_STEPS = (64, 32, 8, 1)
+# Items that are encoded before searches have their turn.
+_ENCODED_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An item without its vector, checked and encoded."""
+
+    key: str
+    key_utf8: bytes
+    label: str | None
+    content_hash: bytes | None
+    checksum: int
+    payload: str | None
+    payload_checksum: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Checked items, every key once.
+
+    Attributes:
+        rows: the items.
+        vectors: float32 [n, D] of unit length, in the rows' order.
+        positions: for each item as given, the place of its key in `rows`.
+    """
+
+    rows: list[Row]
+    vectors: Vector
+    positions: list[int]
+
+
+def prepare(items: Sequence[Item], dim: int, turns: Turns) -> Batch:
+    """Check and encode items; of equal keys the last one counts.
+
+    Raises:
+        InvalidArgumentError: an item cannot be stored; the message names its key.
+    """
+    last: dict[str, int] = {}
+    for position, item in enumerate(items):
+        last[validation.key(item.key)] = position
+    places = {key: place for place, key in enumerate(last)}
+    vectors = _vectors([items[position] for position in last.values()], dim)
+    data = memoryview(vectors.tobytes())
+    width = 4 * dim
+    rows = []
+    for place, position in enumerate(last.values()):
+        item = items[position]
+        if place % _ENCODED_AT_ONCE == _ENCODED_AT_ONCE - 1:
+            turns.give_way()
+        try:
+            rows.append(
+                encode(item, item.key, validation.payload_text(item.payload), data[place * width : (place + 1) * width])
+            )
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"item {item.key!r}: {error}", field=error.field) from None
+    return Batch(rows, vectors, [places[item.key] for item in items])
+
+
+def encode(item: Item, key: str, payload: str | None, vector: memoryview | bytes) -> Row:
+    """Return an item's row; `payload` and `vector` are as they will be stored."""
+    label = validation.label(item.label)
+    content_hash = validation.content_hash(item.content_hash)
+    utf8 = key.encode()
+    return Row(
+        key,
+        utf8,
+        label,
+        content_hash,
+        row_checksum(utf8, None if label is None else label.encode(), content_hash, vector),
+        payload,
+        None if payload is None else payload_checksum(payload),
+    )
+
+
+def _vectors(items: list[Item], dim: int) -> Vector:
+    for item in items:
+        shape = np.shape(item.vector)
+        if shape != (dim,):
+            raise InvalidArgumentError(
+                f"item {item.key!r}: its vector must have {dim} components, it has shape {list(shape)}", field="vector"
+            )
+    if not items:
+        return np.empty((0, dim), np.float32)
+    try:
+        return validation.unit_vectors([item.vector for item in items], dim)
+    except InvalidArgumentError:
+        for item in items:
+            try:
+                validation.unit_vectors(item.vector, dim)
+            except InvalidArgumentError as error:
+                reason = str(error).removeprefix("vector 0 ")
+                raise InvalidArgumentError(f"item {item.key!r}: its vector {reason}", field="vector") from None
+        raise
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a transaction did, for the columns in memory to follow once it is committed."""
+
+    added: list[tuple[int, Batch]] = field(default_factory=list)
+    dead: list[int] = field(default_factory=list)
+    dead_at: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A point of a transaction that it can return to."""
+
+    state: State
+    added: int
+    dead: int
+
+
+class Transaction:
+    """An open transaction: writes take sequence numbers from it and tell it what they changed."""
+
+    def __init__(self, connection: sqlite3.Connection, state: State, turns: Turns) -> None:
+        self.connection = connection
+        self._turns = turns
+        self.changes = Changes()
+        self._before = state
+        self.sequence = state.sequence
+        self.count = state.count
+        self.labelled = state.labelled
+
+    def mark(self) -> Mark:
+        """Return the present point, to be given to `back_to`."""
+        return Mark(self.state(), len(self.changes.added), len(self.changes.dead))
+
+    def back_to(self, mark: Mark) -> None:
+        """Forget what came after `mark`; the database's part is a savepoint's."""
+        self.sequence, self.count, self.labelled = mark.state.sequence, mark.state.count, mark.state.labelled
+        del self.changes.added[mark.added :], self.changes.dead[mark.dead :], self.changes.dead_at[mark.dead :]
+
+    def state(self) -> State:
+        """Return the counters as they are now."""
+        return State(self.sequence, self.count, self.labelled, self._before.tombstones_after)
+
+    def store_state(self) -> None:
+        """Write the counters, when they moved."""
+        if self.sequence != self._before.sequence:
+            self.connection.execute(
+                "UPDATE state SET sequence = ?, count = ?, labelled = ? WHERE id = 1",
+                (self.sequence, self.count, self.labelled),
+            )
+
+    def upsert(self, batch: Batch) -> list[bool]:
+        """Insert or replace the rows; return for each whether its key existed."""
+        if not batch.rows:
+            return []
+        first = self.sequence + 1
+        existing = self._take([row.key for row in batch.rows])
+        replaced = [(existing[row.key], first + place) for place, row in enumerate(batch.rows) if row.key in existing]
+        self._bury([old for (old, _), _ in replaced], [new for _, new in replaced])
+        self._insert("item", 7, self._item_values(batch, first))
+        width = 4 * batch.vectors.shape[1]
+        data = batch.vectors.tobytes()
+        vectors = [(first + n, data[n * width : (n + 1) * width]) for n in range(len(batch.rows))]
+        self._insert("vector", 2, vectors)
+        self.sequence += len(batch.rows)
+        self.count += len(batch.rows) - len(replaced)
+        self.labelled += sum(row.label is not None for row in batch.rows)
+        self.labelled -= sum(labelled for (_, labelled), _ in replaced)
+        self.changes.added.append((first, batch))
+        return [row.key in existing for row in batch.rows]
+
+    def delete(self, keys: Sequence[str]) -> int:
+        """Delete the rows of `keys`, each named once; return how many there were."""
+        existing = self._take(keys)
+        if existing:
+            self._bury(
+                [old for old, _ in existing.values()],
+                list(range(self.sequence + 1, self.sequence + 1 + len(existing))),
+            )
+            self.sequence += len(existing)
+            self.count -= len(existing)
+            self.labelled -= sum(labelled for _, labelled in existing.values())
+        return len(existing)
+
+    def _take(self, keys: Sequence[str]) -> dict[str, tuple[int, bool]]:
+        """Remove the items of `keys`; return the sequence number of each, and whether it had a label."""
+        rows = self.connection.execute(
+            f"DELETE FROM item WHERE key {_among(keys)} RETURNING key, sequence, label IS NOT NULL",  # noqa: S608
+            (_bound(keys),),
+        )
+        return {key: (sequence, bool(labelled)) for key, sequence, labelled in rows.fetchall()}
+
+    def _bury(self, old: list[int], new: list[int]) -> None:
+        """Remove the vectors of items that were taken, and note at which sequence numbers they died."""
+        if not old:
+            return
+        self.connection.execute(f"DELETE FROM vector WHERE sequence {_among(old)}", (_bound(old),))  # noqa: S608
+        self._insert("tombstone", 2, list(zip(new, old, strict=True)))
+        self.changes.dead += old
+        self.changes.dead_at += new
+
+    def _insert(self, table: str, width: int, rows: Sequence[tuple[object, ...]]) -> None:
+        begin = 0
+        for step in _STEPS:
+            values = ",".join([f"({marks(width)})"] * step)
+            while len(rows) - begin >= step:
+                flat = [value for row in rows[begin : begin + step] for value in row]
+                self.connection.execute(f"INSERT INTO {table} VALUES {values}", flat)  # noqa: S608 (question marks)
+                begin += step
+                self._turns.give_way()
+
+    @staticmethod
+    def _item_values(batch: Batch, first: int) -> list[tuple[object, ...]]:
+        return [
+            (first + n, row.key, row.label, row.content_hash, row.checksum, row.payload, row.payload_checksum)
+            for n, row in enumerate(batch.rows)
+        ]
+
+
+def outcomes(batch: Batch, existed: list[bool]) -> tuple[Outcome, ...]:
+    """Return what became of each item as given: of equal keys the second one replaces the first."""
+    seen = {place for place, was_there in enumerate(existed) if was_there}
+    results = []
+    for place in batch.positions:
+        results.append(Outcome.REPLACED if place in seen else Outcome.INSERTED)
+        seen.add(place)
+    return tuple(results)
+
+
+def _among(values: Sequence[object]) -> str:
+    """Return the condition of being among values that `_bound` binds; for one value without taking JSON apart."""
+    return "= ?" if len(values) == 1 else "IN (SELECT value FROM json_each(?))"
+
+
+def _bound(values: Sequence[str] | Sequence[int]) -> str | int:
+    return values[0] if len(values) == 1 else as_json(values)
+
+
+def marks(count: int) -> str:
+    """Return `count` question marks for values to bind."""
+    return ",".join("?" * count)
+
+
+def as_json(values: Sequence[str] | Sequence[int]) -> str:
+    """Return values as one JSON text, which SQLite's json_each takes apart: any number of values, one to bind."""
+    return json.dumps(values, ensure_ascii=False)

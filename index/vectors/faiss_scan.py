@@ -1,0 +1,67 @@
+"""Scans codes for one query: the largest products and their rows, or every row above a bar, by FAISS."""
+
+import contextlib
+import functools
+import queue
+from collections.abc import Iterator
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from imagekin.index.vectors.brute_force import Products, Rows
+
+_FAISS: Any = faiss
+
+
+class Scanner:
+    """FAISS's scanner of signed codes, for one thread at a time.
+
+    Where their width is a multiple of 16 bytes, the query is integers as well.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._codec = _FAISS.ScalarQuantizer(width, _FAISS.ScalarQuantizer.QT_8bit_direct_signed)
+        self._scanner = self._codec.select_InvertedListScanner(_FAISS.METRIC_INNER_PRODUCT, None, True, None, False)
+        self._scanner.set_list(0, 0.0)
+
+    def best(self, query: Products, codes: NDArray[np.uint8], products: Products, rows: Rows) -> None:
+        """Store the largest products and their rows, as many as there is room for, in no order."""
+        self._scanner.set_query(_FAISS.swig_ptr(query))
+        self._scanner.scan_codes(
+            len(codes), _FAISS.swig_ptr(codes), None, _FAISS.swig_ptr(products), _FAISS.swig_ptr(rows), len(rows)
+        )
+
+    def above(self, query: Products, codes: NDArray[np.uint8], bar: float) -> Rows:
+        """Return the rows whose products are above a bar."""
+        self._scanner.set_query(_FAISS.swig_ptr(query))
+        result = _FAISS.RangeSearchResult(1)
+        partial = _FAISS.RangeSearchPartialResult(result)
+        self._scanner.scan_codes_range(len(codes), _FAISS.swig_ptr(codes), None, bar, partial.new_result(0))
+        partial.finalize()
+        count = int(_FAISS.rev_swig_ptr(result.lims, 2)[1])
+        rows: Rows = _FAISS.rev_swig_ptr(result.labels, count).copy() if count else np.empty(0, np.int64)
+        return rows
+
+
+@contextlib.contextmanager
+def lent(width: int) -> Iterator[Scanner]:
+    """Lend a scanner of codes of so many bytes.
+
+    To make one takes several calls of FAISS, each of which gives up the interpreter's lock.
+    """
+    idle = _idle(width)
+    try:
+        scanner = idle.get_nowait()
+    except queue.Empty:
+        scanner = Scanner(width)
+    try:
+        yield scanner
+    finally:
+        idle.put(scanner)
+
+
+@functools.cache
+def _idle(width: int) -> "queue.SimpleQueue[Scanner]":
+    return queue.SimpleQueue()

@@ -1,0 +1,156 @@
+"""Products of 8-bit integers, as many a second as the processor can: ONNX Runtime's `MatMulInteger`.
+
+A float32 product of as many numbers takes up to four times as long where the processor has instructions for integers of
+8 bits (VNNI). Without them, some processors add pairs of products in 16 bits, which overflow when both factors use all
+of their bits; what is multiplied therefore stays within a bound that is found by trying.
+
+ONNX Runtime brings both sides of a product into an order that suits the processor, in every call, which takes several
+times as long as multiplying wide codes by a few weights. A constant right side it brings into that order once, and
+keeps it: packed codes are the right side of products of their own.
+"""
+
+import functools
+import logging
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagekin.index.vectors.int8_graphs import LEFT, PRODUCTS, RIGHT, multiplication
+
+log = logging.getLogger("imagekin.index")
+
+Codes = NDArray[np.uint8]
+Weights = NDArray[np.int8]
+Integers = NDArray[np.int32]
+
+# What stands for zero among codes, which have no signs.
+ZERO = 128
+_MOST = (127, 63)
+_LENGTH = 64
+
+
+class IntegerProducts:
+    """Multiplies codes by weights; any number of threads may do so at once, each on the thread that calls.
+
+    Attributes:
+        most: weights between minus this and this are multiplied without an overflow; 0 when there is no such bound.
+        packs: whether codes can be packed as well.
+    """
+
+    def __init__(self) -> None:
+        self._session = _session(multiplication(ZERO))
+        self.most: int = next((most for most in _MOST if self._is_right(most)), 0)
+        self.packs = True
+        self.packs = self._packs_right()
+
+    def multiply(self, codes: Codes, weights: Weights, products: Integers) -> None:
+        """Store `(codes - ZERO) @ weights`.
+
+        Args:
+            codes: uint8 [n, D], C-contiguous.
+            weights: int8 [D, N], C-contiguous.
+            products: int32 [n, N], C-contiguous.
+        """
+        binding = self._session.io_binding()
+        binding.bind_input(LEFT, "cpu", 0, np.uint8, codes.shape, codes.ctypes.data)
+        binding.bind_input(RIGHT, "cpu", 0, np.int8, weights.shape, weights.ctypes.data)
+        binding.bind_output(PRODUCTS, "cpu", 0, np.int32, products.shape, products.ctypes.data)
+        self._session.run_with_iobinding(binding)
+
+    def pack(self, codes: Codes) -> "PackedCodes | None":
+        """Return a copy of codes, uint8 [n, D], that is multiplied more quickly and takes as much memory as they do.
+
+        None where `packs` is False, or becomes so.
+        """
+        if not self.packs:
+            return None
+        try:
+            return PackedCodes(codes, self.most)
+        except Exception as error:  # searches do without
+            log.warning("codes are multiplied as they are, ONNX Runtime cannot pack them: %s", error)
+            self.packs = False
+            return None
+
+    def lifted(self, weights: Weights) -> Codes:
+        """Return weights of any shape as packed codes are multiplied by them, without signs."""
+        return (weights.astype(np.int16) + self.most).astype(np.uint8)
+
+    def _is_right(self, most: int) -> bool:
+        codes = np.full((_LENGTH, _LENGTH), 255, np.uint8)
+        products = np.empty((_LENGTH, _LENGTH), np.int32)
+        self.multiply(codes, _loud(most), products)
+        return bool(np.array_equal(products, (codes.astype(np.int32) - ZERO) @ _loud(most).astype(np.int32)))
+
+    def _packs_right(self) -> bool:
+        codes = np.resize(np.array([255, 1], np.uint8), (_LENGTH, _LENGTH))
+        weights = np.ascontiguousarray(_loud(self.most).T)
+        products = np.empty((_LENGTH, _LENGTH), np.int32)
+        packed = self.pack(codes)
+        if packed is None:
+            return False
+        packed.multiply(self.lifted(weights), products)
+        return bool(np.array_equal(products, weights.astype(np.int32) @ (codes.astype(np.int32) - ZERO).T))
+
+
+class PackedCodes:
+    """Codes that never change, in the order in which the processor multiplies them. Any number of threads may do so.
+
+    Args:
+        codes: uint8 [n, D].
+        most: weights are between minus this and this.
+    """
+
+    def __init__(self, codes: Codes, most: int) -> None:
+        from onnxruntime import OrtValue
+
+        signed = np.empty((codes.shape[1], len(codes)), np.int8)
+        np.bitwise_xor(codes.T, ZERO, out=signed.view(np.uint8))
+        # ONNX Runtime copies what it is handed, and drops the copy when it has packed it. A model that held the codes
+        # it would keep besides.
+        self._session = _session(multiplication(most, signed.shape), {RIGHT: OrtValue.ortvalue_from_numpy(signed)})
+        self._rows = len(codes)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def multiply(self, weights: Codes, products: Integers) -> None:
+        """Store `weights @ (codes - ZERO)`.
+
+        Args:
+            weights: uint8 [N, D], C-contiguous, as `IntegerProducts.lifted` returns them.
+            products: int32 [N, n], C-contiguous.
+        """
+        binding = self._session.io_binding()
+        binding.bind_input(LEFT, "cpu", 0, np.uint8, weights.shape, weights.ctypes.data)
+        binding.bind_output(PRODUCTS, "cpu", 0, np.int32, products.shape, products.ctypes.data)
+        self._session.run_with_iobinding(binding)
+
+
+@functools.cache
+def integer_products() -> IntegerProducts | None:
+    """Return what multiplies integers; None where there is no ONNX Runtime, or it cannot be relied on."""
+    try:
+        products = IntegerProducts()
+    except Exception as error:  # searches do without
+        log.warning("searches multiply floats, ONNX Runtime cannot be used: %s", error)
+        return None
+    return products if products.most else None
+
+
+def _session(model: bytes, constants: dict[str, Any] | None = None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    if constants:
+        options.add_external_initializers(list(constants), list(constants.values()))
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _loud(most: int) -> Weights:
+    """Return weights, int8 [64, 64], whose products are as large as they get before they are added up."""
+    weights = np.full((_LENGTH, _LENGTH), most, np.int8)
+    weights[:, 1::2] = -most
+    return weights

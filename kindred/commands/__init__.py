@@ -1,1 +1,0 @@
-"""The subcommands of `kindred`, one module each; none of them loads anything heavy before it is run."""

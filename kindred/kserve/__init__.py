@@ -1,1 +1,0 @@
-"""Generated stubs of the KServe v2 inference protocol (`protos/kindred/kserve`)."""

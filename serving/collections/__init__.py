@@ -1,0 +1,1 @@
+"""Hold open collections and write to them."""

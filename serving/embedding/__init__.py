@@ -1,0 +1,1 @@
+"""Embed images: admission, decoding, batching, inference."""

@@ -1,0 +1,98 @@
+"""The images of a request on their way through a pipeline, and what becomes of each."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagekin.errors import ImagekinError
+
+Source = bytes | memoryview | NDArray[np.uint8]
+
+
+class Embedded(NamedTuple):
+    """What became of one image.
+
+    Attributes:
+        vector: float32 [D], unit length.
+        logits: float32 [C], None when the model has no linear head.
+        content_hash: SHA-256 of the file, empty when it was not asked for.
+    """
+
+    vector: NDArray[np.float32]
+    logits: NDArray[np.float32] | None
+    content_hash: bytes
+
+
+Outcome = Embedded | ImagekinError
+
+
+class Work:
+    """The images of one request on their way through the pipeline.
+
+    Args:
+        images: image files, or pixels uint8 [H, W, 3] of the model's own size.
+        deadline: `time.monotonic()` after which nobody waits for the answer; None for never.
+        hashes: fill in the content hashes.
+
+    Attributes:
+        size: bytes of the images.
+        outcomes: what has become of each, None for not known or dropped.
+        failure: a bug, which fails all of them.
+        left: how many are still on their way.
+        done: the answer to come.
+    """
+
+    __slots__ = (
+        "began",
+        "deadline",
+        "done",
+        "failure",
+        "hashes",
+        "images",
+        "left",
+        "loop",
+        "outcomes",
+        "size",
+    )
+
+    def __init__(self, images: Sequence[Source], deadline: float | None, hashes: bool) -> None:
+        self.images: Sequence[Source] = images
+        self.hashes = hashes
+        self.size = sum(len(image) if isinstance(image, bytes) else image.nbytes for image in images)
+        self.outcomes: list[Outcome | None] = [None] * len(images)
+        self.failure: Exception | None = None
+        self.began = time.monotonic()
+        self.left = len(images)
+        self.deadline = deadline
+        self.loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[list[Outcome]] = self.loop.create_future()
+
+    def is_dead(self) -> bool:
+        """Return whether nobody waits for the answer any more, so that no more work may be spent on it."""
+        return self.done.cancelled() or self.is_late() or self.failure is not None
+
+    def is_late(self) -> bool:
+        """Return whether the deadline has passed."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+
+# A file, as its request and its place there.
+File = tuple[Work, int]
+
+
+class Decoded(NamedTuple):
+    """An image on its way to the encoder."""
+
+    work: Work
+    position: int
+    pixels: NDArray[np.uint8]
+    content_hash: bytes
+    since: float
+
+
+# What has become of an image; None when it was dropped.
+Ended = tuple[Work, int, Outcome | None]

@@ -1,0 +1,179 @@
+"""The models that a server has loaded, each with its pipeline; all of them can be replaced while they are used."""
+
+import asyncio
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, cast
+
+import numpy as np
+
+from imagekin.encoder.metadata import Metadata
+from imagekin.encoder.runtime import tuning
+from imagekin.encoder.runtime.session import Device, Encoder
+from imagekin.errors import FailedPreconditionError, NotFoundError, ResourceExhaustedError
+from imagekin.machine import cores
+from imagekin.serving.embedding.pipeline import Pipeline
+from imagekin.serving.observability.metrics import Metrics
+from imagekin.serving.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A loaded model.
+
+    Attributes:
+        name: the name by which requests choose it.
+        metadata: what the artifact says about itself.
+        pipeline: embeds with it.
+    """
+
+    name: str
+    metadata: Metadata
+    pipeline: Pipeline
+
+    @property
+    def queued(self) -> int:
+        """Images waiting or in work."""
+        return self.pipeline.queued
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of these images."""
+        return self.pipeline.queued_bytes
+
+
+class Models:
+    """The loaded models; the first one is the default.
+
+    Args:
+        models: the models, with different names.
+    """
+
+    def __init__(self, models: Sequence[Model]) -> None:
+        self._models = {model.name: model for model in models}
+
+    @classmethod
+    def open(cls, settings: Settings, metrics: Metrics | None = None) -> Self:
+        """Load the models that the settings name. Blocks; call it on no event loop's thread.
+
+        Raises:
+            NotFoundError: there is no such file.
+            InvalidArgumentError: a file is no model artifact.
+            FailedPreconditionError: the device is not there.
+        """
+        return cls(_load(settings.models, settings, metrics))
+
+    @property
+    def all(self) -> tuple[Model, ...]:
+        """All models, the default one first."""
+        return tuple(self._models.values())
+
+    def get(self, name: str) -> Model:
+        """Return the model of a name; empty means the default one.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            FailedPreconditionError: there is no model at all.
+        """
+        if not self._models:
+            raise FailedPreconditionError("this server has no model: start it with --model, or send vectors")
+        if not name:
+            return next(iter(self._models.values()))
+        if name not in self._models:
+            known = ", ".join(self._models)
+            raise NotFoundError(f"no model {name[:64]!r}: this server has {known}", field="model")
+        return self._models[name]
+
+    def is_crowded(self) -> bool:
+        """Return whether there is reason to ask for `refusal` before a request is read."""
+        return any(model.pipeline.admission.is_crowded() for model in self._models.values())
+
+    def refusal(self, timeout: float | None) -> ResourceExhaustedError | None:
+        """Return why no model would let in one more image now, None when one would; the request may be for that one.
+
+        Args:
+            timeout: seconds after which the caller stops waiting; None for never.
+        """
+        refusals = [model.pipeline.admission.refusal(timeout=timeout) for model in self._models.values()]
+        found = [refusal for refusal in refusals if refusal is not None]
+        if len(found) < len(refusals):
+            return None
+        return min(found, key=lambda refusal: refusal.retry_after, default=None)
+
+    def for_space(self, space: str) -> Model | None:
+        """Return the first model that embeds into a space, None when there is none."""
+        return next((model for model in self._models.values() if model.metadata.space == space), None)
+
+    async def reload(self, names: Collection[str], settings: Settings, metrics: Metrics | None) -> list[str]:
+        """Load models anew and swap them in together; calls in flight finish on the old ones.
+
+        Args:
+            names: which ones; empty means all.
+            settings: the server's settings.
+            metrics: the server's metrics.
+
+        Returns:
+            The names of the models loaded.
+
+        Raises:
+            NotFoundError: there is no such model, or its file has gone; nothing is swapped.
+            InvalidArgumentError: a file is no model artifact; nothing is swapped.
+        """
+        for name in names:
+            self.get(name)
+        wanted = [(name, path) for name, path in settings.models if not names or name in names]
+        fresh = await asyncio.get_running_loop().run_in_executor(None, _load, wanted, settings, metrics)
+        old = [self._models[model.name] for model in fresh]
+        self._models.update((model.name, model) for model in fresh)
+        for model in old:
+            await model.pipeline.retire()
+        return [model.name for model in fresh]
+
+    def close(self) -> None:
+        """Stop all pipelines. Blocks."""
+        for model in self._models.values():
+            model.pipeline.close()
+
+
+def _load(models: Sequence[tuple[str, Path]], settings: Settings, metrics: Metrics | None) -> list[Model]:
+    """Load models; threads are started only when all could be loaded."""
+    opened = [(name, *open_encoder(path, settings)) for name, path in models]
+    for _, encoder, _ in opened:
+        side = encoder.metadata.preprocess
+        # The first inference is slow, and one that fails must do so before the model is served.
+        encoder.run(np.zeros((1, side.height, side.width, 3), np.uint8))
+    workers = settings.decode_workers or cores()
+    return [
+        Model(
+            name,
+            encoder.metadata,
+            Pipeline(
+                encoder,
+                settings.limits,
+                workers=workers,
+                sessions=tuned.sessions,
+                max_batch=tuned.batch,
+                metrics=metrics,
+            ),
+        )
+        for name, encoder, tuned in opened
+    ]
+
+
+def open_encoder(path: Path, settings: Settings) -> tuple[Encoder, tuning.Tuning]:
+    """Open a model as it runs best here: as the settings say, as was measured on this machine, or by the cores.
+
+    Raises:
+        ImagekinError: the model cannot be opened.
+    """
+    device, known = tuning.of_machine(path, cast(Device, settings.device))
+    tuned = tuning.Tuning(
+        settings.encoder_sessions or known.sessions,
+        settings.encoder_threads or known.threads,
+        settings.encoder_batch or known.batch,
+    )
+    opened = Encoder.open(
+        path, device=device, threads=tuned.threads, sessions=tuned.sessions, graphs=settings.cuda_graphs
+    )
+    return opened, tuned

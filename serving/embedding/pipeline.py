@@ -1,0 +1,308 @@
+"""From image files to embeddings: decoding, batching and ONNX Runtime, all in threads; one pipeline per model.
+
+The event loop hands in one `Work` per request and gets one wake-up when all its images are done. In between there is
+no event loop. Every thread does both: it decodes images in the order of arrival, and infers once a batch is there that
+suits the length of the queue, or no file is left to decode; it never waits for more. So a lone image stays in one
+thread all the way, and decoding and inference share the cores as the images need it. At most two batches of pixels
+wait, so that they do not pile up when inference is slower than decoding.
+
+Images that cost less than handing them over does (`imagekin.serving.embedding.prices`) are not handed over: the event
+loop's own thread does the same with them in one go, as long as nothing waits in front of them.
+"""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from queue import SimpleQueue
+
+import numpy as np
+
+from imagekin.errors import DeadlineExceededError, ImagekinError
+from imagekin.serving.embedding.admission import Admission
+from imagekin.serving.embedding.image_jobs import Decoded, Ended, File, Outcome, Source, Work
+from imagekin.serving.embedding.stages import Runner, Stages
+from imagekin.serving.observability.metrics import Metrics
+from imagekin.serving.settings import Limits
+
+
+class Lease:
+    """Counts the blocks that are within it. Lives on the event loop."""
+
+    def __init__(self) -> None:
+        self._within = 0
+        self._ended: asyncio.Event | None = None
+
+    def __enter__(self) -> None:
+        self._within += 1
+
+    def __exit__(self, *error: object) -> None:
+        self._within -= 1
+        if self._ended is not None and not self._within:
+            self._ended.set()
+
+    async def wait(self) -> None:
+        """Return when no block is within it any more. None may begin meanwhile."""
+        if self._within:
+            self._ended = asyncio.Event()
+            await self._ended.wait()
+
+
+class Pipeline:
+    """Embeds images with one model.
+
+    Args:
+        runner: the model.
+        limits: ceilings.
+        workers: threads; at least `sessions`.
+        max_batch: images of one inference.
+        sessions: inferences at one time.
+        metrics: told of the stages; None for nobody.
+
+    Attributes:
+        admission: lets requests in or not.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        limits: Limits,
+        *,
+        workers: int,
+        max_batch: int,
+        sessions: int = 1,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._stages = Stages(runner, limits, metrics)
+        self.admission = Admission(limits)
+        self._max_batch = max_batch
+        self._metrics = metrics
+        self._lease = Lease()
+        # Guards the five below and `Work.left`.
+        self._lock = threading.Lock()
+        self._files: deque[File] = deque()
+        self._pixels: deque[Decoded] = deque()
+        self._sessions = self._all_sessions = sessions
+        self._idle = 0
+        self._closing = False
+        # An idle thread waits for a token; one is put in for each thread that stops being idle.
+        self._tokens: SimpleQueue[None] = SimpleQueue()
+        self._arrived = 0
+        self._threads = [
+            threading.Thread(target=self._loop, name=f"pipeline-{number}", daemon=True)
+            for number in range(max(workers, sessions))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def queued(self) -> int:
+        """Images waiting or in work."""
+        return self.admission.queued
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of these images."""
+        return self.admission.queued_bytes
+
+    def leased(self) -> Lease:
+        """Keep the pipeline from being retired for the length of a block."""
+        return self._lease
+
+    async def retire(self) -> None:
+        """Wait until nobody leases the pipeline any more and close it. Nobody may begin to meanwhile."""
+        await self._lease.wait()
+        await asyncio.get_running_loop().run_in_executor(None, self.close)
+
+    async def embed(
+        self, images: Sequence[Source], *, timeout: float | None = None, hashes: bool = False, patient: bool = False
+    ) -> list[Outcome]:
+        """Embed the images of one request.
+
+        Args:
+            images: image files, or pixels uint8 [H, W, 3] of the model's own size.
+            timeout: seconds after which the caller stops waiting; None for never.
+            hashes: fill in the content hashes.
+            patient: wait for room in the queue instead of failing, as bulk streams do.
+
+        Returns:
+            For each image its embedding, or why there is none.
+
+        Raises:
+            ResourceExhaustedError: the queue is full.
+            DeadlineExceededError: the time is up.
+        """
+        return await (await self.begin(images, timeout=timeout, hashes=hashes, patient=patient))
+
+    async def begin(
+        self, images: Sequence[Source], *, timeout: float | None = None, hashes: bool = False, patient: bool = False
+    ) -> asyncio.Future[list[Outcome]]:
+        """Put the images of one request into the queue and return the answer to come; to cancel it drops them.
+
+        Arguments and errors are those of `embed`; DeadlineExceededError comes as the answer.
+        """
+        work = Work(images, None if timeout is None else time.monotonic() + timeout, hashes)
+        if not images:
+            work.done.set_result([])
+            return work.done
+        if patient:
+            await self.admission.wait_for_room(len(images), work.size)
+        elif (refusal := self.admission.refusal(len(images), work.size, timeout)) is not None:
+            if self._metrics is not None:
+                self._metrics.rejected("queue_full")
+            raise refusal
+        # The request is counted out when its last image has left, wanted or not.
+        self.admission.enter(len(images), work.size)
+        with self._lock:
+            self._files.extend([(work, position) for position in range(len(images))])
+        # A thread is woken once for all requests of this turn of the event loop: it would only compete with the loop
+        # for the interpreter's lock meanwhile. And what costs little is worked off together.
+        if not self._arrived:
+            work.loop.call_soon(self._announce)
+        self._arrived += len(images)
+        return work.done
+
+    def close(self) -> None:
+        """Stop the threads after what is queued. Blocks."""
+        with self._lock:
+            self._closing = True
+            self._wake(len(self._threads))
+        for thread in self._threads:
+            thread.join()
+
+    def _leave(self, works: Sequence[Work]) -> None:
+        """Answer these requests, on their event loop."""
+        for work in works:
+            wanted = not (work.done.cancelled() or work.is_late())
+            self.admission.leave(len(work.images), work.size, wanted=wanted)
+            if work.done.cancelled():
+                continue
+            outcomes = [outcome for outcome in work.outcomes if outcome is not None]
+            if work.failure is not None:
+                work.done.set_exception(work.failure)
+            elif len(outcomes) == len(work.outcomes):
+                work.done.set_result(outcomes)
+            else:
+                if self._metrics is not None:
+                    self._metrics.rejected("deadline")
+                work.done.set_exception(DeadlineExceededError("the deadline passed while the images were queued"))
+
+    def _announce(self) -> None:
+        """See to the files that have arrived since the last turn of the event loop."""
+        arrived, self._arrived = self._arrived, 0
+        with self._lock:
+            if not (files := self._take_cheap(arrived)):
+                self._wake(arrived)
+        if files:
+            self._work_off(files)
+
+    def _take_cheap(self, arrived: int) -> list[File]:
+        """Take the files that have just arrived if they cost less than to wake a thread. Called with the lock held.
+
+        A session is taken with them. None are when others wait, or an inference would have to wait.
+        """
+        if self._pixels or not self._sessions or not 0 < len(self._files) <= min(arrived, self._max_batch):
+            return []
+        decoded = sum(isinstance(work.images[position], np.ndarray) for work, position in self._files)
+        if not self._stages.prices.are_low(len(self._files), len(self._files) - decoded):
+            return []
+        files = list(self._files)
+        self._files.clear()
+        self._sessions -= 1
+        return files
+
+    def _work_off(self, files: Sequence[File]) -> None:
+        """Decode and infer files here, on their event loop, but for those that take a thread after all."""
+        decoded: list[Decoded] = []
+        ended: list[Ended] = []
+        for work, position in files:
+            entry = self._stages.decode(work, position, self._stages.small_limits)
+            if isinstance(entry, Decoded):
+                decoded.append(entry)
+            elif isinstance(entry[2], ImagekinError):
+                # Perhaps it is only over the limits that hold here.
+                with self._lock:
+                    self._files.append((work, position))
+            else:
+                ended.append(entry)
+        ended += self._infer(decoded)
+        self._leave(self._end(ended))
+
+    def _wake(self, count: int) -> None:
+        """Wake so many threads, if so many are idle. Called with the lock held."""
+        count = min(count, self._idle)
+        self._idle -= count
+        for _ in range(count):
+            self._tokens.put(None)
+
+    def _loop(self) -> None:
+        while (task := self._next()) is not None:
+            if isinstance(task, list):
+                self._answer(self._end(self._infer(task)))
+            else:
+                entry = self._stages.decode(*task, self._stages.limits)
+                if isinstance(entry, Decoded):
+                    with self._lock:
+                        # This thread looks for what to do next right after, so nobody has to be woken for these.
+                        self._pixels.append(entry)
+                else:
+                    self._answer(self._end([entry]))
+                del entry
+            # Hold no image of the last request while waiting for the next one.
+            del task
+
+    def _next(self) -> "File | list[Decoded] | None":
+        """Return what to do next: a file to decode or a batch to infer; None when the pipeline is closed."""
+        while True:
+            with self._lock:
+                ready = len(self._pixels)
+                if ready and self._sessions and (ready >= self._enough(ready) or not self._files):
+                    self._sessions -= 1
+                    self._wake(len(self._files))
+                    return [self._pixels.popleft() for _ in range(min(ready, self._max_batch))]
+                if self._files and ready < 2 * self._max_batch:
+                    return self._files.popleft()
+                if self._closing and not ready and not self._files:
+                    return None
+                self._idle += 1
+            self._tokens.get()
+
+    def _enough(self, ready: int) -> int:
+        """Return how many decoded images make a batch: a session's share of all that wait.
+
+        A longer queue wants the rate of large batches. In a short one, whoever was decoded first would only wait for
+        the others.
+        """
+        share = (ready + len(self._files)) // self._all_sessions
+        return min(max(share, 1), self._max_batch)
+
+    def _infer(self, batch: list[Decoded]) -> list[Ended]:
+        """Infer a batch, and let the next one begin."""
+        ended = self._stages.infer(batch)
+        with self._lock:
+            self._sessions += 1
+            if self._closing:
+                self._wake(len(self._threads))
+            elif self._pixels or self._files:
+                self._wake(1)
+        return ended
+
+    def _end(self, ended: Sequence[Ended]) -> list[Work]:
+        """Set what became of images and return the requests that are complete."""
+        complete: list[Work] = []
+        with self._lock:
+            for work, position, outcome in ended:
+                work.outcomes[position] = outcome
+                work.left -= 1
+                if not work.left:
+                    complete.append(work)
+        return complete
+
+    def _answer(self, complete: Sequence[Work]) -> None:
+        """Wake the callers of complete requests, all of them at once."""
+        for loop in {work.loop for work in complete}:
+            # A loop that is closed already has nobody left to wake.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._leave, [work for work in complete if work.loop is loop])

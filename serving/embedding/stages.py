@@ -1,0 +1,139 @@
+"""The two stages of a pipeline, decoding and inference: each notes how it ended, how long it took and what it cost."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagekin.encoder.decoding.decode import DecodeLimits
+from imagekin.encoder.metadata import Metadata
+from imagekin.encoder.runtime.session import Outputs
+from imagekin.errors import ImagekinError
+from imagekin.serving.embedding.image_jobs import Decoded, Embedded, Ended, Work
+from imagekin.serving.embedding.prices import Prices
+from imagekin.serving.observability.metrics import Metrics
+from imagekin.serving.settings import Limits
+
+# An event loop decodes no image of more bytes or pixels, whatever others have cost: a header tells what one may cost.
+_SMALL_BYTES = 16 * 1024
+_SMALL_PIXELS = 128 * 128
+
+
+class Runner(Protocol):
+    """What the pipeline needs of an `imagekin.encoder.runtime.session.Encoder`."""
+
+    metadata: Metadata
+
+    def load_pixels(self, data: bytes | memoryview, limits: DecodeLimits) -> NDArray[np.uint8]:
+        """Return an image file's pixels, uint8 [H, W, 3]."""
+
+    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
+        """Return the outputs for pixels, uint8 [N, H, W, 3]."""
+
+
+def _bare(error: ImagekinError) -> ImagekinError:
+    """Return the error without the frames that it came through.
+
+    They hold the request, which is about to hold the error: together they would stay, images and all, until the garbage
+    collector comes by.
+    """
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
+
+
+class Stages:
+    """Decodes and infers with one model. Everything may be called in any thread, and in several at one time.
+
+    Args:
+        runner: the model.
+        limits: ceilings.
+        metrics: told of the stages; None for nobody.
+
+    Attributes:
+        limits: what a file may be.
+        small_limits: what it may be to be decoded on an event loop.
+        prices: what images have cost.
+    """
+
+    def __init__(self, runner: Runner, limits: Limits, metrics: Metrics | None = None) -> None:
+        self._runner = runner
+        self._metrics = metrics
+        self.limits = DecodeLimits(max_bytes=limits.max_image_bytes, max_pixels=limits.max_pixels)
+        self.small_limits = DecodeLimits(
+            max_bytes=min(_SMALL_BYTES, limits.max_image_bytes), max_pixels=min(_SMALL_PIXELS, limits.max_pixels)
+        )
+        self.prices = Prices()
+
+    def decode(self, work: Work, position: int, limits: DecodeLimits) -> Decoded | Ended:
+        """Decode a file, or say why it ends here."""
+        if work.is_dead():
+            return work, position, None
+        image, content_hash, start = work.images[position], b"", time.monotonic()
+        try:
+            if not isinstance(image, np.ndarray):
+                pixels = self._runner.load_pixels(image, limits)
+                content_hash = hashlib.sha256(image).digest() if work.hashes else b""
+            else:
+                pixels = image
+        except ImagekinError as error:
+            return work, position, _bare(error)
+        except Exception as error:
+            work.failure = error
+            return work, position, None
+        end = time.monotonic()
+        if pixels is not image:
+            self.prices.decoding.note(end - start)
+        if self._metrics is not None:
+            self._metrics.stage("queue", start - work.began)
+            self._metrics.stage("decode", end - start)
+        return Decoded(work, position, pixels, content_hash, end)
+
+    def infer(self, batch: Sequence[Decoded]) -> list[Ended]:
+        """Infer the images of a batch that somebody still waits for."""
+        wanted: list[Decoded] = []
+        ended: list[Ended] = []
+        for entry in batch:
+            if entry.work.is_dead():
+                ended.append((entry.work, entry.position, None))
+            else:
+                wanted.append(entry)
+        if wanted:
+            ended += self._encode(wanted)
+        return ended
+
+    def _encode(self, batch: list[Decoded]) -> list[Ended]:
+        start = time.monotonic()
+        try:
+            # `stack` takes longer than some models do.
+            outputs = self._runner.run(
+                batch[0].pixels[None] if len(batch) == 1 else np.stack([each.pixels for each in batch])
+            )
+        except ImagekinError as error:
+            # Find out whose image the model cannot take: the others in the batch are strangers to it.
+            if len(batch) == 1:
+                return [(batch[0].work, batch[0].position, _bare(error))]
+            return [ended for entry in batch for ended in self._encode([entry])]
+        except Exception as error:
+            for entry in batch:
+                entry.work.failure = error
+            return [(entry.work, entry.position, None) for entry in batch]
+        seconds = max(time.monotonic() - start, 1e-6)
+        self.prices.inference.note(seconds, len(batch))
+        self._note(batch, start, seconds)
+        return [
+            (work, position, Embedded(vector, None if outputs.logits is None else outputs.logits[row], content_hash))
+            for row, ((work, position, _, content_hash, _), vector) in enumerate(
+                zip(batch, outputs.embeddings, strict=True)
+            )
+        ]
+
+    def _note(self, batch: list[Decoded], start: float, seconds: float) -> None:
+        if self._metrics is None:
+            return
+        for _, _, _, _, decoded in batch:
+            self._metrics.stage("batch", start - decoded)
+        self._metrics.stage("inference", seconds)
+        self._metrics.batch("inference", len(batch))

@@ -1,0 +1,1 @@
+"""Make the server observable: logs, metrics, traces."""

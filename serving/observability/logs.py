@@ -1,0 +1,83 @@
+"""The server's log on standard error, as text or as one JSON object a line, and the ids that tie it to calls."""
+
+import json
+import logging
+import random
+import re
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+REQUEST_ID = "x-request-id"
+LEVELS = ("debug", "info", "warning", "error")
+FORMATS = ("text", "json")
+
+# What may stand in a log line and in a header without being read as anything else.
+_SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/=+-]{0,127}\Z")
+# Attributes that log calls of this package add with `extra`.
+_EXTRA = ("request_id", "method", "code", "seconds")
+
+
+def request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """Return the caller's own x-request-id if it is sane, else a new one."""
+    for key, value in metadata:
+        if key == REQUEST_ID and isinstance(value, str) and _SANE_ID.match(value):
+            return value
+    # An id is no secret, and the system's own random numbers take longer than all the rest of this.
+    return f"{random.getrandbits(64):016x}"
+
+
+def configure(level: str, form: str) -> None:
+    """Send this process's log to standard error.
+
+    Args:
+        level: one of `LEVELS`, for this project's own lines; other libraries' from warning on.
+        form: one of `FORMATS`.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("imagekin").setLevel(level.upper())
+
+
+def announce(message: str) -> None:
+    """Write a line whatever the level is: that the server is ready is no matter of taste."""
+    log = logging.getLogger("imagekin.serving")
+    log.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, message, (), None))
+
+
+class TextFormatter(logging.Formatter):
+    """`TIME LEVEL message (key=value …)`, and the trace if there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as text."""
+        extra = " ".join(f"{name}={value}" for name, value in _extra(record).items())
+        line = f"{_time(record)} {record.levelname} {record.getMessage()}" + (f" ({extra})" if extra else "")
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, and request_id, method, code, seconds, trace if known."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as one line of JSON."""
+        entry: dict[str, object] = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_extra(record),
+        }
+        if record.exc_info:
+            entry["trace"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False, default=str)
+
+
+def _extra(record: logging.LogRecord) -> dict[str, object]:
+    return {name: record.__dict__[name] for name in _EXTRA if name in record.__dict__}
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

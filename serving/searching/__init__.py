@@ -1,0 +1,1 @@
+"""Answer searches: queries, filters, batching."""

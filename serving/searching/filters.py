@@ -1,0 +1,96 @@
+"""Filters of requests as the conditions that collections take."""
+
+from google.protobuf.message import Message
+
+from imagekin.errors import InvalidArgumentError
+from imagekin.index.filters.conditions import (
+    MAX_LEVELS,
+    AllOf,
+    AnyOf,
+    Comparison,
+    Condition,
+    Not,
+    Operator,
+    Scalar,
+    check,
+)
+from imagekin.index.filters.parser import parse
+from imagekin.serving.messages import located
+from imagekin.v1 import common_pb2
+
+_Kind = common_pb2.Comparison.Operator
+_OPERATORS = {
+    _Kind.OPERATOR_EQUAL: Operator.EQUAL,
+    _Kind.OPERATOR_NOT_EQUAL: Operator.NOT_EQUAL,
+    _Kind.OPERATOR_LESS: Operator.LESS,
+    _Kind.OPERATOR_LESS_OR_EQUAL: Operator.LESS_OR_EQUAL,
+    _Kind.OPERATOR_GREATER: Operator.GREATER,
+    _Kind.OPERATOR_GREATER_OR_EQUAL: Operator.GREATER_OR_EQUAL,
+    _Kind.OPERATOR_IN: Operator.IN,
+    _Kind.OPERATOR_EXISTS: Operator.EXISTS,
+    _Kind.OPERATOR_NOT_EXISTS: Operator.NOT_EXISTS,
+    _Kind.OPERATOR_STARTS_WITH: Operator.STARTS_WITH,
+}
+
+
+def read_filter(message: common_pb2.Filter) -> Condition:
+    """Return the condition of a filter that a request holds.
+
+    Raises:
+        InvalidArgumentError: it is empty, too large or cannot be used; the field is `filter`.
+    """
+    with located("filter"):
+        form = message.WhichOneof("form")
+        if form == "text":
+            return parse(message.text)
+        if form == "condition":
+            return check(_condition(message.condition, 1))
+        raise InvalidArgumentError("the filter is empty: set text or condition, or leave the filter out")
+
+
+def given_filter(request: Message) -> Condition | None:
+    """Return the condition of a request that has a field `filter`, None when that is absent.
+
+    Raises:
+        InvalidArgumentError: see `read_filter`.
+    """
+    return read_filter(request.filter) if request.HasField("filter") else None  # type: ignore[attr-defined]
+
+
+def _condition(message: common_pb2.Condition, level: int) -> Condition:
+    if level > MAX_LEVELS:
+        raise InvalidArgumentError(f"a filter has at most {MAX_LEVELS} levels")
+    node = message.WhichOneof("node")
+    if node == "all":
+        return AllOf(tuple(_condition(part, level + 1) for part in message.all.parts))
+    if node == "any":
+        return AnyOf(tuple(_condition(part, level + 1) for part in message.any.parts))
+    if node == "not":
+        return Not(_condition(getattr(message, "not"), level + 1))
+    if node == "comparison":
+        return _comparison(message.comparison)
+    raise InvalidArgumentError("a node of the filter is empty: set all, any, not or comparison")
+
+
+def _comparison(message: common_pb2.Comparison) -> Comparison:
+    operator = _OPERATORS.get(message.operator)
+    if operator is None:
+        raise InvalidArgumentError(f"the filter's test of {message.field[:80]!r} has no operator")
+    return Comparison(message.field, operator, tuple(_value(value) for value in message.values))
+
+
+def _value(message: common_pb2.Value) -> Scalar:
+    kind = message.WhichOneof("kind")
+    if kind is None:
+        raise InvalidArgumentError("a value of the filter is empty: set one of its kinds")
+    value: Scalar = getattr(message, kind)
+    return value
+
+
+def write_value(value: Scalar) -> common_pb2.Value:
+    """Return a scalar as a message."""
+    if isinstance(value, bool):
+        return common_pb2.Value(bool_value=value)
+    if isinstance(value, int):
+        return common_pb2.Value(int_value=value)
+    return common_pb2.Value(double_value=value) if isinstance(value, float) else common_pb2.Value(string_value=value)

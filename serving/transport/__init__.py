@@ -1,0 +1,1 @@
+"""Carry calls: listening, TLS, access, status codes, streams."""

@@ -1,0 +1,210 @@
+"""Who may call what: the scope of every RPC in one table, and the tokens that grant scopes.
+
+A token is compared by its SHA-256 with all entries, in constant time, so that neither its length nor a common prefix
+shows in the time of an answer.
+"""
+
+import enum
+import hashlib
+import hmac
+import re
+import threading
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imagekin.errors import InvalidArgumentError, NotFoundError, PermissionDeniedError, UnauthenticatedError
+
+
+class Scope(enum.IntEnum):
+    """What a token allows; each scope includes those before it."""
+
+    READ = 1
+    WRITE = 2
+    ADMIN = 3
+
+
+# The scope that each RPC needs; None is open to everyone. What is not here needs ADMIN.
+SCOPES: Mapping[str, Scope | None] = {
+    "/imagekin.v1.Embedder/Embed": Scope.READ,
+    "/imagekin.v1.Embedder/EmbedStream": Scope.READ,
+    "/imagekin.v1.Embedder/ListModels": Scope.READ,
+    "/imagekin.v1.Searcher/Search": Scope.READ,
+    "/imagekin.v1.Searcher/Classify": Scope.READ,
+    "/imagekin.v1.Collections/ListCollections": Scope.READ,
+    "/imagekin.v1.Collections/DescribeCollection": Scope.READ,
+    "/imagekin.v1.Collections/Get": Scope.READ,
+    "/imagekin.v1.Collections/Scroll": Scope.READ,
+    "/imagekin.v1.Collections/Count": Scope.READ,
+    "/imagekin.v1.Collections/Facet": Scope.READ,
+    "/imagekin.v1.Collections/CreateCollection": Scope.WRITE,
+    "/imagekin.v1.Collections/Upsert": Scope.WRITE,
+    "/imagekin.v1.Collections/UpsertStream": Scope.WRITE,
+    "/imagekin.v1.Collections/Update": Scope.WRITE,
+    "/imagekin.v1.Collections/Delete": Scope.WRITE,
+    "/imagekin.v1.Collections/DropCollection": Scope.ADMIN,
+    "/imagekin.v1.Collections/Snapshot": Scope.ADMIN,
+    "/imagekin.v1.Admin/Reload": Scope.ADMIN,
+    "/inference.GRPCInferenceService/ServerLive": None,
+    "/inference.GRPCInferenceService/ServerReady": None,
+    "/inference.GRPCInferenceService/ModelReady": Scope.READ,
+    "/inference.GRPCInferenceService/ServerMetadata": Scope.READ,
+    "/inference.GRPCInferenceService/ModelMetadata": Scope.READ,
+    "/inference.GRPCInferenceService/ModelInfer": Scope.READ,
+    "/grpc.health.v1.Health/Check": None,
+    "/grpc.health.v1.Health/List": None,
+    "/grpc.health.v1.Health/Watch": None,
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Scope.READ,
+}
+
+_BEARER = "bearer "
+_PLAIN = re.compile(r"[!-~]{20,512}\Z")
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}\Z")
+_KEYS = frozenset({"name", "scope", "token", "sha256"})
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """An entry of the tokens file.
+
+    Attributes:
+        name: whose it is.
+        scope: what it allows.
+        digest: SHA-256 of the token.
+    """
+
+    name: str
+    scope: Scope
+    digest: bytes
+
+
+class Guard:
+    """Lets calls in by the tokens of a file. May be asked from any thread.
+
+    Args:
+        path: the tokens file.
+
+    Raises:
+        NotFoundError: it cannot be read.
+        InvalidArgumentError: it is no tokens file, or others may read it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._tokens = read_tokens(path)
+
+    def reload(self) -> None:
+        """Read the file anew; what was read before stays in use when it cannot be."""
+        tokens = read_tokens(self._path)
+        with self._lock:
+            self._tokens = tokens
+
+    def check(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> None:
+        """Check that a call may be made.
+
+        Args:
+            method: `/package.Service/Method`.
+            metadata: the call's metadata.
+
+        Raises:
+            UnauthenticatedError: no token, or an unknown one.
+            PermissionDeniedError: the token's scope is too small.
+        """
+        needed = SCOPES.get(method, Scope.ADMIN)
+        if needed is None:
+            return
+        given = next((value for key, value in metadata if key == "authorization"), "")
+        self.check_header(given if isinstance(given, str) else "", needed)
+
+    def check_header(self, header: str, needed: Scope) -> None:
+        """Check that the value of an authorization header grants a scope; raises as `check` does."""
+        if header[: len(_BEARER)].lower() != _BEARER:
+            raise UnauthenticatedError("no token: send it as `authorization: Bearer TOKEN`")
+        scope = self._scope(header[len(_BEARER) :].strip())
+        if scope is None:
+            raise UnauthenticatedError("unknown token: ask the server's operator for a new one")
+        if scope < needed:
+            raise PermissionDeniedError(
+                f"the token has the scope {scope.name.lower()}, this call needs {needed.name.lower()}"
+            )
+
+    def _scope(self, given: str) -> Scope | None:
+        digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).digest()
+        found: Scope | None = None
+        with self._lock:
+            tokens = self._tokens
+        for token in tokens:
+            # All of them, without leaving early.
+            if hmac.compare_digest(digest, token.digest):
+                found = token.scope
+        return found
+
+
+def read_tokens(path: Path) -> tuple[Token, ...]:
+    """Read a tokens file: TOML with a `[[token]]` table each, of name, scope, and token or sha256 (in hex).
+
+    Raises:
+        NotFoundError: it cannot be read.
+        InvalidArgumentError: it is no tokens file, or others may read it.
+    """
+    try:
+        check_private(path, "tokens_file")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise NotFoundError(f"{path}: cannot be read: {error.strerror}", field="tokens_file") from None
+    except ValueError:
+        raise _wrong(path, "no TOML") from None
+    try:
+        document = tomllib.loads(text)
+    except ValueError as error:
+        # The parser's message tells a place, never the text.
+        raise _wrong(path, f"no TOML: {error}") from None
+    entries = document.pop("token", None)
+    if document or not isinstance(entries, list) or not entries:
+        raise _wrong(path, "it must hold [[token]] tables and nothing else")
+    tokens = tuple(_token(path, position, entry) for position, entry in enumerate(entries, 1))
+    if len({token.name for token in tokens}) < len(tokens):
+        raise _wrong(path, "two tokens have the same name")
+    if len({token.digest for token in tokens}) < len(tokens):
+        raise _wrong(path, "two entries are the same token")
+    return tokens
+
+
+def check_private(path: Path, field: str) -> None:
+    """Check that a secret's file is for its owner and group only.
+
+    Raises:
+        OSError: it is not there.
+        InvalidArgumentError: others may read it, or its group may write it.
+    """
+    if path.stat().st_mode & 0o027:
+        raise InvalidArgumentError(f"{path} may be read or changed by others: run chmod 600 {path}", field=field)
+
+
+def _token(path: Path, position: int, entry: Any) -> Token:
+    where = f"token {position}"
+    if not isinstance(entry, dict) or set(entry) - _KEYS or not all(isinstance(value, str) for value in entry.values()):
+        raise _wrong(path, f"{where} must have the texts name, scope, and token or sha256")
+    name, scope = entry.get("name", ""), entry.get("scope", "")
+    if not name:
+        raise _wrong(path, f"{where} has no name")
+    if scope.upper() not in Scope.__members__:
+        raise _wrong(path, f"{where} ({name}): scope must be read, write or admin")
+    if ("token" in entry) == ("sha256" in entry):
+        raise _wrong(path, f"{where} ({name}): give exactly one of token and sha256")
+    if "sha256" in entry:
+        if not _SHA256.match(entry["sha256"]):
+            raise _wrong(path, f"{where} ({name}): sha256 must be 64 hexadecimal digits")
+        digest = bytes.fromhex(entry["sha256"])
+    else:
+        if not _PLAIN.match(entry["token"]):
+            raise _wrong(path, f"{where} ({name}): a token has 20 to 512 printable ASCII characters and no blank")
+        digest = hashlib.sha256(entry["token"].encode()).digest()
+    return Token(name, Scope[scope.upper()], digest)
+
+
+def _wrong(path: Path, what: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{path}: {what}", field="tokens_file")

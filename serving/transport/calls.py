@@ -1,0 +1,374 @@
+"""What every call has in common: let in or not, request parsed, answer serialised, errors turned into statuses.
+
+Messages are parsed here and not by gRPC, which answers a malformed one as if the server had a bug; and serialised here,
+so that an answer too large for the client is a clear error. Streams end here, too, when the server drains: an idle one
+would hold it up for as long as its client likes. All this stands between the server and the services' own handlers, and
+not in interceptors of gRPC's, which cost several coroutines a call.
+"""
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError, EncodeError, Message
+
+from imagekin.errors import (
+    ImagekinError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from imagekin.serving.observability.logs import REQUEST_ID, request_id
+from imagekin.serving.observability.metrics import Metrics, Outcome, Reason
+from imagekin.serving.observability.tracing import Tracer
+from imagekin.serving.transport.access import Guard
+from imagekin.serving.transport.status import public_error, to_status
+
+# As text, because these classes are generic in their type stubs only.
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+_DETAILS_KEY = "grpc-status-details-bin"
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+_LAST_WRITE_SECONDS = 0.1
+_UNWATCHED = contextlib.nullcontext()
+_EARLY_SECONDS = 0.05
+
+
+log = logging.getLogger("imagekin.client.calls")
+
+
+class Call(NamedTuple):
+    """One call.
+
+    Attributes:
+        method: `/package.Service/Method`.
+        request_id: the caller's own id for it, or a new one.
+        began: `time.monotonic()` when it came.
+        metadata: what the caller sent with it.
+    """
+
+    method: str
+    request_id: str
+    began: float
+    metadata: Any
+
+
+class _Unary:
+    """A unary method's handler, with what gRPC asks of one: made for every call, so it holds nothing else."""
+
+    __slots__ = ("unary_unary",)
+    request_streaming = response_streaming = False
+    request_deserializer = response_serializer = None
+
+    def __init__(self, unary_unary: Callable[[bytes, Context], Awaitable[bytes]]) -> None:
+        self.unary_unary = unary_unary
+
+
+class Door(Protocol):
+    """Refuses calls for which there is no room, before their requests are read."""
+
+    def is_crowded(self) -> bool:
+        """Return whether there is reason to ask for `refusal`."""
+
+    def refusal(self, timeout: float | None) -> ImagekinError | None:
+        """Return why a call that waits so many seconds is refused, None when it is not."""
+
+
+class Calls(grpc.GenericRpcHandler):
+    """Every method of the server, wrapped. Services are added to it as to a server, and it to the server.
+
+    Args:
+        max_message_bytes: ceiling on a request's message and on an answer.
+        max_calls: calls at one time, those for health and reflection not counted.
+        guard: says who may call what; None lets everyone.
+        metrics: told of every call but those for health and reflection; None for nobody.
+        tracer: told likewise.
+        readers: what parses the requests of a method, in place of the protobuf library.
+    """
+
+    def __init__(
+        self,
+        max_message_bytes: int,
+        max_calls: int,
+        guard: Guard | None = None,
+        metrics: Metrics | None = None,
+        tracer: Tracer | None = None,
+        readers: Mapping[str, Callable[[bytes], object]] = MappingProxyType({}),
+    ) -> None:
+        self._guard = guard
+        self._tracer = tracer
+        self._metrics = metrics
+        self._max_bytes = max_message_bytes
+        self._max_calls = max_calls
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._draining = asyncio.Event()
+        self._held: asyncio.Event | None = None
+        self._reading: set[asyncio.Task[Any]] = set()
+        self._handlers: dict[str, Any] = {}
+        self._readers = readers
+        self._doors: dict[str, Door] = {}
+
+    @property
+    def in_flight(self) -> int:
+        """Calls in work."""
+        return self._calls
+
+    async def drain(self) -> None:
+        """Return when no call is in flight any more; new ones fail with UNAVAILABLE.
+
+        A stream answers what it has read, then fails with UNAVAILABLE.
+        """
+        self._draining.set()
+        for task in self._reading:
+            task.cancel()
+        if self._calls:
+            await self._idle.wait()
+
+    def watch_door(self, method: str, door: Door) -> None:
+        """Ask a door before the requests of a unary method are read."""
+        self._doors[method] = door
+
+    async def hold(self, seconds: float) -> None:
+        """Hold new calls back for a while and let them fail together, right before the server stops.
+
+        gRPC answers CANCELLED, which no client retries, to a call that it has received and not handed over when the
+        server stops. With the calls of all waiting callers held here there is none.
+        """
+        self._held = asyncio.Event()
+        await asyncio.sleep(seconds)
+        self._held.set()
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Handler]) -> None:
+        """Take the methods of a service; what generated code calls on a server."""
+        for name, handler in method_handlers.items():
+            method, wrapped = f"/{service_name}/{name}", cast(Any, handler)
+            reader = self._readers.get(method, wrapped.request_deserializer)
+            self._handlers[method] = wrapped._replace(request_deserializer=reader)
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Do nothing: generated code gives the same methods in this form, too."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "Handler | None":
+        """Return the method's handler, wrapped; an unknown method stays unknown."""
+        handler = self._handlers.get(handler_call_details.method)
+        if handler is None:
+            return None
+        metadata: Any = handler_call_details.invocation_metadata or ()
+        call = Call(handler_call_details.method, request_id(metadata), time.monotonic(), metadata)
+        if self._guard is not None:
+            try:
+                self._guard.check(call.method, metadata)
+            except ImagekinError as error:
+                return self._refuse(error, call)
+        if not handler.response_streaming:
+            door = self._doors.get(call.method)
+            if door is not None and door.is_crowded():
+                return self._wrap_crowded(handler, call, door)
+            return self._wrap_unary(handler, call)
+        inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
+        if inspect.isasyncgenfunction(inner):
+            return self._wrap_stream(handler, inner, call)
+        return self._wrap_writer(handler, inner, call)
+
+    def _refuse(self, error: ImagekinError, call: Call) -> Handler:
+        """Return a handler that refuses. As a stream, whatever the method is, so that no request is read."""
+        if self._metrics is not None:
+            self._rejected("unauthenticated" if isinstance(error, UnauthenticatedError) else "permission_denied")
+            self._metrics.ended(call.method, error.code, None)
+
+        async def refuse(raw: Any, context: Context) -> AsyncIterator[bytes]:
+            await abort(context, error, call)
+            yield b""  # not reached: abort always raises
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+    def _wrap_unary(self, handler: Any, call: Call) -> Handler:
+        async def answer(raw: bytes, context: Context) -> bytes:
+            return await self._answer(handler, call, context, raw)
+
+        return cast(Handler, _Unary(answer))
+
+    def _wrap_crowded(self, handler: Any, call: Call, door: Door) -> Handler:
+        """Wrap a unary method as a stream, which has not read its request yet when the door is asked."""
+
+        async def answer(raw: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+            yield await self._answer(handler, call, context, raw, door)
+
+        return grpc.stream_stream_rpc_method_handler(answer)
+
+    async def _answer(
+        self, handler: Any, call: Call, context: Context, raw: bytes | AsyncIterator[bytes], door: Door | None = None
+    ) -> bytes:
+        """Return a unary method's answer, serialised."""
+        try:
+            with self._watched(call, context, streamed=False):
+                await self._enter(call.method)
+                try:
+                    if door is not None and (refusal := door.refusal(context.time_remaining())) is not None:
+                        self._rejected("queue_full")
+                        raise refusal
+                    data = raw if isinstance(raw, bytes) else await anext(raw, b"")
+                    response = await handler.unary_unary(_parse(handler, data, self._max_bytes), context)
+                finally:
+                    self._leave(call.method)
+                answer = self._serialise(handler, response)
+        except Exception as error:
+            await abort(context, error, call)
+            raise  # not reached: abort always raises
+        context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+        return answer
+
+    def _wrap_stream(self, handler: Any, inner: Callable[..., Any], call: Call) -> Handler:
+        async def requests(raw: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+            messages = aiter(raw)
+            while (data := await self._read(messages)) is not None:
+                yield _parse(handler, data, self._max_bytes)
+
+        async def answers(raw: Any, context: Context) -> AsyncIterator[bytes]:
+            context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+            given = requests(raw) if handler.request_streaming else _parse(handler, raw, self._max_bytes)
+            try:
+                with self._watched(call, context, streamed=True):
+                    await self._enter(call.method)
+                    try:
+                        async with contextlib.aclosing(inner(given, context)) as responses:
+                            async for response in responses:
+                                yield self._serialise(handler, response)
+                    finally:
+                        self._leave(call.method)
+            except Exception as error:
+                await abort(context, error, call)
+
+        if handler.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(answers)
+        return grpc.unary_stream_rpc_method_handler(answers)
+
+    def _wrap_writer(self, handler: Any, write: Callable[..., Awaitable[None]], call: Call) -> Handler:
+        """Wrap a stream that writes by itself and has no end: health's Watch."""
+
+        async def watch(raw: bytes, context: Context) -> None:
+            drain = asyncio.ensure_future(self._draining.wait())
+            writer = asyncio.ensure_future(write(_parse(handler, raw, self._max_bytes), context))
+            try:
+                await asyncio.wait((writer, drain), return_when=asyncio.FIRST_COMPLETED)
+                # The last status, NOT_SERVING, goes out before the stream ends.
+                await asyncio.sleep(_LAST_WRITE_SECONDS)
+            finally:
+                drain.cancel()
+                writer.cancel()
+            await abort(context, going_away(), call)
+
+        return grpc.unary_stream_rpc_method_handler(watch, response_serializer=handler.response_serializer)
+
+    def _watched(self, call: Call, context: Context, *, streamed: bool) -> contextlib.AbstractContextManager[None]:
+        """Count and, if the log is that fine, write down how a call ended."""
+        watched = self._metrics is not None or self._tracer is not None or log.isEnabledFor(logging.DEBUG)
+        if not watched or call.method.startswith("/grpc."):
+            return _UNWATCHED
+        return self._watch(call, context, streamed)
+
+    @contextlib.contextmanager
+    def _watch(self, call: Call, context: Context, streamed: bool) -> Iterator[None]:
+        # A client that gives up at its deadline may be heard a moment before our own clock has reached it.
+        outcome = Outcome(lambda: (left := context.time_remaining()) is not None and left <= _EARLY_SECONDS)
+        try:
+            with outcome:
+                yield
+        finally:
+            seconds = time.monotonic() - call.began
+            if self._metrics is not None:
+                self._metrics.ended(call.method, outcome.code, None if streamed else seconds)
+            if self._tracer is not None:
+                self._tracer.ended(call.method, outcome.code, seconds, call.request_id, call.metadata)
+            log.debug(
+                "%s",
+                call.method,
+                extra={"request_id": call.request_id, "code": outcome.code, "seconds": round(seconds, 6)},
+            )
+
+    async def _enter(self, method: str) -> None:
+        """Count a call in, or refuse it; whoever comes in must `_leave`."""
+        if method.startswith("/grpc."):
+            return
+        if self._draining.is_set():
+            if self._held is not None:
+                await self._held.wait()
+            self._rejected("draining")
+            raise going_away()
+        if self._calls >= self._max_calls:
+            self._rejected("calls_full")
+            raise ResourceExhaustedError("too many calls at one time: try again later")
+        self._calls += 1
+
+    def _leave(self, method: str) -> None:
+        if method.startswith("/grpc."):
+            return
+        self._calls -= 1
+        # None comes in again once the server drains.
+        if not self._calls and self._draining.is_set():
+            self._idle.set()
+
+    def _rejected(self, reason: Reason) -> None:
+        if self._metrics is not None:
+            self._metrics.rejected(reason)
+
+    async def _read(self, raw: AsyncIterator[bytes]) -> bytes | None:
+        """Return a stream's next message, None at its end."""
+        if self._draining.is_set():
+            raise going_away()
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._reading.add(task)
+        try:
+            return await anext(raw, None)
+        except asyncio.CancelledError:
+            if self._draining.is_set():
+                raise going_away() from None
+            raise
+        finally:
+            self._reading.discard(task)
+
+    def _serialise(self, handler: Any, message: Any) -> bytes:
+        """Return an answer's bytes; some handlers give them themselves."""
+        try:
+            data: bytes = message if isinstance(message, bytes) else handler.response_serializer(message)
+        except (EncodeError, ValueError):  # beyond what protobuf itself can hold
+            raise self._too_large() from None
+        if len(data) > self._max_bytes:
+            raise self._too_large()
+        return data
+
+    def _too_large(self) -> InvalidArgumentError:
+        return InvalidArgumentError(f"the answer is larger than {self._max_bytes} bytes: ask for less at a time")
+
+
+def _parse(handler: Any, data: bytes, most: int) -> Any:
+    if len(data) > most:
+        raise InvalidArgumentError(f"a message of {len(data)} bytes is over the limit of {most}", field="request")
+    try:
+        return handler.request_deserializer(data)
+    except DecodeError:
+        raise InvalidArgumentError("the request is no valid protobuf message of this method") from None
+
+
+async def abort(context: Context, error: Exception, call: Call) -> None:
+    """End a call with the status of an error. Always raises."""
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    status = to_status(public_error(error, call.method, call.request_id))
+    metadata = ((_DETAILS_KEY, status.SerializeToString()), (REQUEST_ID, call.request_id))
+    await context.abort(_CODES[status.code], status.message, metadata)
+
+
+def going_away() -> UnavailableError:
+    """Return the error that refuses calls and ends streams when the server drains."""
+    return UnavailableError("the server is going away: connect again; go on with a stream after its last answer")

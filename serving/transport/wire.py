@@ -1,0 +1,192 @@
+"""Reads requests to embed without copying their images, and writes the answers with one copy of their vectors.
+
+The protobuf library copies every `bytes` field twice, and that is most of what a request of large images costs. Clients
+write these requests in one plain form, which is read here as views into the received bytes. Whatever has another form,
+malformed or not, is left to the library: there is no second opinion on what a message means.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagekin.v1 import common_pb2, embedder_pb2
+
+# A field's number and wire type; images, batches, vectors and results are length-delimited. The first field it is of
+# EmbedRequest (images), Image (data) and EmbedStreamRequest (batch), and of their answers and EmbedResult (vector).
+_FIRST = 0x0A
+_MODEL = 0x12
+_ERROR = 0x12
+_DIM = 0x10
+_SPACE = 0x1A
+_TAG = 0x10
+_MAX_LENGTH_BYTES = 5
+_MAX_NUMBER_BYTES = 10
+
+
+class ImageView(NamedTuple):
+    """An `imagekin.v1.Image` as a view of the bytes that hold it."""
+
+    data: memoryview
+
+
+class EmbedView(NamedTuple):
+    """An `imagekin.v1.EmbedRequest` whose images are views."""
+
+    images: list[ImageView]
+    model: str
+
+
+class EmbedStreamView(NamedTuple):
+    """An `imagekin.v1.EmbedStreamRequest` whose images are views."""
+
+    batch: EmbedView
+    tag: int
+
+
+AnyEmbed: TypeAlias = embedder_pb2.EmbedRequest | EmbedView
+AnyEmbedStream: TypeAlias = embedder_pb2.EmbedStreamRequest | EmbedStreamView
+
+
+# One image's answer: its vector, or why there is none.
+Result: TypeAlias = NDArray[np.float32] | common_pb2.ItemError
+
+
+class _OtherFormError(Exception):
+    """The message is not of the plain form."""
+
+
+def read_embed(data: bytes) -> AnyEmbed:
+    """Return an EmbedRequest.
+
+    Raises:
+        google.protobuf.message.DecodeError: it is none.
+    """
+    try:
+        return _embed(data, 0, len(data))
+    except (_OtherFormError, IndexError):
+        return embedder_pb2.EmbedRequest.FromString(data)
+
+
+def read_embed_stream(data: bytes) -> AnyEmbedStream:
+    """Return an EmbedStreamRequest.
+
+    Raises:
+        google.protobuf.message.DecodeError: it is none.
+    """
+    try:
+        return _embed_stream(data)
+    except (_OtherFormError, IndexError):
+        return embedder_pb2.EmbedStreamRequest.FromString(data)
+
+
+def write_embed(results: Sequence[Result], dim: int, space: str) -> bytes:
+    """Return an EmbedResponse, serialised."""
+    return b"".join(_response(results, dim, space))
+
+
+def write_embed_stream(results: Sequence[Result], dim: int, space: str, tag: int) -> bytes:
+    """Return an EmbedStreamResponse, serialised."""
+    batch = _response(results, dim, space)
+    head = _number(_FIRST, sum(map(len, batch)))
+    return b"".join((head, *batch, _number(_TAG, tag) if tag else b""))
+
+
+def _response(results: Sequence[Result], dim: int, space: str) -> list[bytes | memoryview]:
+    """Return the parts of an EmbedResponse."""
+    parts: list[bytes | memoryview] = []
+    for result in results:
+        content: bytes | memoryview
+        if isinstance(result, np.ndarray):
+            content = np.ascontiguousarray(result, "<f4").data.cast("B")
+            parts += (_head(_FIRST, len(content)), content)
+        else:
+            content = result.SerializeToString()
+            parts += (_head(_ERROR, len(content)), content)
+    parts.append(_tail(dim, space))
+    return parts
+
+
+# Vectors of a model are equally long, so that the same few are asked for again and again.
+@functools.lru_cache(maxsize=64)
+def _head(key: int, length: int) -> bytes:
+    """Return what precedes the content of a result's field: that it is a result, and the field."""
+    field = _number(key, length)
+    return _number(_FIRST, len(field) + length) + field
+
+
+@functools.lru_cache(maxsize=64)
+def _tail(dim: int, space: str) -> bytes:
+    """Return the fields after the results."""
+    text = space.encode()
+    return (_number(_DIM, dim) if dim else b"") + (_number(_SPACE, len(text)) + text if text else b"")
+
+
+def _number(key: int, value: int) -> bytes:
+    """Return a field's key and a number: its value, or the length of its content."""
+    encoded = bytearray((key,))
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def _embed_stream(data: bytes) -> EmbedStreamView:
+    start, end = _field(data, 0, len(data), _FIRST)
+    batch, tag = _embed(data, start, end), 0
+    if end < len(data):
+        if data[end] != _TAG:
+            raise _OtherFormError
+        tag, end = _varint(data, end + 1, _MAX_NUMBER_BYTES)
+        if end != len(data) or tag >= 2**64:
+            raise _OtherFormError
+    return EmbedStreamView(batch, tag)
+
+
+def _embed(data: bytes, at: int, end: int) -> EmbedView:
+    images: list[ImageView] = []
+    view = memoryview(data)
+    while at < end and data[at] == _FIRST:
+        start, at = _field(data, at, end, _FIRST)
+        inner = start
+        if start < at:
+            inner, last = _field(data, start, at, _FIRST)
+            if last != at:
+                raise _OtherFormError
+        images.append(ImageView(view[inner:at]))
+    model = ""
+    if at < end:
+        start, at = _field(data, at, end, _MODEL)
+        if at != end:
+            raise _OtherFormError
+        try:
+            model = data[start:end].decode()
+        except UnicodeDecodeError:
+            raise _OtherFormError from None
+    return EmbedView(images, model)
+
+
+def _field(data: bytes, at: int, end: int, key: int) -> tuple[int, int]:
+    """Return where the content of the field that begins here starts and ends."""
+    if data[at] != key:
+        raise _OtherFormError
+    length, start = _varint(data, at + 1, _MAX_LENGTH_BYTES)
+    if start + length > end:
+        raise _OtherFormError
+    return start, start + length
+
+
+def _varint(data: bytes, at: int, most: int) -> tuple[int, int]:
+    """Return a number in its shortest encoding, and where it ends."""
+    value = 0
+    for index in range(most):
+        byte = data[at + index]
+        value |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            if not byte and index:
+                raise _OtherFormError
+            return value, at + index + 1
+    raise _OtherFormError

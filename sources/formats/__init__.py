@@ -1,0 +1,1 @@
+"""Read each kind of source: one file a format."""

@@ -1,0 +1,70 @@
+"""What stands beside an image of a WebDataset shard: its class (.cls), its payload (.json), its text (.txt)."""
+
+import json
+
+from imagekin.errors import InvalidArgumentError
+from imagekin.sources.records import Record, label_text, printable, record_of
+from imagekin.types import JSON
+
+SIDECAR_SUFFIXES = (".cls", ".json", ".txt")
+
+
+class Sidecars:
+    """The sidecars of images whose names are the same up to the first dot."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, bytes | str] = {}
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def add(self, key: str, data: bytes | str) -> None:
+        """Keep a sidecar: its bytes, or why there are none. Of equal names the last one counts."""
+        self._found[key] = data
+
+    def record(self, key: str, data: bytes | str, label: str | None) -> Record:
+        """Make the record of an image; one whose sidecars make no sense is a record with an error.
+
+        Args:
+            key: the image's.
+            data: its bytes, or why there are none.
+            label: what it is by its folder, when no sidecar says otherwise.
+        """
+        if not self._found or isinstance(data, str):
+            return record_of(key, data, label)
+        payload: dict[str, JSON] = {}
+        for suffix, name, content in self._of(key):
+            try:
+                if suffix == ".json":
+                    parsed = json.loads(_text(content))
+                    if not isinstance(parsed, dict):
+                        raise ValueError("it is no JSON object")
+                    if "label" in parsed:
+                        label = label_text(parsed.pop("label"))
+                    payload |= parsed
+                elif suffix == ".txt":
+                    payload["text"] = _text(content).strip()
+                else:
+                    label = _text(content).strip() or None
+            except (ValueError, RecursionError, InvalidArgumentError) as error:
+                return record_of(key, f"its {printable(name)[-100:]} cannot be used: {str(error)[:200]}")
+        return record_of(key, data, label, payload)
+
+    def _of(self, key: str) -> list[tuple[str, str, bytes | str]]:
+        """Return suffix, name and content of what belongs to an image, the class last."""
+        stem = key.rpartition(".")[0]
+        folder, slash, name = key.rpartition("/")
+        stems = (stem, f"{folder}{slash}{name.partition('.')[0]}")
+        found = []
+        for name, content in self._found.items():
+            own, _, suffix = name.rpartition(".")
+            if own in stems:
+                found.append((f".{suffix.lower()}", name, content))
+        order = {".txt": 0, ".json": 1, ".cls": 2}
+        return sorted(found, key=lambda one: order[one[0]])
+
+
+def _text(content: bytes | str) -> str:
+    if isinstance(content, str):
+        raise ValueError(content)
+    return content.decode()

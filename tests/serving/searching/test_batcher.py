@@ -1,0 +1,182 @@
+"""Concurrent questions of one kind become one search, and each gets its own answer."""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from imagekin.errors import DeadlineExceededError, FailedPreconditionError, ResourceExhaustedError
+from imagekin.serving.searching.batcher import SearchBatcher, Vectors
+
+
+class GatedIndex:
+    """Answers a query with its first component and its exclusion; records the size of each search."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.started = threading.Event()
+        self.sizes: list[int] = []
+
+    def search(self, queries: Vectors, exclusions: Sequence[str]) -> list[tuple[int, str]]:
+        self.started.set()
+        self.sizes.append(len(queries))
+        assert self.gate.wait(10)
+        if any(exclusion == "bad" for exclusion in exclusions):
+            raise FailedPreconditionError("no")
+        return [(int(query[0]), exclusion) for query, exclusion in zip(queries, exclusions, strict=True)]
+
+    async def in_thread(self, call: Any, *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(None, call, *args)
+
+    def batcher(self, *, workers: int = 1, max_batch: int = 8, max_queued: int = 10) -> SearchBatcher:
+        return SearchBatcher(self.in_thread, workers=workers, max_batch=max_batch, max_queued=max_queued)
+
+
+def queries(*values: int) -> Vectors:
+    return np.array([[value, 0] for value in values], np.float32)
+
+
+async def begun(index: GatedIndex, batcher: SearchBatcher) -> "asyncio.Task[Any]":
+    """Start a search that holds the only worker until the gate opens."""
+    task = asyncio.create_task(batcher.ask("a", index.search, queries(0), ["first"]))
+    assert await asyncio.to_thread(index.started.wait, 10)
+    return task
+
+
+def test_questions_that_come_during_a_search_share_the_next_one() -> None:
+    index = GatedIndex()
+
+    async def ask() -> list[Any]:
+        batcher = index.batcher()
+        first = await begun(index, batcher)
+        rest = [asyncio.create_task(batcher.ask("a", index.search, queries(n), [str(n)])) for n in range(1, 6)]
+        await asyncio.sleep(0)
+        index.gate.set()
+        return await asyncio.gather(first, *rest)
+
+    assert asyncio.run(ask()) == [[(0, "first")], *([(n, str(n))] for n in range(1, 6))]
+    assert index.sizes == [1, 5]
+
+
+def test_questions_of_different_kinds_never_share_a_search() -> None:
+    index = GatedIndex()
+
+    async def ask() -> list[Any]:
+        batcher = index.batcher()
+        first = await begun(index, batcher)
+        rest = [
+            asyncio.create_task(batcher.ask(kind, index.search, queries(n), [kind])) for n, kind in enumerate("aabab")
+        ]
+        await asyncio.sleep(0)
+        index.gate.set()
+        return (await asyncio.gather(first, *rest))[1:]
+
+    assert asyncio.run(ask()) == [[(n, kind)] for n, kind in enumerate("aabab")]
+    assert index.sizes == [1, 3, 2]
+
+
+def test_a_search_holds_no_more_than_its_bound_unless_one_call_does() -> None:
+    index = GatedIndex()
+
+    async def ask() -> None:
+        batcher = index.batcher(max_queued=100)
+        first = await begun(index, batcher)
+        sizes = (5, 5, 20, 3)
+        rest = [batcher.ask("a", index.search, queries(*range(size)), ["x"] * size) for size in sizes]
+        tasks = [asyncio.create_task(call) for call in rest]
+        await asyncio.sleep(0)
+        index.gate.set()
+        await asyncio.gather(first, *tasks)
+
+    asyncio.run(ask())
+    assert index.sizes == [1, 8, 5, 20]
+
+
+def test_a_failed_search_fails_its_own_batch_only() -> None:
+    index = GatedIndex()
+    index.gate.set()
+
+    async def ask() -> None:
+        batcher = index.batcher()
+        with pytest.raises(FailedPreconditionError):
+            await batcher.ask("a", index.search, queries(1), ["bad"])
+        assert await batcher.ask("a", index.search, queries(1), ["good"]) == [(1, "good")]
+
+    asyncio.run(ask())
+
+
+def test_cancelled_and_expired_questions_are_not_searched() -> None:
+    index = GatedIndex()
+
+    async def ask() -> None:
+        batcher = index.batcher()
+        first = await begun(index, batcher)
+        gone = asyncio.create_task(batcher.ask("a", index.search, queries(1), ["gone"]))
+        late = asyncio.create_task(batcher.ask("a", index.search, queries(2), ["late"], timeout=0.01))
+        kept = asyncio.create_task(batcher.ask("a", index.search, queries(3), ["kept"]))
+        await asyncio.sleep(0.05)
+        gone.cancel()
+        await asyncio.sleep(0)
+        index.gate.set()
+        assert await first == [(0, "first")]
+        assert await kept == [(3, "kept")]
+        with pytest.raises(DeadlineExceededError):
+            await late
+
+    asyncio.run(ask())
+    assert index.sizes == [1, 1]
+
+
+def test_too_many_waiting_questions_are_refused_and_room_comes_back() -> None:
+    index = GatedIndex()
+
+    async def ask() -> None:
+        batcher = index.batcher()
+        first = await begun(index, batcher)
+        waiting = asyncio.create_task(batcher.ask("a", index.search, queries(*range(10)), ["x"] * 10))
+        await asyncio.sleep(0)
+        with pytest.raises(ResourceExhaustedError) as refused:
+            await batcher.ask("a", index.search, queries(1), ["x"])
+        assert refused.value.retry_after > 0
+        index.gate.set()
+        await asyncio.gather(first, waiting)
+        assert await batcher.ask("a", index.search, queries(1), ["x"]) == [(1, "x")]
+
+    asyncio.run(ask())
+
+
+def test_questions_that_come_together_are_asked_together_although_workers_are_free() -> None:
+    index = GatedIndex()
+    index.gate.set()
+
+    async def ask() -> list[Any]:
+        batcher = index.batcher(workers=3)
+        return await asyncio.gather(*(batcher.ask("a", index.search, queries(n), [str(n)]) for n in range(3)))
+
+    assert asyncio.run(ask()) == [[(n, str(n))] for n in range(3)]
+    assert index.sizes == [3]
+
+
+def test_free_workers_start_at_once() -> None:
+    index = GatedIndex()
+
+    async def ask() -> None:
+        with ThreadPoolExecutor(3) as pool:
+            loop = asyncio.get_running_loop()
+            batcher = SearchBatcher(
+                lambda call, *args: loop.run_in_executor(pool, call, *args), workers=3, max_batch=8, max_queued=10
+            )
+            tasks = []
+            for n in range(3):
+                tasks.append(asyncio.create_task(batcher.ask("a", index.search, queries(n), ["x"])))
+                while len(index.sizes) <= n:
+                    await asyncio.sleep(0.005)
+            index.gate.set()
+            await asyncio.gather(*tasks)
+
+    asyncio.run(asyncio.wait_for(ask(), 10))
+    assert index.sizes == [1, 1, 1]

@@ -1,0 +1,77 @@
+"""Health and reflection: what load balancers and generic clients rely on."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import descriptor_pool
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (  # type: ignore[import-untyped]
+    ProtoReflectionDescriptorDatabase,
+)
+
+from imagekin.serving.server import SERVICES
+from imagekin.v1 import embedder_pb2
+from tests.serving.running import Running, code, image, png, running
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+def test_every_service_has_its_own_health(server: Running) -> None:
+    stub = health_pb2_grpc.HealthStub(server.channel)
+    assert "imagekin.v1.Embedder" in SERVICES
+    for name in ("", *SERVICES):
+        assert stub.Check(health_pb2.HealthCheckRequest(service=name)).status == SERVING
+    with pytest.raises(grpc.RpcError) as failed:
+        stub.Check(health_pb2.HealthCheckRequest(service="imagekin.v1.None"))
+    assert code(failed.value) == grpc.StatusCode.NOT_FOUND
+
+
+def test_a_watcher_sees_the_status_at_once(server: Running) -> None:
+    stub = health_pb2_grpc.HealthStub(server.channel)
+    watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=10)
+    assert next(watch).status == SERVING
+    watch.cancel()
+
+
+def test_a_client_without_stubs_finds_and_calls_everything(server: Running) -> None:
+    database = ProtoReflectionDescriptorDatabase(server.channel)
+    assert set(SERVICES) < set(database.get_services())
+    pool = descriptor_pool.DescriptorPool(database)
+    for service in SERVICES:
+        assert pool.FindServiceByName(service).methods
+    method = pool.FindServiceByName("imagekin.v1.Embedder").FindMethodByName("Embed")
+    request: Any = GetMessageClass(method.input_type)()
+    request.images.add(data=png(1))
+    call: Callable[..., bytes] = server.channel.unary_unary("/imagekin.v1.Embedder/Embed")
+    answer = GetMessageClass(method.output_type).FromString(call(request.SerializeToString(), timeout=20))
+    stubbed = server.embedder.Embed(embedder_pb2.EmbedRequest(images=[image(1)]))
+    assert answer.SerializeToString() == stubbed.SerializeToString()
+
+
+def test_an_unknown_method_is_unimplemented(server: Running) -> None:
+    for method in ("/imagekin.v1.Embedder/None", "/none.None/None"):
+        call: Callable[..., bytes] = server.channel.unary_unary(method)
+        with pytest.raises(grpc.RpcError) as failed:
+            call(b"", timeout=20)
+        assert code(failed.value) == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_health_goes_before_the_server_does(server: Running) -> None:
+    settings = replace(server.server.settings, data_dir=None)
+    with running(settings) as other:
+        stub = health_pb2_grpc.HealthStub(other.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service="imagekin.v1.Embedder"), timeout=10)
+        assert next(watch).status == SERVING
+        start = time.monotonic()
+        other.run(other.server.stop())
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        with pytest.raises(grpc.RpcError) as failed:
+            next(watch)
+        assert code(failed.value) == grpc.StatusCode.UNAVAILABLE
+        assert time.monotonic() - start < 5, "an open watch held up the drain"
+        assert not other.server.is_serving()

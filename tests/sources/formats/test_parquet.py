@@ -1,0 +1,122 @@
+"""A Parquet file's rows are images or vectors; what is damaged is an error, and the rest is read."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from imagekin.encoder.decoding.decode import DecodeLimits
+from imagekin.errors import InvalidArgumentError
+from imagekin.sources.open import open_source, open_sources
+from imagekin.sources.records import SourceError
+from tests.sources.pictures import bad, good
+
+
+def write(path: Path, columns: dict[str, Any], metadata: dict[bytes, bytes] | None = None, rows: int = 2) -> Path:
+    table = pa.table(columns).replace_schema_metadata(metadata)
+    pq.write_table(table, path, row_group_size=rows, write_page_checksum=True)
+    return path
+
+
+def test_image_bytes_with_key_label_payload_and_other_columns(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "x.parquet",
+        {
+            "image": [b"one", b"two", None],
+            "key": ["a", "b", "c"],
+            "label": ["x", None, "x"],
+            "payload": ['{"p": 1}', None, None],
+            "price": [1.5, None, 2.0],
+            "tags": [["t"], [], []],
+        },
+    )
+    records = list(open_source(path))
+    assert [(record.key, record.label, record.payload) for record in records[:2]] == [
+        ("a", "x", {"p": 1, "price": 1.5}),
+        ("b", None, None),
+    ]
+    assert good(records) == {"a": b"one", "b": b"two"}
+    assert "no bytes" in bad(records)["c"]
+    assert open_source(path).count() == 3
+
+
+def test_the_form_of_the_hugging_face_hub(tmp_path: Path) -> None:
+    features = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    images = [{"bytes": b"1", "path": "1.png"}, {"bytes": b"2", "path": None}]
+    columns = {"image": images, "label": [1, 0]}
+    path = write(tmp_path / "x.parquet", columns, {b"huggingface": json.dumps(features).encode()})
+    assert [(record.key, record.data, record.label) for record in open_source(path)] == [
+        ("1.png", b"1", "dog"),
+        ("x.parquet/1", b"2", "cat"),
+    ]
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_vectors_with_their_space(tmp_path: Path, fixed: bool) -> None:
+    kind = pa.list_(pa.float32(), 3) if fixed else pa.list_(pa.float64())
+    digest = hashlib.sha256(b"image").digest()
+    columns = {"embedding": pa.array([[1, 2, 3], [0, 0, 0], None, [1, float("nan"), 0]], kind)}
+    columns |= {"key": pa.array(list("abcd")), "content_hash": pa.array([digest, None, None, None], pa.binary())}
+    path = write(tmp_path / "v.parquet", columns, {b"imagekin.space": b"s1"})
+    source = open_source(path)
+    assert source.embedded == (3, "s1")
+    records = list(source)
+    np.testing.assert_array_equal(records[0].data, np.array([1, 2, 3], np.float32))
+    assert records[0].content_hash == digest
+    assert set(bad(records[1:])) == {"b", "c", "d"}
+
+
+def test_images_and_vectors_are_not_read_as_one(tmp_path: Path) -> None:
+    vectors = write(tmp_path / "v.parquet", {"vector": pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2))})
+    images = write(tmp_path / "i.parquet", {"image": [b"x"]})
+    with pytest.raises(InvalidArgumentError, match="either images or vectors"):
+        open_sources([vectors, images])
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [{"image": ["text"]}, {"vector": [1.0]}, {"other": [b"x"]}, {"vector": [[1, 2]]}, {"image": [{"x": b""}]}],
+)
+def test_a_file_without_a_column_of_the_right_kind_is_one_error(tmp_path: Path, columns: dict[str, Any]) -> None:
+    (record,) = open_source(write(tmp_path / "x.parquet", columns))
+    assert record.key == "x.parquet"
+    assert isinstance(record.data, SourceError)
+    assert "column" in str(record.data)
+
+
+def test_bad_rows_are_errors_in_their_places(tmp_path: Path) -> None:
+    raw = pa.Array.from_buffers(pa.string(), 4, pa.array([b"caf\xe9", b"b", b"c", b"d"]).buffers())
+    columns = {"image": [b"1", b"2" * 200, b"3", b"4"], "key": raw, "payload": [None, None, "[1]", None]}
+    records = list(open_source(write(tmp_path / "x.parquet", columns), DecodeLimits(max_bytes=100)))
+    assert good(records) == {"d": b"4"}
+    assert "UTF-8" in bad(records)["caf\\udce9"]
+    assert "200 bytes" in bad(records)["b"]
+    assert "payload" in bad(records)["c"]
+
+
+def test_a_damaged_row_group_is_one_error_and_the_others_are_read(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    images = [noise.bytes(5000) for _ in range(6)]
+    path = write(tmp_path / "x.parquet", {"image": images, "key": [f"k{n}" for n in range(6)]})
+    data = bytearray(path.read_bytes())
+    place = data.index(images[2]) + 100
+    data[place] ^= 0xFF
+    path.write_bytes(data)
+    records = list(open_source(path))
+    assert set(good(records)) == {"k0", "k1", "k4", "k5"}
+    assert list(bad(records)) == ["x.parquet#1"]
+    assert isinstance(next(record.data for record in records if record.key == "x.parquet#1"), SourceError)
+
+
+def test_cut_off_or_no_parquet_at_all_is_one_error(tmp_path: Path) -> None:
+    whole = write(tmp_path / "x.parquet", {"image": [b"x" * 1000] * 10}).read_bytes()
+    for content in (b"", b"PAR1", b"no parquet at all", whole[:-10], whole[: len(whole) // 2], whole[100:]):
+        (tmp_path / "x.parquet").write_bytes(content)
+        records = list(open_source(tmp_path / "x.parquet"))
+        assert records
+        assert all(isinstance(record.data, SourceError) for record in records)

@@ -1,0 +1,45 @@
+"""A source is what its path says it is, or refused before anything is read."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from imagekin.encoder.decoding.decode import FORMATS
+from imagekin.errors import InvalidArgumentError, NotFoundError
+from imagekin.sources.open import count_records, open_source, open_sources
+from imagekin.sources.records import IMAGE_SUFFIXES, Record
+from tests.sources.pictures import FILES, tar_bytes, write_files
+
+
+def test_the_suffixes_are_those_of_the_formats_that_the_decoder_takes() -> None:
+    Image.init()
+    formats = {suffix: Image.registered_extensions().get(suffix) for suffix in IMAGE_SUFFIXES}
+    assert set(formats.values()) == FORMATS, formats
+
+
+def test_a_single_image(tmp_path: Path) -> None:
+    path = write_files(tmp_path, FILES) / "cat" / "1.JPG"
+    assert list(open_source(path)) == [Record("1.JPG", b"one", None)]
+    assert count_records(path) == 1
+
+
+def test_several_sources_are_read_one_after_the_other(tmp_path: Path) -> None:
+    root = write_files(tmp_path / "root", FILES | {"x.txt": b""})
+    packed = write_files(tmp_path, {"more.tgz": tar_bytes({"b.jpg": b"b", "y.txt": b""}, "w:gz")}) / "more.tgz"
+    both = open_sources([root, packed])
+    assert [record.key for record in both] == [*FILES, "b.jpg"]
+    assert both.ignored == 2
+    assert both.count() is None
+    assert open_sources([root, root / "a.jpg"]).count() == 5
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="nowhere"):
+        open_source(tmp_path / "nowhere")
+
+
+def test_what_is_no_source_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    path = write_files(tmp_path, {"x.zip": b"PK"}) / "x.zip"
+    with pytest.raises(InvalidArgumentError, match=r"\.tar\.gz or \.tgz"):
+        open_sources([tmp_path, path])

@@ -1,0 +1,1 @@
+"""Read and cache the images that a run trains on."""

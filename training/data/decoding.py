@@ -1,0 +1,143 @@
+"""Decodes the images of a source in threads, a few at a time, and decides which of them make up a set."""
+
+import logging
+import sys
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice, takewhile
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from imagekin.encoder.decoding.decode import DecodeLimits, load_pixels
+from imagekin.encoder.metadata import Preprocess
+from imagekin.errors import ImageError, ImagekinError, InvalidArgumentError
+from imagekin.machine import cores
+from imagekin.progress import progress
+from imagekin.sources.labels import SPLIT_NAMES, folders_of
+from imagekin.sources.records import Record, Source, SourceError
+from imagekin.training.data.pixel_cache import Arrangement, Decoded
+
+logger = logging.getLogger("imagekin.training")
+
+GROUP_IMAGES = 32
+GROUP_BYTES = 2**16
+"""A thread is handed as many files at a time as these allow: handing over one costs as much as decoding a small one."""
+
+
+def decode_source(source: Source, name: str, preprocess: Preprocess, limit: int, skip: int = 0) -> Iterator[Decoded]:
+    """Decode a source's images in threads (Pillow lets go of the GIL), in its order, few in memory at a time.
+
+    Args:
+        source: what to read.
+        name: of the source, for the progress bar.
+        preprocess: how a file becomes pixels.
+        limit: at most so many of each class; 0 is all.
+        skip: leave out the first so many, which are read and not decoded.
+
+    Raises:
+        InvalidArgumentError: the source is damaged, so that nobody knows what else it holds, or holds vectors.
+    """
+    workers = cores()
+    waiting: deque[Future[list[Decoded]]] = deque()
+    total = source.count() if sys.stderr.isatty() and not limit else None
+    with ThreadPoolExecutor(workers) as pool, progress(f"reading {name}", total) as advance:
+        records = iter(_limited(source, limit))
+        advance(sum(1 for _ in islice(records, skip)))
+        for group in _groups(records):
+            waiting.append(pool.submit(_decode_all, group, preprocess))
+            if len(waiting) >= 4 * workers:
+                yield from (done := waiting.popleft().result())
+                advance(len(done))
+        while waiting:
+            yield from (done := waiting.popleft().result())
+            advance(len(done))
+
+
+def arrange(rows: Sequence[Decoded], path: str) -> Arrangement:
+    """Sort what was decoded by name, give it labels, and say what failed.
+
+    Raises:
+        InvalidArgumentError: there is no image, or there are the parts of a split side by side.
+    """
+    # An archive's later member replaces an earlier one of its name.
+    last = {row.name: place for place, row in enumerate(rows)}
+    failed = [(row.name, row.problem) for row in rows if row.problem]
+    good = sorted((name, place) for name, place in last.items() if not rows[place].problem)
+    if not good:
+        failed.sort()
+        reason = f"all {len(failed)} failed, the first: {failed[0][0]}: {failed[0][1]}" if failed else "it holds none"
+        raise InvalidArgumentError(f"no image could be read from {path}: {reason}", field="data")
+    _refuse_splits([name for name, _ in good], path)
+    classes = [rows[place].label for _, place in good]
+    names = tuple(sorted({name for name in classes if name}))
+    position: dict[str | None, int] = {name: index for index, name in enumerate(names)}
+    if names:
+        failed += [(name, "has no label") for (name, _), label in zip(good, classes, strict=True) if not label]
+    kept = [(*item, label) for item, label in zip(good, classes, strict=True) if label or not names]
+    if failed:
+        failed.sort()
+        shown = "; ".join(f"{name}: {reason}" for name, reason in failed[:3])
+        logger.warning("%d of %d files left out: %s%s", len(failed), len(rows), shown, " …" * (len(failed) > 3))
+    return Arrangement(
+        order=np.array([place for _, place, _ in kept], np.int64),
+        keys=tuple(name for name, _, _ in kept),
+        labels=tuple(position.get(label, -1) for _, _, label in kept),
+        class_names=names,
+        failed=tuple(failed),
+    )
+
+
+def _groups(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Put records together, in their order, until a group is large enough for a thread."""
+    group: list[Record] = []
+    size = 0
+    for record in records:
+        group.append(record)
+        size += len(record.data) if isinstance(record.data, bytes) else 0
+        if len(group) >= GROUP_IMAGES or size >= GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _decode_all(group: Sequence[Record], preprocess: Preprocess) -> list[Decoded]:
+    return [_decode(record, preprocess) for record in group]
+
+
+def _decode(record: Record, preprocess: Preprocess) -> Decoded:
+    if isinstance(record.data, SourceError):
+        raise InvalidArgumentError(f"{record.key}: {record.data}", field="data") from record.data
+    if isinstance(record.data, ImagekinError):
+        return Decoded(record.key, None, str(record.data), record.label)
+    if not isinstance(record.data, bytes):
+        raise InvalidArgumentError(f"{record.key} is a vector; encoders are trained on images", field="data")
+    try:
+        return Decoded(record.key, load_pixels(record.data, preprocess, DecodeLimits()), "", record.label)
+    except ImageError as error:
+        return Decoded(record.key, None, str(error), record.label)
+
+
+def _refuse_splits(names: Sequence[str], path: str) -> None:
+    """Raise InvalidArgumentError where training and test images lie side by side: they would become one set."""
+    folders = {folders_of(name) for name in names} - {()}
+    if not folders:
+        return
+    # What the first and the last in order share, all share.
+    shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(min(folders), max(folders), strict=False))))
+    first = {parts[shared] for parts in folders if len(parts) > shared}
+    if len(first) > 1 and first <= SPLIT_NAMES:
+        parts = ", ".join(sorted(first))
+        raise InvalidArgumentError(f"{path} holds the splits {parts}; give one as DATA and another with --test")
+
+
+def _limited(records: Source, limit: int) -> Iterator[Record]:
+    """Keep the first `limit` records of each folder and label, in the source's order; 0 keeps all."""
+    seen: Counter[tuple[PurePosixPath, str | None]] = Counter()
+    for record in records:
+        kind = (PurePosixPath(record.key).parent, record.label)
+        seen[kind] += 1
+        if not limit or seen[kind] <= limit:
+            yield record

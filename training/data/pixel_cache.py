@@ -1,0 +1,351 @@
+"""Decoded pixels in a memory-mapped file, made once: sets larger than memory train from there.
+
+    CACHE_DIR/SOURCE-CONTENT/         pixels.bin and set.json: a finished set
+    CACHE_DIR/SOURCE-CONTENT.part/    pixels.bin and rows.jsonl: one that is being made, or was when it was killed
+    CACHE_DIR/SOURCE.lock             held (flock) by the process that makes it; others wait, then read
+
+SOURCE stands for the path and how its files become pixels, CONTENT for the names, sizes and times of its files: when
+those change, the set is made anew and the old one removed. Everything is checksummed in blocks. A build that was killed
+goes on after the last block that is whole; the finished set is renamed into place only when it is on disk.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagekin.encoder.metadata import Preprocess
+from imagekin.errors import FailedPreconditionError
+from imagekin.progress import progress
+from imagekin.sources.open import PARQUET_SUFFIXES, TAR_SUFFIXES
+
+PIXELS_FILE, SET_FILE, ROWS_FILE = "pixels.bin", "set.json", "rows.jsonl"
+BLOCK_BYTES = 4 * 2**20
+FORMAT = 1
+"""Part of the key: caches of another format are not looked at."""
+
+logger = logging.getLogger("imagekin.training")
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One file of a source, decoded or not.
+
+    Attributes:
+        name: unique in its source.
+        pixels: uint8 [H, W, 3]; None when there are none.
+        problem: why there are none; empty when there are.
+        label: name of its class where the source states one.
+    """
+
+    name: str
+    pixels: NDArray[np.uint8] | None
+    problem: str = ""
+    label: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Arrangement:
+    """Which of the decoded files make up the set, and in what order.
+
+    Attributes:
+        order: int64 [N], positions among the files that were decoded.
+        keys: N names.
+        labels: N positions in `class_names`; −1 where there is none.
+        class_names: sorted.
+        failed: (name, reason) of each file that is left out.
+    """
+
+    order: NDArray[np.int64]
+    keys: tuple[str, ...]
+    labels: tuple[int, ...]
+    class_names: tuple[str, ...]
+    failed: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheKey:
+    """What a cached set is known by: its source, and what that held."""
+
+    source: str
+    content: str
+
+    @property
+    def name(self) -> str:
+        """Name of the set's folder."""
+        return f"{self.source}-{self.content}"
+
+
+def cache_key(path: Path, preprocess: Preprocess, limit: int) -> CacheKey:
+    """Return the key of what `path` holds now, by the names, sizes and times of its files; nothing is read."""
+    source = _digest([FORMAT, str(path.resolve()), asdict(preprocess), limit])
+    return CacheKey(source, _digest(sorted(_files(path))))
+
+
+def can_be_cached(path: Path) -> bool:
+    """Say whether `cache_key` would notice every change: not where images lie elsewhere, as a manifest's do."""
+    return path.is_dir() or (path.is_file() and path.name.lower().endswith((*TAR_SUFFIXES, *PARQUET_SUFFIXES)))
+
+
+def is_cached(root: Path, key: CacheKey) -> bool:
+    """Say whether the set, or a part of it, is in the cache."""
+    return (root / key.name).is_dir() or (root / f"{key.name}.part").is_dir()
+
+
+def open_cached(
+    root: Path,
+    key: CacheKey,
+    shape: tuple[int, int, int],
+    decode: Callable[[int], Iterator[Decoded]],
+    arrange: Callable[[Sequence[Decoded]], Arrangement],
+) -> tuple[NDArray[np.uint8], Arrangement]:
+    """Return a set from the cache, made first where it is not there.
+
+    Args:
+        root: the cache's folder, made when there is none.
+        key: of the set.
+        shape: H, W, 3.
+        decode: yields the files of the source in an order that is always the same, without the first so many.
+        arrange: decides about the set, given all files (without their pixels).
+
+    Returns:
+        Memory-mapped pixels uint8 [N, H, W, 3], and what they are; `order` is 0 … N − 1.
+
+    Raises:
+        FailedPreconditionError: the cache cannot be written.
+    """
+    folder = root / key.name
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _locked(root / f"{key.source}.lock"):
+            found = _read(folder, shape)
+            if found is None:
+                _build(folder, shape, decode, arrange)
+                _remove_old(root, key)
+                found = _read(folder, shape)
+    except OSError as error:
+        raise FailedPreconditionError(
+            f"the cache in {root} cannot be written ({error.strerror or error}): "
+            "free some space or name another --cache-dir",
+            field="cache_dir",
+        ) from error
+    if found is None:
+        raise FailedPreconditionError(f"the cache in {root} is not what was written to it", field="cache_dir")
+    return found
+
+
+def _build(
+    folder: Path,
+    shape: tuple[int, int, int],
+    decode: Callable[[int], Iterator[Decoded]],
+    arrange: Callable[[Sequence[Decoded]], Arrangement],
+) -> None:
+    """Make a set beside where it belongs, and rename it when it is on disk."""
+    part = folder.with_name(f"{folder.name}.part")
+    part.mkdir(exist_ok=True)
+    rows = _decode_into(part, shape, decode)
+    arrangement = arrange(rows)
+    image_bytes = int(np.prod(shape))
+    # Positions among all files become positions among those that have pixels.
+    place = np.cumsum([not row.problem for row in rows]) - 1
+    order = place[arrangement.order]
+    count = int(place[-1]) + 1 if len(place) else 0
+    if not np.array_equal(order, np.arange(count)):
+        _reorder(part, order, image_bytes)
+    with (part / PIXELS_FILE).open("rb") as pixels:
+        checksums = [zlib.crc32(block) for block in iter(lambda: pixels.read(BLOCK_BYTES), b"")]
+        os.fsync(pixels.fileno())
+    content = asdict(arrangement) | {"order": len(order), "blocks": checksums}
+    with (part / SET_FILE).open("w", encoding="utf-8") as file:
+        file.write(_signed(content))
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(folder)
+    (folder / ROWS_FILE).unlink()
+    _sync_folder(folder.parent)
+
+
+def _decode_into(
+    part: Path, shape: tuple[int, int, int], decode: Callable[[int], Iterator[Decoded]]
+) -> Sequence[Decoded]:
+    """Decode what is not in the part yet, block by block; return all its files without their pixels."""
+    each = max(1, BLOCK_BYTES // int(np.prod(shape)))
+    with (part / PIXELS_FILE).open("ab+") as pixels, (part / ROWS_FILE).open("ab+") as journal:
+        rows = _recover(pixels, journal, int(np.prod(shape)))
+        if rows:
+            logger.warning("going on with a cache that was not finished: %d files are decoded already", len(rows))
+        block: list[Decoded] = []
+        for item in decode(len(rows)):
+            block.append(item)
+            if len(block) == each:
+                rows += _append(pixels, journal, block)
+                block = []
+        if block:
+            rows += _append(pixels, journal, block)
+    return rows
+
+
+def _append(pixels: IO[bytes], journal: IO[bytes], block: Sequence[Decoded]) -> list[Decoded]:
+    """Write pixels first, then the line that vouches for them."""
+    data = b"".join(item.pixels.tobytes() for item in block if item.pixels is not None)
+    pixels.write(data)
+    pixels.flush()
+    rows = [[item.name, item.problem, item.label] for item in block]
+    journal.write(_signed({"rows": rows, "bytes": len(data), "checksum": zlib.crc32(data)}).encode())
+    journal.flush()
+    return [Decoded(item.name, None, item.problem, item.label) for item in block]
+
+
+def _recover(pixels: IO[bytes], journal: IO[bytes], image_bytes: int) -> list[Decoded]:
+    """Return the files of all whole blocks, and cut off what follows them."""
+    rows: list[Decoded] = []
+    pixels.seek(0)
+    journal.seek(0)
+    pixels_end = journal_end = 0
+    for line in journal:
+        content = _verified(line)
+        data = pixels.read(content["bytes"]) if content else b""
+        if not content or len(data) != content["bytes"] or zlib.crc32(data) != content["checksum"]:
+            break
+        some = [Decoded(name, None, problem, label) for name, problem, label in content["rows"]]
+        if len(data) != image_bytes * sum(not row.problem for row in some):
+            break
+        rows += some
+        pixels_end, journal_end = pixels_end + len(data), journal_end + len(line)
+    pixels.truncate(pixels_end)
+    journal.truncate(journal_end)
+    return rows
+
+
+def _reorder(part: Path, order: NDArray[np.int64], image_bytes: int) -> None:
+    """Write the pixels again, those of `order` only and in that order."""
+    unsorted = np.memmap(part / PIXELS_FILE, np.uint8, "r").reshape(-1, image_bytes)
+    temporary = part / f"{PIXELS_FILE}.sorted"
+    each = max(1, BLOCK_BYTES // image_bytes)
+    with temporary.open("wb") as file, progress("sorting", len(order)) as advance:
+        for start in range(0, len(order), each):
+            some = order[start : start + each]
+            file.write(unsorted[some].tobytes())
+            advance(len(some))
+        file.flush()
+        os.fsync(file.fileno())
+    # From here on the journal does not fit the pixels: a build killed now starts again, and does not end up wrong.
+    (part / ROWS_FILE).write_bytes(b"")
+    temporary.replace(part / PIXELS_FILE)
+
+
+def _read(folder: Path, shape: tuple[int, int, int]) -> tuple[NDArray[np.uint8], Arrangement] | None:
+    """Map a finished set; None when there is none, or it is damaged, which removes it."""
+    try:
+        content = _verified((folder / SET_FILE).read_bytes())
+    except FileNotFoundError:
+        if folder.exists():
+            shutil.rmtree(folder)
+        return None
+    pixels = _map(folder / PIXELS_FILE, shape, content) if content else None
+    if content is None or pixels is None:
+        logger.warning("the cache %s is damaged and made anew", folder)
+        shutil.rmtree(folder)
+        return None
+    failed = tuple((name, reason) for name, reason in content["failed"])
+    names = tuple(content["class_names"])
+    order = np.arange(content["order"])
+    return pixels, Arrangement(order, tuple(content["keys"]), tuple(content["labels"]), names, failed)
+
+
+def _map(path: Path, shape: tuple[int, int, int], content: dict[str, Any]) -> NDArray[np.uint8] | None:
+    """Map the pixels when every block of them has its checksum."""
+    size = content["order"] * int(np.prod(shape))
+    starts = range(0, size, BLOCK_BYTES)
+    if not size or not path.is_file() or path.stat().st_size != size or len(content["blocks"]) != len(starts):
+        return None
+    # Copy-on-write: nothing is written, but torch takes a read-only array for a mistake.
+    flat = np.memmap(path, np.uint8, "c")
+    with ThreadPoolExecutor(2) as pool, progress("checking the cache", len(starts)) as advance:
+        found = pool.map(lambda start: zlib.crc32(flat[start : start + BLOCK_BYTES].data), starts)
+        for checksum, expected in zip(found, content["blocks"], strict=True):
+            if checksum != expected:
+                return None
+            advance(1)
+    return flat.reshape(-1, *shape)
+
+
+def _remove_old(root: Path, key: CacheKey) -> None:
+    """Remove what the source held before it changed."""
+    for folder in root.glob(f"{key.source}-*"):
+        if folder.name != key.name:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.warning("another process is at work on this cache; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _files(path: Path) -> Iterator[tuple[str, int, int]]:
+    """Yield name, size and time of each file below `path`, or of `path` itself; links are followed."""
+    if not path.is_dir():
+        status = path.stat()
+        yield "", status.st_size, status.st_mtime_ns
+        return
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, files in os.walk(path, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for name in files:
+            full = os.path.join(folder, name)
+            try:
+                status = os.stat(full)
+            except OSError:
+                continue
+            yield os.path.relpath(full, path), status.st_size, status.st_mtime_ns
+
+
+def _digest(values: Iterable[object]) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(json.dumps(value, default=str).encode("utf-8", "surrogateescape") + b"\n")
+    return digest.hexdigest()[:16]
+
+
+def _signed(content: dict[str, Any]) -> str:
+    text = json.dumps(content, default=lambda array: array.tolist())
+    return f"{zlib.crc32(text.encode()):08x} {text}\n"
+
+
+def _verified(line: bytes) -> dict[str, Any] | None:
+    """Return what `_signed` wrote; None when it is damaged or cut off."""
+    checksum, _, text = line.removesuffix(b"\n").partition(b" ")
+    if not line.endswith(b"\n") or checksum != f"{zlib.crc32(text):08x}".encode():
+        return None
+    content: dict[str, Any] = json.loads(text)
+    return content
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

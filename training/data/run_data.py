@@ -1,0 +1,105 @@
+"""What a run trains on: loaded, checked for labels, measured, and put where training takes its batches from."""
+
+import logging
+from collections import Counter
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from imagekin.errors import InvalidArgumentError
+from imagekin.training.data.arrays import Split
+from imagekin.training.data.images import ImageSet, has_split, load_images
+from imagekin.training.data.storage import Storage
+from imagekin.training.evaluation.evaluate import align_labels
+from imagekin.training.models.encoders import Normalisation
+from imagekin.training.objectives.base import DeviceData
+from imagekin.training.settings import TrainSettings
+
+logger = logging.getLogger("imagekin.training")
+
+
+def measure_normalisation(images: ImageSet) -> Normalisation:
+    """Return the mean and standard deviation of each channel over all pixels."""
+    total, squares = np.zeros(3), np.zeros(3)
+    for start in range(0, len(images), 1024):
+        part = images.pixels[start : start + 1024].reshape(-1, 3) / 255.0
+        total += part.sum(0)
+        squares += (part**2).sum(0)
+    count = images.pixels.size / 3
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-4))
+    red, green, blue = (float(value) for value in mean)
+    std_red, std_green, std_blue = (float(value) for value in std)
+    return Normalisation((red, green, blue), (std_red, std_green, std_blue))
+
+
+def load_data(settings: TrainSettings) -> tuple[ImageSet, ImageSet | None]:
+    """Load the training images, and the test images if any, so that bad test data are known before the training."""
+    size = settings.crop_from or settings.image_size
+    split: Split = "train" if has_split(settings.data) else "all"
+    storage, resize = storage_of(settings), settings.resize
+    train = load_images(settings.data, size=size, split=split, limit=settings.limit, resize=resize, storage=storage)
+    spec = settings.test or (settings.data if has_split(settings.data) else "")
+    if not spec:
+        return train, None
+    split = "test" if has_split(spec) else "all"
+    test = load_images(spec, size=settings.image_size, split=split, resize=resize, storage=storage)
+    if train.class_names:
+        align_labels(train, test)
+    return train, test
+
+
+def check_labels(train: ImageSet, settings: TrainSettings, *, needed: bool) -> None:
+    """Say what is wrong with the labels: an error when the objective cannot learn from them, else a warning."""
+    if not needed:
+        return
+    if not train.class_names:
+        raise InvalidArgumentError(
+            f"{settings.objective} learns from labels, and {settings.data} has none: put the images into one folder "
+            "for each class, or use --objective simclr",
+            field="data",
+        )
+    if len(train.class_names) == 1:
+        raise InvalidArgumentError(
+            f"all images of {settings.data} are of one class ({train.class_names[0]}); {settings.objective} needs two",
+            field="data",
+        )
+    sizes = Counter(train.labels.tolist())
+    lonely = [train.class_names[label] for label in sorted(sizes) if sizes[label] == 1]
+    if lonely:
+        shown = ", ".join(lonely[:3]) + " …" * (len(lonely) > 3)
+        logger.warning("%d of %d classes have a single image (%s)", len(lonely), len(sizes), shown)
+
+
+def device_data(settings: TrainSettings, train: ImageSet, device: torch.device) -> DeviceData:
+    """Put the training set on the device, or leave it where batches are gathered from and moved."""
+    rotations, mirrors = 4 if settings.rotations_as_classes else 1, 2 if settings.mirrors_as_classes else 1
+    labels = torch.from_numpy(train.labels).to(device)
+    images = _planes(train.pixels).to(device) if _is_moved(settings, train, device) else _mapped(train.pixels)
+    return DeviceData(images, labels, len(train.class_names), rotations, mirrors)
+
+
+def storage_of(settings: TrainSettings) -> Storage:
+    """Return where the settings want decoded images kept."""
+    return Storage(settings.data_on, settings.cache_dir)
+
+
+def _is_moved(settings: TrainSettings, train: ImageSet, device: torch.device) -> bool:
+    if settings.data_on != "auto":
+        return settings.data_on == "device"
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return train.pixels.nbytes <= free // 2
+    return not isinstance(train.pixels, np.memmap)
+
+
+def _planes(pixels: NDArray[np.uint8]) -> Tensor:
+    """Return the pixels as uint8 [N, 3, H, W], stored as [N, H, 3, W], the order that crops read them in."""
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 1, 3, 2))).permute(0, 2, 1, 3)
+
+
+def _mapped(pixels: NDArray[np.uint8]) -> Tensor:
+    """Return the same view of pixels that stay where they are."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)

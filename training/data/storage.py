@@ -1,0 +1,68 @@
+"""Where decoded images are kept: in memory while they fit, else in a memory-mapped cache."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+DataOn = Literal["auto", "device", "cache"]
+
+MEMORY_SHARE = 3
+"""A set in memory is there up to three times while it is made ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Where a set's pixels are kept.
+
+    Attributes:
+        on: `device` (in memory), `cache` (a memory-mapped file), or `auto`: the cache for what is there already and for
+            what needs more than `budget`.
+        cache_dir: the cache's folder; None is `default_cache`.
+        budget: bytes of pixels that may be in memory; 0 is a third of the memory that is free now.
+    """
+
+    on: DataOn = "device"
+    cache_dir: Path | None = None
+    budget: int = 0
+
+    @property
+    def folder(self) -> Path:
+        """The cache's folder."""
+        return self.cache_dir or default_cache()
+
+    @property
+    def limit(self) -> int:
+        """Bytes of pixels that may be in memory."""
+        return self.budget or free_memory() // MEMORY_SHARE
+
+
+IN_MEMORY = Storage()
+
+
+def default_cache() -> Path:
+    """Return the cache's folder: `imagekin` in XDG_CACHE_HOME, which is ~/.cache by default."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "imagekin" / "pixels"
+
+
+def free_memory() -> int:
+    """Return the bytes of memory that are free for this process, by the system and by its control group."""
+    try:
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        free = 4 * 2**30
+    for line in _text("/proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    most, used = _text("/sys/fs/cgroup/memory.max").strip(), _text("/sys/fs/cgroup/memory.current").strip()
+    if most.isdigit() and used.isdigit():
+        free = min(free, max(0, int(most) - int(used)))
+    return free
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="ascii")
+    except OSError:
+        return ""

@@ -1,0 +1,1 @@
+"""Evaluate encoders: downstream tasks, calibration, robustness."""

@@ -1,0 +1,203 @@
+"""The commands `imagekin evaluate` and `imagekin export`: options in, a table or one JSON line out."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from imagekin.encoder.metadata import Metadata
+    from imagekin.training.data.arrays import Split
+    from imagekin.training.data.images import ImageSet
+
+Device = Literal["auto", "cpu", "cuda"]
+
+ROWS = {
+    "knn_accuracy": ("kNN accuracy", ".2%"),
+    "linear_accuracy": ("linear probe accuracy", ".2%"),
+    "head_accuracy": ("linear head's accuracy", ".2%"),
+    "knn_ece": ("calibration error, kNN", ".2%"),
+    "knn_ece_scaled": ("… with a fitted temperature", ".2%"),
+    "linear_ece": ("calibration error, linear probe", ".2%"),
+    "linear_ece_scaled": ("… with a fitted temperature ", ".2%"),
+    "knn_corrupted": ("kNN accuracy, corrupted images", ".2%"),
+    "linear_corrupted": ("linear probe accuracy, corrupted", ".2%"),
+    "knn_mce": ("mCE of kNN against the baseline", ".3f"),
+    "linear_mce": ("mCE of the probe against the baseline", ".3f"),
+    "recall_at_1": ("recall@1", ".2%"),
+    "map_at_r": ("MAP@R", ".2%"),
+    "onnx_max_abs_diff": ("largest difference, ONNX and torch", ".1e"),
+    "onnx_knn_agreement": ("same nearest neighbour", ".2%"),
+    "knn_agreement": ("same nearest-neighbour answer", ".2%"),
+    "float_share": ("left in float32, of the layers", ".0%"),
+    "sample_count": ("held-out images", ",d"),
+    "file_bytes": ("bytes", ",d"),
+    "parent_bytes": ("bytes of the original", ",d"),
+    "train_count": ("training images", ",d"),
+    "test_count": ("test images", ",d"),
+    "class_count": ("classes", ",d"),
+    "embeddings_per_second": ("embeddings per second", ",.0f"),
+}
+"""How a figure is shown, in this order; figures that are not there are left out."""
+
+
+def evaluate_command(
+    model: Annotated[Path, typer.Argument(help="The model artifact, an .onnx file.", show_default=False)],
+    test: Annotated[
+        str, typer.Option(help="Labelled images to ask about; the model must not have seen them.", show_default=False)
+    ],
+    train: Annotated[
+        str,
+        typer.Option(
+            help="Labelled images that are the neighbours and train the linear probe: as for train. Only few-shot "
+            "tasks do without.",
+            show_default=False,
+        ),
+    ] = "",
+    k: Annotated[int, typer.Option("--k", min=1, help="Neighbours that vote.")] = 20,
+    temperature: Annotated[float, typer.Option(help="Of the votes: the lower, the more the nearest count.")] = 0.07,
+    device: Annotated[Device, typer.Option(help="Where ONNX Runtime runs.")] = "auto",
+    few_shot: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WAYSxSHOTS",
+            help="Also N-way K-shot among the test images' classes, such as 20x1; may be repeated.",
+        ),
+    ] = None,
+    few_shot_within: Annotated[
+        bool,
+        typer.Option("--few-shot-within", help="All classes of an episode lie in the same folder, such as alphabet/."),
+    ] = False,
+    calibration: Annotated[
+        bool, typer.Option("--calibration", help="Also the expected calibration errors of votes and probe.")
+    ] = False,
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="Also the accuracies on corrupted test images: 15 ways, 5 severities.")
+    ] = False,
+    corruptions: Annotated[
+        str, typer.Option(help="Only some of the 15 corruptions, separated by commas.", show_default=False)
+    ] = "",
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="With --robustness: the model that the corruption error is relative to."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line.")] = False,
+) -> None:
+    """Score a model: kNN and linear-probe accuracy and retrieval, through ONNX Runtime as it is served."""
+    from imagekin.encoder.artifact import read_metadata
+    from imagekin.errors import InvalidArgumentError
+    from imagekin.training.evaluation.judge import Extras, judge
+
+    if (corruptions or baseline) and not robustness:
+        raise InvalidArgumentError("--corruptions and --baseline belong to --robustness; add it", field="robustness")
+    names = tuple(name.strip() for name in corruptions.split(",") if name.strip())
+    extras = Extras(tuple(few_shot or ()), few_shot_within, calibration, robustness, names, baseline)
+    metadata = read_metadata(model)
+    queries = _load(test, metadata, "test")
+    gallery = _load(train, metadata, "train") if train else None
+    if gallery is not None and train == test and gallery.keys == queries.keys:
+        raise InvalidArgumentError(
+            "--train and --test name the same images; a score on these says nothing", field="test"
+        )
+    scores = judge(model, gallery, queries, extras, k=k, temperature=temperature, device=device)
+    figures = {"model": str(model), "space": metadata.space, "dim": metadata.dim, **scores}
+    _show(f"{model.name} on {queries.name}", figures, as_json=as_json)
+
+
+def export_command(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|MODEL.onnx", help="The training run's folder, or an artifact to convert.", show_default=False
+        ),
+    ],
+    int8: Annotated[bool, typer.Option("--int8", help="Write the model's int8 twin, for CPUs.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Write the model's float16 twin, for GPUs.")] = False,
+    head: Annotated[
+        Literal["none", "linear"],
+        typer.Option(help="linear: fit a linear head to the training images, by which the model classifies."),
+    ] = "none",
+    images: Annotated[
+        str,
+        typer.Option(metavar="SOURCE", help="Images to convert an artifact by and to check it on.", show_default=False),
+    ] = "",
+    data: Annotated[str, typer.Option(help="The run's training images, if they have moved.", show_default=False)] = "",
+    test: Annotated[str, typer.Option(help="Its test images, if they have moved.", show_default=False)] = "",
+    page: Annotated[
+        bool, typer.Option("--report/--no-report", help="Also write RUN/report.html where there are test images.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line.")] = False,
+) -> None:
+    """Export a run's last checkpoint to its model.onnx, checked against torch on real images and scored.
+
+    With --int8 or --fp16, write a twin of lower precision beside the model, checked against the model.
+    """
+    from imagekin.errors import InvalidArgumentError
+
+    if int8 and fp16:
+        raise InvalidArgumentError("give either --int8 or --fp16", field="int8")
+    if head != "none" and (int8 or fp16):
+        raise InvalidArgumentError(
+            "fit the head first (imagekin export RUN --head linear): twins keep it", field="head"
+        )
+    if int8 or fp16:
+        _reduce(run, "int8" if int8 else "float16", images, data, test, as_json=as_json)
+        return
+    if images or run.is_file():
+        raise InvalidArgumentError("an artifact is exported anew with --int8 or --fp16, and --images SOURCE")
+    from imagekin.training.export.export import export_run
+
+    report = export_run(run, data=data, test_data=test, page=page, head=head == "linear")
+    _show(f"{report.model} written", {**report.to_json(), "model": str(report.model)}, as_json=as_json)
+
+
+def _reduce(
+    source: Path, precision: Literal["int8", "float16"], images: str, data: str, test: str, *, as_json: bool
+) -> None:
+    from imagekin.encoder.artifact import read_metadata
+    from imagekin.errors import InvalidArgumentError
+    from imagekin.training.export.low_precision import reduce_artifact, reduce_run, split_images, twin_path
+
+    if source.is_file():
+        if not images:
+            raise InvalidArgumentError("name images like those to be served with --images SOURCE", field="images")
+        calibration, held_out = split_images(_load(images, read_metadata(source), "all"))
+        report = reduce_artifact(source, twin_path(source, precision), precision, calibration, held_out)
+    else:
+        if images:
+            raise InvalidArgumentError("a run knows its images; --images is for an artifact", field="images")
+        report = reduce_run(source, precision, data=data, test=test)
+    _show(f"{report.model} written", report.to_json(), as_json=as_json)
+
+
+def _load(spec: str, metadata: "Metadata", split: "Split") -> "ImageSet":
+    """Load images as the model is served them; `split` counts where the source has one."""
+    from imagekin.training.data.images import has_split, load_images
+    from imagekin.training.data.published import resolve_data
+
+    root = os.environ.get("IMAGEKIN_DATA_ROOT")
+    spec = resolve_data(spec, Path(root) if root else None)
+    part = split if has_split(spec) else "all"
+    return load_images(spec, split=part, preprocess=metadata.preprocess)
+
+
+def _show(title: str, figures: Mapping[str, object], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(figures))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, (label, pattern) in ROWS.items():
+        if (value := figures.get(name)) is not None:
+            table.add_row(label, format(value, pattern))
+    tasks = figures.get("few_shot")
+    for name, task in tasks.items() if isinstance(tasks, dict) else ():
+        table.add_row(f"few-shot {name}", f"{task['accuracy']:.2%} ± {task['standard_error']:.2%}")
+    Console().print(table)

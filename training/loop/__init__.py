@@ -1,0 +1,1 @@
+"""Train: the loop, its checkpoints, devices and processes."""

@@ -1,0 +1,219 @@
+"""Checkpoints: everything a run needs to go on as if nothing had happened, in one file that is replaced as a whole.
+
+A checkpoint is a plain mapping of tensors, numbers and strings, so `torch.load(..., weights_only=True)` reads it: to
+open somebody's checkpoint is never to run somebody's code.
+"""
+
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imagekin.encoder.metadata import Preprocess
+from imagekin.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from imagekin.training.models.encoders import (
+    IMAGENET_NORMALISATION,
+    Encoder,
+    Normalisation,
+    build_encoder,
+    load_state,
+    stem_of,
+)
+from imagekin.training.settings import CHECKPOINT_FILE, TrainSettings
+
+FORMAT = 1
+
+StateDict = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Position:
+    """How far a run has come.
+
+    Attributes:
+        epoch: the epoch being run, from 0; equal to the settings' epochs when the run is finished.
+        batch: steps done in this epoch.
+        step: steps done in all.
+        images: images seen in this epoch (each counted once, however many views it gave).
+        loss_sum: sum of this epoch's losses.
+        seconds: time spent in this epoch.
+        total_seconds: time spent in the epochs before.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    images: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+    total_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes:
+        settings: of the run.
+        normalisation: of the encoder's input.
+        class_names: of the training data.
+        data_name: name of the training data, for people.
+        position: how far the run has come.
+        encoder: state dict of the encoder.
+        objective: state dict of the objective: its head, and whatever else it remembers.
+        optimiser: state dict of the optimiser.
+        average: state dict of the running mean of the encoder, empty when there is none; it is what is exported.
+        rng: states of torch's global generators, by device type. The generators of views and of the data's order need
+            none: each step and each epoch seeds its own from the run's seed (`imagekin.training.loop.seeds`).
+    """
+
+    settings: TrainSettings
+    normalisation: Normalisation
+    class_names: tuple[str, ...]
+    data_name: str
+    position: Position
+    encoder: StateDict
+    objective: StateDict
+    optimiser: StateDict
+    rng: dict[str, Tensor]
+    average: StateDict = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run read back from its folder.
+
+    Attributes:
+        settings: of the run.
+        encoder: with the last checkpoint's weights, on the CPU, in evaluation mode.
+        normalisation: of the encoder's input.
+        preprocess: how files become the encoder's input.
+        class_names: of the training data.
+        data_name: name of the training data, for people.
+        position: how far the run has come.
+    """
+
+    settings: TrainSettings
+    encoder: Encoder
+    normalisation: Normalisation
+    preprocess: Preprocess
+    class_names: tuple[str, ...]
+    data_name: str
+    position: Position
+
+
+def save(checkpoint: Checkpoint, path: Path) -> None:
+    """Write `path` so that at every moment, power cut or kill included, there is a whole checkpoint under that name."""
+    values = {part.name: getattr(checkpoint, part.name) for part in fields(checkpoint)}
+    values |= {
+        "format": FORMAT,
+        "settings": checkpoint.settings.to_dict(),
+        "normalisation": asdict(checkpoint.normalisation),
+        "class_names": list(checkpoint.class_names),
+        "position": asdict(checkpoint.position),
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(values, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise FailedPreconditionError(f"the checkpoint cannot be written to {path}: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        NotFoundError: there is no such file.
+        DataLossError: it is damaged, or no checkpoint of a run.
+    """
+    values = _read(path)
+    if values.get("format") != FORMAT:
+        raise DataLossError(f"{path} is no checkpoint of a training run")
+    try:
+        return Checkpoint(
+            settings=TrainSettings.from_dict(values["settings"]),
+            normalisation=_normalisation(values["normalisation"]),
+            class_names=tuple(values["class_names"]),
+            data_name=values["data_name"],
+            position=Position(**values["position"]),
+            encoder=values["encoder"],
+            objective=values["objective"],
+            optimiser=values["optimiser"],
+            rng=values["rng"],
+            average=values.get("average", {}),
+        )
+    except (KeyError, TypeError) as error:
+        raise DataLossError(f"{path} is damaged: {error}") from error
+
+
+def load_run(run_dir: Path) -> Run:
+    """Rebuild a run's encoder from the last checkpoint in its folder.
+
+    Raises:
+        NotFoundError: the folder holds no checkpoint.
+        DataLossError: the checkpoint is damaged.
+    """
+    checkpoint = load(run_dir / CHECKPOINT_FILE)
+    settings = checkpoint.settings
+    encoder = build_encoder(settings.encoder, settings.image_size, stem=stem_of(checkpoint.encoder))
+    load_state(encoder, checkpoint.average or checkpoint.encoder)
+    preprocess = Preprocess(height=settings.image_size, width=settings.image_size, resize=settings.resize)
+    return Run(
+        settings=settings,
+        encoder=encoder.eval(),
+        normalisation=checkpoint.normalisation,
+        preprocess=preprocess,
+        class_names=checkpoint.class_names,
+        data_name=checkpoint.data_name,
+        position=checkpoint.position,
+    )
+
+
+def load_weights(path: Path) -> tuple[StateDict, Normalisation]:
+    """Read an encoder's weights from a run's folder, a checkpoint, or a state dict as torchvision publishes them.
+
+    Returns:
+        The state dict and the normalisation that goes with it (ImageNet's for a bare state dict).
+
+    Raises:
+        NotFoundError: there is no such file.
+        InvalidArgumentError: it holds no weights.
+        DataLossError: it is damaged.
+    """
+    values = _read(path / CHECKPOINT_FILE if path.is_dir() else path)
+    if values.get("format") == FORMAT and isinstance(values.get("encoder"), Mapping):
+        return dict(values.get("average") or values["encoder"]), _normalisation(values["normalisation"])
+    state = values.get("state_dict", values)
+    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InvalidArgumentError(f"{path} holds no weights: neither a checkpoint nor a state dict", field="weights")
+    return {str(name).removeprefix("module."): value for name, value in state.items()}, IMAGENET_NORMALISATION
+
+
+def _normalisation(values: Mapping[str, Any]) -> Normalisation:
+    red, green, blue = (float(value) for value in values["mean"])
+    std_red, std_green, std_blue = (float(value) for value in values["std"])
+    return Normalisation((red, green, blue), (std_red, std_green, std_blue))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"there is no checkpoint at {path}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataLossError(f"{path} cannot be read as weights: {reason}") from error
+    if not isinstance(values, dict):
+        raise DataLossError(f"{path} holds no weights")
+    return values

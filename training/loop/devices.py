@@ -1,0 +1,89 @@
+"""Where a run trains: which device, how many threads, which number format."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+
+from imagekin.errors import FailedPreconditionError, InvalidArgumentError
+from imagekin.training.loop.malloc import freed_memory_kept
+from imagekin.training.settings import TrainSettings
+
+
+def has_native_bfloat16(device: torch.device) -> bool:
+    """Say whether the device multiplies bfloat16 in hardware, so that it is faster than float32 and not slower."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    read = getattr(torch.cpu, "get_capabilities", None)  # younger than the oldest torch that is supported
+    capabilities = read() if read is not None else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of that name; `auto` is the first GPU where there is one.
+
+    Raises:
+        InvalidArgumentError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InvalidArgumentError(f"there is no device {name!r}; use auto, cpu or cuda", field="device") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidArgumentError(f"there is no device {name!r}; use auto, cpu or cuda", field="device")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InvalidArgumentError(f"torch finds no {name} here; use --device cpu", field="device")
+    return device
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Return a CPU tensor on `device`, without waiting for what a GPU is doing (a plain copy would)."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+@contextmanager
+def torch_settings(settings: TrainSettings, device: torch.device) -> Iterator[None]:
+    """Give torch the run's thread count, let cuDNN try its algorithms, and leave all and the generators as they were.
+
+    On a CPU the process also keeps the memory that tensors leave until then.
+    Convolutions in float32 use TF32 on a GPU (torch's default); products do not, since the loss is to be exact.
+    """
+    threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    # Every step has the same shapes, so the fastest algorithm is worth finding.
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+            if device.type == "cpu":
+                stack.enter_context(freed_memory_kept())
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+@contextmanager
+def failures_explained(settings: TrainSettings, device: torch.device) -> Iterator[None]:
+    """Turn what torch says when a device or a compiler is not up to the settings into one line.
+
+    Raises:
+        FailedPreconditionError: the device has too little memory, or the encoder cannot be compiled.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise FailedPreconditionError(
+            f"{device} has too little memory for --batch-size {settings.batch_size}; lower it, or use --chunk-size"
+        ) from error
+    except RuntimeError as error:
+        if not settings.compile or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FailedPreconditionError(f"torch cannot compile here ({reason}); leave out --compile") from error

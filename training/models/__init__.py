@@ -1,0 +1,1 @@
+"""Define the encoders, and what follows or normalises their weights."""

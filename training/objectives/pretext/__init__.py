@@ -1,0 +1,1 @@
+"""Pretext tasks: objectives whose labels are made from the images."""

@@ -1,0 +1,134 @@
+"""The commands `imagekin report`, `imagekin compare` and `imagekin sweep`: options in, a table or one JSON line out.
+
+Nothing here imports torch until the options are known to be good.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from imagekin.errors import InvalidArgumentError
+from imagekin.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from imagekin.training.evaluation.compare import Comparison
+    from imagekin.training.loop.sweep import SweepReport
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line.")]
+
+
+def report_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The training run's folder.", show_default=False)],
+    data: Annotated[str, typer.Option(help="The run's training images, if they have moved.", show_default=False)] = "",
+    test: Annotated[str, typer.Option(help="Test images, if they are others or have moved.", show_default=False)] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Write RUN/report.html: curves, confusion, nearest neighbours and a map of the embeddings, in one file."""
+    from imagekin.encoder.artifact import read_metadata
+    from imagekin.errors import NotFoundError
+    from imagekin.training.data.images import has_split, load_images
+    from imagekin.training.report.page import write_report
+    from imagekin.training.settings import MODEL_FILE
+
+    settings = TrainSettings.load(run)
+    if not (run / MODEL_FILE).exists():
+        raise NotFoundError(f"{run} has no {MODEL_FILE}; finish the run (--resume) or export it")
+    data = data or settings.data
+    asked = test or settings.test or (data if has_split(data) else "")
+    if not asked:
+        raise InvalidArgumentError("a report is about test images: name some with --test", field="test")
+    preprocess = read_metadata(run / MODEL_FILE).preprocess
+    train = load_images(data, split="train" if has_split(data) else "all", limit=settings.limit, preprocess=preprocess)
+    queries = load_images(asked, split="test" if has_split(asked) else "all", preprocess=preprocess)
+    page = write_report(run, train, queries)
+    print(json.dumps({"report": str(page)}) if as_json else f"{page} written")
+
+
+def compare_command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Training runs' folders.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Put runs side by side: the settings in which they differ, their scores, and what they cost."""
+    from imagekin.training.evaluation.compare import compare
+
+    comparison = compare(runs)
+    if as_json:
+        print(json.dumps(comparison.to_json()))
+    else:
+        _print_comparison(comparison)
+
+
+def sweep_command(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="What to train on, as for train.", show_default=False)],
+    vary: Annotated[
+        list[str],
+        typer.Option(metavar="OPTION=A,B", help="An option of train and its values; repeat it.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder of all the runs.")] = Path("sweep"),
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="OPTION=A", help="An option of train for all runs; repeat it."),
+    ] = None,
+    test: Annotated[str, typer.Option(metavar="DATA", help="Held-out data, as for train.", show_default=False)] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each setting.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Show how much each option moves the result: each is varied alone, from one base. Goes on where it was stopped."""
+    from imagekin.training.loop.sweep import parse_variation, sweep
+    from imagekin.training.options import resolve_settings
+
+    given: dict[str, Any] = {"test": test or None}
+    for text in setting or ():
+        name, values = parse_variation(text)
+        if len(values) != 1:
+            raise InvalidArgumentError(f"--set {text}: give one value; --vary takes several", field="set")
+        given[name] = values[0]
+    base = resolve_settings(data, out, given, resume=False)
+    varied = dict(parse_variation(text) for text in vary)
+    if len(varied) != len(vary):
+        raise InvalidArgumentError("--vary names an option twice; list its values behind one comma", field="vary")
+    report = sweep(base, varied, seeds=seeds)
+    if as_json:
+        print(json.dumps(report.to_json()))
+    else:
+        _print_sweep(report)
+
+
+def _print_comparison(comparison: "Comparison") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", *(Path(run).name or run for run in comparison.runs))
+    for name, values in comparison.settings.items():
+        table.add_row(name.replace("_", "-"), *(str(value) for value in values))
+    table.add_section()
+    for name, scores in comparison.scores.items():
+        if any(score is not None for score in scores):
+            table.add_row(name.replace("_", " "), *("" if score is None else f"{score:.2%}" for score in scores))
+    table.add_row("loss", *("" if loss is None else f"{loss:.3f}" for loss in comparison.losses))
+    table.add_row("training seconds", *(f"{seconds:,.0f}" for seconds in comparison.train_seconds))
+    Console().print(table)
+
+
+def _print_sweep(report: "SweepReport") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("option", "value", "kNN accuracy", "against the base")
+    for row in report.rows:
+        shown = "failed" if math.isnan(row.mean) else f"{row.mean:.2%}"
+        value = "" if row.value is None else str(row.value)
+        difference = 100 * (row.mean - report.rows[0].mean)
+        against = "" if row.value is None or math.isnan(difference) else f"{difference:+.2f} points"
+        table.add_row(row.name.replace("_", "-"), value, shown, against)
+    effects = Table("option", "moves the result by")
+    for name, effect in report.effects().items():
+        effects.add_row(name.replace("_", "-"), f"{100 * effect:.2f} points")
+    console = Console()
+    console.print(table)
+    console.print(effects)
+    if len(report.rows[0].accuracies) > 1:
+        console.print(f"Seeds of one setting lie up to {100 * report.seed_spread():.2f} points apart.")

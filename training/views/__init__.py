@@ -1,0 +1,1 @@
+"""Draw random views (augmentations) of images."""
