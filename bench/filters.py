@@ -24,7 +24,7 @@ from bench.harness import Target, interleave, ratio, report
 from imagekin.index.filters.parser import parse
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.local.collection import LocalCollection
-from imagekin.index.types import Item, SearchOptions
+from imagekin.index.types import SearchOptions, VectorItem
 from imagekin.types import Vector
 
 ROUNDS = 25
@@ -36,7 +36,9 @@ def fill(collection: LocalCollection, vectors: Vector) -> None:
     for begin in range(0, len(vectors), BATCH):
         collection.upsert(
             [
-                Item(f"item/{n:07d}", vectors[n], f"class-{n % 100}", {"price": n % 1000, "name": f"article {n % 500}"})
+                VectorItem(
+                    f"item/{n:07d}", vectors[n], f"class-{n % 100}", {"price": n % 1000, "name": f"article {n % 500}"}
+                )
                 for n in range(begin, min(begin + BATCH, len(vectors)))
             ]
         )

@@ -41,7 +41,7 @@ from imagekin.index.search.gpu.resident import Resident
 from imagekin.index.storage.columns import Columns
 from imagekin.index.storage.schema import read_identity, row_checksum
 from imagekin.index.storage.segments import Segments
-from imagekin.index.types import Item, SearchOptions
+from imagekin.index.types import SearchOptions, VectorItem
 from imagekin.index.vectors.codes import coded
 from imagekin.machine import cores
 
@@ -154,8 +154,8 @@ def changed(on_gpu: LocalCollection, on_cpu: LocalCollection, queries: Vectors, 
     """Delete the nearest neighbours, write new ones, and compare once more."""
     nearest = {one.key for found in on_gpu.search(queries, SearchOptions(3)) for one in found}
     on_gpu.delete(sorted(nearest))
-    on_gpu.upsert([Item(f"new-{n}", row, "c7") for n, row in enumerate(random_units(500, dim, 2))])
-    on_gpu.upsert([Item(f"equal-{n}", queries[0], "c7") for n in range(20)])
+    on_gpu.upsert([VectorItem(f"new-{n}", row, "c7") for n, row in enumerate(random_units(500, dim, 2))])
+    on_gpu.upsert([VectorItem(f"equal-{n}", queries[0], "c7") for n in range(20)])
     same(on_gpu, on_cpu, queries, _K, "after deletions and writes")
     for text in _FILTERS.values():
         same(on_gpu, on_cpu, queries, SearchOptions(10, filter=parse(text)), "after deletions and writes")

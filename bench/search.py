@@ -51,7 +51,7 @@ from bench.searching.common import (
 from imagekin.index.filters.parser import parse
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.search import nearest
-from imagekin.index.types import Item, SearchOptions
+from imagekin.index.types import SearchOptions, VectorItem
 
 
 def exact(folder: Path, scale: float, embeddings: Path | None = None) -> Result:
@@ -140,7 +140,7 @@ def fresh(folder: Path, scale: float) -> Result:
 
         def ours() -> float:
             number = turn["imagekin"] = turn["imagekin"] + 1
-            collection.upsert([Item(str(20_000 + number), extra[number])])
+            collection.upsert([VectorItem(str(20_000 + number), extra[number])])
             return timed(lambda: collection.search(queries[number : number + 1], OURS))
 
         def theirs(name: str) -> float:
@@ -166,7 +166,7 @@ def writes(folder: Path, scale: float) -> Result:
     vectors = unit_vectors(count, dim)
     with Catalog(folder) as catalog:
         collection = catalog.create("bench", space="bench", dim=dim)
-        items = [Item(str(n), vectors[n], f"c{n % 100}") for n in range(count)]
+        items = [VectorItem(str(n), vectors[n], f"c{n % 100}") for n in range(count)]
         seconds = timed(lambda: [collection.upsert(items[begin : begin + 4096]) for begin in range(0, count, 4096)])
         result.add(f"import of {count:,} × {dim}", count / seconds, "items/s", 30_000)
         random = np.random.default_rng(0)
@@ -185,7 +185,7 @@ def writes(folder: Path, scale: float) -> Result:
                 return writers * each / timed(lambda: list(pool.map(upsert, range(writers * each))))
 
         single = catalog.create("single", space="bench", dim=dim)
-        ours = upserts(lambda n: single.upsert([Item(str(n), vectors[n])]), 32, 60)
+        ours = upserts(lambda n: single.upsert([VectorItem(str(n), vectors[n])]), 32, 60)
         result.add("32 writers, single upserts: imagekin", ours, "items/s")
     for name, kind in peers.present(["lancedb"]).items():
         peer = peers.opened(name, kind, folder, vectors[:1])

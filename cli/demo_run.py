@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from imagekin.version import install_command
 from imagekin.cli.shared import console
 from imagekin.client.sync_client import Client
 from imagekin.errors import FailedPreconditionError, ImagekinError, UnavailableError
+from imagekin.version import install_command
 
 COLLECTION = "digits"
 # A folder that holds this file is the demo's own and may be replaced.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from imagekin.client.channel import TlsLike
     from imagekin.encoder.runtime.session import Encoder
     from imagekin.index.ingest.pipeline import IndexReport, Sink
-    from imagekin.sources.records import Embedded
+    from imagekin.sources.records import VectorInfo
 
 IndexKind = Literal["auto", "flat", "hnsw", "ivf", "pq"]
 Conflict = Literal["skip", "replace", "error"]
@@ -130,7 +130,7 @@ def _judge(done: "IndexReport", sync: bool) -> None:
 
 
 def _space_of(
-    embedded: "Embedded | None", model: Path | None, typed: bool, space: str | None, device: engines.Device
+    embedded: "VectorInfo | None", model: Path | None, typed: bool, space: str | None, device: engines.Device
 ) -> tuple["Encoder | None", str, int]:
     """Return what embeds the images (None for vectors), the embedding space and the number of components."""
     if embedded is None:

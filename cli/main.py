@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from imagekin.version import install_command
 from imagekin.cli.shared import settings_file
 from imagekin.errors import ImagekinError
+from imagekin.version import install_command
 
 # Name → where the function or the Typer app is. The order is that of `imagekin --help`.
 COMMANDS = {

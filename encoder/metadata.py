@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn, TypeAlias, get_args
 
-from imagekin.version import installed_version
 from imagekin.errors import InvalidArgumentError
+from imagekin.version import installed_version
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 Resize = Literal["squash", "crop", "pad"]

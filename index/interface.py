@@ -13,12 +13,12 @@ from imagekin.index.types import (
     EvaluateOptions,
     Evaluation,
     Group,
-    Item,
+    IndexedItem,
     Progress,
     SearchOptions,
     SnapshotInfo,
-    StoredItem,
     UpsertResult,
+    VectorItem,
     VerifyReport,
 )
 from imagekin.types import CollectionInfo, FacetCount, ItemUpdate, Neighbour, Prediction, UpdateResult, Vector
@@ -33,7 +33,7 @@ class Collection(Protocol):
     def check_space(self, space: str) -> None:
         """Raise FailedPreconditionError, naming both, unless `space` is the collection's embedding space."""
 
-    def upsert(self, items: Sequence[Item]) -> UpsertResult:
+    def upsert(self, items: Sequence[VectorItem]) -> UpsertResult:
         """Insert items or replace those whose key exists; of equal keys the last one counts. Durable on return."""
 
     def update(self, changes: Sequence[ItemUpdate]) -> UpdateResult:
@@ -45,13 +45,13 @@ class Collection(Protocol):
     def delete_matching(self, condition: Condition) -> DeleteResult:
         """Delete the items that meet a condition. Durable on return."""
 
-    def get(self, keys: Sequence[str]) -> list[StoredItem | None]:
+    def get(self, keys: Sequence[str]) -> list[IndexedItem | None]:
         """Return the items of `keys` in their order, None for a key that does not exist."""
 
     def content_hashes(self, keys: Sequence[str]) -> dict[str, bytes | None]:
         """Return the content hash of each of `keys` that exists; None when it is not known."""
 
-    def scroll(self, after_sequence: int, limit: int, condition: Condition | None = None) -> list[StoredItem]:
+    def scroll(self, after_sequence: int, limit: int, condition: Condition | None = None) -> list[IndexedItem]:
         """Return the first `limit` items, or of those that match, above a sequence number and in its order."""
 
     def count(self, condition: Condition | None = None) -> int:
@@ -96,7 +96,7 @@ class KeptCollection(Collection, Protocol):
     def dim(self) -> int:
         """Number of components of its vectors."""
 
-    def items(self) -> Iterator[StoredItem]:
+    def items(self) -> Iterator[IndexedItem]:
         """Yield all items as of now in the order of their last write."""
 
     def evaluate(self, options: EvaluateOptions) -> Evaluation:

@@ -14,7 +14,7 @@ from imagekin.types import Outcome, Payload, Vector
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Item:
+class VectorItem:
     """One member of a collection.
 
     Attributes:
@@ -33,7 +33,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class StoredItem(Item):
+class IndexedItem(VectorItem):
     """An item as a collection holds it: its vector has unit length.
 
     Attributes:

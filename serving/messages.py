@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from imagekin.errors import InvalidArgumentError
 from imagekin.index import validation
-from imagekin.index.types import StoredItem
+from imagekin.index.types import IndexedItem
 from imagekin.types import CollectionInfo, ItemUpdate, Neighbour, Prediction
 from imagekin.v1 import collections_pb2, common_pb2, searcher_pb2
 
@@ -70,7 +70,7 @@ def write_payload(payload: Mapping[str, Any] | None) -> str:
     return "" if payload is None else json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
 
 
-def write_item(item: StoredItem, *, with_vector: bool) -> common_pb2.Item:
+def write_item(item: IndexedItem, *, with_vector: bool) -> common_pb2.Item:
     """Return a stored item as a message."""
     return common_pb2.Item(
         key=item.key,

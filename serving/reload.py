@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from imagekin.errors import FailedPreconditionError, ImagekinError
-from imagekin.serving.collections.open_collections import Store
+from imagekin.serving.collections.open_collections import CollectionStore
 from imagekin.serving.embedding.models import Models
 from imagekin.serving.observability.metrics import Metrics
 from imagekin.serving.settings import Settings
@@ -45,7 +45,7 @@ class Reloader:
         self,
         settings: Settings,
         models: Models,
-        store: Store,
+        store: CollectionStore,
         certificates: Certificates | None,
         guard: Guard | None,
         metrics: Metrics | None,

@@ -15,18 +15,18 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc  # type: ign
 
 from imagekin.errors import ImagekinError
 from imagekin.kserve import inference_pb2, inference_pb2_grpc
-from imagekin.serving.collections.open_collections import Store
+from imagekin.serving.collections.open_collections import CollectionStore
 from imagekin.serving.embedding.models import Models
 from imagekin.serving.observability import logs
 from imagekin.serving.observability.http_endpoint import Exposition
 from imagekin.serving.observability.metrics import Metrics
 from imagekin.serving.observability.tracing import Tracer
 from imagekin.serving.reload import Reloader
-from imagekin.serving.services.admin import Admin
-from imagekin.serving.services.collections import Collections
-from imagekin.serving.services.embedder import EMBED, READERS, Embedder
-from imagekin.serving.services.kserve import INFER, Inference
-from imagekin.serving.services.searcher import Searcher
+from imagekin.serving.services.admin import AdminService
+from imagekin.serving.services.collections import CollectionsService
+from imagekin.serving.services.embedder import EMBED, READERS, EmbedderService
+from imagekin.serving.services.kserve import INFER, InferenceService
+from imagekin.serving.services.searcher import SearcherService
 from imagekin.serving.settings import Settings
 from imagekin.serving.transport import listening
 from imagekin.serving.transport.access import Guard, Scope
@@ -91,7 +91,7 @@ class Server:
             limits.max_message_bytes, limits.max_concurrent_calls, self._guard, self._metrics, self._tracer, READERS
         )
         self.models = Models(())
-        self.store = Store(settings, self._metrics)
+        self.store = CollectionStore(settings, self._metrics)
         self._reloader = self._make_reloader()
 
     async def start(self) -> None:
@@ -161,11 +161,13 @@ class Server:
 
     def _add_services(self) -> None:
         limits, server = self.settings.limits, cast(grpc.aio.Server, self._calls)
-        embedder_pb2_grpc.add_EmbedderServicer_to_server(Embedder(self.models, limits), server)
-        searcher_pb2_grpc.add_SearcherServicer_to_server(Searcher(self.store, self.models, limits), server)
-        collections_pb2_grpc.add_CollectionsServicer_to_server(Collections(self.store, self.models, limits), server)
-        admin_pb2_grpc.add_AdminServicer_to_server(Admin(self._reloader), server)
-        inference = Inference(self.models, limits, self.is_serving)
+        embedder_pb2_grpc.add_EmbedderServicer_to_server(EmbedderService(self.models, limits), server)
+        searcher_pb2_grpc.add_SearcherServicer_to_server(SearcherService(self.store, self.models, limits), server)
+        collections_pb2_grpc.add_CollectionsServicer_to_server(
+            CollectionsService(self.store, self.models, limits), server
+        )
+        admin_pb2_grpc.add_AdminServicer_to_server(AdminService(self._reloader), server)
+        inference = InferenceService(self.models, limits, self.is_serving)
         inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -14,7 +14,7 @@ from imagekin.sources.formats.tar import TarSource
 from imagekin.sources.patterns import fixed_part, has_wildcard, local_listing
 from imagekin.sources.pieces import Piece, pieces_of
 from imagekin.sources.places import LocalPlace, Place, RemotePlace
-from imagekin.sources.records import Embedded, Record, Source, is_image_name, printable
+from imagekin.sources.records import Record, Source, VectorInfo, is_image_name, printable
 from imagekin.sources.remote import remote_listing
 
 __all__ = ["Record", "Source", "count_records", "open_source", "open_sources"]
@@ -132,7 +132,7 @@ class _Joined:
                 "give either images or vectors, and only vectors of one space and size: use a command for each",
                 field="source",
             )
-        self.embedded: Embedded | None = next(iter(kinds), None)
+        self.embedded: VectorInfo | None = next(iter(kinds), None)
 
     @property
     def ignored(self) -> int:

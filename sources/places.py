@@ -8,9 +8,9 @@ from pathlib import PurePosixPath
 from typing import IO, Any, Protocol, cast
 from urllib.parse import urljoin, urlsplit
 
-from imagekin.version import install_command
 from imagekin.errors import FailedPreconditionError, ImageError, ImagekinError, InvalidArgumentError
 from imagekin.sources.records import SourceError, printable, too_large
+from imagekin.version import install_command
 
 SCHEMES = ("s3", "gs", "gcs", "http", "https")
 _BUFFER_BYTES = 1024 * 1024

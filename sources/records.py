@@ -57,7 +57,7 @@ class Record:
     content_hash: bytes | None = None
 
 
-class Embedded(NamedTuple):
+class VectorInfo(NamedTuple):
     """What a source says of its vectors: their number of components, and their embedding space ("" when unknown)."""
 
     dim: int
@@ -79,7 +79,7 @@ class Source(Protocol):
         ...
 
     @property
-    def embedded(self) -> Embedded | None:
+    def embedded(self) -> VectorInfo | None:
         """See the class."""
         ...
 

@@ -20,7 +20,7 @@ CORES = FAISS.omp_get_max_threads()
 from bench.harness import Target  # noqa: E402
 from imagekin.index.local.catalog import Catalog  # noqa: E402
 from imagekin.index.local.collection import LocalCollection  # noqa: E402
-from imagekin.index.types import Item, SearchOptions  # noqa: E402
+from imagekin.index.types import SearchOptions, VectorItem  # noqa: E402
 
 Vectors = NDArray[np.float32]
 K = 10
@@ -62,7 +62,7 @@ def fill(
     collection = catalog.create(name, space=space, dim=vectors.shape[1], index_kind=kind)
     for begin in range(0, len(vectors), 5000):
         rows = vectors[begin : begin + 5000]
-        collection.upsert([Item(str(begin + n), row, f"c{(begin + n) % 100}") for n, row in enumerate(rows)])
+        collection.upsert([VectorItem(str(begin + n), row, f"c{(begin + n) % 100}") for n, row in enumerate(rows)])
     return collection
 
 

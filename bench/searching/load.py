@@ -10,7 +10,7 @@ from bench.searching.common import OURS, Result, Vectors, fill, timed, unit_vect
 from imagekin.index.ingest.parquet import ParquetItems, import_items
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.local.collection import LocalCollection
-from imagekin.index.types import Item
+from imagekin.index.types import VectorItem
 
 WRITERS = 2
 SECONDS = 8.0
@@ -30,7 +30,7 @@ def reads(folder: Path, scale: float) -> Result:
             random = np.random.default_rng(writer)
             while not stop.is_set():
                 numbers = random.integers(0, len(vectors), 100)
-                collection.upsert([Item(str(number), vectors[number]) for number in set(numbers.tolist())])
+                collection.upsert([VectorItem(str(number), vectors[number]) for number in set(numbers.tolist())])
                 written[writer] += 100
 
         threads = [threading.Thread(target=write, args=(writer,)) for writer in range(WRITERS)]

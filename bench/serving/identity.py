@@ -21,7 +21,7 @@ from imagekin.encoder.metadata import Metadata, Preprocess
 from imagekin.encoder.runtime.session import Outputs
 from imagekin.machine import cores
 from imagekin.serving import server
-from imagekin.serving.embedding.models import Model, Models
+from imagekin.serving.embedding.models import Models, ServedModel
 from imagekin.serving.embedding.pipeline import Pipeline
 from imagekin.serving.observability.metrics import Metrics
 from imagekin.serving.settings import Settings
@@ -58,7 +58,7 @@ def serve_imagekin(port_file: Path, dim: int) -> None:
     def load(settings: Settings, metrics: Metrics | None = None) -> Models:
         runner = Identity(dim)
         pipeline = Pipeline(runner, settings.limits, workers=cores(), max_batch=32, metrics=metrics)
-        return Models([Model("identity", runner.metadata, pipeline)])
+        return Models([ServedModel("identity", runner.metadata, pipeline)])
 
     setattr(Models, "open", staticmethod(load))  # noqa: B010 (the only door for a model that is no file)
     settings = Settings(address="127.0.0.1:0", models=(("identity", Path("none")),), port_file=port_file)

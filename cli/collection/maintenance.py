@@ -13,7 +13,7 @@ from imagekin.errors import DataLossError, InvalidArgumentError
 
 if TYPE_CHECKING:
     from imagekin.index.interface import Collections
-    from imagekin.index.types import StoredItem
+    from imagekin.index.types import IndexedItem
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The collection's name.")]
 
@@ -197,7 +197,7 @@ def export_collection(
         progress("writing", collection.count()) as advance,
     ):
 
-        def counted() -> Iterator["StoredItem"]:
+        def counted() -> Iterator["IndexedItem"]:
             for item in collection.items():
                 yield item
                 advance(1)

@@ -84,9 +84,9 @@ class Engine:
         """
         if self.name == "local":
             return nullcontext()
-        from imagekin.index.ingest.ray_engine import Workers, connected
+        from imagekin.index.ingest.ray_engine import RayWorkers, connected
 
-        return connected(self.address, Workers(self.workers, self.threads or 1))
+        return connected(self.address, RayWorkers(self.workers, self.threads or 1))
 
     def records(
         self, source: "Source", model: Path | None, encoder: "Encoder | None", sink: "Sink", on_conflict: "Conflict"
@@ -95,9 +95,9 @@ class Engine:
         if self.name == "local":
             return encoder, source
         from imagekin.index.ingest.known_items import known_items
-        from imagekin.index.ingest.ray_engine import ArtifactBytes, RayRecords, Workers
+        from imagekin.index.ingest.ray_engine import ArtifactBytes, RayRecords, RayWorkers
 
-        workers = Workers(self.workers, self.threads or 1, self.device)
+        workers = RayWorkers(self.workers, self.threads or 1, self.device)
         opened = ArtifactBytes(model.read_bytes(), self.device, workers.threads) if model and encoder else None
         known = known_items(sink, on_conflict)
         return None, RayRecords(

@@ -6,7 +6,7 @@ from itertools import islice
 from imagekin import types
 from imagekin.client.sync_client import Client
 from imagekin.errors import FailedPreconditionError, InternalError, NotFoundError
-from imagekin.index.types import Item, UpsertResult
+from imagekin.index.types import UpsertResult, VectorItem
 from imagekin.types import CollectionInfo, ItemUpdate, Outcome, UpdateResult
 
 
@@ -48,7 +48,7 @@ class ClientSink:
         """Delete items; gone from the server's disk when it returns."""
         return self._client.delete(self._collection, keys)
 
-    def upsert(self, items: Sequence[Item]) -> UpsertResult:
+    def upsert(self, items: Sequence[VectorItem]) -> UpsertResult:
         """Write items with their vectors; on the server's disk when it returns."""
         sent = (
             types.Item(

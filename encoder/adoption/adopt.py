@@ -34,7 +34,7 @@ _FIXED = "its batch size is fixed; export it with a dynamic one"
 
 
 @dataclass(frozen=True, slots=True)
-class Preset:
+class PreprocessPreset:
     """How a family of encoders wants its images.
 
     Attributes:
@@ -51,13 +51,13 @@ class Preset:
 
 
 _IMAGENET: tuple[Triple, Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-PRESETS: dict[PresetName, Preset] = {
+PRESETS: dict[PresetName, PreprocessPreset] = {
     # torchvision's and timm's: resize to 256, crop 224.
-    "imagenet": Preset(*_IMAGENET, "bilinear", 0.875),
+    "imagenet": PreprocessPreset(*_IMAGENET, "bilinear", 0.875),
     # openai/CLIP, clip.py: resize to 224 (bicubic), crop 224.
-    "clip": Preset((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), "bicubic", 1.0),
+    "clip": PreprocessPreset((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), "bicubic", 1.0),
     # facebookresearch/dinov2, data/transforms.py, make_classification_eval_transform.
-    "dinov2": Preset(*_IMAGENET, "bicubic", 0.875),
+    "dinov2": PreprocessPreset(*_IMAGENET, "bicubic", 0.875),
 }
 
 

@@ -258,8 +258,8 @@ def _read_metadata(session: ort.InferenceSession, name: str) -> Metadata:
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     if text is None:
         raise InvalidArgumentError(
-            f"{name} holds no imagekin metadata: adopt it first (imagekin adopt), or, when a version before 0.2 wrote it,"
-            " export it again",
+            f"{name} holds no imagekin metadata: adopt it first (imagekin adopt), or,"
+            " when a version before 0.2 wrote it, export it again",
             field="model",
         )
     try:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from imagekin.index.search.nearest import Found, nearest
-from imagekin.index.storage.columns import UNLABELLED, Mask, Slots, Snapshot, short_hash
+from imagekin.index.search.nearest import NearestSlots, nearest
+from imagekin.index.storage.columns import UNLABELLED, ColumnSnapshot, Mask, Slots, short_hash
 from imagekin.index.types import ClassifyOptions
 from imagekin.types import Prediction, Vector
 
@@ -29,7 +29,7 @@ class ClassSums:
     counts: NDArray[np.int64]
 
 
-def voters(snapshot: Snapshot, matching: Mask | None) -> Mask | None:
+def voters(snapshot: ColumnSnapshot, matching: Mask | None) -> Mask | None:
     """Return which slots may vote: live, labelled and matching; None when that is every live slot."""
     if matching is None and snapshot.labelled == snapshot.live:
         return None
@@ -37,7 +37,7 @@ def voters(snapshot: Snapshot, matching: Mask | None) -> Mask | None:
     return labelled & (snapshot.alive() if matching is None else matching)
 
 
-def slots_of_hash(snapshot: Snapshot, content_hash: bytes | None) -> Slots:
+def slots_of_hash(snapshot: ColumnSnapshot, content_hash: bytes | None) -> Slots:
     """Return the live slots made from the image file of this SHA-256 (compared by 64 bits)."""
     if not content_hash:
         return np.empty(0, np.int64)
@@ -46,7 +46,11 @@ def slots_of_hash(snapshot: Snapshot, content_hash: bytes | None) -> Slots:
 
 
 def by_votes(
-    snapshot: Snapshot, queries: Vector, options: ClassifyOptions, matching: Mask | None, excluded: Sequence[Slots]
+    snapshot: ColumnSnapshot,
+    queries: Vector,
+    options: ClassifyOptions,
+    matching: Mask | None,
+    excluded: Sequence[Slots],
 ) -> list[Prediction]:
     """Classify by the k nearest voters, each with the weight exp(similarity / temperature) (Wu et al. 2018).
 
@@ -82,7 +86,7 @@ def vote(labels: Sequence[str], similarities: NDArray[np.float32], options: Clas
     return _predict(shares, float(similarities[0]) if len(labels) else 0.0, options)
 
 
-def class_sums(snapshot: Snapshot, matching: Mask | None) -> ClassSums:
+def class_sums(snapshot: ColumnSnapshot, matching: Mask | None) -> ClassSums:
     """Return the sums and counts of the voters of every class."""
     mask = voters(snapshot, matching)
     slots = np.flatnonzero(snapshot.alive() if mask is None else mask)
@@ -97,7 +101,7 @@ def class_sums(snapshot: Snapshot, matching: Mask | None) -> ClassSums:
 
 
 def by_prototypes(
-    snapshot: Snapshot, queries: Vector, options: ClassifyOptions, classes: ClassSums, excluded: Sequence[Slots]
+    snapshot: ColumnSnapshot, queries: Vector, options: ClassifyOptions, classes: ClassSums, excluded: Sequence[Slots]
 ) -> list[Prediction]:
     """Classify by the nearest class mean, softmax over similarity / temperature.
 
@@ -123,7 +127,7 @@ def by_prototypes(
 
 
 def prototypes(
-    snapshot: Snapshot,
+    snapshot: ColumnSnapshot,
     query: Vector,
     classes: ClassSums,
     excluded: Slots | None,
@@ -151,9 +155,9 @@ def prototypes(
     return np.where((counts > 0) & means.any(axis=1), similarity, -np.inf)
 
 
-def _without(found: Found, excluded: Slots, k: int) -> Found:
+def _without(found: NearestSlots, excluded: Slots, k: int) -> NearestSlots:
     stay = ~np.isin(found.slots, excluded)
-    return Found(found.slots[stay][:k], found.similarities[stay][:k])
+    return NearestSlots(found.slots[stay][:k], found.similarities[stay][:k])
 
 
 def _predict(shares: Mapping[str, float], nearest_similarity: float, options: ClassifyOptions) -> Prediction:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from imagekin.errors import FailedPreconditionError
 from imagekin.index.classification.classify import class_sums, prototypes, voters
 from imagekin.index.search.nearest import nearest
-from imagekin.index.storage.columns import UNLABELLED, Slots, Snapshot
+from imagekin.index.storage.columns import UNLABELLED, ColumnSnapshot, Slots
 from imagekin.index.types import Calibration, ClassifyMethod, EvaluateOptions, Evaluation
 
 _TEMPERATURES = np.geomspace(0.003, 2.0, 81)
@@ -48,7 +48,7 @@ class _Ballots:
         return shares
 
 
-def evaluate(snapshot: Snapshot, options: EvaluateOptions) -> Evaluation:
+def evaluate(snapshot: ColumnSnapshot, options: EvaluateOptions) -> Evaluation:
     """Classify the labelled items of a snapshot, each by the others.
 
     Raises:
@@ -123,7 +123,7 @@ def _name(method: ClassifyMethod) -> str:
     return f"calibration_{method.value}"
 
 
-def _ballots(snapshot: Snapshot, chosen: Slots, labelled: Slots, options: EvaluateOptions) -> _Ballots:
+def _ballots(snapshot: ColumnSnapshot, chosen: Slots, labelled: Slots, options: EvaluateOptions) -> _Ballots:
     same = _Same(snapshot, labelled)
     truth = snapshot.labels[chosen].astype(np.int64)
     if options.method is ClassifyMethod.PROTOTYPE:
@@ -149,7 +149,7 @@ def _ballots(snapshot: Snapshot, chosen: Slots, labelled: Slots, options: Evalua
 class _Same:
     """Which labelled slots are of the same image file."""
 
-    def __init__(self, snapshot: Snapshot, labelled: Slots) -> None:
+    def __init__(self, snapshot: ColumnSnapshot, labelled: Slots) -> None:
         self._hashes = snapshot.hashes
         self._slots = labelled[np.argsort(snapshot.hashes[labelled], kind="stable")]
         self._sorted = snapshot.hashes[self._slots]
@@ -185,7 +185,7 @@ def _answers(ballots: _Ballots, temperature: float) -> tuple[NDArray[np.int64], 
 
 
 def _confusion(
-    snapshot: Snapshot, truth: NDArray[np.int64], predicted: NDArray[np.int64]
+    snapshot: ColumnSnapshot, truth: NDArray[np.int64], predicted: NDArray[np.int64]
 ) -> tuple[tuple[str, str | None, int], ...]:
     pairs = Counter(zip(truth.tolist(), predicted.tolist(), strict=True))
     names = snapshot.label_names

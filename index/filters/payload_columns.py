@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from imagekin.errors import DataLossError
 from imagekin.index.filters.conditions import MISSING, Comparison, Operator, Scalar, is_number, look_up
-from imagekin.index.storage.columns import Mask, Snapshot
+from imagekin.index.storage.columns import ColumnSnapshot, Mask
 from imagekin.index.storage.schema import payload_checksum
 from imagekin.index.storage.transactions import as_json
 
@@ -202,7 +202,7 @@ class Fields:
         self._lock = threading.Lock()
         self._columns: OrderedDict[tuple[str, ...], Column] = OrderedDict()
 
-    def column(self, path: tuple[str, ...], connection: sqlite3.Connection, snapshot: Snapshot) -> Column:
+    def column(self, path: tuple[str, ...], connection: sqlite3.Connection, snapshot: ColumnSnapshot) -> Column:
         """Return the column of a field for the snapshot's slots; the connection's transaction agrees with it."""
         with self._lock:
             known = self._columns.get(path)

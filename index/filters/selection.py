@@ -9,11 +9,11 @@ from imagekin.errors import InvalidArgumentError
 from imagekin.index.filters.conditions import MISSING, AllOf, Comparison, Condition, Not, Scalar, meets, path_of
 from imagekin.index.filters.payload_columns import Fields
 from imagekin.index.filters.sql import to_sql
-from imagekin.index.storage.columns import UNLABELLED, Mask, Snapshot
+from imagekin.index.storage.columns import UNLABELLED, ColumnSnapshot, Mask
 from imagekin.types import FacetCount
 
 
-def select(connection: sqlite3.Connection, snapshot: Snapshot, fields: Fields, condition: Condition) -> Mask:
+def select(connection: sqlite3.Connection, snapshot: ColumnSnapshot, fields: Fields, condition: Condition) -> Mask:
     """Return which slots are alive and meet a condition, bool [n].
 
     Args:
@@ -35,7 +35,7 @@ def select(connection: sqlite3.Connection, snapshot: Snapshot, fields: Fields, c
 
 
 def count_values(
-    connection: sqlite3.Connection, snapshot: Snapshot, fields: Fields, field: str, mask: Mask, limit: int
+    connection: sqlite3.Connection, snapshot: ColumnSnapshot, fields: Fields, field: str, mask: Mask, limit: int
 ) -> list[FacetCount]:
     """Return the most frequent values of a field where `mask` is true, ties by value.
 
@@ -60,7 +60,7 @@ def count_values(
 
 
 def groups_of(
-    connection: sqlite3.Connection, snapshot: Snapshot, fields: Fields, field: str
+    connection: sqlite3.Connection, snapshot: ColumnSnapshot, fields: Fields, field: str
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     """Return for each slot a number that slots with the same value of a field share; negative where there is no value.
 
@@ -102,7 +102,7 @@ def _combined(condition: Condition, test: Callable[[Comparison], Mask]) -> Mask:
     return mask
 
 
-def _by_label(snapshot: Snapshot, comparison: Comparison) -> Mask:
+def _by_label(snapshot: ColumnSnapshot, comparison: Comparison) -> Mask:
     # The last entry is that of UNLABELLED, which is -1 and so counts from the end.
     names = list(snapshot.label_names)
     table = np.array([*(meets(name, comparison) for name in names), meets(MISSING, comparison)])
@@ -110,7 +110,7 @@ def _by_label(snapshot: Snapshot, comparison: Comparison) -> Mask:
     return mask
 
 
-def _by_key(connection: sqlite3.Connection, snapshot: Snapshot, comparison: Comparison) -> Mask:
+def _by_key(connection: sqlite3.Connection, snapshot: ColumnSnapshot, comparison: Comparison) -> Mask:
     # The database has an index of the keys.
     text, values = to_sql(comparison)
     rows = connection.execute(f"SELECT sequence FROM item WHERE {text}", values)  # noqa: S608 (see to_sql)

@@ -39,7 +39,7 @@ T = TypeVar("T")
 _Piece: TypeAlias = list[tuple[T, Vector | ImagekinError]]
 
 
-class Model(Protocol):
+class EmbeddingModel(Protocol):
     """Turn an image file into an embedding, as `imagekin.encoder.runtime.session.Encoder` does; called from threads.
 
     Attributes:
@@ -61,7 +61,7 @@ class Model(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class EmbedSettings:
     """How much is done at once.
 
     Attributes:
@@ -76,7 +76,7 @@ class Pace:
 
 
 def embedded(
-    model: Model | None, files: Iterable[tuple[T, Data]], pace: Pace
+    model: EmbeddingModel | None, files: Iterable[tuple[T, Data]], pace: EmbedSettings
 ) -> Generator[list[tuple[T, Vector | ImagekinError]], None, None]:
     """Yield what came in, with an embedding, or the reason why there is none, in place of each file.
 
@@ -145,7 +145,7 @@ class _Loading(Generic[T]):
 
 
 def _load(
-    model: Model | None,
+    model: EmbeddingModel | None,
     files: Iterable[tuple[T, Data]],
     decoders: ThreadPoolExecutor,
     limits: DecodeLimits,
@@ -170,7 +170,7 @@ def _load(
         yield piece
 
 
-def _decode(model: Model | None, files: list[bytes], limits: DecodeLimits) -> Decoded:
+def _decode(model: EmbeddingModel | None, files: list[bytes], limits: DecodeLimits) -> Decoded:
     decoded: Decoded = []
     for data in files:
         try:
@@ -182,7 +182,7 @@ def _decode(model: Model | None, files: list[bytes], limits: DecodeLimits) -> De
     return decoded
 
 
-def _embed(model: Model | None, piece: _Loading[T]) -> _Piece[T]:
+def _embed(model: EmbeddingModel | None, piece: _Loading[T]) -> _Piece[T]:
     decoded = [one for task in piece.tasks for one in task.result()]
     pixels = [image for image in decoded if not isinstance(image, ImageError)]
     vectors = iter(model.embed_pixels(np.stack(pixels)) if pixels and model is not None else ())

@@ -6,16 +6,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from imagekin.errors import ImagekinError
-from imagekin.index.ingest.report import Tally
+from imagekin.index.ingest.report import IngestTally
 from imagekin.index.ingest.seen_keys import Seen, SeenKeys
-from imagekin.index.types import Item, UpsertResult
+from imagekin.index.types import UpsertResult, VectorItem
 from imagekin.sources.records import Record, SourceError
 from imagekin.types import ItemUpdate, Payload, Vector
 
 Conflict: TypeAlias = Literal["skip", "replace", "error"]
 
 
-class Described(Protocol):
+class KnownMetadata(Protocol):
     """A stored item, of which label and payload are looked at."""
 
     @property
@@ -51,15 +51,15 @@ class Sink(Protocol):
         """Return the content hashes of those of the keys that exist."""
         ...
 
-    def get(self, keys: Sequence[str]) -> Sequence[Described | None]:
+    def get(self, keys: Sequence[str]) -> Sequence[KnownMetadata | None]:
         """Return the items of `keys` in their order, None for a key that does not exist."""
         ...
 
-    def scroll(self, after_sequence: int, limit: int) -> Sequence[Described]:
+    def scroll(self, after_sequence: int, limit: int) -> Sequence[KnownMetadata]:
         """Return the first `limit` items above a sequence number and in its order."""
         ...
 
-    def upsert(self, items: Sequence[Item]) -> UpsertResult:
+    def upsert(self, items: Sequence[VectorItem]) -> UpsertResult:
         """Store items whose keys are all different, durably."""
         ...
 
@@ -93,7 +93,9 @@ class Intake:
         stop: ends the reading when it is set.
     """
 
-    def __init__(self, sink: Sink, on_conflict: Conflict, seen: SeenKeys, tally: Tally, stop: threading.Event) -> None:
+    def __init__(
+        self, sink: Sink, on_conflict: Conflict, seen: SeenKeys, tally: IngestTally, stop: threading.Event
+    ) -> None:
         self._sink = sink
         self._on_conflict = on_conflict
         self._seen = seen
@@ -176,5 +178,5 @@ def content_hash(record: Record) -> bytes:
     return record.content_hash or hashlib.sha256(data if isinstance(data, bytes) else data.tobytes()).digest()
 
 
-def _differs(record: New, item: Described) -> bool:
+def _differs(record: New, item: KnownMetadata) -> bool:
     return (item.label or None, item.payload or None) != (record.label or None, record.payload or None)

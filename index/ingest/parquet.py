@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from imagekin.errors import InvalidArgumentError, NotFoundError
-from imagekin.index.types import Item, StoredItem, UpsertResult
+from imagekin.index.types import IndexedItem, UpsertResult, VectorItem
 from imagekin.types import Vector
 
 _ROWS_AT_ONCE = 4096
@@ -37,7 +37,7 @@ def items_schema(space: str, dim: int) -> Any:
     return pa.schema(fields, metadata={_SPACE: space.encode()})
 
 
-def items_table(items: Sequence[Item], vectors: Vector, schema: Any) -> Any:
+def items_table(items: Sequence[VectorItem], vectors: Vector, schema: Any) -> Any:
     """Return items as an Arrow record batch of that schema; `vectors` are theirs, float32 [N, D]."""
     import pyarrow as pa
 
@@ -51,7 +51,7 @@ def items_table(items: Sequence[Item], vectors: Vector, schema: Any) -> Any:
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def export_items(items: Iterable[StoredItem], path: Path, *, space: str, dim: int) -> int:
+def export_items(items: Iterable[IndexedItem], path: Path, *, space: str, dim: int) -> int:
     """Write items to a Parquet file, whole or not at all, and return how many there were.
 
     Args:
@@ -115,7 +115,7 @@ class ParquetItems:
         wanted = ("key", "label", "payload", "content_hash", "vector")
         self._columns = [name for name in wanted if name in schema.names]
 
-    def __iter__(self) -> Iterator[list[Item]]:
+    def __iter__(self) -> Iterator[list[VectorItem]]:
         import pyarrow as pa
 
         try:
@@ -128,7 +128,7 @@ class ParquetItems:
         """Let go of the file."""
         self._file.close()
 
-    def _items(self, batch: Any) -> list[Item]:
+    def _items(self, batch: Any) -> list[VectorItem]:
         if batch.column("vector").null_count or batch.column("key").null_count:
             raise InvalidArgumentError("a row of the Parquet file has no key or no vector", field="vector")
         vectors = batch.column("vector").flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
@@ -140,12 +140,13 @@ class ParquetItems:
         }
         payloads = [None if value is None else _as_payload(value) for value in text["payload"]]
         return [
-            Item(*row) for row in zip(text["key"], vectors, text["label"], payloads, text["content_hash"], strict=True)
+            VectorItem(*row)
+            for row in zip(text["key"], vectors, text["label"], payloads, text["content_hash"], strict=True)
         ]
 
 
 def import_items(
-    source: ParquetItems, upsert: Callable[[list[Item]], UpsertResult], on_progress: Progress | None = None
+    source: ParquetItems, upsert: Callable[[list[VectorItem]], UpsertResult], on_progress: Progress | None = None
 ) -> int:
     """Upsert all items of a Parquet file, each piece durably, and return how many there were."""
     count = 0
@@ -157,7 +158,7 @@ def import_items(
     return count
 
 
-def _as_text(item: Item) -> str | None:
+def _as_text(item: VectorItem) -> str | None:
     return None if item.payload is None else json.dumps(item.payload, ensure_ascii=False)
 
 
@@ -171,8 +172,8 @@ def _as_payload(text: str) -> Any:
     return value
 
 
-def _batches(items: Iterable[StoredItem]) -> Iterator[list[StoredItem]]:
-    batch: list[StoredItem] = []
+def _batches(items: Iterable[IndexedItem]) -> Iterator[list[IndexedItem]]:
+    batch: list[IndexedItem] = []
     for item in items:
         batch.append(item)
         if len(batch) == _ROWS_AT_ONCE:

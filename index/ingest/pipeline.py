@@ -17,23 +17,30 @@ from dataclasses import dataclass
 
 from imagekin.encoder.decoding.decode import DecodeLimits
 from imagekin.errors import ImagekinError, InvalidArgumentError
-from imagekin.index.ingest.embed_stage import MAX_BATCH_BYTES, Data, Model, Pace, embedded
+from imagekin.index.ingest.embed_stage import MAX_BATCH_BYTES, Data, EmbeddingModel, EmbedSettings, embedded
 from imagekin.index.ingest.intake import Conflict, Intake, New, Sink
-from imagekin.index.ingest.report import Failure, Finding, IndexInterruptedError, IndexReport, Progress, Tally
+from imagekin.index.ingest.report import (
+    FailedRecord,
+    Finding,
+    IndexInterruptedError,
+    IndexReport,
+    IngestTally,
+    Progress,
+)
 from imagekin.index.ingest.seen_keys import SeenKeys
-from imagekin.index.types import Item
+from imagekin.index.types import VectorItem
 from imagekin.machine import cores
 from imagekin.sources.records import Record
 from imagekin.types import Vector
 
-__all__ = ["Failure", "IndexInterruptedError", "IndexReport", "Progress", "Sink", "index_images"]
+__all__ = ["FailedRecord", "IndexInterruptedError", "IndexReport", "Progress", "Sink", "index_images"]
 
 # Items looked at at once for those that are no longer in the source.
 _PAGE = 1000
 
 
 def index_images(
-    encoder: Model | None,
+    encoder: EmbeddingModel | None,
     records: Iterable[Record],
     sink: Sink,
     *,
@@ -77,7 +84,7 @@ def index_images(
     if workers is not None and workers < 1:
         raise InvalidArgumentError("workers must be at least 1", field="workers")
     options = _Options(batch_size, workers or cores(), limits or DecodeLimits(), on_conflict, sync)
-    run = _Run(encoder, sink, options, Tally(total, on_progress, on_finding))
+    run = _Run(encoder, sink, options, IngestTally(total, on_progress, on_finding))
     return _await(run, records)
 
 
@@ -113,7 +120,7 @@ def _await(run: "_Run", records: Iterable[Record]) -> IndexReport:
 class _Run:
     """The stages of one run. Each looks at `stop` before it begins with a batch."""
 
-    def __init__(self, encoder: Model | None, sink: Sink, options: _Options, tally: Tally) -> None:
+    def __init__(self, encoder: EmbeddingModel | None, sink: Sink, options: _Options, tally: IngestTally) -> None:
         self.stop = threading.Event()
         self._encoder = encoder
         self._sink = sink
@@ -123,7 +130,7 @@ class _Run:
     def run(self, records: Iterable[Record]) -> IndexReport:
         """Run all stages to the end, to `stop` or to the first exception, and end their threads."""
         options = self._options
-        pace = Pace(options.batch_size, options.workers, options.limits)
+        pace = EmbedSettings(options.batch_size, options.workers, options.limits)
         with SeenKeys() as seen:
             embedding = embedded(self._encoder, self._new(records, seen), pace)
             try:
@@ -145,15 +152,15 @@ class _Run:
         for new in intake.new(records, self._options.batch_size, MAX_BATCH_BYTES):
             yield new._replace(data=b""), new.data
 
-    def _good(self, batch: list[tuple[New, Vector | ImagekinError]], seen: SeenKeys) -> list[Item]:
+    def _good(self, batch: list[tuple[New, Vector | ImagekinError]], seen: SeenKeys) -> list[VectorItem]:
         """Return the items of a batch, and count the images that are none."""
-        items: list[Item] = []
+        items: list[VectorItem] = []
         for new, vector in batch:
             if isinstance(vector, ImagekinError):
                 seen.forget(new.key)
                 self._tally.failed(new.key, str(vector))
             else:
-                items.append(Item(new.key, vector, new.label, new.payload, new.content_hash))
+                items.append(VectorItem(new.key, vector, new.label, new.payload, new.content_hash))
         return items
 
     def _delete_vanished(self, seen: SeenKeys) -> None:

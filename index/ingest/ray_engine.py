@@ -30,7 +30,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from imagekin.encoder.decoding.decode import DecodeLimits
 from imagekin.encoder.runtime.session import Device, Encoder
 from imagekin.errors import ImageError, ImagekinError, InternalError, InvalidArgumentError, UnavailableError
-from imagekin.index.ingest.embed_stage import Data, Model, Pace, embedded
+from imagekin.index.ingest.embed_stage import Data, EmbeddingModel, EmbedSettings, embedded
 from imagekin.index.ingest.intake import Conflict, content_hash
 from imagekin.index.ingest.known_items import Digests, is_known
 from imagekin.machine import cores
@@ -39,7 +39,7 @@ from imagekin.sources.records import Record, Source, SourceError
 from imagekin.sources.values import payload_text
 from imagekin.types import Vector
 
-OpenModel: TypeAlias = Callable[[], Model]
+OpenModel: TypeAlias = Callable[[], EmbeddingModel]
 
 # Image files of one chunk: enough that handing it out costs nothing, few enough that a lost one is soon done again.
 _FILES_IN_CHUNK = 256
@@ -65,7 +65,7 @@ _SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
-class Workers:
+class RayWorkers:
     """The processes that embed.
 
     Attributes:
@@ -104,7 +104,7 @@ class ArtifactBytes:
 
 
 @contextmanager
-def connected(address: str | None, workers: Workers = Workers()) -> Iterator[None]:
+def connected(address: str | None, workers: RayWorkers = RayWorkers()) -> Iterator[None]:
     """Connect to a cluster, or start one on this machine; leave or end it when the block ends.
 
     A process that is connected already stays so.
@@ -169,7 +169,7 @@ class RayRecords:
         known: Digests,
         *,
         on_conflict: Conflict = "replace",
-        workers: Workers = Workers(),
+        workers: RayWorkers = RayWorkers(),
         batch_size: int = 64,
         limits: DecodeLimits | None = None,
     ) -> None:
@@ -177,7 +177,7 @@ class RayRecords:
         self._open_model = open_model
         self._known = known
         self._workers = workers
-        self._job = _Job(on_conflict, Pace(batch_size, workers.threads, limits or DecodeLimits()))
+        self._job = _Job(on_conflict, EmbedSettings(batch_size, workers.threads, limits or DecodeLimits()))
         self._ignored = 0
 
     @property
@@ -252,7 +252,7 @@ class _Job:
     """What a worker needs to know, beside what lies in the object store."""
 
     on_conflict: Conflict
-    pace: Pace
+    pace: EmbedSettings
 
 
 class _Worker:
@@ -262,7 +262,7 @@ class _Worker:
         self._job = job
         self._chunks = chunks
         opened = ray.get(open_model)
-        self._model: Model | None = opened() if opened is not None else None
+        self._model: EmbeddingModel | None = opened() if opened is not None else None
         self._known: Digests = ray.get(known)
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[Any]:

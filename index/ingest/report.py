@@ -16,7 +16,7 @@ Progress: TypeAlias = Callable[[int, int | None, int], None]
 MAX_LISTED = 10_000
 
 
-class Failure(NamedTuple):
+class FailedRecord(NamedTuple):
     """A record that could not be indexed, and why."""
 
     key: str
@@ -67,7 +67,7 @@ class IndexReport:
     duplicates: int = 0
     deleted: int = 0
     incomplete: int = 0
-    failed: tuple[Failure, ...] = ()
+    failed: tuple[FailedRecord, ...] = ()
     seconds: float = 0.0
 
     @property
@@ -95,14 +95,14 @@ class _Counts:
     duplicates: int = 0
     deleted: int = 0
     incomplete: int = 0
-    failed: list[Failure] = field(default_factory=list)
+    failed: list[FailedRecord] = field(default_factory=list)
 
     @property
     def seen(self) -> int:
         return self.written + self.updated + self.skipped + self.failed_count
 
 
-class Tally:
+class IngestTally:
     """Counts from several threads, and tells the progress each time.
 
     Args:
@@ -147,7 +147,7 @@ class Tally:
             self._counts.conflicts += conflict
             self._counts.incomplete += incomplete
             if len(self._counts.failed) < MAX_LISTED:
-                self._counts.failed.append(Failure(key, reason))
+                self._counts.failed.append(FailedRecord(key, reason))
             self._find(Finding(key, "conflict" if conflict else "failed", reason))
             self._tell()
 

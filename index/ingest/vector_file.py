@@ -14,7 +14,7 @@ import numpy as np
 
 from imagekin.errors import InvalidArgumentError
 from imagekin.index.ingest.parquet import items_schema, items_table
-from imagekin.index.types import Item, StoredItem, UpsertResult
+from imagekin.index.types import IndexedItem, UpsertResult, VectorItem
 from imagekin.types import ItemUpdate, Outcome
 
 _ROWS_AT_ONCE = 4096
@@ -41,17 +41,17 @@ class VectorFile:
         self._dim = dim
         self._schema = items_schema(space, dim)
         self._writer: Any = pq.ParquetWriter(self._temporary, self._schema, compression="zstd")
-        self._waiting: list[Item] = []
+        self._waiting: list[VectorItem] = []
 
     def content_hashes(self, keys: Sequence[str]) -> Mapping[str, bytes | None]:
         """Return nothing: it is new."""
         return {}
 
-    def get(self, keys: Sequence[str]) -> Sequence[StoredItem | None]:
+    def get(self, keys: Sequence[str]) -> Sequence[IndexedItem | None]:
         """Return nothing, likewise."""
         return [None] * len(keys)
 
-    def scroll(self, after_sequence: int, limit: int) -> Sequence[StoredItem]:
+    def scroll(self, after_sequence: int, limit: int) -> Sequence[IndexedItem]:
         """Return nothing, likewise."""
         return []
 
@@ -61,7 +61,7 @@ class VectorFile:
     def delete(self, keys: Sequence[str]) -> None:
         """Do nothing, likewise."""
 
-    def upsert(self, items: Sequence[Item]) -> UpsertResult:
+    def upsert(self, items: Sequence[VectorItem]) -> UpsertResult:
         """Write items, a row group at a time."""
         self._waiting += items
         if len(self._waiting) >= _ROWS_AT_ONCE:

@@ -19,14 +19,14 @@ from imagekin.index.filters.conditions import Condition, check
 from imagekin.index.filters.payload_columns import Fields
 from imagekin.index.filters.selection import count_values, groups_of, select
 from imagekin.index.filters.sql import matching_rows
-from imagekin.index.local.store import Store
+from imagekin.index.local.store import LocalStore
 from imagekin.index.search import duplicates
 from imagekin.index.search.gpu.device_thread import DeviceThread
 from imagekin.index.search.grouping import diverse, grouped, pool_size
-from imagekin.index.search.nearest import Found, cut, excluding, neighbours
+from imagekin.index.search.nearest import NearestSlots, cut, excluding, neighbours
 from imagekin.index.search.radius import within
 from imagekin.index.storage import reads, transactions, updates
-from imagekin.index.storage.columns import Mask, Slots, Snapshot
+from imagekin.index.storage.columns import ColumnSnapshot, Mask, Slots
 from imagekin.index.types import (
     Calibration,
     ClassifyMethod,
@@ -35,10 +35,10 @@ from imagekin.index.types import (
     EvaluateOptions,
     Evaluation,
     Group,
-    Item,
+    IndexedItem,
     SearchOptions,
-    StoredItem,
     UpsertResult,
+    VectorItem,
 )
 from imagekin.types import CollectionInfo, FacetCount, ItemUpdate, Neighbour, Payload, Prediction, UpdateResult, Vector
 
@@ -63,7 +63,7 @@ class LocalCollection:
     """
 
     def __init__(self, folder: Path, name: str, *, read_only: bool = False, device: DeviceThread | None = None) -> None:
-        self._store = Store(folder, name, read_only=read_only, device=device)
+        self._store = LocalStore(folder, name, read_only=read_only, device=device)
         self._fields = Fields(name)
         self._classes: tuple[int, ClassSums] | None = None
 
@@ -110,7 +110,7 @@ class LocalCollection:
         """Raise FailedPreconditionError, naming both, unless `space` is the collection's embedding space."""
         validation.same_space(self.name, self.space, space)
 
-    def upsert(self, items: Sequence[Item]) -> UpsertResult:
+    def upsert(self, items: Sequence[VectorItem]) -> UpsertResult:
         """Insert items or replace those whose key exists; of equal keys the last one counts. Durable on return.
 
         Raises:
@@ -169,7 +169,7 @@ class LocalCollection:
 
         return self._store.write(change)
 
-    def get(self, keys: Sequence[str]) -> list[StoredItem | None]:
+    def get(self, keys: Sequence[str]) -> list[IndexedItem | None]:
         """Return the items of `keys` in their order, None for a key that does not exist."""
         wanted = validation.keys(keys)
         with self._store.reading() as (connection, _):
@@ -182,7 +182,7 @@ class LocalCollection:
         with self._store.reading() as (connection, _):
             return reads.read_hashes(connection, wanted)
 
-    def scroll(self, after_sequence: int, limit: int, condition: Condition | None = None) -> list[StoredItem]:
+    def scroll(self, after_sequence: int, limit: int, condition: Condition | None = None) -> list[IndexedItem]:
         """Return the first `limit` items, or of those that match, above a sequence number and in its order.
 
         Raises:
@@ -300,7 +300,7 @@ class LocalCollection:
         validation.in_range("min_similarity", min_similarity, 0.0, 1.0)
         return duplicates.groups(self._store.snapshot(), min_similarity, on_progress)
 
-    def items(self) -> Iterator[StoredItem]:
+    def items(self) -> Iterator[IndexedItem]:
         """Yield all items as of now in the order of their last write, however long it takes and whatever is written."""
         with self._store.reading() as (connection, _):
             after = 0
@@ -325,7 +325,7 @@ class LocalCollection:
         self._store.close()
 
     @contextlib.contextmanager
-    def _selected(self, condition: Condition | None) -> Iterator[tuple[sqlite3.Connection, Snapshot, Mask]]:
+    def _selected(self, condition: Condition | None) -> Iterator[tuple[sqlite3.Connection, ColumnSnapshot, Mask]]:
         """Open the collection as of one sequence number, with the live slots that meet a condition."""
         if condition is not None:
             check(condition)
@@ -336,8 +336,13 @@ class LocalCollection:
                 yield connection, snapshot, select(connection, snapshot, self._fields, condition)
 
     def _weighed(
-        self, connection: sqlite3.Connection, snapshot: Snapshot, queries: Vector, options: SearchOptions, mask: Mask
-    ) -> list[Found]:
+        self,
+        connection: sqlite3.Connection,
+        snapshot: ColumnSnapshot,
+        queries: Vector,
+        options: SearchOptions,
+        mask: Mask,
+    ) -> list[NearestSlots]:
         """Return neighbours that are weighed against each other, see `imagekin.index.search.grouping`."""
         groups = groups_of(connection, snapshot, self._fields, options.group_by) if options.group_by else None
         wanted = pool_size(options.k) if options.diversity else options.k
@@ -354,7 +359,7 @@ class LocalCollection:
             answers.append(diverse(snapshot, found, options.k, options.diversity) if options.diversity else found)
         return answers
 
-    def _left_out(self, options: ClassifyOptions, count: int) -> tuple[Snapshot, Mask | None, list[Slots]]:
+    def _left_out(self, options: ClassifyOptions, count: int) -> tuple[ColumnSnapshot, Mask | None, list[Slots]]:
         """Return a snapshot, the slots that match (None for all) and, for each query, its slots that do not vote.
 
         There is no list when no query has any.
@@ -376,7 +381,7 @@ class LocalCollection:
         by_hash = [slots_of_hash(snapshot, value) for value in hashes]
         return snapshot, mask, [np.union1d(*pair) for pair in zip(by_hash, by_key or by_hash, strict=True)]
 
-    def _class_sums(self, snapshot: Snapshot) -> ClassSums:
+    def _class_sums(self, snapshot: ColumnSnapshot) -> ClassSums:
         known = self._classes
         if known is None or known[0] != snapshot.sequence:
             known = (snapshot.sequence, class_sums(snapshot, None))
@@ -392,7 +397,9 @@ class LocalCollection:
         self.close()
 
 
-def _found(snapshot: Snapshot, queries: Vector, options: SearchOptions, mask: Mask | None = None) -> list[Found]:
+def _found(
+    snapshot: ColumnSnapshot, queries: Vector, options: SearchOptions, mask: Mask | None = None
+) -> list[NearestSlots]:
     if options.min_similarity is None or options.k <= _FEW:
         return neighbours(snapshot, queries, options, mask)
     more = max((len(keys) for keys in options.exclude), default=0)
@@ -401,7 +408,7 @@ def _found(snapshot: Snapshot, queries: Vector, options: SearchOptions, mask: Ma
 
 
 def _neighbours(
-    snapshot: Snapshot, answers: Sequence[Found], payloads: Mapping[int, Payload], with_vector: bool
+    snapshot: ColumnSnapshot, answers: Sequence[NearestSlots], payloads: Mapping[int, Payload], with_vector: bool
 ) -> list[list[Neighbour]]:
     """Return the neighbours of each answer; all of them are looked up at once."""
     if not answers:

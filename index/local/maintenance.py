@@ -16,7 +16,7 @@ from imagekin.index.search import coded_top_k
 from imagekin.index.search.ann import Approximate, Description, build, describe, kind_for, load, save
 from imagekin.index.search.gpu.device_thread import DeviceThread
 from imagekin.index.search.gpu.resident import RESIDENT_FROM, Resident, extended
-from imagekin.index.storage.columns import Columns, Snapshot
+from imagekin.index.storage.columns import Columns, ColumnSnapshot
 from imagekin.index.storage.schema import Identity
 from imagekin.index.storage.segments import Manifest, Segments
 from imagekin.index.storage.yielding import Turns
@@ -55,7 +55,7 @@ class MaintainedStore(Protocol):
     segments: Segments
     sealed: Manifest | None
 
-    def current(self) -> tuple[Snapshot, Manifest | None, int]:
+    def current(self) -> tuple[ColumnSnapshot, Manifest | None, int]:
         """Return the latest snapshot, what of it is sealed, and the lineage of its slots."""
 
     def wants_compaction(self) -> bool:
@@ -185,13 +185,13 @@ class Maintenance:
         except ImagekinError as error:
             log.error("%s", error)
 
-    def _wants_codes(self, snapshot: Snapshot) -> bool:
+    def _wants_codes(self, snapshot: ColumnSnapshot) -> bool:
         """Return whether searches go by codes: those that look at every slot of a collection that is not small."""
         kind = kind_for(self._store.identity.index_kind, len(snapshot))
         wanted = len(snapshot) >= coded_top_k.CODED_FROM and self._store.identity.dim >= coded_top_k.SHORTEST
         return wanted and kind == "flat"
 
-    def _is_uncoded(self, snapshot: Snapshot) -> bool:
+    def _is_uncoded(self, snapshot: ColumnSnapshot) -> bool:
         """Return whether so many slots have no code that it is time to code them."""
         if not self._wants_codes(snapshot):
             return snapshot.codes is not None
@@ -220,7 +220,7 @@ class Maintenance:
             if codes is not None and (more := self._quickened(codes, snapshot, stop)) is not codes:
                 self._store.use_codes(more, lineage)
 
-    def _quickened(self, codes: Codes, snapshot: Snapshot, stop: Callable[[], bool]) -> Codes:
+    def _quickened(self, codes: Codes, snapshot: ColumnSnapshot, stop: Callable[[], bool]) -> Codes:
         """Return codes with short ones and packed, where that makes searches quicker."""
         more = packed(shortened(codes, snapshot.vectors, stop), stop)
         if more is not codes:
@@ -229,7 +229,7 @@ class Maintenance:
             return_freed_memory()
         return more
 
-    def _coded(self, snapshot: Snapshot, stop: Callable[[], bool]) -> Snapshot:
+    def _coded(self, snapshot: ColumnSnapshot, stop: Callable[[], bool]) -> ColumnSnapshot:
         """Return a snapshot with a code of every slot, or with none when searches do not go by them."""
         wanted = self._wants_codes(snapshot)
         return replace(snapshot, codes=coded(snapshot.vectors, snapshot.codes, stop) if wanted else None)

@@ -20,10 +20,10 @@ from imagekin.index.local.maintenance import Maintenance
 from imagekin.index.search.ann import Approximate
 from imagekin.index.search.gpu.device_thread import DeviceThread
 from imagekin.index.search.gpu.resident import Resident
-from imagekin.index.search.nearest import Found, nearest_of_all
+from imagekin.index.search.nearest import NearestSlots, nearest_of_all
 from imagekin.index.storage import schema
 from imagekin.index.storage.acknowledged import Watermark
-from imagekin.index.storage.columns import Columns, Snapshot
+from imagekin.index.storage.columns import Columns, ColumnSnapshot
 from imagekin.index.storage.combiner import Combiner
 from imagekin.index.storage.committer import Committer
 from imagekin.index.storage.loading import load, load_sealed, load_since
@@ -48,7 +48,7 @@ _KEPT_CONNECTIONS = 8
 _PUBLISHED_WITHIN = 60.0
 
 
-class Store:
+class LocalStore:
     """The items of one collection.
 
     Args:
@@ -96,7 +96,7 @@ class Store:
                     state = schema.prune_tombstones(connection, state, self._kept_tombstones(manifest, state))
                 self._columns, self.sealed = self._load(connection, state, manifest)
                 connection.execute("COMMIT")
-            self._combiner: Combiner[tuple[Snapshot, Vector, int], Found] = Combiner(
+            self._combiner: Combiner[tuple[ColumnSnapshot, Vector, int], NearestSlots] = Combiner(
                 nearest_of_all, max(1, cores() // THREADS)
             )
             self._columns.combiner = self._combiner
@@ -136,7 +136,7 @@ class Store:
         """Bytes of the files on disk."""
         return schema.disk_bytes(self._path.parent)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> ColumnSnapshot:
         """Return the items as of now; a reader's view of another process's collection is brought up to date first."""
         self._check_open()
         if self.read_only:
@@ -151,7 +151,7 @@ class Store:
         return self._check_writable().run(change)
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[tuple[sqlite3.Connection, Snapshot]]:
+    def reading(self) -> Iterator[tuple[sqlite3.Connection, ColumnSnapshot]]:
         """Open the database and the columns as of one and the same sequence number.
 
         Yields:
@@ -230,7 +230,7 @@ class Store:
             if not keep:
                 connection.close()
 
-    def _agreeing(self, connection: sqlite3.Connection) -> Snapshot | None:
+    def _agreeing(self, connection: sqlite3.Connection) -> ColumnSnapshot | None:
         """Return the snapshot that agrees with the transaction; None when the columns cannot look back so far."""
         state = read_state(connection, self.name)
         with self._published:
@@ -243,7 +243,7 @@ class Store:
         self._check_open()
         return None if snapshot.floor > state.sequence else snapshot.at(state.sequence)
 
-    def current(self) -> tuple[Snapshot, Manifest | None, int]:
+    def current(self) -> tuple[ColumnSnapshot, Manifest | None, int]:
         """Return the latest snapshot, what of it is sealed, and the lineage of its slots."""
         with self._published:
             return self._snapshot, self.sealed, self._lineage

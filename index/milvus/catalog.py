@@ -9,7 +9,7 @@ from imagekin.errors import AlreadyExistsError, FailedPreconditionError, Invalid
 from imagekin.index import validation
 from imagekin.index.milvus.clock import Clock
 from imagekin.index.milvus.collection import MilvusCollection
-from imagekin.index.milvus.connection import Connection, StoreAddress
+from imagekin.index.milvus.connection import MilvusConnection, StoreAddress
 from imagekin.index.types import Progress, SnapshotInfo, VerifyReport
 from imagekin.types import CollectionInfo
 
@@ -33,7 +33,7 @@ class MilvusCatalog:
     """
 
     def __init__(self, address: StoreAddress, *, read_only: bool = False) -> None:
-        self._connection = Connection(address)
+        self._connection = MilvusConnection(address)
         self._read_only = read_only
         self._clock = Clock()
         self._closed = False

@@ -14,14 +14,23 @@ from imagekin.index.filters.conditions import MISSING, Condition, look_up
 from imagekin.index.filters.payload_columns import Column
 from imagekin.index.filters.selection import payload_path, rank
 from imagekin.index.milvus.clock import Clock
-from imagekin.index.milvus.connection import Connection
+from imagekin.index.milvus.connection import MilvusConnection
 from imagekin.index.milvus.expressions import among, both, expression, has_value
 from imagekin.index.milvus.nearest import Hits, nearest
-from imagekin.index.milvus.rows import AT_ONCE, MOST, WHOLE, Rows, payload_columns, payload_of, rows_of, stored_item
+from imagekin.index.milvus.rows import (
+    AT_ONCE,
+    MOST,
+    WHOLE,
+    MilvusRows,
+    payload_columns,
+    payload_of,
+    rows_of,
+    stored_item,
+)
 from imagekin.index.search.grouping import diverse, pool_size
-from imagekin.index.search.nearest import Found
+from imagekin.index.search.nearest import NearestSlots
 from imagekin.index.storage import transactions, updates
-from imagekin.index.storage.columns import Columns, Snapshot
+from imagekin.index.storage.columns import Columns, ColumnSnapshot
 from imagekin.index.storage.yielding import Turns
 from imagekin.index.types import (
     Calibration,
@@ -31,10 +40,10 @@ from imagekin.index.types import (
     EvaluateOptions,
     Evaluation,
     Group,
-    Item,
+    IndexedItem,
     SearchOptions,
-    StoredItem,
     UpsertResult,
+    VectorItem,
 )
 from imagekin.types import CollectionInfo, FacetCount, ItemUpdate, Neighbour, Prediction, UpdateResult, Vector
 
@@ -60,7 +69,7 @@ class MilvusCollection:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: MilvusConnection,
         table: str,
         *,
         name: str,
@@ -77,7 +86,7 @@ class MilvusCollection:
         self._created_at = created_at
         self._connection = connection
         self._table = table
-        self._rows = Rows(connection, table)
+        self._rows = MilvusRows(connection, table)
         self._clock = clock
         self._read_only = read_only
         self._sequence = 0
@@ -102,7 +111,7 @@ class MilvusCollection:
         """Raise FailedPreconditionError, naming both, unless `space` is the collection's embedding space."""
         validation.same_space(self.name, self.space, space)
 
-    def upsert(self, items: Sequence[Item]) -> UpsertResult:
+    def upsert(self, items: Sequence[VectorItem]) -> UpsertResult:
         """Insert items or replace those whose key exists; of equal keys the last one counts. Durable on return.
 
         Raises:
@@ -160,7 +169,7 @@ class MilvusCollection:
         self._check_writable()
         return self._delete([row["key"] for row in self._rows.scan(expression(condition), ["key"])])
 
-    def get(self, keys: Sequence[str]) -> list[StoredItem | None]:
+    def get(self, keys: Sequence[str]) -> list[IndexedItem | None]:
         """Return the items of `keys` in their order, None for a key that does not exist."""
         rows = self._rows.by_key(validation.keys(keys), WHOLE)
         return [stored_item(rows[key]) if key in rows else None for key in keys]
@@ -170,7 +179,7 @@ class MilvusCollection:
         rows = self._rows.by_key(validation.keys(keys), ["content_hash"])
         return {key: bytes.fromhex(row["content_hash"]) or None for key, row in rows.items()}
 
-    def scroll(self, after_sequence: int, limit: int, condition: Condition | None = None) -> list[StoredItem]:
+    def scroll(self, after_sequence: int, limit: int, condition: Condition | None = None) -> list[IndexedItem]:
         """Return the first `limit` items, or of those that match, above a sequence number and in its order.
 
         Raises:
@@ -250,7 +259,7 @@ class MilvusCollection:
         """Refuse: this needs all vectors in memory."""
         raise _not_here("compare every pair of")
 
-    def items(self) -> Iterator[StoredItem]:
+    def items(self) -> Iterator[IndexedItem]:
         """Yield all items that were written until now, in the order of their last write."""
         until = self._sequence = self._rows.last_sequence(self._sequence)
         yield from map(stored_item, self._rows.scan("", WHOLE, until))
@@ -316,7 +325,9 @@ class MilvusCollection:
         if not options.diversity:
             return found
         snapshot = _snapshot([row["key"] for row in found.rows], [None] * len(found.rows), found.vectors)
-        chosen = diverse(snapshot, Found(np.arange(len(found.rows)), found.similarities), options.k, options.diversity)
+        chosen = diverse(
+            snapshot, NearestSlots(np.arange(len(found.rows)), found.similarities), options.k, options.diversity
+        )
         return found.part(chosen.slots.tolist())
 
     def _grouped(
@@ -430,7 +441,7 @@ def _column(values: Sequence[Any]) -> Column:
 
 def _snapshot(
     keys: Sequence[str], labels: Sequence[str | None], vectors: Vector, names: Sequence[str] = ()
-) -> Snapshot:
+) -> ColumnSnapshot:
     """Return a few items as the local store's algorithms take them."""
     columns = Columns(vectors.shape[1], len(keys), names)
     columns.append(

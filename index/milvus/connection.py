@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from imagekin.version import install_command
 from imagekin.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
@@ -21,6 +20,7 @@ from imagekin.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from imagekin.version import install_command
 
 TOKEN_VARIABLE = "IMAGEKIN_STORE_TOKEN"  # noqa: S105  the variable's name
 _SECONDS = 30.0
@@ -76,7 +76,7 @@ def parse_store(text: str) -> StoreAddress:
     return StoreAddress(f"http://{host}:{port}", database)
 
 
-class Connection:
+class MilvusConnection:
     """A connection; every method may be called from any thread.
 
     Args:

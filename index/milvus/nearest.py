@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagekin.errors import FailedPreconditionError
-from imagekin.index.milvus.connection import Connection
+from imagekin.index.milvus.connection import MilvusConnection
 from imagekin.index.milvus.rows import MOST
 from imagekin.index.search.nearest import similarities
 from imagekin.index.vectors.brute_force import rounding
@@ -51,7 +51,7 @@ class Hits:
 
 
 def nearest(
-    connection: Connection, table: str, queries: Vector, k: int, expression: str, columns: Sequence[str]
+    connection: MilvusConnection, table: str, queries: Vector, k: int, expression: str, columns: Sequence[str]
 ) -> list[Hits]:
     """Return the `k` nearest rows of each query (float32 [N, D] of unit length) that meet an expression.
 

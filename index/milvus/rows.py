@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from imagekin.errors import InvalidArgumentError
-from imagekin.index.milvus.connection import Connection
+from imagekin.index.milvus.connection import MilvusConnection
 from imagekin.index.milvus.expressions import among, both, flattened
-from imagekin.index.storage.transactions import Batch
-from imagekin.index.types import StoredItem
+from imagekin.index.storage.transactions import WriteBatch
+from imagekin.index.types import IndexedItem
 from imagekin.types import Payload
 
 # Milvus answers one call with no more rows.
@@ -39,7 +39,7 @@ def payload_columns(key: str, text: str | None) -> dict[str, Any]:
     return {"payload": text, "facts": facts, "tags": tags}
 
 
-def rows_of(batch: Batch, sequences: Sequence[int]) -> list[dict[str, Any]]:
+def rows_of(batch: WriteBatch, sequences: Sequence[int]) -> list[dict[str, Any]]:
     """Return checked items as rows."""
     return [
         {
@@ -61,10 +61,10 @@ def payload_of(row: Mapping[str, Any]) -> Payload | None:
     return payload
 
 
-def stored_item(row: Mapping[str, Any]) -> StoredItem:
+def stored_item(row: Mapping[str, Any]) -> IndexedItem:
     """Return a whole row's item."""
     digest = row["content_hash"]
-    return StoredItem(
+    return IndexedItem(
         row["key"],
         np.asarray(row["vector"], np.float32),
         row["label"] or None,
@@ -74,7 +74,7 @@ def stored_item(row: Mapping[str, Any]) -> StoredItem:
     )
 
 
-class Rows:
+class MilvusRows:
     """The rows of one collection.
 
     Args:
@@ -82,7 +82,7 @@ class Rows:
         table: the collection's name there.
     """
 
-    def __init__(self, connection: Connection, table: str) -> None:
+    def __init__(self, connection: MilvusConnection, table: str) -> None:
         self._connection = connection
         self._table = table
 

@@ -24,7 +24,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from imagekin.index.storage.columns import Mask, Snapshot
+from imagekin.index.storage.columns import ColumnSnapshot, Mask
 from imagekin.index.storage.segments import sync_folder, write_whole
 from imagekin.index.types import StoppedError
 from imagekin.index.vectors.ann_coordinates import Coordinates, fitted
@@ -139,7 +139,7 @@ class Approximate:
         places: NDArray[np.int64] = self._searched.search(asked, count, params=options)[1]
         return np.take(self._slots, places)
 
-    def bits(self, snapshot: Snapshot, mask: Mask | None) -> NDArray[np.uint8] | None:
+    def bits(self, snapshot: ColumnSnapshot, mask: Mask | None) -> NDArray[np.uint8] | None:
         """Return which slots may be proposed as FAISS's bitmap; None for all of them."""
         if mask is not None:
             return self._packed(mask)
@@ -167,7 +167,7 @@ def kind_for(wanted: str, rows: int) -> str:
 
 
 def build(
-    kind: str, generation: str, snapshot: Snapshot, rows: int, stop: Callable[[], bool] = lambda: False
+    kind: str, generation: str, snapshot: ColumnSnapshot, rows: int, stop: Callable[[], bool] = lambda: False
 ) -> Approximate:
     """Build an index over the first `rows` slots and measure it.
 
@@ -250,7 +250,7 @@ def _subquantisers(dim: int) -> int:
 def _tuned(
     index: Any,
     description: Description,
-    snapshot: Snapshot,
+    snapshot: ColumnSnapshot,
     rest: NDArray[np.int64],
     asked: NDArray[np.int64],
     stop: Callable[[], bool],

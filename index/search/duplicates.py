@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagekin.index.search.nearest import similarities
-from imagekin.index.storage.columns import Slots, Snapshot
+from imagekin.index.storage.columns import ColumnSnapshot, Slots
 from imagekin.index.types import Duplicate, Group
 from imagekin.index.vectors.brute_force import each_block, rounding
 
@@ -22,7 +22,7 @@ _CHECKED_AT_ONCE = 16_384
 
 
 def groups(
-    snapshot: Snapshot, min_similarity: float, on_progress: Callable[[int], object] | None = None
+    snapshot: ColumnSnapshot, min_similarity: float, on_progress: Callable[[int], object] | None = None
 ) -> list[Group]:
     """Return groups of two and more items that are nearly the same, the largest first.
 
@@ -47,7 +47,7 @@ def groups(
     return [_group(snapshot, slots) for slots in sorted(found, key=len, reverse=True)]
 
 
-def _compare(snapshot: Snapshot, begin: int, rows: int, bound: float, parents: NDArray[np.int64]) -> None:
+def _compare(snapshot: ColumnSnapshot, begin: int, rows: int, bound: float, parents: NDArray[np.int64]) -> None:
     """Compare the `rows` slots from `begin` on with each other and all that follow, and join what is near."""
     queries, vectors = snapshot.vectors[begin : begin + rows], snapshot.vectors[begin:]
     alive, slack, lock = snapshot.alive(), rounding(vectors.shape[1]), threading.Lock()
@@ -91,7 +91,7 @@ def _join(parents: NDArray[np.int64], one: Slots, other: Slots) -> None:
         np.minimum.at(parents, np.maximum(one, other), np.minimum(one, other))
 
 
-def _group(snapshot: Snapshot, slots: Slots) -> Group:
+def _group(snapshot: ColumnSnapshot, slots: Slots) -> Group:
     near = np.concatenate(
         [
             similarities(snapshot.vectors[slots[:1]], snapshot.vectors[part][None])[0]

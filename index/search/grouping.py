@@ -4,8 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagekin.errors import InvalidArgumentError
-from imagekin.index.search.nearest import Found, nearest, similarities
-from imagekin.index.storage.columns import Mask, Slots, Snapshot
+from imagekin.index.search.nearest import NearestSlots, nearest, similarities
+from imagekin.index.storage.columns import ColumnSnapshot, Mask, Slots
 from imagekin.types import Vector
 
 # Diversity chooses among this many nearest neighbours: ten times as many as are wanted, and not too few.
@@ -20,7 +20,9 @@ def pool_size(k: int) -> int:
     return max(_LEAST_POOL, _POOL * k)
 
 
-def grouped(snapshot: Snapshot, query: Vector, k: int, mask: Mask, groups: NDArray[np.int64], group_size: int) -> Found:
+def grouped(
+    snapshot: ColumnSnapshot, query: Vector, k: int, mask: Mask, groups: NDArray[np.int64], group_size: int
+) -> NearestSlots:
     """Return the k nearest slots of which at most `group_size` are of one group.
 
     Args:
@@ -39,7 +41,7 @@ def grouped(snapshot: Snapshot, query: Vector, k: int, mask: Mask, groups: NDArr
     slots: list[int] = []
     values: list[float] = []
 
-    def take(found: Found) -> None:
+    def take(found: NearestSlots) -> None:
         for slot, value in zip(found.slots.tolist(), found.similarities.tolist(), strict=True):
             group = int(groups[slot])
             if len(slots) < k and room.setdefault(group, group_size):
@@ -58,10 +60,12 @@ def grouped(snapshot: Snapshot, query: Vector, k: int, mask: Mask, groups: NDArr
     else:
         # The nearest are all of a few groups: rank once the nearest ones of every group.
         take(_best_of_each(snapshot, query, np.flatnonzero(left), groups, group_size))
-    return Found(np.array(slots, np.int64), np.array(values, np.float32))
+    return NearestSlots(np.array(slots, np.int64), np.array(values, np.float32))
 
 
-def _best_of_each(snapshot: Snapshot, query: Vector, slots: Slots, groups: NDArray[np.int64], group_size: int) -> Found:
+def _best_of_each(
+    snapshot: ColumnSnapshot, query: Vector, slots: Slots, groups: NDArray[np.int64], group_size: int
+) -> NearestSlots:
     """Return, most similar first and ties by key, slots among which are the `group_size` nearest of every group."""
     exact = np.concatenate(
         [np.empty(0, np.float32)]
@@ -77,10 +81,10 @@ def _best_of_each(snapshot: Snapshot, query: Vector, slots: Slots, groups: NDArr
     lasts = np.minimum(firsts + group_size - 1, np.searchsorted(of, of, side="right") - 1)
     chosen = order[exact[order] >= exact[order][lasts]]
     ranked = sorted(chosen.tolist(), key=lambda place: (-exact[place], snapshot.key_utf8(int(slots[place]))))
-    return Found(slots[ranked], exact[ranked])
+    return NearestSlots(slots[ranked], exact[ranked])
 
 
-def diverse(snapshot: Snapshot, found: Found, k: int, diversity: float) -> Found:
+def diverse(snapshot: ColumnSnapshot, found: NearestSlots, k: int, diversity: float) -> NearestSlots:
     """Choose k of the neighbours by maximal marginal relevance (Carbonell and Goldstein, 1998).
 
     The first is the nearest; each further one has the largest (1 - diversity) × similarity to the query - diversity ×
@@ -101,7 +105,7 @@ def diverse(snapshot: Snapshot, found: Found, k: int, diversity: float) -> Found
         free[place] = False
         closest = np.maximum(closest, vectors @ vectors[place])
     order = sorted(chosen)
-    return Found(found.slots[order], found.similarities[order])
+    return NearestSlots(found.slots[order], found.similarities[order])
 
 
 def combine(positive: Vector, negative: Vector) -> Vector:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagekin.index.search import coded_top_k
-from imagekin.index.storage.columns import DeviceRows, Mask, Proposer, Slots, Snapshot
+from imagekin.index.storage.columns import ColumnSnapshot, DeviceRows, Mask, Proposer, Slots
 from imagekin.index.types import SearchOptions
 from imagekin.index.vectors.brute_force import THREADS, rounding, shared_out, taken, threads_for, top_k
 from imagekin.types import Vector
@@ -34,18 +34,20 @@ _RESCORED_AT_ONCE = 1 << 21  # components
 
 
 @dataclass(slots=True, eq=False)  # not frozen: that makes it three times slower to make
-class Found:
+class NearestSlots:
     """The neighbours of one query: slots, int64 [m], and similarities, float32 [m]; most similar first, ties by key."""
 
     slots: Slots
     similarities: NDArray[np.float32]
 
-    def first(self, count: int) -> "Found":
+    def first(self, count: int) -> "NearestSlots":
         """Return the `count` most similar of them."""
-        return Found(self.slots[:count], self.similarities[:count])
+        return NearestSlots(self.slots[:count], self.similarities[:count])
 
 
-def neighbours(snapshot: Snapshot, queries: Vector, options: SearchOptions, mask: Mask | None = None) -> list[Found]:
+def neighbours(
+    snapshot: ColumnSnapshot, queries: Vector, options: SearchOptions, mask: Mask | None = None
+) -> list[NearestSlots]:
     """Return what a search finds: `nearest`, less the excluded keys, cut at `k` and at `min_similarity`."""
     more = max((len(keys) for keys in options.exclude), default=0)
     if mask is None and len(queries) == 1 and snapshot.combiner is not None and len(snapshot) >= _COMBINED_FROM:
@@ -55,7 +57,7 @@ def neighbours(snapshot: Snapshot, queries: Vector, options: SearchOptions, mask
     return [cut(found, options.min_similarity) for found in excluding(snapshot, answers, options)]
 
 
-def excluding(snapshot: Snapshot, answers: list[Found], options: SearchOptions) -> list[Found]:
+def excluding(snapshot: ColumnSnapshot, answers: list[NearestSlots], options: SearchOptions) -> list[NearestSlots]:
     """Return the answers less each query's excluded keys, cut at `k`."""
     if not any(options.exclude):
         return answers
@@ -64,7 +66,7 @@ def excluding(snapshot: Snapshot, answers: list[Found], options: SearchOptions) 
     ]
 
 
-def cut(found: Found, min_similarity: float | None) -> Found:
+def cut(found: NearestSlots, min_similarity: float | None) -> NearestSlots:
     """Return the neighbours that are at least so similar."""
     if min_similarity is None:
         return found
@@ -72,9 +74,9 @@ def cut(found: Found, min_similarity: float | None) -> Found:
     return found.first(int(np.count_nonzero(found.similarities >= np.float32(min_similarity))))
 
 
-def nearest_of_all(asked: Sequence[tuple[Snapshot, Vector, int]]) -> list[Found]:
+def nearest_of_all(asked: Sequence[tuple[ColumnSnapshot, Vector, int]]) -> list[NearestSlots]:
     """Answer single queries, each with its snapshot and its k; those of one snapshot together."""
-    answers: dict[int, Found] = {}
+    answers: dict[int, NearestSlots] = {}
     places: dict[int, list[int]] = {}
     for place, (snapshot, _, _) in enumerate(asked):
         places.setdefault(id(snapshot), []).append(place)
@@ -85,7 +87,7 @@ def nearest_of_all(asked: Sequence[tuple[Snapshot, Vector, int]]) -> list[Found]
     return [answers[place] for place in range(len(asked))]
 
 
-def nearest(snapshot: Snapshot, queries: Vector, k: int, mask: Mask | None = None) -> list[Found]:
+def nearest(snapshot: ColumnSnapshot, queries: Vector, k: int, mask: Mask | None = None) -> list[NearestSlots]:
     """Return the `k` nearest live slots of each query.
 
     Args:
@@ -100,7 +102,7 @@ def nearest(snapshot: Snapshot, queries: Vector, k: int, mask: Mask | None = Non
     matching = snapshot.live if mask is None else int(np.count_nonzero(mask))
     k = min(k, matching)
     if k == 0 or not len(queries):
-        return [Found(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
+        return [NearestSlots(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
     if snapshot.approximate is not None and k <= _APPROXIMATE_TO and matching >= _APPROXIMATE_FROM:
         return _by_approximation(snapshot, snapshot.approximate, queries, k, mask)
     if snapshot.resident is not None and snapshot.resident.rows <= len(snapshot) and not snapshot.resident.failed:
@@ -119,15 +121,15 @@ def nearest(snapshot: Snapshot, queries: Vector, k: int, mask: Mask | None = Non
     return _completed(snapshot, queries, k, mask, answers)
 
 
-def _enough(snapshot: Snapshot, k: int, matching: int) -> int:
+def _enough(snapshot: ColumnSnapshot, k: int, matching: int) -> int:
     """Return how many slots to propose so that k of them most likely match, and some more."""
     spare = _MARGIN if matching < len(snapshot) else 0
     return min(len(snapshot), int(np.ceil((k + _MARGIN) * len(snapshot) / matching)) + spare)
 
 
 def _by_device(
-    snapshot: Snapshot, resident: DeviceRows, queries: Vector, k: int, mask: Mask | None, matching: int
-) -> list[Found | None] | None:
+    snapshot: ColumnSnapshot, resident: DeviceRows, queries: Vector, k: int, mask: Mask | None, matching: int
+) -> list[NearestSlots | None] | None:
     """Rank what a device proposes, which knows neither filters nor dead slots: as often as it takes, more of them.
 
     Returns:
@@ -137,7 +139,7 @@ def _by_device(
     most = min(resident.most, len(snapshot))
     if proposed > most or matching < _GATHER_BELOW_ON_DEVICE * len(snapshot):
         return None
-    answers: list[Found | None] = [None] * len(queries)
+    answers: list[NearestSlots | None] = [None] * len(queries)
     missing, considered = np.arange(len(queries)), k + _MARGIN
     while len(missing):
         found = resident.top_k(queries[missing], snapshot.vectors, proposed)
@@ -154,14 +156,14 @@ def _by_device(
 
 
 def _by_proposals(
-    snapshot: Snapshot,
+    snapshot: ColumnSnapshot,
     queries: Vector,
     k: int,
     mask: Mask | None,
     products: NDArray[np.float32],
     slots: Slots,
     considered: int,
-) -> list[Found | None]:
+) -> list[NearestSlots | None]:
     """Rank the first proposals of each query that match; None where they do not prove to hold the k nearest."""
     matches = snapshot.died[slots] > snapshot.sequence if mask is None else mask[slots]
     # What was not proposed, or is not considered, is at most as similar as the last one that was, but for rounding.
@@ -186,8 +188,8 @@ def _by_proposals(
 
 
 def _completed(
-    snapshot: Snapshot, queries: Vector, k: int, mask: Mask | None, answers: list[Found | None]
-) -> list[Found]:
+    snapshot: ColumnSnapshot, queries: Vector, k: int, mask: Mask | None, answers: list[NearestSlots | None]
+) -> list[NearestSlots]:
     """Return the answers; those that are missing are found by scoring every slot that matches."""
     missing = [place for place, answer in enumerate(answers) if answer is None]
     if missing:
@@ -198,8 +200,8 @@ def _completed(
 
 
 def _by_approximation(
-    snapshot: Snapshot, approximate: Proposer, queries: Vector, k: int, mask: Mask | None
-) -> list[Found]:
+    snapshot: ColumnSnapshot, approximate: Proposer, queries: Vector, k: int, mask: Mask | None
+) -> list[NearestSlots]:
     """Rank what an index proposes, and what is not in the index yet; every slot where that is too little."""
     slots, exact = _proposed(snapshot, approximate, queries, k, mask)
     begin = min(approximate.rows, len(snapshot))
@@ -225,7 +227,7 @@ def _by_approximation(
 
 
 def _proposed(
-    snapshot: Snapshot, approximate: Proposer, queries: Vector, k: int, mask: Mask | None
+    snapshot: ColumnSnapshot, approximate: Proposer, queries: Vector, k: int, mask: Mask | None
 ) -> tuple[Slots, NDArray[np.float32]]:
     """Return what an index proposes, int64 [N, m], and similarities, float32 [N, m], -inf where there is none."""
     bits = approximate.bits(snapshot, mask)
@@ -241,7 +243,7 @@ def _proposed(
     return slots, exact
 
 
-def _matching(snapshot: Snapshot, queries: Vector, slots: Slots, mask: Mask | None) -> NDArray[np.float32]:
+def _matching(snapshot: ColumnSnapshot, queries: Vector, slots: Slots, mask: Mask | None) -> NDArray[np.float32]:
     """Return the similarity of each query to each of its slots, -inf where a slot does not match or is -1."""
     matches = snapshot.died[slots] > snapshot.sequence if mask is None else mask[slots]
     matches &= slots >= 0
@@ -250,7 +252,7 @@ def _matching(snapshot: Snapshot, queries: Vector, slots: Slots, mask: Mask | No
     return exact
 
 
-def _scored(snapshot: Snapshot, queries: Vector, slots: Slots) -> NDArray[np.float32]:
+def _scored(snapshot: ColumnSnapshot, queries: Vector, slots: Slots) -> NDArray[np.float32]:
     """Return the similarity of each query to each of its own slots, float32 [N, m]."""
     # Quicker than indexing, the more so where the caches hold none of it.
     return similarities(queries, np.take(snapshot.vectors, slots, axis=0))
@@ -270,14 +272,14 @@ def similarities(queries: Vector, vectors: Vector) -> NDArray[np.float32]:
     return np.clip(exact, -1.0, 1.0).astype(np.float32)
 
 
-def _without(snapshot: Snapshot, found: Found, keys: frozenset[str]) -> Found:
+def _without(snapshot: ColumnSnapshot, found: NearestSlots, keys: frozenset[str]) -> NearestSlots:
     stay = [place for place, slot in enumerate(found.slots.tolist()) if not keys or snapshot.key(slot) not in keys]
-    return Found(found.slots[stay], found.similarities[stay])
+    return NearestSlots(found.slots[stay], found.similarities[stay])
 
 
 def _by_candidates(
-    snapshot: Snapshot, queries: Vector, k: int, mask: Mask | None, products: NDArray[np.float32], slots: Slots
-) -> list[Found | None]:
+    snapshot: ColumnSnapshot, queries: Vector, k: int, mask: Mask | None, products: NDArray[np.float32], slots: Slots
+) -> list[NearestSlots | None]:
     """Rank each query's candidates; None where they do not prove to hold the k nearest."""
     exact = _matching(snapshot, queries, slots, mask)
     # What was not proposed is at most as similar as the last one that was, but for the kernel's rounding.
@@ -287,14 +289,16 @@ def _by_candidates(
     return _settled(snapshot, slots, exact, k, np.count_nonzero(exact > bounds[:, None], axis=1) >= k)
 
 
-def _settled(snapshot: Snapshot, slots: Slots, exact: NDArray[np.float32], k: int, proven: Mask) -> list[Found | None]:
+def _settled(
+    snapshot: ColumnSnapshot, slots: Slots, exact: NDArray[np.float32], k: int, proven: Mask
+) -> list[NearestSlots | None]:
     """Return the k most similar of each row's slots, ties by key; None for rows that are not proven to hold them."""
     order = np.argsort(-exact, axis=1, kind="stable")
     slots = taken(slots, order)
     exact = taken(exact, order)
     tied = np.any(exact[:, 1 : k + 1] == exact[:, :k][:, : exact.shape[1] - 1], axis=1)
     best, near = slots[:, :k], exact[:, :k]
-    answers: list[Found | None] = [Found(*pair) for pair in zip(best, near, strict=True)]
+    answers: list[NearestSlots | None] = [NearestSlots(*pair) for pair in zip(best, near, strict=True)]
     for row in np.flatnonzero(tied & proven).tolist():
         answers[row] = ranked(snapshot, slots[row], exact[row], k)
     for row in np.flatnonzero(~proven).tolist():
@@ -302,7 +306,7 @@ def _settled(snapshot: Snapshot, slots: Slots, exact: NDArray[np.float32], k: in
     return answers
 
 
-def _by_scoring(snapshot: Snapshot, queries: Vector, k: int, matching: Slots) -> list[Found]:
+def _by_scoring(snapshot: ColumnSnapshot, queries: Vector, k: int, matching: Slots) -> list[NearestSlots]:
     """Score every matching slot, block by block, and keep what may be among the k nearest."""
     kept: list[tuple[Slots, NDArray[np.float32]]] = [
         (np.empty(0, np.int64), np.empty(0, np.float32)) for _ in range(len(queries))
@@ -327,9 +331,9 @@ def _by_scoring(snapshot: Snapshot, queries: Vector, k: int, matching: Slots) ->
     ]
 
 
-def ranked(snapshot: Snapshot, slots: Slots, exact: NDArray[np.float32], k: int) -> Found:
+def ranked(snapshot: ColumnSnapshot, slots: Slots, exact: NDArray[np.float32], k: int) -> NearestSlots:
     """Return the k most similar of the slots, equal ones in the order of their keys."""
     bound = np.partition(exact, len(exact) - k)[len(exact) - k]
     near = np.flatnonzero(exact >= bound)
     ranked = sorted(near.tolist(), key=lambda place: (-exact[place], snapshot.key_utf8(int(slots[place]))))[:k]
-    return Found(slots[ranked], exact[ranked])
+    return NearestSlots(slots[ranked], exact[ranked])

@@ -5,8 +5,8 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
-from imagekin.index.search.nearest import Found, ranked, similarities
-from imagekin.index.storage.columns import Mask, Slots, Snapshot
+from imagekin.index.search.nearest import NearestSlots, ranked, similarities
+from imagekin.index.storage.columns import ColumnSnapshot, Mask, Slots
 from imagekin.index.vectors.brute_force import each_block, rounding
 from imagekin.types import Vector
 
@@ -17,7 +17,9 @@ _PRODUCTS_AT_ONCE = 1 << 24
 _SCORED_AT_ONCE = 16_384
 
 
-def within(snapshot: Snapshot, queries: Vector, k: int, bound: float, mask: Mask | None = None) -> list[Found]:
+def within(
+    snapshot: ColumnSnapshot, queries: Vector, k: int, bound: float, mask: Mask | None = None
+) -> list[NearestSlots]:
     """Return every live slot that is at least so similar; of more than `k` of them the most similar ones.
 
     Args:
@@ -32,7 +34,7 @@ def within(snapshot: Snapshot, queries: Vector, k: int, bound: float, mask: Mask
     """
     step = max(1, min(_QUERIES_AT_ONCE, _PRODUCTS_AT_ONCE // max(1, len(snapshot))))
     matching = snapshot.alive() if mask is None else mask
-    answers: list[Found] = []
+    answers: list[NearestSlots] = []
     for begin in range(0, len(queries), step):
         part = queries[begin : begin + step]
         rows, slots = _near(snapshot, part, bound - rounding(queries.shape[1]), matching)
@@ -43,7 +45,7 @@ def within(snapshot: Snapshot, queries: Vector, k: int, bound: float, mask: Mask
 
 
 def _near(
-    snapshot: Snapshot, queries: Vector, bound: float, matching: Mask
+    snapshot: ColumnSnapshot, queries: Vector, bound: float, matching: Mask
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the queries' numbers, ascending, and for each a slot whose product reaches the bound; slots ascend too."""
     rows, slots = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
@@ -64,7 +66,7 @@ def _near(
     return row[order], slot[order]
 
 
-def _settled(snapshot: Snapshot, query: Vector, slots: Slots, k: int, bound: float) -> Found:
+def _settled(snapshot: ColumnSnapshot, query: Vector, slots: Slots, k: int, bound: float) -> NearestSlots:
     pieces = [
         similarities(query[None], snapshot.vectors[slots[begin : begin + _SCORED_AT_ONCE]][None])[0]
         for begin in range(0, len(slots), _SCORED_AT_ONCE)
@@ -76,4 +78,4 @@ def _settled(snapshot: Snapshot, query: Vector, slots: Slots, k: int, bound: flo
     order = np.argsort(-exact, kind="stable")
     if len(exact) > 1 and np.any(np.diff(exact[order]) == 0):
         return ranked(snapshot, slots, exact, min(k, len(slots)))
-    return Found(slots[order[:k]], exact[order[:k]])
+    return NearestSlots(slots[order[:k]], exact[order[:k]])

@@ -49,7 +49,7 @@ class Proposer(Protocol):
     def propose(self, queries: Vector, k: int, bits: NDArray[np.uint8] | None) -> NDArray[np.int64]:
         """Return slots that may be among the `k` nearest, int64 [N, …]; -1 where fewer were found."""
 
-    def bits(self, snapshot: "Snapshot", mask: Mask | None) -> NDArray[np.uint8] | None:
+    def bits(self, snapshot: "ColumnSnapshot", mask: Mask | None) -> NDArray[np.uint8] | None:
         """Return which slots may be proposed, as a bitmap; None for all of them."""
 
 
@@ -73,7 +73,7 @@ class DeviceRows(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Snapshot:
+class ColumnSnapshot:
     """A collection as of one sequence number.
 
     Attributes:
@@ -163,13 +163,13 @@ class Snapshot:
         places = np.repeat(begins - (np.cumsum(lengths) - lengths), lengths) + np.arange(int(lengths.sum()))
         return self.key_bytes[places], lengths
 
-    def at(self, sequence: int) -> "Snapshot":
+    def at(self, sequence: int) -> "ColumnSnapshot":
         """Return the collection as of an earlier sequence number, at least `floor`."""
         if sequence == self.sequence:
             return self
         end = int(np.searchsorted(self.sequences, sequence, side="right"))
         alive = self.died[:end] > sequence
-        return Snapshot(
+        return ColumnSnapshot(
             vectors=self.vectors[:end],
             sequences=self.sequences[:end],
             died=self.died[:end],
@@ -300,10 +300,10 @@ class Columns:
         """Declare that what died before `sequence` is not here, so that no snapshot looks back beyond it."""
         self._floor = sequence
 
-    def snapshot(self, sequence: int) -> Snapshot:
+    def snapshot(self, sequence: int) -> ColumnSnapshot:
         """Return the items as of `sequence`, the last one appended or killed."""
         size = self._size
-        return Snapshot(
+        return ColumnSnapshot(
             vectors=self._vectors[:size],
             sequences=self._sequences[:size],
             died=self._died[:size],
@@ -338,7 +338,7 @@ class Columns:
         return self._size
 
     @classmethod
-    def of_live(cls, view: Snapshot, turns: Turns) -> "Columns":
+    def of_live(cls, view: ColumnSnapshot, turns: Turns) -> "Columns":
         """Return columns of what a snapshot sees; to be brought up to a later one with `catch_up`."""
         live = np.flatnonzero(view.alive())
         fresh = cls(view.vectors.shape[1], len(live), view.label_names)  # the same codes: who knows them goes on
@@ -346,20 +346,20 @@ class Columns:
         fresh._copy(view, live, turns)
         return fresh
 
-    def catch_up(self, view: Snapshot, since: int, turns: Turns) -> None:
+    def catch_up(self, view: ColumnSnapshot, since: int, turns: Turns) -> None:
         """Take over what was written up to a snapshot of other columns after `since`, which these are as of."""
         self._copy(view, np.arange(np.searchsorted(view.sequences, since, side="right"), len(view)), turns)
         died = np.flatnonzero((view.died > since) & (view.died <= view.sequence))
         self.kill(view.sequences[died], view.died[died])
 
-    def _copy(self, view: Snapshot, slots: Slots, turns: Turns) -> None:
+    def _copy(self, view: ColumnSnapshot, slots: Slots, turns: Turns) -> None:
         """Append slots of other columns, as live ones."""
         codes = np.array([self._label_code(name) for name in list(view.label_names)] + [UNLABELLED], np.int32)
         for begin in range(0, len(slots), _COPIED_AT_ONCE):
             self._copy_some(view, slots[begin : begin + _COPIED_AT_ONCE], codes)
             turns.give_way()
 
-    def _copy_some(self, view: Snapshot, slots: Slots, codes: NDArray[np.int32]) -> None:
+    def _copy_some(self, view: ColumnSnapshot, slots: Slots, codes: NDArray[np.int32]) -> None:
         """Append slots of other columns, whose labels have other codes here."""
         text, lengths = view.keys_utf8(slots)
         self.reserve(len(slots), len(text))

@@ -10,13 +10,15 @@ from numpy.typing import NDArray
 from imagekin.errors import DataLossError
 from imagekin.index.storage.schema import payload_checksum, row_checksum
 from imagekin.index.storage.transactions import as_json
-from imagekin.index.types import StoredItem
+from imagekin.index.types import IndexedItem
 from imagekin.types import Payload
 
 _Joined = tuple[int, str, str | None, bytes | None, int, str | None, int, bytes]
 
 
-def read_items(connection: sqlite3.Connection, keys: Sequence[str], dim: int, collection: str) -> dict[str, StoredItem]:
+def read_items(
+    connection: sqlite3.Connection, keys: Sequence[str], dim: int, collection: str
+) -> dict[str, IndexedItem]:
     """Return the items of those of `keys` that exist."""
     rows = connection.execute(
         "SELECT i.sequence, key, label, content_hash, checksum, payload, payload_checksum, data"
@@ -27,7 +29,7 @@ def read_items(connection: sqlite3.Connection, keys: Sequence[str], dim: int, co
     return {item.key: item for item in items}
 
 
-def read_page(connection: sqlite3.Connection, after: int, limit: int, dim: int, collection: str) -> list[StoredItem]:
+def read_page(connection: sqlite3.Connection, after: int, limit: int, dim: int, collection: str) -> list[IndexedItem]:
     """Return the first `limit` items above the sequence number `after`, in its order."""
     rows = connection.execute(
         "SELECT i.sequence, key, label, content_hash, checksum, payload, payload_checksum, data"
@@ -37,7 +39,7 @@ def read_page(connection: sqlite3.Connection, after: int, limit: int, dim: int, 
     return [_stored_item(row, dim, collection) for row in rows.fetchall()]
 
 
-def read_rows(connection: sqlite3.Connection, sequences: Sequence[int], dim: int, collection: str) -> list[StoredItem]:
+def read_rows(connection: sqlite3.Connection, sequences: Sequence[int], dim: int, collection: str) -> list[IndexedItem]:
     """Return the items of rows, in the order of their sequence numbers."""
     rows = connection.execute(
         "SELECT i.sequence, key, label, content_hash, checksum, payload, payload_checksum, data"
@@ -93,13 +95,13 @@ def _decode_payload(text: str, checksum: int, key: str, collection: str) -> Payl
     return payload
 
 
-def _stored_item(row: _Joined, dim: int, collection: str) -> StoredItem:
+def _stored_item(row: _Joined, dim: int, collection: str) -> IndexedItem:
     """Return the item of a joined row, or raise DataLossError naming it."""
     sequence, key, label, content_hash, checksum, payload, check, data = row
     intact = row_checksum(key.encode(), None if label is None else label.encode(), content_hash, data) == checksum
     if not intact or len(data) != 4 * dim:
         raise DataLossError(f"collection {collection!r} is damaged: item {key!r} fails its checksum")
-    return StoredItem(
+    return IndexedItem(
         key,
         np.frombuffer(data, np.float32).copy(),
         label,

@@ -172,8 +172,8 @@ def read_identity(connection: sqlite3.Connection, collection: str) -> Identity:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if application == _BEFORE_0_2:
         raise FailedPreconditionError(
-            f"collection {collection!r} was made by a version before 0.2, which this one does not read: index its images"
-            " again into a new data folder"
+            f"collection {collection!r} was made by a version before 0.2, which this one does not read:"
+            " index its images again into a new data folder"
         )
     if application != APPLICATION_ID:
         raise DataLossError(f"collection {collection!r} is damaged: its database is not one of a collection")

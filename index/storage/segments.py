@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imagekin.index.storage.columns import Columns, Snapshot
+from imagekin.index.storage.columns import Columns, ColumnSnapshot
 from imagekin.index.storage.mapped_arrays import map_rows
 from imagekin.index.storage.schema import Identity
 from imagekin.index.types import StoppedError
@@ -149,7 +149,9 @@ class Segments:
         except (OSError, ValueError):
             return None
 
-    def seal(self, snapshot: Snapshot, since: Manifest | None, stop: Callable[[], bool] = lambda: False) -> Manifest:
+    def seal(
+        self, snapshot: ColumnSnapshot, since: Manifest | None, stop: Callable[[], bool] = lambda: False
+    ) -> Manifest:
         """Write what a snapshot holds, put it on disk and let the manifest name it.
 
         Args:
@@ -273,7 +275,7 @@ def _fields(manifest: Manifest) -> dict[str, Any]:
 
 
 def _parts(
-    snapshot: Snapshot, codes: Codes | None, begin: int, end: int, keys: int, keys_end: int
+    snapshot: ColumnSnapshot, codes: Codes | None, begin: int, end: int, keys: int, keys_end: int
 ) -> dict[str, tuple[int, NDArray[Any]]]:
     """Return for each column's file where the new rows go, in bytes, and the rows."""
     rows = slice(begin, end)

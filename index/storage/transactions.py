@@ -16,7 +16,7 @@ from imagekin.errors import InvalidArgumentError
 from imagekin.index import validation
 from imagekin.index.storage.schema import State, payload_checksum, row_checksum
 from imagekin.index.storage.yielding import Turns
-from imagekin.index.types import Item
+from imagekin.index.types import VectorItem
 from imagekin.types import Outcome, Vector
 
 # Rows of one INSERT, most first: a handful of statements that stay prepared, whatever the number of rows.
@@ -26,7 +26,7 @@ _ENCODED_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ItemRow:
     """An item without its vector, checked and encoded."""
 
     key: str
@@ -39,7 +39,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class WriteBatch:
     """Checked items, every key once.
 
     Attributes:
@@ -48,12 +48,12 @@ class Batch:
         positions: for each item as given, the place of its key in `rows`.
     """
 
-    rows: list[Row]
+    rows: list[ItemRow]
     vectors: Vector
     positions: list[int]
 
 
-def prepare(items: Sequence[Item], dim: int, turns: Turns) -> Batch:
+def prepare(items: Sequence[VectorItem], dim: int, turns: Turns) -> WriteBatch:
     """Check and encode items; of equal keys the last one counts.
 
     Raises:
@@ -77,15 +77,15 @@ def prepare(items: Sequence[Item], dim: int, turns: Turns) -> Batch:
             )
         except InvalidArgumentError as error:
             raise InvalidArgumentError(f"item {item.key!r}: {error}", field=error.field) from None
-    return Batch(rows, vectors, [places[item.key] for item in items])
+    return WriteBatch(rows, vectors, [places[item.key] for item in items])
 
 
-def encode(item: Item, key: str, payload: str | None, vector: memoryview | bytes) -> Row:
+def encode(item: VectorItem, key: str, payload: str | None, vector: memoryview | bytes) -> ItemRow:
     """Return an item's row; `payload` and `vector` are as they will be stored."""
     label = validation.label(item.label)
     content_hash = validation.content_hash(item.content_hash)
     utf8 = key.encode()
-    return Row(
+    return ItemRow(
         key,
         utf8,
         label,
@@ -96,7 +96,7 @@ def encode(item: Item, key: str, payload: str | None, vector: memoryview | bytes
     )
 
 
-def _vectors(items: list[Item], dim: int) -> Vector:
+def _vectors(items: list[VectorItem], dim: int) -> Vector:
     for item in items:
         shape = np.shape(item.vector)
         if shape != (dim,):
@@ -121,7 +121,7 @@ def _vectors(items: list[Item], dim: int) -> Vector:
 class Changes:
     """What a transaction did, for the columns in memory to follow once it is committed."""
 
-    added: list[tuple[int, Batch]] = field(default_factory=list)
+    added: list[tuple[int, WriteBatch]] = field(default_factory=list)
     dead: list[int] = field(default_factory=list)
     dead_at: list[int] = field(default_factory=list)
 
@@ -168,7 +168,7 @@ class Transaction:
                 (self.sequence, self.count, self.labelled),
             )
 
-    def upsert(self, batch: Batch) -> list[bool]:
+    def upsert(self, batch: WriteBatch) -> list[bool]:
         """Insert or replace the rows; return for each whether its key existed."""
         if not batch.rows:
             return []
@@ -229,14 +229,14 @@ class Transaction:
                 self._turns.give_way()
 
     @staticmethod
-    def _item_values(batch: Batch, first: int) -> list[tuple[object, ...]]:
+    def _item_values(batch: WriteBatch, first: int) -> list[tuple[object, ...]]:
         return [
             (first + n, row.key, row.label, row.content_hash, row.checksum, row.payload, row.payload_checksum)
             for n, row in enumerate(batch.rows)
         ]
 
 
-def outcomes(batch: Batch, existed: list[bool]) -> tuple[Outcome, ...]:
+def outcomes(batch: WriteBatch, existed: list[bool]) -> tuple[Outcome, ...]:
     """Return what became of each item as given: of equal keys the second one replaces the first."""
     seen = {place for place, was_there in enumerate(existed) if was_there}
     results = []

@@ -7,8 +7,8 @@ import numpy as np
 from imagekin.errors import InvalidArgumentError
 from imagekin.index import validation
 from imagekin.index.storage.reads import read_items
-from imagekin.index.storage.transactions import Batch, Transaction, encode
-from imagekin.index.types import Item
+from imagekin.index.storage.transactions import Transaction, WriteBatch, encode
+from imagekin.index.types import VectorItem
 from imagekin.types import ItemUpdate, Payload, UpdateResult
 
 
@@ -40,8 +40,8 @@ def apply(transaction: Transaction, updates: dict[str, ItemUpdate], dim: int, co
         label = item.label if updates[key].label is None else updates[key].label
         payload: Payload | None = item.payload if updates[key].payload is None else updates[key].payload
         vectors[place] = item.vector
-        changed = Item(key, item.vector, label, payload, item.content_hash)
+        changed = VectorItem(key, item.vector, label, payload, item.content_hash)
         rows.append(encode(changed, key, validation.payload_text(payload), item.vector.tobytes()))
-    transaction.upsert(Batch(rows, vectors, list(range(len(rows)))))
+    transaction.upsert(WriteBatch(rows, vectors, list(range(len(rows)))))
     missing = tuple(key for key in updates if key not in items)
     return UpdateResult(len(items), missing, transaction.sequence if items else 0)

@@ -42,7 +42,7 @@ _MOST_HOT = 1 / 2
 
 def scores_of(
     queries: NDArray[np.int8], codes: Codes, integers: IntegerProducts, n: int, k: int, bars_of: BarsOf
-) -> "Scores":
+) -> "CodeScores":
     """Multiply the first `n` codes by queries and return what of them may be among the k largest.
 
     Args:
@@ -57,7 +57,7 @@ def scores_of(
     count, packed = len(queries), _within(codes.packed, n)
     at_once = max(EVEN, _PRODUCTS_AT_ONCE // count // EVEN * EVEN, *map(len, packed))
     scratch = _take_scratch(min(n, at_once) * count)
-    scores = Scores(count, codes.room.shape[1], n, k, bars_of)
+    scores = CodeScores(count, codes.room.shape[1], n, k, bars_of)
     try:
         for blocks in _packed_blocks(queries, integers, packed, at_once, scratch):
             scores.look(blocks)
@@ -140,7 +140,7 @@ def _other_blocks(
         yield blocks
 
 
-class Scores:
+class CodeScores:
     """Products of codes, some blocks after the other, and what of them may be among the k largest.
 
     Args:

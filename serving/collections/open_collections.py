@@ -139,7 +139,7 @@ class OpenCollection:
             self._idle.set()
 
 
-class Store:
+class CollectionStore:
     """All collections of the server's data folder or store; without either every call is refused.
 
     Args:

@@ -7,8 +7,8 @@ import numpy as np
 
 from imagekin.errors import FailedPreconditionError, ImagekinError, InvalidArgumentError
 from imagekin.index import validation
-from imagekin.index.types import Item
-from imagekin.serving.collections.open_collections import OpenCollection, Store
+from imagekin.index.types import VectorItem
+from imagekin.serving.collections.open_collections import CollectionStore, OpenCollection
 from imagekin.serving.embedding.models import Models
 from imagekin.serving.messages import check_count, located, read_payload, read_vector
 from imagekin.serving.searching.queries import model_for
@@ -34,7 +34,7 @@ class Prepared:
     """
 
     entry: OpenCollection
-    items: Sequence[Item | ImagekinError]
+    items: Sequence[VectorItem | ImagekinError]
 
 
 class Writer:
@@ -46,7 +46,7 @@ class Writer:
         limits: ceilings.
     """
 
-    def __init__(self, store: Store, models: Models, limits: Limits) -> None:
+    def __init__(self, store: CollectionStore, models: Models, limits: Limits) -> None:
         self._store = store
         self._models = models
         self._limits = limits
@@ -74,7 +74,7 @@ class Writer:
         images = {
             position: request.items[position].image.data
             for position, item in enumerate(checked)
-            if isinstance(item, Item) and request.items[position].WhichOneof("content") == "image"
+            if isinstance(item, VectorItem) and request.items[position].WhichOneof("content") == "image"
         }
         if images:
             await self._embed(images, checked, entry, timeout=timeout, patient=patient)
@@ -83,7 +83,7 @@ class Writer:
     async def write(self, prepared: Prepared) -> pb.UpsertResponse:
         """Write the good items of a batch; they are on disk when this returns."""
         entry = prepared.entry
-        good = [item for item in prepared.items if isinstance(item, Item)]
+        good = [item for item in prepared.items if isinstance(item, VectorItem)]
         if not good:
             errors = [item_error(item) for item in prepared.items if isinstance(item, ImagekinError)]
             return pb.UpsertResponse(results=[pb.UpsertResult(error=error) for error in errors])
@@ -100,7 +100,7 @@ class Writer:
     async def _embed(
         self,
         images: Mapping[int, bytes],
-        checked: list[Item | ImagekinError],
+        checked: list[VectorItem | ImagekinError],
         entry: OpenCollection,
         *,
         timeout: float | None,
@@ -121,15 +121,15 @@ class Writer:
             item = checked[position]
             if isinstance(outcome, ImagekinError):
                 checked[position] = outcome
-            elif isinstance(item, Item):
+            elif isinstance(item, VectorItem):
                 checked[position] = replace(item, vector=outcome.vector, content_hash=outcome.content_hash)
 
 
-def _check_all(messages: Sequence[common_pb2.Item], dim: int) -> list[Item | ImagekinError]:
+def _check_all(messages: Sequence[common_pb2.Item], dim: int) -> list[VectorItem | ImagekinError]:
     return [_check(message, position, dim) for position, message in enumerate(messages)]
 
 
-def _check(message: common_pb2.Item, position: int, dim: int) -> Item | ImagekinError:
+def _check(message: common_pb2.Item, position: int, dim: int) -> VectorItem | ImagekinError:
     """Return an item whose every part is good (of an image, the vector is still to be made), or what is wrong."""
     where = f"items[{position}]"
     content = message.WhichOneof("content")
@@ -150,4 +150,4 @@ def _check(message: common_pb2.Item, position: int, dim: int) -> Item | Imagekin
             raise InvalidArgumentError("the item is empty: set image or vector", field=where)
     except InvalidArgumentError as error:
         return error
-    return Item(key, vector, label, payload, content_hash)
+    return VectorItem(key, vector, label, payload, content_hash)

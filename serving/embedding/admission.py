@@ -14,7 +14,7 @@ _LEAST_RETRY_SECONDS = 0.05
 _MOST_RETRY_SECONDS = 30.0
 
 
-class Pace:
+class Throughput:
     """How many images a second leave while the queue is never empty; a running mean. Lives on the event loop."""
 
     _SPAN_SECONDS = 0.25
@@ -57,7 +57,7 @@ class Admission:
         self.queued = 0
         self.queued_bytes = 0
         self._limits = limits
-        self._pace = Pace()
+        self._pace = Throughput()
         self._room = asyncio.Event()
 
     def refusal(self, images: int = 1, size: int = 0, timeout: float | None = None) -> ResourceExhaustedError | None:

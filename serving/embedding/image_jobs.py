@@ -13,7 +13,7 @@ from imagekin.errors import ImagekinError
 Source = bytes | memoryview | NDArray[np.uint8]
 
 
-class Embedded(NamedTuple):
+class EmbeddedImage(NamedTuple):
     """What became of one image.
 
     Attributes:
@@ -27,7 +27,7 @@ class Embedded(NamedTuple):
     content_hash: bytes
 
 
-Outcome = Embedded | ImagekinError
+EmbedOutcome = EmbeddedImage | ImagekinError
 
 
 class Work:
@@ -63,13 +63,13 @@ class Work:
         self.images: Sequence[Source] = images
         self.hashes = hashes
         self.size = sum(len(image) if isinstance(image, bytes) else image.nbytes for image in images)
-        self.outcomes: list[Outcome | None] = [None] * len(images)
+        self.outcomes: list[EmbedOutcome | None] = [None] * len(images)
         self.failure: Exception | None = None
         self.began = time.monotonic()
         self.left = len(images)
         self.deadline = deadline
         self.loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[list[Outcome]] = self.loop.create_future()
+        self.done: asyncio.Future[list[EmbedOutcome]] = self.loop.create_future()
 
     def is_dead(self) -> bool:
         """Return whether nobody waits for the answer any more, so that no more work may be spent on it."""
@@ -84,7 +84,7 @@ class Work:
 File = tuple[Work, int]
 
 
-class Decoded(NamedTuple):
+class DecodedImage(NamedTuple):
     """An image on its way to the encoder."""
 
     work: Work
@@ -95,4 +95,4 @@ class Decoded(NamedTuple):
 
 
 # What has become of an image; None when it was dropped.
-Ended = tuple[Work, int, Outcome | None]
+Ended = tuple[Work, int, EmbedOutcome | None]

@@ -19,7 +19,7 @@ from imagekin.serving.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class ServedModel:
     """A loaded model.
 
     Attributes:
@@ -50,7 +50,7 @@ class Models:
         models: the models, with different names.
     """
 
-    def __init__(self, models: Sequence[Model]) -> None:
+    def __init__(self, models: Sequence[ServedModel]) -> None:
         self._models = {model.name: model for model in models}
 
     @classmethod
@@ -65,11 +65,11 @@ class Models:
         return cls(_load(settings.models, settings, metrics))
 
     @property
-    def all(self) -> tuple[Model, ...]:
+    def all(self) -> tuple[ServedModel, ...]:
         """All models, the default one first."""
         return tuple(self._models.values())
 
-    def get(self, name: str) -> Model:
+    def get(self, name: str) -> ServedModel:
         """Return the model of a name; empty means the default one.
 
         Raises:
@@ -101,7 +101,7 @@ class Models:
             return None
         return min(found, key=lambda refusal: refusal.retry_after, default=None)
 
-    def for_space(self, space: str) -> Model | None:
+    def for_space(self, space: str) -> ServedModel | None:
         """Return the first model that embeds into a space, None when there is none."""
         return next((model for model in self._models.values() if model.metadata.space == space), None)
 
@@ -136,7 +136,7 @@ class Models:
             model.pipeline.close()
 
 
-def _load(models: Sequence[tuple[str, Path]], settings: Settings, metrics: Metrics | None) -> list[Model]:
+def _load(models: Sequence[tuple[str, Path]], settings: Settings, metrics: Metrics | None) -> list[ServedModel]:
     """Load models; threads are started only when all could be loaded."""
     opened = [(name, *open_encoder(path, settings)) for name, path in models]
     for _, encoder, _ in opened:
@@ -145,7 +145,7 @@ def _load(models: Sequence[tuple[str, Path]], settings: Settings, metrics: Metri
         encoder.run(np.zeros((1, side.height, side.width, 3), np.uint8))
     workers = settings.decode_workers or cores()
     return [
-        Model(
+        ServedModel(
             name,
             encoder.metadata,
             Pipeline(

@@ -22,7 +22,7 @@ import numpy as np
 
 from imagekin.errors import DeadlineExceededError, ImagekinError
 from imagekin.serving.embedding.admission import Admission
-from imagekin.serving.embedding.image_jobs import Decoded, Ended, File, Outcome, Source, Work
+from imagekin.serving.embedding.image_jobs import DecodedImage, EmbedOutcome, Ended, File, Source, Work
 from imagekin.serving.embedding.stages import Runner, Stages
 from imagekin.serving.observability.metrics import Metrics
 from imagekin.serving.settings import Limits
@@ -83,7 +83,7 @@ class Pipeline:
         # Guards the five below and `Work.left`.
         self._lock = threading.Lock()
         self._files: deque[File] = deque()
-        self._pixels: deque[Decoded] = deque()
+        self._pixels: deque[DecodedImage] = deque()
         self._sessions = self._all_sessions = sessions
         self._idle = 0
         self._closing = False
@@ -118,7 +118,7 @@ class Pipeline:
 
     async def embed(
         self, images: Sequence[Source], *, timeout: float | None = None, hashes: bool = False, patient: bool = False
-    ) -> list[Outcome]:
+    ) -> list[EmbedOutcome]:
         """Embed the images of one request.
 
         Args:
@@ -138,7 +138,7 @@ class Pipeline:
 
     async def begin(
         self, images: Sequence[Source], *, timeout: float | None = None, hashes: bool = False, patient: bool = False
-    ) -> asyncio.Future[list[Outcome]]:
+    ) -> asyncio.Future[list[EmbedOutcome]]:
         """Put the images of one request into the queue and return the answer to come; to cancel it drops them.
 
         Arguments and errors are those of `embed`; DeadlineExceededError comes as the answer.
@@ -215,11 +215,11 @@ class Pipeline:
 
     def _work_off(self, files: Sequence[File]) -> None:
         """Decode and infer files here, on their event loop, but for those that take a thread after all."""
-        decoded: list[Decoded] = []
+        decoded: list[DecodedImage] = []
         ended: list[Ended] = []
         for work, position in files:
             entry = self._stages.decode(work, position, self._stages.small_limits)
-            if isinstance(entry, Decoded):
+            if isinstance(entry, DecodedImage):
                 decoded.append(entry)
             elif isinstance(entry[2], ImagekinError):
                 # Perhaps it is only over the limits that hold here.
@@ -243,7 +243,7 @@ class Pipeline:
                 self._answer(self._end(self._infer(task)))
             else:
                 entry = self._stages.decode(*task, self._stages.limits)
-                if isinstance(entry, Decoded):
+                if isinstance(entry, DecodedImage):
                     with self._lock:
                         # This thread looks for what to do next right after, so nobody has to be woken for these.
                         self._pixels.append(entry)
@@ -253,7 +253,7 @@ class Pipeline:
             # Hold no image of the last request while waiting for the next one.
             del task
 
-    def _next(self) -> "File | list[Decoded] | None":
+    def _next(self) -> "File | list[DecodedImage] | None":
         """Return what to do next: a file to decode or a batch to infer; None when the pipeline is closed."""
         while True:
             with self._lock:
@@ -278,7 +278,7 @@ class Pipeline:
         share = (ready + len(self._files)) // self._all_sessions
         return min(max(share, 1), self._max_batch)
 
-    def _infer(self, batch: list[Decoded]) -> list[Ended]:
+    def _infer(self, batch: list[DecodedImage]) -> list[Ended]:
         """Infer a batch, and let the next one begin."""
         ended = self._stages.infer(batch)
         with self._lock:

@@ -12,7 +12,7 @@ from imagekin.encoder.decoding.decode import DecodeLimits
 from imagekin.encoder.metadata import Metadata
 from imagekin.encoder.runtime.session import Outputs
 from imagekin.errors import ImagekinError
-from imagekin.serving.embedding.image_jobs import Decoded, Embedded, Ended, Work
+from imagekin.serving.embedding.image_jobs import DecodedImage, EmbeddedImage, Ended, Work
 from imagekin.serving.embedding.prices import Prices
 from imagekin.serving.observability.metrics import Metrics
 from imagekin.serving.settings import Limits
@@ -67,7 +67,7 @@ class Stages:
         )
         self.prices = Prices()
 
-    def decode(self, work: Work, position: int, limits: DecodeLimits) -> Decoded | Ended:
+    def decode(self, work: Work, position: int, limits: DecodeLimits) -> DecodedImage | Ended:
         """Decode a file, or say why it ends here."""
         if work.is_dead():
             return work, position, None
@@ -89,11 +89,11 @@ class Stages:
         if self._metrics is not None:
             self._metrics.stage("queue", start - work.began)
             self._metrics.stage("decode", end - start)
-        return Decoded(work, position, pixels, content_hash, end)
+        return DecodedImage(work, position, pixels, content_hash, end)
 
-    def infer(self, batch: Sequence[Decoded]) -> list[Ended]:
+    def infer(self, batch: Sequence[DecodedImage]) -> list[Ended]:
         """Infer the images of a batch that somebody still waits for."""
-        wanted: list[Decoded] = []
+        wanted: list[DecodedImage] = []
         ended: list[Ended] = []
         for entry in batch:
             if entry.work.is_dead():
@@ -104,7 +104,7 @@ class Stages:
             ended += self._encode(wanted)
         return ended
 
-    def _encode(self, batch: list[Decoded]) -> list[Ended]:
+    def _encode(self, batch: list[DecodedImage]) -> list[Ended]:
         start = time.monotonic()
         try:
             # `stack` takes longer than some models do.
@@ -124,13 +124,17 @@ class Stages:
         self.prices.inference.note(seconds, len(batch))
         self._note(batch, start, seconds)
         return [
-            (work, position, Embedded(vector, None if outputs.logits is None else outputs.logits[row], content_hash))
+            (
+                work,
+                position,
+                EmbeddedImage(vector, None if outputs.logits is None else outputs.logits[row], content_hash),
+            )
             for row, ((work, position, _, content_hash, _), vector) in enumerate(
                 zip(batch, outputs.embeddings, strict=True)
             )
         ]
 
-    def _note(self, batch: list[Decoded], start: float, seconds: float) -> None:
+    def _note(self, batch: list[DecodedImage], start: float, seconds: float) -> None:
         if self._metrics is None:
             return
         for _, _, _, _, decoded in batch:

@@ -160,7 +160,7 @@ class Metrics:
         observe(seconds)
 
 
-class Outcome:
+class CallOutcome:
     """Finds out the status code of what a `with` block does.
 
     Attributes:
@@ -171,7 +171,7 @@ class Outcome:
         self.code = "OK"
         self._is_late = is_late
 
-    def __enter__(self) -> "Outcome":
+    def __enter__(self) -> "CallOutcome":
         return self
 
     def __exit__(

@@ -9,8 +9,8 @@ from imagekin.errors import FailedPreconditionError, ImagekinError, InvalidArgum
 from imagekin.index.interface import Collection
 from imagekin.index.search.grouping import combine
 from imagekin.serving.collections.open_collections import OpenCollection
-from imagekin.serving.embedding.image_jobs import Embedded
-from imagekin.serving.embedding.models import Model, Models
+from imagekin.serving.embedding.image_jobs import EmbeddedImage
+from imagekin.serving.embedding.models import Models, ServedModel
 from imagekin.serving.messages import Vector, located, read_vector
 from imagekin.v1 import common_pb2
 
@@ -38,7 +38,7 @@ class Resolved:
 Resolution = Resolved | ImagekinError
 
 
-def model_for(entry: OpenCollection, models: Models) -> Model:
+def model_for(entry: OpenCollection, models: Models) -> ServedModel:
     """Return the model that embeds images for a collection.
 
     Raises:
@@ -178,7 +178,7 @@ async def _embed(
     with model.pipeline.leased():
         outcomes = await model.pipeline.embed(list(images.values()), timeout=timeout, hashes=hashes)
     for position, outcome in zip(images, outcomes, strict=True):
-        if isinstance(outcome, Embedded):
+        if isinstance(outcome, EmbeddedImage):
             found[position] = Resolved(outcome.vector, frozenset(), outcome.content_hash or None, outcome.logits)
         else:
             found[position] = outcome

@@ -7,7 +7,7 @@ from imagekin.serving.transport.calls import Context
 from imagekin.v1 import admin_pb2, admin_pb2_grpc
 
 
-class Admin(admin_pb2_grpc.AdminServicer):
+class AdminService(admin_pb2_grpc.AdminServicer):
     """Operates a running server.
 
     Args:

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from imagekin.errors import InvalidArgumentError
-from imagekin.serving.collections.open_collections import Store
+from imagekin.serving.collections.open_collections import CollectionStore
 from imagekin.serving.collections.writes import Prepared, Writer
 from imagekin.serving.embedding.models import Models
 from imagekin.serving.messages import check_count, read_updates, write_collection, write_item
@@ -22,7 +22,7 @@ DEFAULT_PAGE = 100
 DEFAULT_FACETS = 100
 
 
-class Collections(collections_pb2_grpc.CollectionsServicer):
+class CollectionsService(collections_pb2_grpc.CollectionsServicer):
     """Keeps collections.
 
     Args:
@@ -31,7 +31,7 @@ class Collections(collections_pb2_grpc.CollectionsServicer):
         limits: ceilings.
     """
 
-    def __init__(self, store: Store, models: Models, limits: Limits) -> None:
+    def __init__(self, store: CollectionStore, models: Models, limits: Limits) -> None:
         self._store = store
         self._models = models
         self._limits = limits

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 
 from imagekin.encoder.metadata import Metadata
 from imagekin.errors import ImagekinError
-from imagekin.serving.embedding.image_jobs import Outcome
-from imagekin.serving.embedding.models import Model, Models
+from imagekin.serving.embedding.image_jobs import EmbedOutcome
+from imagekin.serving.embedding.models import Models, ServedModel
 from imagekin.serving.messages import check_count
 from imagekin.serving.settings import Limits
 from imagekin.serving.transport.calls import Context
@@ -31,7 +31,7 @@ EMBED = "/imagekin.v1.Embedder/Embed"
 READERS = {EMBED: read_embed, "/imagekin.v1.Embedder/EmbedStream": read_embed_stream}
 
 
-class Embedder(embedder_pb2_grpc.EmbedderServicer):
+class EmbedderService(embedder_pb2_grpc.EmbedderServicer):
     """Embeds images. Answers that hold vectors come serialised, see `imagekin.serving.transport.wire`.
 
     Args:
@@ -53,7 +53,7 @@ class Embedder(embedder_pb2_grpc.EmbedderServicer):
     async def EmbedStream(  # type: ignore[override]
         self, request_iterator: AsyncIterator[AnyEmbedStream], context: Context
     ) -> AsyncIterator[bytes]:
-        async def begin(request: AnyEmbedStream) -> tuple[tuple[int, Metadata], asyncio.Future[list[Outcome]]]:
+        async def begin(request: AnyEmbedStream) -> tuple[tuple[int, Metadata], asyncio.Future[list[EmbedOutcome]]]:
             images = self._images(request.batch)
             model = self._models.get(request.batch.model)
             with model.pipeline.leased():
@@ -74,11 +74,11 @@ class Embedder(embedder_pb2_grpc.EmbedderServicer):
         return [image.data for image in request.images]
 
 
-def _results(outcomes: Sequence[Outcome]) -> list[Result]:
+def _results(outcomes: Sequence[EmbedOutcome]) -> list[Result]:
     return [item_error(outcome) if isinstance(outcome, ImagekinError) else outcome.vector for outcome in outcomes]
 
 
-def _describe(model: Model) -> embedder_pb2.Model:
+def _describe(model: ServedModel) -> embedder_pb2.Model:
     metadata = model.metadata
     return embedder_pb2.Model(
         name=model.name,

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from imagekin.encoder.metadata import installed_version
 from imagekin.errors import ImagekinError, InvalidArgumentError, NotFoundError
 from imagekin.kserve import inference_pb2 as pb
 from imagekin.kserve import inference_pb2_grpc
-from imagekin.serving.embedding.image_jobs import Embedded, Source
-from imagekin.serving.embedding.models import Model, Models
+from imagekin.serving.embedding.image_jobs import EmbeddedImage, Source
+from imagekin.serving.embedding.models import Models, ServedModel
 from imagekin.serving.messages import check_count
 from imagekin.serving.settings import Limits
 from imagekin.serving.transport.calls import Context
+from imagekin.version import installed_version
 
 VERSION = "1"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -27,7 +27,7 @@ Tensor = pb.ModelInferRequest.InferInputTensor
 TensorMetadata = pb.ModelMetadataResponse.TensorMetadata
 
 
-class Inference(inference_pb2_grpc.GRPCInferenceServiceServicer):
+class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
     """Embeds images that come as tensors: BYTES [N] or [N, 1] of image files, or UINT8 [N, H, W, 3] of pixels.
 
     Args:
@@ -82,7 +82,7 @@ class Inference(inference_pb2_grpc.GRPCInferenceServiceServicer):
                 # In a thread, because pixels that come as typed contents are millions of Python integers.
                 images = await asyncio.to_thread(read_images, request, model, limit)
             outcomes = await model.pipeline.embed(images, timeout=context.time_remaining())
-        embedded: list[Embedded] = []
+        embedded: list[EmbeddedImage] = []
         for position, outcome in enumerate(outcomes):
             if isinstance(outcome, ImagekinError):
                 raise type(outcome)(f"image {position}: {outcome}", field=f"inputs[0][{position}]")
@@ -94,13 +94,13 @@ class Inference(inference_pb2_grpc.GRPCInferenceServiceServicer):
             response.raw_output_contents.append(rows.tobytes())
         return response
 
-    def _model(self, name: str, version: str) -> Model:
+    def _model(self, name: str, version: str) -> ServedModel:
         if version not in ("", VERSION):
             raise NotFoundError(f"models have one version here, {VERSION}", field="model_version")
         return self._models.get(name)
 
 
-def read_images(request: pb.ModelInferRequest, model: Model, limit: int) -> Sequence[Source]:
+def read_images(request: pb.ModelInferRequest, model: ServedModel, limit: int) -> Sequence[Source]:
     """Return the images of a request: files, or pixels uint8 [H, W, 3].
 
     Args:
@@ -156,7 +156,7 @@ def split_bytes(raw: bytes, limit: int) -> list[bytes]:
     return elements
 
 
-def _read_pixels(tensor: Tensor, raw: bytes | None, model: Model, limit: int) -> Sequence[Source]:
+def _read_pixels(tensor: Tensor, raw: bytes | None, model: ServedModel, limit: int) -> Sequence[Source]:
     side = model.metadata.preprocess
     wanted = [side.height, side.width, 3]
     if list(tensor.shape[1:]) != wanted:
@@ -175,7 +175,7 @@ def _read_pixels(tensor: Tensor, raw: bytes | None, model: Model, limit: int) ->
     return list(flat.reshape(-1, side.height, side.width, 3))
 
 
-def _wanted(request: pb.ModelInferRequest, model: Model) -> list[str]:
+def _wanted(request: pb.ModelInferRequest, model: ServedModel) -> list[str]:
     known = ["embedding", "logits"] if model.metadata.class_names else ["embedding"]
     wanted = list(dict.fromkeys(output.name for output in request.outputs)) or known
     for name in wanted:
@@ -184,7 +184,7 @@ def _wanted(request: pb.ModelInferRequest, model: Model) -> list[str]:
     return wanted
 
 
-def _output(embedded: Embedded, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _output(embedded: EmbeddedImage, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     if name == "embedding" or embedded.logits is None:
         return embedded.vector
     return embedded.logits

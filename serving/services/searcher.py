@@ -10,7 +10,7 @@ import numpy as np
 
 from imagekin.errors import FailedPreconditionError, ImagekinError, InvalidArgumentError
 from imagekin.index.types import ClassifyMethod, ClassifyOptions, SearchOptions
-from imagekin.serving.collections.open_collections import OpenCollection, Store
+from imagekin.serving.collections.open_collections import CollectionStore, OpenCollection
 from imagekin.serving.embedding.models import Models
 from imagekin.serving.messages import Vector, check_count, check_range, write_neighbour, write_prediction
 from imagekin.serving.searching.filters import given_filter
@@ -39,7 +39,7 @@ class Exclusion(NamedTuple):
 Ask = Callable[[Vector, Sequence[Exclusion]], Sequence[Answer]]
 
 
-class Searcher(searcher_pb2_grpc.SearcherServicer):
+class SearcherService(searcher_pb2_grpc.SearcherServicer):
     """Searches and classifies.
 
     Args:
@@ -48,7 +48,7 @@ class Searcher(searcher_pb2_grpc.SearcherServicer):
         limits: ceilings.
     """
 
-    def __init__(self, store: Store, models: Models, limits: Limits) -> None:
+    def __init__(self, store: CollectionStore, models: Models, limits: Limits) -> None:
         self._store = store
         self._models = models
         self._limits = limits

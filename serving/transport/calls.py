@@ -27,7 +27,7 @@ from imagekin.errors import (
     UnavailableError,
 )
 from imagekin.serving.observability.logs import REQUEST_ID, request_id
-from imagekin.serving.observability.metrics import Metrics, Outcome, Reason
+from imagekin.serving.observability.metrics import CallOutcome, Metrics, Reason
 from imagekin.serving.observability.tracing import Tracer
 from imagekin.serving.transport.access import Guard
 from imagekin.serving.transport.status import public_error, to_status
@@ -46,7 +46,7 @@ _EARLY_SECONDS = 0.05
 log = logging.getLogger("imagekin.client.calls")
 
 
-class Call(NamedTuple):
+class CallInfo(NamedTuple):
     """One call.
 
     Attributes:
@@ -164,7 +164,7 @@ class Calls(grpc.GenericRpcHandler):
         if handler is None:
             return None
         metadata: Any = handler_call_details.invocation_metadata or ()
-        call = Call(handler_call_details.method, request_id(metadata), time.monotonic(), metadata)
+        call = CallInfo(handler_call_details.method, request_id(metadata), time.monotonic(), metadata)
         if self._guard is not None:
             try:
                 self._guard.check(call.method, metadata)
@@ -180,7 +180,7 @@ class Calls(grpc.GenericRpcHandler):
             return self._wrap_stream(handler, inner, call)
         return self._wrap_writer(handler, inner, call)
 
-    def _refuse(self, error: ImagekinError, call: Call) -> Handler:
+    def _refuse(self, error: ImagekinError, call: CallInfo) -> Handler:
         """Return a handler that refuses. As a stream, whatever the method is, so that no request is read."""
         if self._metrics is not None:
             self._rejected("unauthenticated" if isinstance(error, UnauthenticatedError) else "permission_denied")
@@ -192,13 +192,13 @@ class Calls(grpc.GenericRpcHandler):
 
         return grpc.stream_stream_rpc_method_handler(refuse)
 
-    def _wrap_unary(self, handler: Any, call: Call) -> Handler:
+    def _wrap_unary(self, handler: Any, call: CallInfo) -> Handler:
         async def answer(raw: bytes, context: Context) -> bytes:
             return await self._answer(handler, call, context, raw)
 
         return cast(Handler, _Unary(answer))
 
-    def _wrap_crowded(self, handler: Any, call: Call, door: Door) -> Handler:
+    def _wrap_crowded(self, handler: Any, call: CallInfo, door: Door) -> Handler:
         """Wrap a unary method as a stream, which has not read its request yet when the door is asked."""
 
         async def answer(raw: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
@@ -207,7 +207,12 @@ class Calls(grpc.GenericRpcHandler):
         return grpc.stream_stream_rpc_method_handler(answer)
 
     async def _answer(
-        self, handler: Any, call: Call, context: Context, raw: bytes | AsyncIterator[bytes], door: Door | None = None
+        self,
+        handler: Any,
+        call: CallInfo,
+        context: Context,
+        raw: bytes | AsyncIterator[bytes],
+        door: Door | None = None,
     ) -> bytes:
         """Return a unary method's answer, serialised."""
         try:
@@ -228,7 +233,7 @@ class Calls(grpc.GenericRpcHandler):
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
         return answer
 
-    def _wrap_stream(self, handler: Any, inner: Callable[..., Any], call: Call) -> Handler:
+    def _wrap_stream(self, handler: Any, inner: Callable[..., Any], call: CallInfo) -> Handler:
         async def requests(raw: AsyncIterator[bytes]) -> AsyncIterator[Message]:
             messages = aiter(raw)
             while (data := await self._read(messages)) is not None:
@@ -253,7 +258,7 @@ class Calls(grpc.GenericRpcHandler):
             return grpc.stream_stream_rpc_method_handler(answers)
         return grpc.unary_stream_rpc_method_handler(answers)
 
-    def _wrap_writer(self, handler: Any, write: Callable[..., Awaitable[None]], call: Call) -> Handler:
+    def _wrap_writer(self, handler: Any, write: Callable[..., Awaitable[None]], call: CallInfo) -> Handler:
         """Wrap a stream that writes by itself and has no end: health's Watch."""
 
         async def watch(raw: bytes, context: Context) -> None:
@@ -270,7 +275,7 @@ class Calls(grpc.GenericRpcHandler):
 
         return grpc.unary_stream_rpc_method_handler(watch, response_serializer=handler.response_serializer)
 
-    def _watched(self, call: Call, context: Context, *, streamed: bool) -> contextlib.AbstractContextManager[None]:
+    def _watched(self, call: CallInfo, context: Context, *, streamed: bool) -> contextlib.AbstractContextManager[None]:
         """Count and, if the log is that fine, write down how a call ended."""
         watched = self._metrics is not None or self._tracer is not None or log.isEnabledFor(logging.DEBUG)
         if not watched or call.method.startswith("/grpc."):
@@ -278,9 +283,9 @@ class Calls(grpc.GenericRpcHandler):
         return self._watch(call, context, streamed)
 
     @contextlib.contextmanager
-    def _watch(self, call: Call, context: Context, streamed: bool) -> Iterator[None]:
+    def _watch(self, call: CallInfo, context: Context, streamed: bool) -> Iterator[None]:
         # A client that gives up at its deadline may be heard a moment before our own clock has reached it.
-        outcome = Outcome(lambda: (left := context.time_remaining()) is not None and left <= _EARLY_SECONDS)
+        outcome = CallOutcome(lambda: (left := context.time_remaining()) is not None and left <= _EARLY_SECONDS)
         try:
             with outcome:
                 yield
@@ -360,7 +365,7 @@ def _parse(handler: Any, data: bytes, most: int) -> Any:
         raise InvalidArgumentError("the request is no valid protobuf message of this method") from None
 
 
-async def abort(context: Context, error: Exception, call: Call) -> None:
+async def abort(context: Context, error: Exception, call: CallInfo) -> None:
     """End a call with the status of an error. Always raises."""
     if isinstance(error, grpc.aio.AbortError):
         raise error

@@ -79,7 +79,7 @@ class FileSource:
         return 1
 
 
-class Found(NamedTuple):
+class FoundFile(NamedTuple):
     """A file, or a folder that cannot be read."""
 
     key: str
@@ -94,7 +94,7 @@ class _Entered(NamedTuple):
     entries: Iterator[tuple[str, bool]]
 
 
-def walk(root: str, enters: Callable[[str], bool] | None = None) -> Iterator[Found]:
+def walk(root: str, enters: Callable[[str], bool] | None = None) -> Iterator[FoundFile]:
     """Yield all files below a folder, or below those of its folders that `enters` says yes to.
 
     A stack, and no recursion: folders may be nested deeper than Python's calls.
@@ -107,7 +107,7 @@ def walk(root: str, enters: Callable[[str], bool] | None = None) -> Iterator[Fou
             try:
                 folder = _enter(root, prefix)
             except OSError as error:
-                yield Found(prefix.rstrip("/"), SourceError(f"the folder cannot be read ({error.strerror})"))
+                yield FoundFile(prefix.rstrip("/"), SourceError(f"the folder cannot be read ({error.strerror})"))
             else:
                 # A folder inside itself, by way of a link. The same folder beside itself is another matter.
                 if all(folder.identity != above.identity for above in entered):
@@ -118,7 +118,7 @@ def walk(root: str, enters: Callable[[str], bool] | None = None) -> Iterator[Fou
         if name is None:
             entered.pop()
         elif not is_folder:
-            yield Found(entered[-1].prefix + name)
+            yield FoundFile(entered[-1].prefix + name)
         elif not is_hidden(name) and (enters is None or enters(entered[-1].prefix + name)):
             pending = f"{entered[-1].prefix}{name}/"
 

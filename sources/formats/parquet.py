@@ -22,7 +22,7 @@ from imagekin.sources.formats.table_rows import (
 )
 from imagekin.sources.pieces import Piece
 from imagekin.sources.places import Place
-from imagekin.sources.records import Embedded, Record, SourceError, Vector, printable, record_of, too_large
+from imagekin.sources.records import Record, SourceError, Vector, VectorInfo, printable, record_of, too_large
 
 SPACE = b"imagekin.space"
 VECTOR_COLUMNS = ("vector", "embedding", "embeddings")
@@ -68,7 +68,7 @@ class ParquetSource:
     def __init__(self, place: Place, max_bytes: int) -> None:
         self._place = place
         self._max_bytes = max_bytes
-        self._embedded: Embedded | None = None
+        self._embedded: VectorInfo | None = None
         self._problem: ImagekinError | None = None
         self._rows: int | None = None
         self._firsts: list[int] = []
@@ -81,12 +81,12 @@ class ParquetSource:
                 self._columns = _columns(parquet)
                 if self._columns.dim is not None:
                     space = (parquet.schema_arrow.metadata or {}).get(SPACE, b"").decode(errors="replace")
-                    self._embedded = Embedded(self._columns.dim, space)
+                    self._embedded = VectorInfo(self._columns.dim, space)
         except _DAMAGE as error:
             self._problem = SourceError(_first_line(error))
 
     @property
-    def embedded(self) -> Embedded | None:
+    def embedded(self) -> VectorInfo | None:
         """What its vectors are like; None when it holds images, or cannot be read."""
         return self._embedded
 

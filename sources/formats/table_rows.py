@@ -15,7 +15,7 @@ LABEL_COLUMNS = ("label", "class", "cls")
 PAYLOAD_COLUMN = "payload"
 
 
-class Described(NamedTuple):
+class RowMetadata(NamedTuple):
     """What a row says of an image beside its pixels."""
 
     label: str | None
@@ -27,7 +27,7 @@ def first_of(names: Collection[str], wanted: tuple[str, ...]) -> str | None:
     return next((name for name in wanted if name in names), None)
 
 
-def described(values: Mapping[str, JSON], label_column: str | None, used: Collection[str]) -> Described:
+def described(values: Mapping[str, JSON], label_column: str | None, used: Collection[str]) -> RowMetadata:
     """Return the label and the payload of a row.
 
     Args:
@@ -53,4 +53,4 @@ def described(values: Mapping[str, JSON], label_column: str | None, used: Collec
     for name, value in values.items():
         if name not in used and name != PAYLOAD_COLUMN and name != label_column and value is not None:
             payload[name] = value
-    return Described(label, payload or None)
+    return RowMetadata(label, payload or None)

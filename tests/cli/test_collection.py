@@ -8,7 +8,7 @@ import pytest
 
 from imagekin.cli.main import run
 from imagekin.index.local.catalog import Catalog
-from imagekin.index.types import Item
+from imagekin.index.types import VectorItem
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def data(tmp_path: Path) -> str:
     vectors = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
     with Catalog(tmp_path / "data") as catalog:
         collection = catalog.create("shop", space="ik1-a", dim=4)
-        collection.upsert([Item(f"k{n}", vector, "red", {"n": n}) for n, vector in enumerate(vectors)])
+        collection.upsert([VectorItem(f"k{n}", vector, "red", {"n": n}) for n, vector in enumerate(vectors)])
     return str(tmp_path / "data")
 
 

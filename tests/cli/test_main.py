@@ -98,7 +98,8 @@ print("\\n" + " ".join({module.split(".")[0] for module in sys.modules}))
 def test_a_missing_extra_is_named_with_the_command_that_brings_it(
     missing: str, arguments: list[str], extra: str
 ) -> None:
-    code = f"import sys; sys.modules[{missing!r}] = None; from imagekin.cli import main as cli; sys.exit(cli.run({arguments!r}))"
+    hidden = f"import sys; sys.modules[{missing!r}] = None"
+    code = f"{hidden}; from imagekin.cli import main as cli; sys.exit(cli.run({arguments!r}))"
     done = python(code)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(f"imagekin: this needs {missing}")

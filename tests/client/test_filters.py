@@ -98,7 +98,7 @@ def test_the_command_counts_facets_scrolls_and_deletes(
         local = catalog.create("shop", space="mine", dim=DIM)
         local.upsert(
             [
-                types.Item(item.key, item.vector, item.label, item.payload)
+                types.VectorItem(item.key, item.vector, item.label, item.payload)
                 for item in client.scroll("shop", with_vector=True)
             ]
         )

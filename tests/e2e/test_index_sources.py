@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from imagekin.index.local.catalog import Catalog
-from imagekin.index.types import StoredItem
+from imagekin.index.types import IndexedItem
 from tests.artifacts import tiny_artifact
 from tests.e2e.processes import run, running_server
 from tests.sources.pictures import png, tar_bytes, write_files
@@ -41,7 +41,7 @@ def answer(*arguments: str, status: int = 0) -> dict[str, Any]:
     return found
 
 
-def items(data: Path, name: str) -> dict[str, StoredItem]:
+def items(data: Path, name: str) -> dict[str, IndexedItem]:
     with Catalog(data) as catalog, catalog.open(name) as collection:
         return {item.key: item for item in collection.items()}
 

@@ -28,7 +28,7 @@ from imagekin.index.filters.conditions import (
 )
 from imagekin.index.filters.parser import parse
 from imagekin.index.interface import Collections, KeptCollection
-from imagekin.index.types import ClassifyMethod, ClassifyOptions, EvaluateOptions, Item, SearchOptions
+from imagekin.index.types import ClassifyMethod, ClassifyOptions, EvaluateOptions, SearchOptions, VectorItem
 from imagekin.types import ItemUpdate, Neighbour, Outcome, Payload, Prediction, Vector
 from tests.index.conditions import PAYLOADS, conditions
 from tests.index.reference import assert_agree, nearest, unit
@@ -61,10 +61,10 @@ def vectors(count: int, seed: int = 0, dim: int = DIM) -> Vector:
     return found
 
 
-def shop(count: int = 60) -> list[Item]:
+def shop(count: int = 60) -> list[VectorItem]:
     """Return items with labels, prices, tags and, two by two, content hashes."""
     return [
-        Item(
+        VectorItem(
             f"item-{number:03}",
             vector,
             [None, "shoe", "hat", "ärmel"][number % 4],
@@ -75,7 +75,7 @@ def shop(count: int = 60) -> list[Item]:
     ]
 
 
-def by_key(items: list[Item]) -> dict[str, Item]:
+def by_key(items: list[VectorItem]) -> dict[str, VectorItem]:
     return {item.key: item for item in items}
 
 
@@ -83,7 +83,7 @@ def keys(found: list[Neighbour]) -> list[str]:
     return [one.key for one in found]
 
 
-def matching(items: list[Item], condition: Condition) -> dict[str, Item]:
+def matching(items: list[VectorItem], condition: Condition) -> dict[str, VectorItem]:
     return {item.key: item for item in items if matches(condition, item.key, item.label, item.payload)}
 
 
@@ -94,7 +94,7 @@ def assert_alike(found: Prediction, expected: Prediction) -> None:
     assert [label for label, _ in found.votes] == [label for label, _ in expected.votes]
 
 
-def voted(items: list[Item], query: Vector, k: int, temperature: float) -> Prediction:
+def voted(items: list[VectorItem], query: Vector, k: int, temperature: float) -> Prediction:
     """Return the class by the votes of the k nearest, said in NumPy."""
     labelled = {item.key: item for item in items if item.label}
     near = nearest(labelled, query, k)
@@ -121,7 +121,7 @@ class Promises:
             assert (stored.key, stored.label, stored.content_hash) == (item.key, item.label, item.content_hash)
             assert stored.payload == item.payload
             np.testing.assert_array_equal(stored.vector, unit(item.vector)[0])
-        again = [Item(one.key, one.vector) for one in found if one is not None]
+        again = [VectorItem(one.key, one.vector) for one in found if one is not None]
         collection.upsert(again)
         for before, after in zip(again, collection.get([one.key for one in again]), strict=True):
             assert after is not None
@@ -137,7 +137,7 @@ class Promises:
         }
         key = "ключ \"'\\ 🦆"
         collection = place.new()
-        collection.upsert([Item(key, vectors(1)[0], "löb\"el'\\", payload)])
+        collection.upsert([VectorItem(key, vectors(1)[0], "löb\"el'\\", payload)])
         (stored,) = collection.get([key])
         assert stored is not None
         assert (stored.label, stored.payload) == ("löb\"el'\\", payload)
@@ -146,9 +146,9 @@ class Promises:
 
     def test_a_key_is_there_once_and_the_last_write_counts(self, place: Place) -> None:
         collection, (one, two, three) = place.new(), vectors(3)
-        first = collection.upsert([Item("a", one, "old"), Item("b", one), Item("a", two, "new")])
+        first = collection.upsert([VectorItem("a", one, "old"), VectorItem("b", one), VectorItem("a", two, "new")])
         assert first.outcomes == (Outcome.INSERTED, Outcome.INSERTED, Outcome.REPLACED)
-        second = collection.upsert([Item("a", three, content_hash=b"x" * 32)])
+        second = collection.upsert([VectorItem("a", three, content_hash=b"x" * 32)])
         assert second.outcomes == (Outcome.REPLACED,)
         assert second.sequence > first.sequence
         assert collection.count() == 2
@@ -244,7 +244,7 @@ class Promises:
 
     def test_content_hashes(self, place: Place) -> None:
         collection, items = place.new(), shop(4)
-        collection.upsert([*items, Item("none", items[0].vector)])
+        collection.upsert([*items, VectorItem("none", items[0].vector)])
         assert collection.content_hashes(["item-001", "none", "missing"]) == {
             "item-001": items[1].content_hash,
             "none": None,
@@ -274,8 +274,8 @@ class Promises:
 
     def test_equally_similar_items_are_ordered_by_key(self, place: Place) -> None:
         collection, (one, other) = place.new(), vectors(2)
-        collection.upsert([Item(f"k{n:03}", one) for n in reversed(range(120))])
-        collection.upsert([Item("far", other)])
+        collection.upsert([VectorItem(f"k{n:03}", one) for n in reversed(range(120))])
+        collection.upsert([VectorItem("far", other)])
         (found,) = collection.search(one[None], SearchOptions(9))
         assert keys(found) == [f"k{n:03}" for n in range(9)]
 
@@ -330,7 +330,7 @@ class Promises:
         )
         def check(payloads: list[Any], asked: list[Condition]) -> None:
             labels = [None, "a", "ab", "é", "10", "'"]
-            items = [Item(f"a{n}", vectors(1)[0], labels[n % 6], payload) for n, payload in enumerate(payloads)]
+            items = [VectorItem(f"a{n}", vectors(1)[0], labels[n % 6], payload) for n, payload in enumerate(payloads)]
             collection.upsert(items)
             for condition in asked:
                 assert collection.count(condition) == len(matching(items, condition)), condition
@@ -364,7 +364,7 @@ class Promises:
         (query,) = vectors(1, seed=4)
         ranking = nearest(by_key(items), query, 60)
 
-        def value(item: Item, field: str) -> object:
+        def value(item: VectorItem, field: str) -> object:
             return item.label if field == "label" else look_up(item.payload, path_of(field))
 
         for field in ("label", "payload.stock.now"):
@@ -481,23 +481,23 @@ class Promises:
     @pytest.mark.parametrize(
         "item",
         [
-            Item("", np.ones(DIM, np.float32)),
-            Item("a\nb", np.ones(DIM, np.float32)),
-            Item("é" * 513, np.ones(DIM, np.float32)),
-            Item("key", np.ones(DIM, np.float32), label="x" * 1025),
-            Item("key", np.ones(DIM, np.float32), payload={"text": "x" * 65_536}),
-            Item("key", np.ones(DIM, np.float32), payload={"number": math.nan}),
-            Item("key", np.ones(DIM, np.float32), content_hash=b"short"),
-            Item("key", np.ones(DIM + 1, np.float32)),
-            Item("key", np.zeros(DIM, np.float32)),
-            Item("key", np.full(DIM, math.inf, np.float32)),
+            VectorItem("", np.ones(DIM, np.float32)),
+            VectorItem("a\nb", np.ones(DIM, np.float32)),
+            VectorItem("é" * 513, np.ones(DIM, np.float32)),
+            VectorItem("key", np.ones(DIM, np.float32), label="x" * 1025),
+            VectorItem("key", np.ones(DIM, np.float32), payload={"text": "x" * 65_536}),
+            VectorItem("key", np.ones(DIM, np.float32), payload={"number": math.nan}),
+            VectorItem("key", np.ones(DIM, np.float32), content_hash=b"short"),
+            VectorItem("key", np.ones(DIM + 1, np.float32)),
+            VectorItem("key", np.zeros(DIM, np.float32)),
+            VectorItem("key", np.full(DIM, math.inf, np.float32)),
         ],
         ids=range(10),
     )
-    def test_what_cannot_be_kept_is_refused_and_nothing_is_written(self, place: Place, item: Item) -> None:
+    def test_what_cannot_be_kept_is_refused_and_nothing_is_written(self, place: Place, item: VectorItem) -> None:
         collection = place.new()
         with pytest.raises(InvalidArgumentError) as raised:
-            collection.upsert([Item("good", np.ones(DIM, np.float32)), item])
+            collection.upsert([VectorItem("good", np.ones(DIM, np.float32)), item])
         assert "\n" not in str(raised.value)
         assert collection.count() == 0
 

@@ -32,7 +32,7 @@ from imagekin.errors import FailedPreconditionError
 from imagekin.index.local import maintenance, store
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.search import coded_top_k
-from imagekin.index.types import Item, SearchOptions
+from imagekin.index.types import SearchOptions, VectorItem
 from imagekin.types import Vector
 from tests.index.reference import unit
 
@@ -124,7 +124,9 @@ def write_on(folder: Path, seed: int, say: Callable[[dict[str, Any]], None]) -> 
         else:
             version = int(random.integers(1 << 30))
             say({"begin": number, "to": dict.fromkeys(keys, version)})
-            collection.upsert([Item(key, vector_of(key, version), str(version), {"version": version}) for key in keys])
+            collection.upsert(
+                [VectorItem(key, vector_of(key, version), str(version), {"version": version}) for key in keys]
+            )
         say({"done": number})
 
     def work(own: int) -> None:

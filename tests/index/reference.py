@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from imagekin.index.types import Item
+from imagekin.index.types import VectorItem
 from imagekin.types import Neighbour, Vector
 
 
@@ -15,7 +15,7 @@ def unit(vectors: Vector) -> Vector:
     return units
 
 
-def nearest(items: Mapping[str, Item], query: Vector, k: int) -> list[tuple[str, float]]:
+def nearest(items: Mapping[str, VectorItem], query: Vector, k: int) -> list[tuple[str, float]]:
     """Return keys and similarities of the k nearest items, ties by key."""
     keys = sorted(items)
     if not keys:

@@ -20,7 +20,7 @@ from imagekin.index.milvus.clock import Clock
 from imagekin.index.milvus.connection import StoreAddress, parse_store
 from imagekin.index.milvus.expressions import expression
 from imagekin.index.open import open_collections
-from imagekin.index.types import Item, SearchOptions
+from imagekin.index.types import SearchOptions, VectorItem
 from tests.index.conformance import DIM, SPACE, Place, Promises, shop
 from tests.index.limited import install, seal_at_once
 from tests.index.reference import assert_agree, nearest
@@ -106,7 +106,9 @@ def test_what_milvus_does_otherwise_is_refused_with_what_does_it(lite: Place) ->
         with pytest.raises(InvalidArgumentError, match="Milvus"):
             collection.count(parse(text))
     with pytest.raises(InvalidArgumentError, match="Milvus"):
-        collection.upsert([Item("good", ONE), Item("many", ONE, payload={f"f{n}": None for n in range(4097)})])
+        collection.upsert(
+            [VectorItem("good", ONE), VectorItem("many", ONE, payload={f"f{n}": None for n in range(4097)})]
+        )
     assert collection.count() == 0
 
 
@@ -126,7 +128,7 @@ def test_more_rows_than_milvus_answers_with_at_once(lite: Place, monkeypatch: py
     assert_agree(found, nearest({one.key: one for one in collection.items()}, items[50].vector, 8))
     with pytest.raises(InvalidArgumentError, match="16"):
         collection.search(ONE[None], SearchOptions(17))
-    collection.upsert([Item(f"same-{n:02}", ONE) for n in range(30)])
+    collection.upsert([VectorItem(f"same-{n:02}", ONE) for n in range(30)])
     with pytest.raises(FailedPreconditionError, match="equally similar"):
         collection.search(ONE[None], SearchOptions(10))
     with pytest.raises(FailedPreconditionError, match="groups"):

@@ -17,7 +17,7 @@ from imagekin.machine import cores
 from imagekin.progress import progress
 from imagekin.sources.labels import SPLIT_NAMES, folders_of
 from imagekin.sources.records import Record, Source, SourceError
-from imagekin.training.data.pixel_cache import Arrangement, Decoded
+from imagekin.training.data.pixel_cache import Arrangement, DecodedFile
 
 logger = logging.getLogger("imagekin.training")
 
@@ -26,7 +26,9 @@ GROUP_BYTES = 2**16
 """A thread is handed as many files at a time as these allow: handing over one costs as much as decoding a small one."""
 
 
-def decode_source(source: Source, name: str, preprocess: Preprocess, limit: int, skip: int = 0) -> Iterator[Decoded]:
+def decode_source(
+    source: Source, name: str, preprocess: Preprocess, limit: int, skip: int = 0
+) -> Iterator[DecodedFile]:
     """Decode a source's images in threads (Pillow lets go of the GIL), in its order, few in memory at a time.
 
     Args:
@@ -40,7 +42,7 @@ def decode_source(source: Source, name: str, preprocess: Preprocess, limit: int,
         InvalidArgumentError: the source is damaged, so that nobody knows what else it holds, or holds vectors.
     """
     workers = cores()
-    waiting: deque[Future[list[Decoded]]] = deque()
+    waiting: deque[Future[list[DecodedFile]]] = deque()
     total = source.count() if sys.stderr.isatty() and not limit else None
     with ThreadPoolExecutor(workers) as pool, progress(f"reading {name}", total) as advance:
         records = iter(_limited(source, limit))
@@ -55,7 +57,7 @@ def decode_source(source: Source, name: str, preprocess: Preprocess, limit: int,
             advance(len(done))
 
 
-def arrange(rows: Sequence[Decoded], path: str) -> Arrangement:
+def arrange(rows: Sequence[DecodedFile], path: str) -> Arrangement:
     """Sort what was decoded by name, give it labels, and say what failed.
 
     Raises:
@@ -103,21 +105,21 @@ def _groups(records: Iterable[Record]) -> Iterator[list[Record]]:
         yield group
 
 
-def _decode_all(group: Sequence[Record], preprocess: Preprocess) -> list[Decoded]:
+def _decode_all(group: Sequence[Record], preprocess: Preprocess) -> list[DecodedFile]:
     return [_decode(record, preprocess) for record in group]
 
 
-def _decode(record: Record, preprocess: Preprocess) -> Decoded:
+def _decode(record: Record, preprocess: Preprocess) -> DecodedFile:
     if isinstance(record.data, SourceError):
         raise InvalidArgumentError(f"{record.key}: {record.data}", field="data") from record.data
     if isinstance(record.data, ImagekinError):
-        return Decoded(record.key, None, str(record.data), record.label)
+        return DecodedFile(record.key, None, str(record.data), record.label)
     if not isinstance(record.data, bytes):
         raise InvalidArgumentError(f"{record.key} is a vector; encoders are trained on images", field="data")
     try:
-        return Decoded(record.key, load_pixels(record.data, preprocess, DecodeLimits()), "", record.label)
+        return DecodedFile(record.key, load_pixels(record.data, preprocess, DecodeLimits()), "", record.label)
     except ImageError as error:
-        return Decoded(record.key, None, str(error), record.label)
+        return DecodedFile(record.key, None, str(error), record.label)
 
 
 def _refuse_splits(names: Sequence[str], path: str) -> None:

@@ -20,7 +20,14 @@ from imagekin.errors import InvalidArgumentError
 from imagekin.sources.open import open_source
 from imagekin.training.data.arrays import Split
 from imagekin.training.data.decoding import arrange, decode_source
-from imagekin.training.data.pixel_cache import Arrangement, Decoded, cache_key, can_be_cached, is_cached, open_cached
+from imagekin.training.data.pixel_cache import (
+    Arrangement,
+    DecodedFile,
+    cache_key,
+    can_be_cached,
+    is_cached,
+    open_cached,
+)
 from imagekin.training.data.published import published_name, read_published
 from imagekin.training.data.storage import IN_MEMORY, Storage
 from imagekin.training.settings import Resize
@@ -142,10 +149,10 @@ def _load_files(path: str, preprocess: Preprocess, limit: int, storage: Storage)
     source = open_source(path)
     name = data_name(path)
 
-    def decode(skip: int) -> Iterator[Decoded]:
+    def decode(skip: int) -> Iterator[DecodedFile]:
         return decode_source(source, name, preprocess, limit, skip)
 
-    def finish(rows: Sequence[Decoded]) -> Arrangement:
+    def finish(rows: Sequence[DecodedFile]) -> Arrangement:
         return arrange(rows, path)
 
     if storage.on == "cache" and not can_be_cached(Path(path)):
@@ -153,15 +160,15 @@ def _load_files(path: str, preprocess: Preprocess, limit: int, storage: Storage)
     if storage.on == "device" or not can_be_cached(Path(path)):
         return _in_memory(list(decode(0)), finish, name, preprocess)
     key, shape = cache_key(Path(path), preprocess, limit), (preprocess.height, preprocess.width, 3)
-    early: deque[Decoded] = deque()
-    rest: Iterator[Decoded] = iter(())
+    early: deque[DecodedFile] = deque()
+    rest: Iterator[DecodedFile] = iter(())
     if storage.on == "auto" and not is_cached(storage.folder, key):
         most, rest = storage.limit // math.prod(shape), decode(0)
         early.extend(islice(rest, most))
         if len(early) < most:
             return _in_memory(early, finish, name, preprocess)
 
-    def go_on(skip: int) -> Iterator[Decoded]:
+    def go_on(skip: int) -> Iterator[DecodedFile]:
         """Begin with what is decoded already, unless the cache has it."""
         return decode(skip) if skip or not early else chain(_drain(early), rest)
 
@@ -170,14 +177,17 @@ def _load_files(path: str, preprocess: Preprocess, limit: int, storage: Storage)
 
 
 def _in_memory(
-    rows: Sequence[Decoded], finish: Callable[[Sequence[Decoded]], Arrangement], name: str, preprocess: Preprocess
+    rows: Sequence[DecodedFile],
+    finish: Callable[[Sequence[DecodedFile]], Arrangement],
+    name: str,
+    preprocess: Preprocess,
 ) -> ImageSet:
     order = finish(rows)
     pixels = np.stack([image for row in order.order if (image := rows[row].pixels) is not None])
     return _image_set(pixels, order, name, preprocess)
 
 
-def _drain(items: deque[Decoded]) -> Iterator[Decoded]:
+def _drain(items: deque[DecodedFile]) -> Iterator[DecodedFile]:
     while items:
         yield items.popleft()
 

@@ -40,7 +40,7 @@ logger = logging.getLogger("imagekin.training")
 
 
 @dataclass(frozen=True, slots=True)
-class Decoded:
+class DecodedFile:
     """One file of a source, decoded or not.
 
     Attributes:
@@ -108,8 +108,8 @@ def open_cached(
     root: Path,
     key: CacheKey,
     shape: tuple[int, int, int],
-    decode: Callable[[int], Iterator[Decoded]],
-    arrange: Callable[[Sequence[Decoded]], Arrangement],
+    decode: Callable[[int], Iterator[DecodedFile]],
+    arrange: Callable[[Sequence[DecodedFile]], Arrangement],
 ) -> tuple[NDArray[np.uint8], Arrangement]:
     """Return a set from the cache, made first where it is not there.
 
@@ -149,8 +149,8 @@ def open_cached(
 def _build(
     folder: Path,
     shape: tuple[int, int, int],
-    decode: Callable[[int], Iterator[Decoded]],
-    arrange: Callable[[Sequence[Decoded]], Arrangement],
+    decode: Callable[[int], Iterator[DecodedFile]],
+    arrange: Callable[[Sequence[DecodedFile]], Arrangement],
 ) -> None:
     """Make a set beside where it belongs, and rename it when it is on disk."""
     part = folder.with_name(f"{folder.name}.part")
@@ -178,15 +178,15 @@ def _build(
 
 
 def _decode_into(
-    part: Path, shape: tuple[int, int, int], decode: Callable[[int], Iterator[Decoded]]
-) -> Sequence[Decoded]:
+    part: Path, shape: tuple[int, int, int], decode: Callable[[int], Iterator[DecodedFile]]
+) -> Sequence[DecodedFile]:
     """Decode what is not in the part yet, block by block; return all its files without their pixels."""
     each = max(1, BLOCK_BYTES // int(np.prod(shape)))
     with (part / PIXELS_FILE).open("ab+") as pixels, (part / ROWS_FILE).open("ab+") as journal:
         rows = _recover(pixels, journal, int(np.prod(shape)))
         if rows:
             logger.warning("going on with a cache that was not finished: %d files are decoded already", len(rows))
-        block: list[Decoded] = []
+        block: list[DecodedFile] = []
         for item in decode(len(rows)):
             block.append(item)
             if len(block) == each:
@@ -197,7 +197,7 @@ def _decode_into(
     return rows
 
 
-def _append(pixels: IO[bytes], journal: IO[bytes], block: Sequence[Decoded]) -> list[Decoded]:
+def _append(pixels: IO[bytes], journal: IO[bytes], block: Sequence[DecodedFile]) -> list[DecodedFile]:
     """Write pixels first, then the line that vouches for them."""
     data = b"".join(item.pixels.tobytes() for item in block if item.pixels is not None)
     pixels.write(data)
@@ -205,12 +205,12 @@ def _append(pixels: IO[bytes], journal: IO[bytes], block: Sequence[Decoded]) -> 
     rows = [[item.name, item.problem, item.label] for item in block]
     journal.write(_signed({"rows": rows, "bytes": len(data), "checksum": zlib.crc32(data)}).encode())
     journal.flush()
-    return [Decoded(item.name, None, item.problem, item.label) for item in block]
+    return [DecodedFile(item.name, None, item.problem, item.label) for item in block]
 
 
-def _recover(pixels: IO[bytes], journal: IO[bytes], image_bytes: int) -> list[Decoded]:
+def _recover(pixels: IO[bytes], journal: IO[bytes], image_bytes: int) -> list[DecodedFile]:
     """Return the files of all whole blocks, and cut off what follows them."""
-    rows: list[Decoded] = []
+    rows: list[DecodedFile] = []
     pixels.seek(0)
     journal.seek(0)
     pixels_end = journal_end = 0
@@ -219,7 +219,7 @@ def _recover(pixels: IO[bytes], journal: IO[bytes], image_bytes: int) -> list[De
         data = pixels.read(content["bytes"]) if content else b""
         if not content or len(data) != content["bytes"] or zlib.crc32(data) != content["checksum"]:
             break
-        some = [Decoded(name, None, problem, label) for name, problem, label in content["rows"]]
+        some = [DecodedFile(name, None, problem, label) for name, problem, label in content["rows"]]
         if len(data) != image_bytes * sum(not row.problem for row in some):
             break
         rows += some

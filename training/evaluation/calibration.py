@@ -22,7 +22,7 @@ COLDEST, HOTTEST = 0.02, 50.0
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
+class CalibrationErrors:
     """Expected calibration errors on the test images, 0 to 1, over 15 bins of equal width.
 
     Attributes:
@@ -52,7 +52,7 @@ def calibration(
     temperature: float = 0.07,
     penalty: float | None = None,
     seed: int = 0,
-) -> Calibration:
+) -> CalibrationErrors:
     """Measure how calibrated both classifiers of embeddings are.
 
     Both temperatures are fitted on a stratified fifth of the training embeddings, whose neighbours, or probe, are the
@@ -99,7 +99,7 @@ def calibration(
         logits = classify(everything, test_x)
         plain, scaled = (expected_calibration_error(softmax(logits / by), answers) for by in (1.0, scale))
         figures += [plain, scaled, scale]
-    return Calibration(*figures)
+    return CalibrationErrors(*figures)
 
 
 def expected_calibration_error(

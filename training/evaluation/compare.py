@@ -15,7 +15,7 @@ NOT_COMPARED = frozenset({"out"})
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class RunComparison:
     """Runs beside each other; every tuple below has one entry a run, in their order.
 
     Attributes:
@@ -47,7 +47,7 @@ class Comparison:
         return {"runs": entries}
 
 
-def compare(runs: Sequence[Path]) -> Comparison:
+def compare(runs: Sequence[Path]) -> RunComparison:
     """Read runs and put them side by side.
 
     Raises:
@@ -61,7 +61,7 @@ def compare(runs: Sequence[Path]) -> Comparison:
     curves = [read_curves(run) for run in runs]
     names = (field.name for field in dataclasses.fields(TrainSettings) if field.name not in NOT_COMPARED)
     columns = {name: tuple(each[name] for each in settings) for name in names}
-    return Comparison(
+    return RunComparison(
         runs=tuple(str(run) for run in runs),
         settings={name: values for name, values in columns.items() if any(value != values[0] for value in values)},
         scores={name: tuple(each.get(name) for each in scores) for name in COMPARED},

@@ -29,7 +29,7 @@ from imagekin.training.export.linear_head import fit_head
 from imagekin.training.export.onnx_graph import ServedEncoder, to_onnx
 from imagekin.training.export.parity import check_logits, check_parity, torch_embeddings
 from imagekin.training.loop.checkpoint import Run, load_run
-from imagekin.training.models.encoders import Encoder, Normalisation
+from imagekin.training.models.encoders import Backbone, Normalisation
 from imagekin.training.settings import MODEL_FILE, REPORT_FILE
 
 SAMPLE_COUNT = 1000
@@ -104,7 +104,7 @@ def space_of(encoder: nn.Module, normalisation: Normalisation) -> str:
 
 
 def export(
-    encoder: Encoder,
+    encoder: Backbone,
     normalisation: Normalisation,
     metadata: Metadata,
     sample_pixels: NDArray[np.uint8],

@@ -18,7 +18,7 @@ from imagekin.encoder.metadata import Preprocess
 from imagekin.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from imagekin.training.models.encoders import (
     IMAGENET_NORMALISATION,
-    Encoder,
+    Backbone,
     Normalisation,
     build_encoder,
     load_state,
@@ -99,7 +99,7 @@ class Run:
     """
 
     settings: TrainSettings
-    encoder: Encoder
+    encoder: Backbone
     normalisation: Normalisation
     preprocess: Preprocess
     class_names: tuple[str, ...]

@@ -31,7 +31,7 @@ logger = logging.getLogger("imagekin.training")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SweepRow:
     """One setting, trained once a seed.
 
     Attributes:
@@ -59,7 +59,7 @@ class SweepReport:
         rows: the base first, then each value of each hyper-parameter.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[SweepRow, ...]
 
     def effects(self) -> dict[str, float]:
         """Return by hyper-parameter how far the means of its values and the base lie apart, largest first."""
@@ -111,7 +111,7 @@ def sweep(base: TrainSettings, varied: Mapping[str, Sequence[Value]], *, seeds: 
         changes: list[dict[str, Any]] = [{name: value} for value in values]
         settings += [(name, change[name], dataclasses.replace(base, **change)) for change in changes]
     rows = [
-        Row(name, value, tuple(_train(_place(setting, name, value, seed)) for seed in range(seeds)))
+        SweepRow(name, value, tuple(_train(_place(setting, name, value, seed)) for seed in range(seeds)))
         for name, value, setting in settings
     ]
     return SweepReport(tuple(rows))

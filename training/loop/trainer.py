@@ -58,11 +58,11 @@ from imagekin.training.loop.monitoring import check_collapse, online_knn, write_
 from imagekin.training.loop.optimiser import build_optimiser, learning_rate, set_learning_rate
 from imagekin.training.loop.run_folder import last_loss, open_run
 from imagekin.training.loop.seeds import derived_seed, generator
-from imagekin.training.models.encoders import Encoder, Normalisation, build_encoder, load_state, stem_of
+from imagekin.training.models.encoders import Backbone, Normalisation, build_encoder, load_state, stem_of
 from imagekin.training.models.recalibrate_batchnorm import settle_norms
 from imagekin.training.models.running_mean import Follower
 from imagekin.training.models.sync_batchnorm import synchronise_norms
-from imagekin.training.objectives.base import Batch, DeviceData, Inputs, Objective, Setup
+from imagekin.training.objectives.base import DeviceData, Inputs, Objective, Setup, TrainingBatch
 from imagekin.training.objectives.registry import find_objective
 from imagekin.training.settings import CHECKPOINT_FILE, METRICS_FILE, TrainSettings
 from imagekin.training.views.views import Views
@@ -299,7 +299,7 @@ class Trainer:
         purpose = f"step of process {rank()}" if rank() else "step"
         draws = generator(self.settings.seed, purpose, self.position.step, device=self.device)
         rows = self.objective.pick(rows, draws)
-        batch = Batch(*self.data.take(rows), rows, draws)
+        batch = TrainingBatch(*self.data.take(rows), rows, draws)
         inputs = self.objective.make_inputs(batch)
         self.optimiser.zero_grad(set_to_none=True)
         loss = average(self._backward(inputs))
@@ -416,7 +416,9 @@ class Trainer:
             torch.cuda.set_rng_state(saved.rng["cuda"], self.device)
 
 
-def _build_encoder(settings: TrainSettings, train: ImageSet, saved: Checkpoint | None) -> tuple[Encoder, Normalisation]:
+def _build_encoder(
+    settings: TrainSettings, train: ImageSet, saved: Checkpoint | None
+) -> tuple[Backbone, Normalisation]:
     """Build the encoder with the checkpoint's weights, those that the settings name, or random ones."""
     if saved is not None:
         state, normalisation = saved.encoder, saved.normalisation

@@ -35,7 +35,7 @@ IMAGENET_NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.2
 """What torchvision's weights were trained with."""
 
 
-class Encoder(nn.Module):
+class Backbone(nn.Module):
     """Base of the encoders.
 
     Attributes:
@@ -105,7 +105,7 @@ class Bottleneck(nn.Module):
         return result
 
 
-class ResNet(Encoder):
+class ResNet(Backbone):
     """A ResNet without its classifier.
 
     The large stem is ImageNet's (7×7 stride 2, 3×3 max pool stride 2); the small one is a 3×3 convolution of stride 1,
@@ -138,7 +138,7 @@ class ResNet(Encoder):
         return x.mean((2, 3))
 
 
-class Tiny(Encoder):
+class Tiny(Backbone):
     """A small residual network: a stem, then stages that halve the side and widen the channels; 0.7 million weights.
 
     Stages stop halving at a side of 4, so that 16-pixel digits keep some place to look at.
@@ -169,7 +169,7 @@ class Tiny(Encoder):
         return x.mean((2, 3))
 
 
-class Strokes(Encoder):
+class Strokes(Backbone):
     """A small residual network for drawings and characters; its features keep their places, 4×4×256 at most.
 
     Where a stroke lies is what tells characters apart, so nothing is averaged over places; and colour says nothing,
@@ -203,7 +203,7 @@ class Strokes(Encoder):
         return x.flatten(1)
 
 
-_BUILDERS: dict[str, Callable[[int, Stem], Encoder]] = {
+_BUILDERS: dict[str, Callable[[int, Stem], Backbone]] = {
     "tiny": lambda size, stem: Tiny(size),
     "resnet18": lambda size, stem: ResNet(BasicBlock, (2, 2, 2, 2), stem),
     "resnet50": lambda size, stem: ResNet(Bottleneck, (3, 4, 6, 3), stem),
@@ -216,7 +216,7 @@ def encoder_names() -> tuple[str, ...]:
     return tuple(_BUILDERS)
 
 
-def build_encoder(name: str, image_size: int, *, stem: Stem | None = None) -> Encoder:
+def build_encoder(name: str, image_size: int, *, stem: Stem | None = None) -> Backbone:
     """Build an encoder with random weights (drawn from torch's global generator).
 
     Args:
@@ -241,7 +241,7 @@ def stem_of(state: Mapping[str, Tensor]) -> Stem | None:
     return "small" if weight.shape[-1] == 3 else "large"
 
 
-def load_state(encoder: Encoder, state: Mapping[str, Tensor]) -> None:
+def load_state(encoder: Backbone, state: Mapping[str, Tensor]) -> None:
     """Load weights into `encoder`; a classifier (`fc.*`) is ignored, anything else that does not fit is an error.
 
     Raises:

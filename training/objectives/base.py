@@ -19,7 +19,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from imagekin.training.models.encoders import Encoder
+from imagekin.training.models.encoders import Backbone
 from imagekin.training.settings import TrainSettings
 from imagekin.training.views.views import Views
 
@@ -84,7 +84,7 @@ class DeviceData:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class TrainingBatch:
     """The images of one step.
 
     Attributes:
@@ -128,7 +128,7 @@ class Setup:
 
     settings: TrainSettings
     views: Views
-    encoder: Encoder
+    encoder: Backbone
     feature_dim: int
     class_count: int
     image_count: int
@@ -152,7 +152,7 @@ class Objective(nn.Module, ABC):
         """Build it, its head with random weights from torch's global generator."""
 
     @abstractmethod
-    def make_inputs(self, batch: Batch) -> Inputs:
+    def make_inputs(self, batch: TrainingBatch) -> Inputs:
         """Make what the encoder is shown from a batch; everything random comes from `batch.generator`."""
 
     @abstractmethod
@@ -170,11 +170,11 @@ class Objective(nn.Module, ABC):
         """
         return None
 
-    def begin_epoch(self, encoder: Encoder, data: DeviceData, epoch: int) -> None:
+    def begin_epoch(self, encoder: Backbone, data: DeviceData, epoch: int) -> None:
         """Prepare for an epoch: pseudo-labels, a new head. By default there is nothing to do.
 
         A run that goes on in the middle of an epoch does not come here again, so what this makes belongs in buffers.
         """
 
-    def after_step(self, encoder: Encoder) -> None:
+    def after_step(self, encoder: Backbone) -> None:
         """Follow the encoder after its weights changed: a momentum encoder, a queue. By default nothing to do."""

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from imagekin.errors import InvalidArgumentError
-from imagekin.training.models.encoders import Encoder
-from imagekin.training.objectives.base import Batch, DeviceData, Inputs, Objective, Setup, Targets
+from imagekin.training.models.encoders import Backbone
+from imagekin.training.objectives.base import DeviceData, Inputs, Objective, Setup, Targets, TrainingBatch
 from imagekin.training.objectives.mixing import draw_mix, mix_images
 from imagekin.training.views.views import Views
 
@@ -49,7 +49,7 @@ class CrossEntropy(Objective):
             mixup=settings.mixup,
         )
 
-    def begin_epoch(self, encoder: Encoder, data: DeviceData, epoch: int) -> None:
+    def begin_epoch(self, encoder: Backbone, data: DeviceData, epoch: int) -> None:
         """Look at the labels once, not at those of each step, for which a device would have to be waited for.
 
         Raises:
@@ -58,7 +58,7 @@ class CrossEntropy(Objective):
         if bool((data.labels < 0).any()):
             raise InvalidArgumentError("there are images without a label; this objective learns from labels")
 
-    def make_inputs(self, batch: Batch) -> Inputs:
+    def make_inputs(self, batch: TrainingBatch) -> Inputs:
         """Return one view of each image, mixed with another when that is asked for."""
         images = self._views(batch.images, batch.generator)
         if not self._mixup:

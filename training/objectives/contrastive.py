@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from imagekin.training.objectives.base import Batch
+from imagekin.training.objectives.base import TrainingBatch
 from imagekin.training.objectives.tiled import tiled_loss, tiles_pay
 from imagekin.training.settings import LossForm
 from imagekin.training.views.views import Views
@@ -31,7 +31,7 @@ class ProjectionHead(nn.Sequential):
             self.append(nn.Linear(feature_dim, projection_dim))
 
 
-def stack_views(batch: Batch, views: Views, count: int) -> Tensor:
+def stack_views(batch: TrainingBatch, views: Views, count: int) -> Tensor:
     """Return `count` views of each image, [count·B, 3, S, S]: all first views, then all second ones, and so on."""
     return views(batch.images, batch.generator, count)
 

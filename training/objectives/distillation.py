@@ -6,9 +6,9 @@ from typing import Self
 from torch import Tensor, nn
 from torch.nn import functional
 
-from imagekin.training.models.encoders import Encoder
+from imagekin.training.models.encoders import Backbone
 from imagekin.training.models.running_mean import Follower
-from imagekin.training.objectives.base import Batch, Inputs, Setup
+from imagekin.training.objectives.base import Inputs, Setup, TrainingBatch
 from imagekin.training.objectives.classifier import CrossEntropy
 from imagekin.training.views.views import Views
 
@@ -29,7 +29,7 @@ class SelfDistillation(CrossEntropy):
     def __init__(
         self,
         views: Views,
-        encoder: Encoder,
+        encoder: Backbone,
         class_count: int,
         *,
         smoothing: float,
@@ -55,7 +55,7 @@ class SelfDistillation(CrossEntropy):
             weight=settings.distillation,
         )
 
-    def make_inputs(self, batch: Batch) -> Inputs:
+    def make_inputs(self, batch: TrainingBatch) -> Inputs:
         """Return what the classifier gets, and what the teacher says of it."""
         inputs = super().make_inputs(batch)
         return Inputs(inputs.images, {**inputs.targets, "teacher": self.teacher(inputs.images)})
@@ -68,7 +68,7 @@ class SelfDistillation(CrossEntropy):
         plain = super().classify(logits, targets)
         return (1 - self._weight) * plain + self._weight * TEMPERATURE**2 * distance
 
-    def after_step(self, encoder: Encoder) -> None:
+    def after_step(self, encoder: Backbone) -> None:
         """Move the teacher towards the student."""
         self.teacher.follow(nn.Sequential(encoder, self.head))
 

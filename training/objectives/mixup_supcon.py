@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from imagekin.training.loop.distributed import gather, gather_rows
-from imagekin.training.objectives.base import Batch, Inputs, Setup, Targets
+from imagekin.training.objectives.base import Inputs, Setup, Targets, TrainingBatch
 from imagekin.training.objectives.contrastive import attraction, stack_views, unit_vectors
 from imagekin.training.objectives.mixing import draw_mix, mix_images
 from imagekin.training.objectives.supcon import SupCon
@@ -32,7 +32,7 @@ class MixupSupCon(SupCon):
         objective._configure(setup.settings, setup.class_count)
         return objective
 
-    def make_inputs(self, batch: Batch) -> Inputs:
+    def make_inputs(self, batch: TrainingBatch) -> Inputs:
         """Return mixed views and their mixed labels, float [V·B, C]."""
         views = stack_views(batch, self._views, self._num_views)
         classes = functional.one_hot(batch.labels, self._class_count).float()

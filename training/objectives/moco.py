@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from imagekin.training.loop.distributed import gather_rows
-from imagekin.training.models.encoders import Encoder
+from imagekin.training.models.encoders import Backbone
 from imagekin.training.models.running_mean import Follower
-from imagekin.training.objectives.base import Batch, Inputs, Objective, Setup, Targets
+from imagekin.training.objectives.base import Inputs, Objective, Setup, Targets, TrainingBatch
 from imagekin.training.objectives.contrastive import ProjectionHead, attraction, stack_views, unit_vectors
 from imagekin.training.views.views import Views
 
@@ -45,7 +45,7 @@ class MoCo(Objective):
     def __init__(
         self,
         views: Views,
-        encoder: Encoder,
+        encoder: Backbone,
         projection_dim: int,
         temperature: float,
         *,
@@ -75,7 +75,7 @@ class MoCo(Objective):
             teacher_momentum=settings.teacher_momentum,
         )
 
-    def make_inputs(self, batch: Batch) -> Inputs:
+    def make_inputs(self, batch: TrainingBatch) -> Inputs:
         """Return one view of each image as queries, and the keys of another one."""
         images, others = stack_views(batch, self._views, 2).chunk(2)
         keys = unit_vectors(self.teacher(others))
@@ -93,7 +93,7 @@ class MoCo(Objective):
             similarities = similarities.masked_fill(candidate_groups < 0, -torch.inf)
             return attraction(similarities, groups.view(-1, 1) == candidate_groups.view(1, -1))
 
-    def after_step(self, encoder: Encoder) -> None:
+    def after_step(self, encoder: Backbone) -> None:
         """Move the keys' encoder, and put the batch's keys over the oldest ones of the queue."""
         self.teacher.follow(nn.Sequential(encoder, self.head))
         if self._new is None:
@@ -108,7 +108,7 @@ class MoCo(Objective):
         """Return log of the number of candidates, once the queue is full."""
         return math.log(batch_size + len(self.queue))
 
-    def groups(self, batch: Batch) -> Tensor:
+    def groups(self, batch: TrainingBatch) -> Tensor:
         """Return what makes a query and a key alike, int64 [B]: the image they were drawn from."""
         return batch.rows
 
@@ -118,6 +118,6 @@ class SupMoCo(MoCo):
 
     needs_labels: ClassVar[bool] = True
 
-    def groups(self, batch: Batch) -> Tensor:
+    def groups(self, batch: TrainingBatch) -> Tensor:
         """Return the classes of the images, int64 [B]."""
         return batch.labels

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from imagekin.training.objectives.base import Batch
+from imagekin.training.objectives.base import TrainingBatch
 from imagekin.training.objectives.supcon import SupCon
 
 
@@ -13,6 +13,6 @@ class SimCLR(SupCon):
 
     needs_labels: ClassVar[bool] = False
 
-    def groups(self, batch: Batch) -> Tensor:
+    def groups(self, batch: TrainingBatch) -> Tensor:
         """Return what makes two views alike, int64 [B]: the image they were drawn from."""
         return batch.rows

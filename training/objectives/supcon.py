@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 from torch import Tensor
 
 from imagekin.training.loop.distributed import gather, gather_rows, world_size
-from imagekin.training.objectives.base import Batch, Inputs, Objective, Setup, Targets
+from imagekin.training.objectives.base import Inputs, Objective, Setup, Targets, TrainingBatch
 from imagekin.training.objectives.contrastive import PairLoss, ProjectionHead, contrastive_loss, stack_views
 from imagekin.training.settings import TrainSettings
 from imagekin.training.views.views import Views
@@ -72,7 +72,7 @@ class SupCon(Objective):
 
         return loss
 
-    def make_inputs(self, batch: Batch) -> Inputs:
+    def make_inputs(self, batch: TrainingBatch) -> Inputs:
         """Return the views of all images, each view's class, and which image it is of."""
         images = stack_views(batch, self._views, self._num_views)
         groups = self.groups(batch).repeat(self._num_views)
@@ -90,6 +90,6 @@ class SupCon(Objective):
         count = batch_size * self._num_views // (1 if self._gathered else world_size())
         return math.log(count - 1) if count > 2 else None
 
-    def groups(self, batch: Batch) -> Tensor:
+    def groups(self, batch: TrainingBatch) -> Tensor:
         """Return what makes two images alike, int64 [B]: their class."""
         return batch.labels

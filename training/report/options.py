@@ -14,7 +14,7 @@ from imagekin.errors import InvalidArgumentError
 from imagekin.training.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from imagekin.training.evaluation.compare import Comparison
+    from imagekin.training.evaluation.compare import RunComparison
     from imagekin.training.loop.sweep import SweepReport
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line.")]
@@ -97,7 +97,7 @@ def sweep_command(
         _print_sweep(report)
 
 
-def _print_comparison(comparison: "Comparison") -> None:
+def _print_comparison(comparison: "RunComparison") -> None:
     from rich.console import Console
     from rich.table import Table
 

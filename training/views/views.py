@@ -25,14 +25,14 @@ from imagekin.training.views.geometry import (
     vary_strokes,
     warp,
 )
-from imagekin.training.views.worker_threads import Workers
+from imagekin.training.views.worker_threads import WorkerThreads
 
 PIECE_VALUES = 2**19
 """On a CPU views are made for so many numbers at a time, which stay in its cache, and for several such side by side."""
 
 
 @dataclass(frozen=True, slots=True)
-class Preset:
+class ViewPreset:
     """How views are drawn. A pair is the ends of a range; a single amount a means the range 1 ± a.
 
     Attributes:
@@ -85,7 +85,7 @@ class Preset:
 
 
 PRESETS = {
-    "supcon": Preset(
+    "supcon": ViewPreset(
         about="small natural images, as the SupCon reference code draws them (Khosla et al. 2020)",
         crop_scale=(0.2, 1.0),
         flip=0.5,
@@ -96,7 +96,7 @@ PRESETS = {
         hue=0.1,
         gray=0.2,
     ),
-    "simclr": Preset(
+    "simclr": ViewPreset(
         about="small natural images without labels: harder crops, colour strength 0.5, no blur (Chen et al. 2020, B.9)",
         crop_scale=(0.08, 1.0),
         flip=0.5,
@@ -107,7 +107,7 @@ PRESETS = {
         hue=0.1,
         gray=0.2,
     ),
-    "mild": Preset(
+    "mild": ViewPreset(
         about="small natural images with labels, in long trainings: nearer to the image than supcon, half with a hole",
         crop_scale=(0.4, 1.0),
         flip=0.5,
@@ -119,7 +119,7 @@ PRESETS = {
         gray=0.05,
         cutout=0.5,
     ),
-    "gentle": Preset(
+    "gentle": ViewPreset(
         about="small natural images with labels, in short trainings: milder crops and colours than supcon, no holes",
         crop_scale=(0.5, 1.0),
         flip=0.5,
@@ -130,7 +130,7 @@ PRESETS = {
         hue=0.05,
         gray=0.05,
     ),
-    "photos": Preset(
+    "photos": ViewPreset(
         about="photos of things whose colour matters: milder colour changes, some blur",
         crop_scale=(0.25, 1.0),
         flip=0.5,
@@ -142,7 +142,7 @@ PRESETS = {
         hue=0.03,
         blur=0.1,
     ),
-    "strokes": Preset(
+    "strokes": ViewPreset(
         about="digits, letters and drawings: small turns, shears and shifts; never mirrored, colours hardly touched",
         crop_ratio=(1.0, 1.0),
         rotate=12.0,
@@ -153,7 +153,7 @@ PRESETS = {
         brightness=0.2,
         contrast=0.2,
     ),
-    "cutout": Preset(
+    "cutout": ViewPreset(
         about="small natural images, as supcon, that must also be known with a part or a channel missing",
         crop_scale=(0.2, 1.0),
         flip=0.5,
@@ -166,7 +166,7 @@ PRESETS = {
         channel_drop=0.1,
         cutout=0.5,
     ),
-    "characters": Preset(
+    "characters": ViewPreset(
         about="handwritten characters, dark on white: as strokes, but bent a little and drawn with other pens",
         crop_ratio=(1.0, 1.0),
         rotate=12.0,
@@ -177,7 +177,7 @@ PRESETS = {
         elastic=0.02,
         strokes=0.6,
     ),
-    "none": Preset(about="no change at all", crop_ratio=(1.0, 1.0)),
+    "none": ViewPreset(about="no change at all", crop_ratio=(1.0, 1.0)),
 }
 
 
@@ -190,11 +190,11 @@ class Views:
         normalisation: of the encoder's input.
     """
 
-    def __init__(self, preset: Preset, size: int, normalisation: Normalisation) -> None:
+    def __init__(self, preset: ViewPreset, size: int, normalisation: Normalisation) -> None:
         self.preset = preset
         self.size = size
         self.normalisation = normalisation
-        self._workers = Workers()
+        self._workers = WorkerThreads()
         self._kept: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
 
     @classmethod

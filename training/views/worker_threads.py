@@ -7,7 +7,7 @@ from threading import Barrier
 import torch
 
 
-class Workers:
+class WorkerThreads:
     """As many threads as torch works with; what runs in one of them does not spread to the others.
 
     That suits long rows of small operations. Shared out between threads, each single one would end with a wait for the

@@ -9,7 +9,7 @@ import pytest
 
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.local.collection import LocalCollection
-from imagekin.index.types import ClassifyMethod, ClassifyOptions, Item
+from imagekin.index.types import ClassifyMethod, ClassifyOptions, VectorItem
 from tests.index.reference import unit
 
 DIM = 12
@@ -21,28 +21,28 @@ def content_hash(number: int) -> bytes:
 
 
 @pytest.fixture
-def items() -> list[Item]:
+def items() -> list[VectorItem]:
     """Three noisy classes of 30, 20 and 10 items, and 15 items without a label."""
     random = np.random.default_rng(0)
     centres = unit(random.standard_normal((3, DIM)).astype(np.float32))
     members = [0] * 30 + [1] * 20 + [2] * 10
     noise = 0.25 * random.standard_normal((len(members) + 15, DIM)).astype(np.float32)
     made = [
-        Item(f"item-{number}", centres[member] + noise[number], "abc"[member], None, content_hash(number))
+        VectorItem(f"item-{number}", centres[member] + noise[number], "abc"[member], None, content_hash(number))
         for number, member in enumerate(members)
     ]
-    return made + [Item(f"unlabelled-{number}", centres[0] + noise[60 + number]) for number in range(15)]
+    return made + [VectorItem(f"unlabelled-{number}", centres[0] + noise[60 + number]) for number in range(15)]
 
 
 @pytest.fixture
-def collection(tmp_path: Path, items: list[Item]) -> Iterator[LocalCollection]:
+def collection(tmp_path: Path, items: list[VectorItem]) -> Iterator[LocalCollection]:
     with Catalog(tmp_path) as catalog:
         made = catalog.create("classes", space="ik1-a", dim=DIM)
         made.upsert(items)
         yield made
 
 
-def test_votes_are_weighted_by_similarity(collection: LocalCollection, items: list[Item]) -> None:
+def test_votes_are_weighted_by_similarity(collection: LocalCollection, items: list[VectorItem]) -> None:
     random = np.random.default_rng(1)
     queries = random.standard_normal((9, DIM)).astype(np.float32)
     labelled = [item for item in items if item.label]
@@ -68,7 +68,7 @@ def test_votes_are_weighted_by_similarity(collection: LocalCollection, items: li
         )
 
 
-def test_the_nearest_class_mean_wins(collection: LocalCollection, items: list[Item]) -> None:
+def test_the_nearest_class_mean_wins(collection: LocalCollection, items: list[VectorItem]) -> None:
     queries = np.random.default_rng(2).standard_normal((9, DIM)).astype(np.float32)
     means = {
         name: unit(unit(np.stack([item.vector for item in items if item.label == name])).mean(axis=0))[0]
@@ -87,7 +87,7 @@ def test_the_nearest_class_mean_wins(collection: LocalCollection, items: list[It
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("by", ["hash", "key"])
 def test_an_item_left_out_is_as_if_it_were_not_there(
-    collection: LocalCollection, items: list[Item], method: ClassifyMethod, by: str, tmp_path: Path
+    collection: LocalCollection, items: list[VectorItem], method: ClassifyMethod, by: str, tmp_path: Path
 ) -> None:
     numbers = [0, 31, 55]
     queries = np.stack([items[number].vector for number in numbers])
@@ -106,7 +106,9 @@ def test_an_item_left_out_is_as_if_it_were_not_there(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_it_knows_when_it_does_not_know(collection: LocalCollection, items: list[Item], method: ClassifyMethod) -> None:
+def test_it_knows_when_it_does_not_know(
+    collection: LocalCollection, items: list[VectorItem], method: ClassifyMethod
+) -> None:
     query = items[0].vector[None]
     (known,) = collection.classify(query, ClassifyOptions(method, k=60, temperature=1.0))
     assert known.label == "a"
@@ -127,14 +129,14 @@ def test_without_labels_everything_is_unknown(tmp_path: Path, method: ClassifyMe
             (prediction,) = collection.classify(np.ones((1, 2), np.float32), ClassifyOptions(method))
             assert (prediction.label, prediction.confidence) == (None, 0.0)
             assert (prediction.nearest_similarity, prediction.votes) == (0.0, ())
-            collection.upsert([Item("a", np.ones(2, np.float32))])
+            collection.upsert([VectorItem("a", np.ones(2, np.float32))])
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_writes_count_at_once(collection: LocalCollection, items: list[Item], method: ClassifyMethod) -> None:
+def test_writes_count_at_once(collection: LocalCollection, items: list[VectorItem], method: ClassifyMethod) -> None:
     query = items[0].vector[None]
     assert collection.classify(query, ClassifyOptions(method))[0].label == "a"
-    collection.upsert([Item(item.key, item.vector, "renamed") for item in items if item.label == "a"])
+    collection.upsert([VectorItem(item.key, item.vector, "renamed") for item in items if item.label == "a"])
     assert collection.classify(query, ClassifyOptions(method))[0].label == "renamed"
     collection.delete([item.key for item in items if item.label == "a"])
     assert collection.classify(query, ClassifyOptions(method))[0].label in ("b", "c")
@@ -143,7 +145,7 @@ def test_writes_count_at_once(collection: LocalCollection, items: list[Item], me
 def test_at_most_ten_votes_ties_by_label(tmp_path: Path) -> None:
     with Catalog(tmp_path) as catalog:
         collection = catalog.create("many", space="ik1-a", dim=2)
-        collection.upsert([Item(f"k{n}", np.ones(2, np.float32), f"label-{n:02d}") for n in range(20)][::-1])
+        collection.upsert([VectorItem(f"k{n}", np.ones(2, np.float32), f"label-{n:02d}") for n in range(20)][::-1])
         (prediction,) = collection.classify(np.ones((1, 2), np.float32), ClassifyOptions(k=20))
         assert [name for name, _ in prediction.votes] == [f"label-{n:02d}" for n in range(10)]
         assert prediction.label == "label-00"

@@ -12,25 +12,25 @@ from imagekin.errors import FailedPreconditionError, InvalidArgumentError
 from imagekin.index.classification.evaluate import calibration_error
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.local.collection import LocalCollection
-from imagekin.index.types import ClassifyMethod, ClassifyOptions, EvaluateOptions, Item
+from imagekin.index.types import ClassifyMethod, ClassifyOptions, EvaluateOptions, VectorItem
 from tests.index.reference import unit
 
 DIM = 10
 METHODS = list(ClassifyMethod)
 
 
-def made(count: int, noise: float = 0.45) -> list[Item]:
+def made(count: int, noise: float = 0.45) -> list[VectorItem]:
     """Return items of four overlapping classes, every fifth one a copy of the file before it, and some unlabelled."""
     random = np.random.default_rng(3)
     centres = unit(random.standard_normal((4, DIM)).astype(np.float32))
-    items: list[Item] = []
+    items: list[VectorItem] = []
     for n in range(count):
         vector = centres[n % 4] + noise * random.standard_normal(DIM).astype(np.float32)
         file = n - 4 if n % 5 == 4 and n > 4 else n
         if file != n:
             vector = items[file].vector
         label = None if n % 11 == 0 else "abcd"[n % 4]
-        items.append(Item(f"k{n}", vector, label, None, (file + 1).to_bytes(32, "big")))
+        items.append(VectorItem(f"k{n}", vector, label, None, (file + 1).to_bytes(32, "big")))
     return items
 
 

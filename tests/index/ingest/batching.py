@@ -16,9 +16,9 @@ from imagekin.index.ingest.intake import Conflict
 from imagekin.index.ingest.known_items import known_items
 from imagekin.index.ingest.pipeline import index_images
 from imagekin.index.ingest.report import Finding, IndexReport
-from imagekin.index.types import Item, StoredItem, UpsertResult
+from imagekin.index.types import IndexedItem, UpsertResult, VectorItem
 from imagekin.sources.pieces import Piece
-from imagekin.sources.records import Embedded, Record
+from imagekin.sources.records import Record, VectorInfo
 from imagekin.types import ItemUpdate, Outcome
 
 
@@ -48,25 +48,25 @@ class DictSink:
     """Keeps items in memory, and the sizes of the writes."""
 
     def __init__(self) -> None:
-        self.items: dict[str, Item] = {}
-        self.page: list[StoredItem] = []
+        self.items: dict[str, VectorItem] = {}
+        self.page: list[IndexedItem] = []
         self.writes: list[int] = []
 
     def content_hashes(self, keys: Sequence[str]) -> Mapping[str, bytes | None]:
         """Return those of the keys that exist."""
         return {key: self.items[key].content_hash for key in keys if key in self.items}
 
-    def get(self, keys: Sequence[str]) -> list[StoredItem | None]:
+    def get(self, keys: Sequence[str]) -> list[IndexedItem | None]:
         """Return the items."""
         return [self.stored(key) if key in self.items else None for key in keys]
 
-    def stored(self, key: str) -> StoredItem:
+    def stored(self, key: str) -> IndexedItem:
         """Return an item as a collection would; a later one has a higher sequence number."""
         item = self.items[key]
         place = list(self.items).index(key) + 1
-        return StoredItem(key, item.vector, item.label, item.payload, item.content_hash, place)
+        return IndexedItem(key, item.vector, item.label, item.payload, item.content_hash, place)
 
-    def scroll(self, after_sequence: int, limit: int) -> list[StoredItem]:
+    def scroll(self, after_sequence: int, limit: int) -> list[IndexedItem]:
         """Return a page, of what there was when the first one was asked for."""
         if after_sequence == 0:
             self.page = [self.stored(key) for key in self.items]
@@ -76,7 +76,7 @@ class DictSink:
         """Change items."""
         for change in changes:
             item = self.items[change.key]
-            self.items[change.key] = Item(
+            self.items[change.key] = VectorItem(
                 change.key, item.vector, change.label or None, change.payload or None, item.content_hash
             )
 
@@ -85,7 +85,7 @@ class DictSink:
         for key in keys:
             del self.items[key]
 
-    def upsert(self, items: Sequence[Item]) -> UpsertResult:
+    def upsert(self, items: Sequence[VectorItem]) -> UpsertResult:
         """Keep the items."""
         keys = [item.key for item in items]
         assert len(set(keys)) == len(keys)
@@ -198,7 +198,7 @@ class ListSource:
     """Records in memory as a source of one piece each."""
 
     ignored = 0
-    embedded: Embedded | None = None
+    embedded: VectorInfo | None = None
 
     def __init__(self, records: Sequence[Record]) -> None:
         self._records = records
@@ -243,14 +243,14 @@ class RayEngine:
         on_finding: Callable[[Finding], None] | None = None,
     ) -> IndexReport:
         """See `Engine`."""
-        from imagekin.index.ingest.ray_engine import RayRecords, Workers
+        from imagekin.index.ingest.ray_engine import RayRecords, RayWorkers
 
         records = RayRecords(
             ListSource(source),
             OpenLogging(self._log) if are_images(source) else None,
             known_items(sink, on_conflict),
             on_conflict=on_conflict,
-            workers=Workers(count=1),
+            workers=RayWorkers(count=1),
             batch_size=batch_size,
         )
         return index_images(

@@ -14,7 +14,7 @@ def local_cluster() -> Iterator[str]:
     os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
-    from imagekin.index.ingest.ray_engine import Workers, connected
+    from imagekin.index.ingest.ray_engine import RayWorkers, connected
 
-    with connected("local", Workers(CORES)):
+    with connected("local", RayWorkers(CORES)):
         yield str(ray.get_runtime_context().gcs_address)

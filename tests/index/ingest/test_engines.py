@@ -11,7 +11,7 @@ from imagekin.errors import ImageError
 from imagekin.index.ingest.intake import Conflict
 from imagekin.index.ingest.pipeline import index_images
 from imagekin.index.ingest.report import Finding
-from imagekin.index.types import Item
+from imagekin.index.types import VectorItem
 from imagekin.sources.records import Record, SourceError
 from imagekin.types import JSON
 from tests.index.ingest.batching import CountingModel, DictSink, Engine, LocalEngine, RayEngine, counts, records
@@ -75,7 +75,7 @@ def test_what_is_new_or_has_changed_is_embedded_alone(engine: Engine) -> None:
 
 def test_an_item_of_unknown_content_is_written_anew(engine: Engine) -> None:
     sink = DictSink()
-    sink.items["0.png"] = Item("0.png", np.ones(12, np.float32))
+    sink.items["0.png"] = VectorItem("0.png", np.ones(12, np.float32))
     assert counts(engine.index(records(1), sink)) == (1, 1, 0, 0)
 
 

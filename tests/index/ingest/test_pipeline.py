@@ -15,7 +15,7 @@ from imagekin.encoder.decoding.decode import DecodeLimits
 from imagekin.encoder.runtime.session import Encoder
 from imagekin.errors import InvalidArgumentError
 from imagekin.index.ingest.pipeline import IndexInterruptedError, index_images
-from imagekin.index.types import Item, UpsertResult
+from imagekin.index.types import UpsertResult, VectorItem
 from imagekin.sources.open import open_source, open_sources
 from imagekin.sources.records import Record
 from tests.artifacts import tiny_artifact
@@ -84,7 +84,7 @@ class TroubledSink(DictSink):
             raise Broken
         return super().content_hashes(keys)
 
-    def upsert(self, items: Sequence[Item]) -> UpsertResult:
+    def upsert(self, items: Sequence[VectorItem]) -> UpsertResult:
         """Raise at the third batch."""
         if self.where == "write" and len(self.writes) == 2:
             raise Broken
@@ -132,7 +132,7 @@ def test_memory_holds_a_few_batches_however_long_the_source() -> None:
             yield record
 
     class SlowSink(DictSink):
-        def upsert(self, items: Sequence[Item]) -> UpsertResult:
+        def upsert(self, items: Sequence[VectorItem]) -> UpsertResult:
             time.sleep(0.005)
             sink.writes.append(len(items))
             return super().upsert(items)
@@ -164,7 +164,7 @@ class WatchedSink(DictSink):
         self.unstored: list[int] = []
         self._model, self._seconds = model, seconds
 
-    def upsert(self, items: Sequence[Item]) -> UpsertResult:
+    def upsert(self, items: Sequence[VectorItem]) -> UpsertResult:
         time.sleep(self._seconds)
         self.unstored.append(sum(self._model.embedded) - len(self.items))
         return super().upsert(items)

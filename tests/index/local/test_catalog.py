@@ -7,7 +7,7 @@ import pytest
 
 from imagekin.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from imagekin.index.local.catalog import Catalog
-from imagekin.index.types import Item
+from imagekin.index.types import VectorItem
 
 ONE = np.ones(2, np.float32)
 
@@ -15,7 +15,7 @@ ONE = np.ones(2, np.float32)
 def test_collections_come_and_go(tmp_path: Path) -> None:
     with Catalog(tmp_path / "data") as catalog:
         assert catalog.list() == []
-        catalog.create("b", space="ik1-a", dim=2).upsert([Item("k", ONE, "x")])
+        catalog.create("b", space="ik1-a", dim=2).upsert([VectorItem("k", ONE, "x")])
         catalog.create("a", space="ik1-b", dim=3, index_kind="flat")
         infos = catalog.list()
         assert [(info.name, info.space, info.dim, info.count, info.labelled) for info in infos] == [
@@ -67,12 +67,12 @@ def test_reading_only_changes_nothing(tmp_path: Path) -> None:
             catalog.open("shop")
     assert not (tmp_path / "none").exists()
     with Catalog(tmp_path) as catalog:
-        catalog.create("shop", space="ik1-a", dim=2).upsert([Item("a", ONE)])
+        catalog.create("shop", space="ik1-a", dim=2).upsert([VectorItem("a", ONE)])
     with Catalog(tmp_path, read_only=True) as catalog:
         collection = catalog.open("shop")
         assert collection.count() == 1
         for act in (
-            lambda: collection.upsert([Item("b", ONE)]),
+            lambda: collection.upsert([VectorItem("b", ONE)]),
             lambda: collection.delete(["a"]),
             lambda: catalog.drop("shop"),
             lambda: catalog.create("new", space="ik1-a", dim=2),

@@ -18,7 +18,7 @@ from imagekin.index.local.catalog import Catalog
 from imagekin.index.local.collection import LocalCollection
 from imagekin.index.search import coded_top_k
 from imagekin.index.storage import segments
-from imagekin.index.types import Item, SearchOptions
+from imagekin.index.types import SearchOptions, VectorItem
 from imagekin.index.vectors import codes as coding
 from imagekin.index.vectors import projection
 from imagekin.index.vectors.codes import Codes
@@ -38,9 +38,9 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maintenance, "_RESTS", 0.0)
 
 
-def items(first: int, last: int) -> list[Item]:
+def items(first: int, last: int) -> list[VectorItem]:
     vectors = np.random.default_rng(first).standard_normal((last - first, DIM)).astype(np.float32)
-    return [Item(f"k{first + n}", vector) for n, vector in enumerate(vectors)]
+    return [VectorItem(f"k{first + n}", vector) for n, vector in enumerate(vectors)]
 
 
 def answers(collection: LocalCollection) -> Answers:
@@ -181,7 +181,7 @@ def test_vectors_out_of_range_get_a_larger_step(folder: Path, tmp_path: Path) ->
         collection = catalog.open("shop")
         eventually(lambda: ready(collection))
         before = codes_of(collection)
-        collection.upsert([Item(f"axis{n}", np.eye(DIM, dtype=np.float32)[n]) for n in range(DIM)])
+        collection.upsert([VectorItem(f"axis{n}", np.eye(DIM, dtype=np.float32)[n]) for n in range(DIM)])
         collection.seal()
         after = codes_of(collection)
         assert before is not None
@@ -245,13 +245,13 @@ def test_embeddings_of_few_directions_get_short_codes_that_follow_them(
     queries, vectors = drawn(9), drawn(1800)
     with Catalog(tmp_path) as catalog:
         collection = catalog.create("shop", space="ik1-a", dim=128)
-        collection.upsert([Item(f"k{number}", vector) for number, vector in enumerate(vectors[:1500])])
+        collection.upsert([VectorItem(f"k{number}", vector) for number, vector in enumerate(vectors[:1500])])
         eventually(lambda: has_short_codes(1500))
         codes = codes_of(collection)
         assert codes is not None
         assert codes.short is not None
         assert codes.short.room.shape[1] == 32
-        collection.upsert([Item(f"k{1500 + number}", vector) for number, vector in enumerate(vectors[1500:])])
+        collection.upsert([VectorItem(f"k{1500 + number}", vector) for number, vector in enumerate(vectors[1500:])])
         collection.seal()
         eventually(lambda: has_short_codes(1800))
         collection.delete([f"k{number}" for number in range(200)])

@@ -11,7 +11,7 @@ import pytest
 from imagekin.errors import FailedPreconditionError, InvalidArgumentError
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.local.collection import LocalCollection
-from imagekin.index.types import ClassifyOptions, Item, SearchOptions
+from imagekin.index.types import ClassifyOptions, SearchOptions, VectorItem
 from imagekin.types import Outcome
 
 DIM = 4
@@ -24,44 +24,44 @@ def collection(tmp_path: Path) -> Iterator[LocalCollection]:
         yield catalog.create("shop", space="ik1-a", dim=DIM)
 
 
-def with_vector(*values: float) -> Item:
-    return Item("key", np.array(values, np.float32))
+def with_vector(*values: float) -> VectorItem:
+    return VectorItem("key", np.array(values, np.float32))
 
 
 @pytest.mark.parametrize(
     ("item", "field"),
     [
-        (Item("", ONE), "key"),
-        (Item("a\nb", ONE), "key"),
-        (Item("a\x00b", ONE), "key"),
-        (Item("a\x7f", ONE), "key"),
-        (Item("\ud800", ONE), "key"),
-        (Item("é" * 513, ONE), "key"),
-        (Item("key", ONE, label="x" * 1025), "label"),
-        (Item("key", ONE, label="a\tb"), "label"),
-        (Item("key", ONE, label="\udfff"), "label"),
-        (Item("key", ONE, payload={"text": "x" * 65_536}), "payload"),
-        (Item("key", ONE, payload={"number": math.nan}), "payload"),
-        (Item("key", ONE, payload={"number": -math.inf}), "payload"),
-        (Item("key", ONE, payload={"number": 10**5000}), "payload"),
-        (Item("key", ONE, payload={"text": "\ud800"}), "payload"),
-        (Item("key", ONE, payload={"thing": object()}), "payload"),  # type: ignore[dict-item]
-        (Item("key", ONE, content_hash=b"short"), "content_hash"),
+        (VectorItem("", ONE), "key"),
+        (VectorItem("a\nb", ONE), "key"),
+        (VectorItem("a\x00b", ONE), "key"),
+        (VectorItem("a\x7f", ONE), "key"),
+        (VectorItem("\ud800", ONE), "key"),
+        (VectorItem("é" * 513, ONE), "key"),
+        (VectorItem("key", ONE, label="x" * 1025), "label"),
+        (VectorItem("key", ONE, label="a\tb"), "label"),
+        (VectorItem("key", ONE, label="\udfff"), "label"),
+        (VectorItem("key", ONE, payload={"text": "x" * 65_536}), "payload"),
+        (VectorItem("key", ONE, payload={"number": math.nan}), "payload"),
+        (VectorItem("key", ONE, payload={"number": -math.inf}), "payload"),
+        (VectorItem("key", ONE, payload={"number": 10**5000}), "payload"),
+        (VectorItem("key", ONE, payload={"text": "\ud800"}), "payload"),
+        (VectorItem("key", ONE, payload={"thing": object()}), "payload"),  # type: ignore[dict-item]
+        (VectorItem("key", ONE, content_hash=b"short"), "content_hash"),
         (with_vector(1, 0, 0), "vector"),
         (with_vector(1, 0, 0, 0, 0), "vector"),
         (with_vector(0, 0, 0, 0), "vector"),
         (with_vector(1, math.nan, 0, 0), "vector"),
         (with_vector(1, math.inf, 0, 0), "vector"),
-        (Item("key", np.array([1e300, 0, 0, 0])), "vector"),
-        (Item("key", np.array(["a"] * 4)), "vector"),
-        (Item("key", np.ones((2, 4), np.float32)), "vector"),
+        (VectorItem("key", np.array([1e300, 0, 0, 0])), "vector"),
+        (VectorItem("key", np.array(["a"] * 4)), "vector"),
+        (VectorItem("key", np.ones((2, 4), np.float32)), "vector"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_and_nothing_is_written(
-    collection: LocalCollection, item: Item, field: str
+    collection: LocalCollection, item: VectorItem, field: str
 ) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
-        collection.upsert([Item("good", ONE), item])
+        collection.upsert([VectorItem("good", ONE), item])
     assert caught.value.field == field
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
@@ -74,8 +74,8 @@ def test_a_deep_payload_is_refused(collection: LocalCollection) -> None:
     for _ in range(200):
         deep = [deep]
     with pytest.raises(InvalidArgumentError, match="nested"):
-        collection.upsert([Item("key", ONE, payload={"deep": deep})])
-    collection.upsert([Item("wide", ONE, payload={"wide": [[number] for number in range(500)]})])
+        collection.upsert([VectorItem("key", ONE, payload={"deep": deep})])
+    collection.upsert([VectorItem("wide", ONE, payload={"wide": [[number] for number in range(500)]})])
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_deep_payload_is_refused(collection: LocalCollection) -> None:
     ["x" * 1024, "../../etc/passwd", "'; DROP TABLE item; --", "%", "_", '"', "\\", "🙂" * 256, " ", "\u2028", "null"],
 )
 def test_hostile_keys_are_only_keys(collection: LocalCollection, key: str) -> None:
-    collection.upsert([Item(key, ONE, label=key, payload={key: key}), Item("other", -ONE)])
+    collection.upsert([VectorItem(key, ONE, label=key, payload={key: key}), VectorItem("other", -ONE)])
     (stored,) = collection.get([key])
     assert stored is not None
     assert (stored.key, stored.label, stored.payload) == (key, key, {key: key})
@@ -94,7 +94,7 @@ def test_hostile_keys_are_only_keys(collection: LocalCollection, key: str) -> No
 
 def test_payload_numbers_keep_their_precision(collection: LocalCollection) -> None:
     payload = {"large": 2**200, "small": 1e-300, "sum": 0.1 + 0.2, "true": True, "none": None, "nested": {"a": [1, 2]}}
-    collection.upsert([Item("key", ONE, payload=payload)])
+    collection.upsert([VectorItem("key", ONE, payload=payload)])
     (stored,) = collection.get(["key"])
     assert stored is not None
     assert stored.payload == payload
@@ -111,14 +111,16 @@ def test_any_length_is_brought_to_one(collection: LocalCollection) -> None:
     (stored,) = collection.get(["key"])
     assert stored is not None
     before = stored.vector
-    collection.upsert([Item("key", before)])
+    collection.upsert([VectorItem("key", before)])
     (again,) = collection.get(["key"])
     assert again is not None
     assert again.vector.tobytes() == before.tobytes()
 
 
 def test_of_equal_keys_the_last_one_counts(collection: LocalCollection) -> None:
-    result = collection.upsert([Item("a", ONE, label="first"), Item("b", ONE), Item("a", -ONE, label="second")])
+    result = collection.upsert(
+        [VectorItem("a", ONE, label="first"), VectorItem("b", ONE), VectorItem("a", -ONE, label="second")]
+    )
     assert result.outcomes == (Outcome.INSERTED, Outcome.INSERTED, Outcome.REPLACED)
     (stored,) = collection.get(["a"])
     assert stored is not None
@@ -185,7 +187,7 @@ def test_two_spaces_never_mix(collection: LocalCollection) -> None:
 
 
 def test_info_tells_what_is_there(collection: LocalCollection) -> None:
-    collection.upsert([Item("a", ONE, label="x"), Item("b", ONE), Item("c", ONE, label="")])
+    collection.upsert([VectorItem("a", ONE, label="x"), VectorItem("b", ONE), VectorItem("c", ONE, label="")])
     info = collection.info()
     assert (info.name, info.space, info.dim, info.count, info.labelled) == ("shop", "ik1-a", DIM, 3, 1)
     assert info.index_kind == "flat"
@@ -193,9 +195,9 @@ def test_info_tells_what_is_there(collection: LocalCollection) -> None:
 
 
 def test_scroll_pages_cover_everything_once_in_the_order_of_the_last_write(collection: LocalCollection) -> None:
-    collection.upsert([Item(f"k{number:02d}", ONE) for number in range(25)])
+    collection.upsert([VectorItem(f"k{number:02d}", ONE) for number in range(25)])
     first = collection.scroll(0, 10)
-    collection.upsert([Item("k03", -ONE)])  # rewritten: it comes again, at the end
+    collection.upsert([VectorItem("k03", -ONE)])  # rewritten: it comes again, at the end
     collection.delete(["k15"])
     rest = collection.scroll(first[-1].sequence, 10)
     rest += collection.scroll(rest[-1].sequence, 10)
@@ -208,7 +210,7 @@ def test_after_closing_every_call_says_so(collection: LocalCollection) -> None:
     collection.close()
     collection.close()
     with pytest.raises(FailedPreconditionError, match="closed"):
-        collection.upsert([Item("a", ONE)])
+        collection.upsert([VectorItem("a", ONE)])
     with pytest.raises(FailedPreconditionError, match="closed"):
         collection.search(ONE[None], SearchOptions())
     with pytest.raises(FailedPreconditionError, match="closed"):

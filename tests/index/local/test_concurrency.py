@@ -15,7 +15,7 @@ from imagekin.index.local import store
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.storage import committer, yielding
 from imagekin.index.storage.transactions import Transaction
-from imagekin.index.types import Item, SearchOptions
+from imagekin.index.types import SearchOptions, VectorItem
 from imagekin.types import Outcome
 
 DIM = 4
@@ -40,7 +40,7 @@ def test_readers_see_whole_writes_only(tmp_path: Path, monkeypatch: pytest.Monke
                 generation += 1
                 collection.upsert(
                     [
-                        Item(side, vector(generation % 7), str(generation), {"generation": generation})
+                        VectorItem(side, vector(generation % 7), str(generation), {"generation": generation})
                         for side in ("left", "right")
                     ]
                 )
@@ -88,7 +88,7 @@ def test_writers_share_a_commit_and_each_gets_its_own_answer(tmp_path: Path) -> 
         with ThreadPoolExecutor(40) as pool:
             first = pool.submit(collection._store.write, hold)
             assert held.wait(30)
-            waiting = [pool.submit(collection.upsert, [Item(f"k{n % 16}", vector(n))]) for n in range(32)]
+            waiting = [pool.submit(collection.upsert, [VectorItem(f"k{n % 16}", vector(n))]) for n in range(32)]
             while len(collection._store._committer._combiner._waiting) < 32:  # type: ignore[union-attr]
                 time.sleep(0.001)
             go.set()
@@ -104,7 +104,7 @@ def test_writers_share_a_commit_and_each_gets_its_own_answer(tmp_path: Path) -> 
 def test_a_lone_write_is_committed_by_its_own_thread_and_undone_whole_when_it_fails(tmp_path: Path) -> None:
     with Catalog(tmp_path) as catalog:
         collection = catalog.create("many", space="ik1-a", dim=DIM)
-        collection.upsert([Item("stays", vector(1), label="a")])
+        collection.upsert([VectorItem("stays", vector(1), label="a")])
         assert collection._store.write(lambda _: threading.current_thread()) is threading.current_thread()
 
         def fail(transaction: Transaction) -> None:
@@ -114,7 +114,7 @@ def test_a_lone_write_is_committed_by_its_own_thread_and_undone_whole_when_it_fa
         with pytest.raises(InvalidArgumentError, match="no"):
             collection._store.write(fail)
         assert collection.count() == 1
-        assert collection.upsert([Item("new", vector(2))]).sequence == 2
+        assert collection.upsert([VectorItem("new", vector(2))]).sequence == 2
     with Catalog(tmp_path) as catalog:
         assert [item.key for item in catalog.open("many").items()] == ["stays", "new"]
 
@@ -130,7 +130,7 @@ def test_closing_waits_for_the_writes_that_are_under_way(tmp_path: Path) -> None
         collection = catalog.create("many", space="ik1-a", dim=DIM)
         first = pool.submit(collection._store.write, hold)
         assert held.wait(30)
-        second = pool.submit(collection.upsert, [Item("new", vector(2))])
+        second = pool.submit(collection.upsert, [VectorItem("new", vector(2))])
         while not collection._store._committer._combiner._waiting:  # type: ignore[union-attr]
             time.sleep(0.001)
         closing = pool.submit(collection.close)
@@ -156,12 +156,12 @@ def test_a_write_that_fails_does_not_take_others_with_it(tmp_path: Path) -> None
             transaction.delete(["stays"])
             raise InvalidArgumentError("no")
 
-        collection.upsert([Item("stays", vector(1), label="a")])
+        collection.upsert([VectorItem("stays", vector(1), label="a")])
         with ThreadPoolExecutor(3) as pool:
             first = pool.submit(collection._store.write, hold)
             assert held.wait(30)
             second = pool.submit(collection._store.write, fail)
-            third = pool.submit(collection.upsert, [Item("new", vector(2))])
+            third = pool.submit(collection.upsert, [VectorItem("new", vector(2))])
             go.set()
             first.result()
             with pytest.raises(InvalidArgumentError, match="no"):
@@ -179,7 +179,7 @@ def test_more_writers_than_share_a_commit(tmp_path: Path, monkeypatch: pytest.Mo
     with Catalog(tmp_path) as catalog:
         collection = catalog.create("many", space="ik1-a", dim=DIM)
         with ThreadPoolExecutor(16) as pool:
-            list(pool.map(lambda n: collection.upsert([Item(f"k{n}", vector(n))]), range(200)))
+            list(pool.map(lambda n: collection.upsert([VectorItem(f"k{n}", vector(n))]), range(200)))
         assert collection.count() == 200
 
 
@@ -193,12 +193,12 @@ def test_a_reader_in_another_process_follows(tmp_path: Path, forgetful: bool) ->
     # A second catalog of the same process stands for another process: they share nothing but the files.
     with Catalog(tmp_path) as catalog, Catalog(tmp_path, read_only=True) as reader:
         writing = catalog.create("shop", space="ik1-a", dim=DIM)
-        writing.upsert([Item("a", vector(1), "old"), Item("b", vector(2))])
+        writing.upsert([VectorItem("a", vector(1), "old"), VectorItem("b", vector(2))])
         reading = reader.open("shop")
         assert reading.count() == 2
-        writing.upsert([Item("a", vector(3), "new"), Item("c", vector(4))])
+        writing.upsert([VectorItem("a", vector(3), "new"), VectorItem("c", vector(4))])
         writing.delete(["b"])
-        writing.upsert([Item("d", vector(5))])
+        writing.upsert([VectorItem("d", vector(5))])
         writing.delete(["d"])  # came and went between two looks
         if forgetful:
             writing._store.write(forget)
@@ -211,7 +211,7 @@ def test_a_reader_in_another_process_follows(tmp_path: Path, forgetful: bool) ->
 def test_a_reader_follows_across_the_writer_opening_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "KEPT_TOMBSTONES", 2)
     with Catalog(tmp_path) as catalog:
-        catalog.create("shop", space="ik1-a", dim=DIM).upsert([Item(f"k{n}", vector(n)) for n in range(10)])
+        catalog.create("shop", space="ik1-a", dim=DIM).upsert([VectorItem(f"k{n}", vector(n)) for n in range(10)])
     with Catalog(tmp_path, read_only=True) as reader:
         reading = reader.open("shop")
         for _ in range(3):
@@ -232,7 +232,7 @@ def test_what_is_done_in_bulk_gives_way_to_searches_and_to_nobody_else(
 ) -> None:
     offers: list[str] = []
     monkeypatch.setattr(os, "sched_yield", lambda: offers.append(threading.current_thread().name))
-    items = [Item(str(number), vector(number)) for number in range(2_000)]
+    items = [VectorItem(str(number), vector(number)) for number in range(2_000)]
     with Catalog(tmp_path) as catalog:
         collection = catalog.create("bulk", space="ik1-a", dim=DIM)
 
@@ -268,7 +268,7 @@ def test_bulk_writes_beside_searches_lose_nothing(tmp_path: Path) -> None:
         def write(writer: int) -> None:
             for batch in range(10):
                 names = [f"{writer}/{batch}/{number}" for number in range(yielding.BULK_FROM)]
-                collection.upsert([Item(name, vector(writer + batch)) for name in names])
+                collection.upsert([VectorItem(name, vector(writer + batch)) for name in names])
 
         searches = threads.submit(search)
         for done in [threads.submit(write, writer) for writer in range(2)]:

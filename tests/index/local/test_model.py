@@ -23,7 +23,7 @@ from imagekin.index.filters.parser import parse
 from imagekin.index.local import store
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.local.collection import LocalCollection
-from imagekin.index.types import Item, SearchOptions, StoredItem
+from imagekin.index.types import IndexedItem, SearchOptions, VectorItem
 from imagekin.types import ItemUpdate, Outcome
 from tests.index.limited import install, seal_at_once
 from tests.index.reference import assert_agree, nearest, unit
@@ -58,7 +58,7 @@ class _CollectionMachine(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.catalog = Catalog(Path(self.folder.name), device=self.device)
         self.catalog.create("model", space="ik1-test", dim=DIM)
-        self.items: dict[str, Item] = {}
+        self.items: dict[str, VectorItem] = {}
         self.sequence = 0
 
     @property
@@ -68,7 +68,7 @@ class _CollectionMachine(RuleBasedStateMachine):
     @rule(drawn=ITEMS)
     def upsert(self, drawn: list[tuple[str, tuple[int, ...], str | None, dict[str, object] | None]]) -> None:
         items = [
-            Item(key, np.array(vector, np.float32), label, payload, key.encode().ljust(32, b"#"))  # type: ignore[arg-type]
+            VectorItem(key, np.array(vector, np.float32), label, payload, key.encode().ljust(32, b"#"))  # type: ignore[arg-type]
             for key, vector, label, payload in drawn
         ]
         result = self.collection.upsert(items)
@@ -103,7 +103,7 @@ class _CollectionMachine(RuleBasedStateMachine):
                 payload=item.payload if payload is None else payload or None,  # type: ignore[arg-type]
             )
 
-    def matching(self, text: str) -> dict[str, Item]:
+    def matching(self, text: str) -> dict[str, VectorItem]:
         condition = parse(text)
         return {key: item for key, item in self.items.items() if matches(condition, key, item.label, item.payload)}
 
@@ -170,7 +170,7 @@ class _CollectionMachine(RuleBasedStateMachine):
         assert info.count == len(self.items)
         assert info.labelled == sum(item.label is not None for item in self.items.values())
 
-    def check(self, key: str, stored: StoredItem | None) -> None:
+    def check(self, key: str, stored: IndexedItem | None) -> None:
         item = self.items.get(key)
         if item is None:
             assert stored is None

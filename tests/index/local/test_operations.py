@@ -20,18 +20,20 @@ from imagekin.index.ingest.parquet import ParquetItems, export_items, import_ite
 from imagekin.index.local import maintenance
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.local.collection import LocalCollection
-from imagekin.index.types import Item, SearchOptions, StoredItem
+from imagekin.index.types import IndexedItem, SearchOptions, VectorItem
 from tests.index.reference import unit
 
 DIM = 8
 COUNT = 300
 
 
-def items(count: int = COUNT, seed: int = 0) -> list[Item]:
+def items(count: int = COUNT, seed: int = 0) -> list[VectorItem]:
     vectors = np.random.default_rng(seed).standard_normal((count, DIM)).astype(np.float32)
     names = [None, "red", "blue é"]
     return [
-        Item(f"k{n:04d}", vectors[n], names[n % 3], {"n": n, "é": [n]} if n % 2 else None, bytes([n % 250 + 1]) * 32)
+        VectorItem(
+            f"k{n:04d}", vectors[n], names[n % 3], {"n": n, "é": [n]} if n % 2 else None, bytes([n % 250 + 1]) * 32
+        )
         for n in range(count)
     ]
 
@@ -164,7 +166,7 @@ def test_writes_that_vanished_from_the_log_are_missed(data: Path) -> None:
     with Catalog(data) as catalog:
         collection = catalog.open("shop")
         kept = collection.info().sequence
-        collection.upsert([Item("last", np.ones(DIM, np.float32))])
+        collection.upsert([VectorItem("last", np.ones(DIM, np.float32))])
         # What a killed process leaves, with a bit of the log's last frame flipped.
         shutil.copytree(folder, data / "left")
     log = data / "left" / "items.sqlite-wal"
@@ -193,7 +195,7 @@ def test_repair_needs_the_lock_and_checking_does_not(data: Path) -> None:
 def test_compacting_gives_space_back_and_keeps_every_item(data: Path) -> None:
     with Catalog(data) as catalog:
         collection = catalog.open("shop")
-        collection.upsert([Item(f"x{n}", np.ones(DIM, np.float32), None, {"x": "y" * 2000}) for n in range(500)])
+        collection.upsert([VectorItem(f"x{n}", np.ones(DIM, np.float32), None, {"x": "y" * 2000}) for n in range(500)])
         collection.delete([f"x{n}" for n in range(500)])
         expected = contents(collection)
         before, after = catalog.compact("shop")
@@ -213,7 +215,9 @@ def test_a_snapshot_is_of_one_moment_while_all_is_written(data: Path, monkeypatc
             while not stop.is_set():
                 number += 1
                 # Both or neither.
-                collection.upsert([Item(side, np.ones(DIM, np.float32), str(number)) for side in ("left", "right")])
+                collection.upsert(
+                    [VectorItem(side, np.ones(DIM, np.float32), str(number)) for side in ("left", "right")]
+                )
 
         writer = threading.Thread(target=write)
         writer.start()
@@ -281,11 +285,11 @@ def test_parquet_there_and_back(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_failed_export_leaves_no_file(tmp_path: Path) -> None:
-    def broken() -> "list[StoredItem]":
+    def broken() -> "list[IndexedItem]":
         raise OSError("no")
 
     def some() -> object:
-        yield StoredItem("a", np.ones(DIM, np.float32))
+        yield IndexedItem("a", np.ones(DIM, np.float32))
         yield broken()
 
     with pytest.raises(OSError, match="no"):

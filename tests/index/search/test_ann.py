@@ -11,7 +11,7 @@ from imagekin.index.local import maintenance
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.local.collection import LocalCollection
 from imagekin.index.search import ann, nearest
-from imagekin.index.types import ClassifyOptions, Item, SearchOptions
+from imagekin.index.types import ClassifyOptions, SearchOptions, VectorItem
 from imagekin.types import Vector
 from tests.index.reference import assert_agree, unit
 
@@ -34,8 +34,8 @@ def vectors(count: int = COUNT, seed: int = 0) -> Vector:
     return unit(values.astype(np.float32))
 
 
-def items(values: Vector, first: int = 0) -> list[Item]:
-    return [Item(f"k{first + n:05d}", vector, f"c{n % 3}") for n, vector in enumerate(values)]
+def items(values: Vector, first: int = 0) -> list[VectorItem]:
+    return [VectorItem(f"k{first + n:05d}", vector, f"c{n % 3}") for n, vector in enumerate(values)]
 
 
 def make(folder: Path, kind: str) -> None:

@@ -17,7 +17,7 @@ from imagekin.index.local.catalog import Catalog
 from imagekin.index.local.collection import LocalCollection
 from imagekin.index.search.gpu import faiss_gpu, resident
 from imagekin.index.search.gpu.open import open_device
-from imagekin.index.types import Item, SearchOptions
+from imagekin.index.types import SearchOptions, VectorItem
 from imagekin.types import Neighbour, Vector
 from tests.index.limited import MOST, LimitedDevice, install
 from tests.index.reference import unit
@@ -30,9 +30,10 @@ def vectors(count: int, seed: int = 0, dim: int = DIM) -> Vector:
     return found
 
 
-def items(count: int, seed: int = 0, prefix: str = "k") -> list[Item]:
+def items(count: int, seed: int = 0, prefix: str = "k") -> list[VectorItem]:
     return [
-        Item(f"{prefix}{n}", vector, f"c{n % 100}", {"n": n % 1000}) for n, vector in enumerate(vectors(count, seed))
+        VectorItem(f"{prefix}{n}", vector, f"c{n % 100}", {"n": n % 1000})
+        for n, vector in enumerate(vectors(count, seed))
     ]
 
 
@@ -43,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Catalog(folder) as catalog:
         collection = catalog.create("many", space="s", dim=DIM, index_kind="flat")
         collection.upsert(items(ROWS))
-        collection.upsert([Item(f"same-{n}", np.ones(DIM, np.float32)) for n in range(30)])
+        collection.upsert([VectorItem(f"same-{n}", np.ones(DIM, np.float32)) for n in range(30)])
         collection.seal()
         collection.delete([f"k{n}" for n in range(0, ROWS, 11)])
         collection.upsert(items(500, 1, "new"))
@@ -112,7 +113,7 @@ def test_matches_that_are_far_from_the_query_are_found(tmp_path: Path, devices: 
     rows[:1500] = unit(vectors(1500, 5) * 0.1 - near)  # an eighth, all of it on the other side
     with Catalog(tmp_path, device="cuda") as catalog:
         collection = catalog.create("many", space="s", dim=DIM)
-        collection.upsert([Item(f"{n}", row, "far" if n < 1500 else "near") for n, row in enumerate(rows)])
+        collection.upsert([VectorItem(f"{n}", row, "far" if n < 1500 else "near") for n, row in enumerate(rows)])
         collection.seal()
         on_device(catalog)
         (found,) = collection.search(near[None], SearchOptions(10, filter=parse('label = "far"')))
@@ -129,7 +130,7 @@ def test_one_thread_asks_the_device_however_many_search(
     rows = vectors(4000, 9)
     with Catalog(tmp_path, device="cuda") as catalog, ThreadPoolExecutor(8) as pool:
         collection = catalog.create("many", space="s", dim=DIM)
-        collection.upsert([Item(f"{n}", row) for n, row in enumerate(rows[:2000])])
+        collection.upsert([VectorItem(f"{n}", row) for n, row in enumerate(rows[:2000])])
         collection.build_index()
         stop = threading.Event()
 
@@ -144,7 +145,7 @@ def test_one_thread_asks_the_device_however_many_search(
 
         asking = [pool.submit(ask, seed) for seed in range(4)]
         for begin in range(2000, 4000, 500):
-            collection.upsert([Item(f"{n}", rows[n]) for n in range(begin, begin + 500)])
+            collection.upsert([VectorItem(f"{n}", rows[n]) for n in range(begin, begin + 500)])
             collection.build_index()
         collection.compact()
         collection.build_index()

@@ -13,14 +13,14 @@ from imagekin.cli import main as cli
 from imagekin.errors import InvalidArgumentError
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.search import duplicates
-from imagekin.index.storage.columns import Columns, Snapshot
-from imagekin.index.types import Item
+from imagekin.index.storage.columns import Columns, ColumnSnapshot
+from imagekin.index.types import VectorItem
 from imagekin.index.vectors import brute_force
 from imagekin.types import Vector
 from tests.index.reference import unit
 
 
-def columns(vectors: Vector, dead: NDArray[np.int64], hashes: list[bytes | None] | None = None) -> Snapshot:
+def columns(vectors: Vector, dead: NDArray[np.int64], hashes: list[bytes | None] | None = None) -> ColumnSnapshot:
     filled = Columns(vectors.shape[1])
     count = len(vectors)
     keys = [b"%06d" % slot for slot in range(count)]
@@ -29,7 +29,7 @@ def columns(vectors: Vector, dead: NDArray[np.int64], hashes: list[bytes | None]
     return filled.snapshot(2 * count)
 
 
-def by_numpy(snapshot: Snapshot, bound: float) -> set[tuple[str, ...]]:
+def by_numpy(snapshot: ColumnSnapshot, bound: float) -> set[tuple[str, ...]]:
     """Return the groups that hang together, by visiting every neighbour of every item."""
     wide = snapshot.vectors.astype(np.float64)
     near = (wide @ wide.T).astype(np.float32) >= np.float32(bound)
@@ -86,7 +86,7 @@ def test_the_command_reports_them(tmp_path: Path, capsys: pytest.CaptureFixture[
         shop = catalog.create("shop", space="ik1-a", dim=3)
         shop.upsert(
             [
-                Item(key, np.array(vector, np.float32), "c")
+                VectorItem(key, np.array(vector, np.float32), "c")
                 for key, vector in (("a", [1, 0, 0]), ("b", [1, 0.01, 0]), ("c", [0, 1, 0]), ("d", [1, 0.5, 0]))
             ]
         )

@@ -30,7 +30,7 @@ from imagekin.index.filters.parser import parse
 from imagekin.index.local import store
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.local.collection import LocalCollection
-from imagekin.index.types import ClassifyMethod, ClassifyOptions, Item, SearchOptions
+from imagekin.index.types import ClassifyMethod, ClassifyOptions, SearchOptions, VectorItem
 from imagekin.types import ItemUpdate
 from tests.index.conditions import FIELDS, LABELS, PAYLOADS, conditions
 from tests.index.reference import assert_agree, nearest
@@ -48,11 +48,11 @@ def collection(tmp_path: Path) -> Iterator[LocalCollection]:
         yield catalog.create("shop", space="ik1-a", dim=DIM)
 
 
-def meeting(items: dict[str, Item], condition: Condition) -> dict[str, Item]:
+def meeting(items: dict[str, VectorItem], condition: Condition) -> dict[str, VectorItem]:
     return {key: item for key, item in items.items() if matches(condition, key, item.label, item.payload)}
 
 
-def check_all(collection: LocalCollection, items: dict[str, Item], condition: Condition) -> None:
+def check_all(collection: LocalCollection, items: dict[str, VectorItem], condition: Condition) -> None:
     """Assert that every way to ask answers as the meaning of the condition, item by item."""
     wanted = meeting(items, condition)
     assert collection.count(condition) == len(wanted)
@@ -87,12 +87,12 @@ def test_every_way_to_ask_answers_alike(
         patch.setattr(store, "COMPACT_FROM", compact_from)
         patch.setattr(payload_columns, "MAX_COLUMNS", 2)
         collection = catalog.create("shop", space="ik1-a", dim=DIM)
-        items = {f"a{n}": Item(f"a{n}", vector(n), *both) for n, both in enumerate(first)}
+        items = {f"a{n}": VectorItem(f"a{n}", vector(n), *both) for n, both in enumerate(first)}
         collection.upsert(list(items.values()))
         for condition in wanted:
             check_all(collection, items, condition)
         # The columns that filters read so far have to follow what is written now.
-        changed = {f"a{n}": Item(f"a{n}", vector(n + 50), *both) for n, both in enumerate(then)}
+        changed = {f"a{n}": VectorItem(f"a{n}", vector(n + 50), *both) for n, both in enumerate(then)}
         items |= changed
         collection.upsert(list(changed.values()))
         collection.delete(["a1", "a3"])
@@ -115,7 +115,7 @@ def test_every_way_to_ask_answers_alike(
 def test_a_facet_counts_typed_values(drawn: list[tuple[str | None, Any]], field: str) -> None:
     with tempfile.TemporaryDirectory() as folder, Catalog(Path(folder)) as catalog:
         collection = catalog.create("shop", space="ik1-a", dim=DIM)
-        collection.upsert([Item(f"k{n}", vector(n), *both) for n, both in enumerate(drawn)])
+        collection.upsert([VectorItem(f"k{n}", vector(n), *both) for n, both in enumerate(drawn)])
         found = collection.facet(field)
     expected: Counter[tuple[str, Scalar]] = Counter()
     for label, payload in drawn:
@@ -131,7 +131,7 @@ def test_a_facet_counts_typed_values(drawn: list[tuple[str | None, Any]], field:
 
 def test_a_facet_is_ordered_cut_and_filtered(collection: LocalCollection) -> None:
     payloads: list[Any] = [{"c": "red"}, {"c": "red"}, {"c": "blue"}, {"c": 1}, {"c": True}, {"c": [1]}, None]
-    collection.upsert([Item(f"k{n}", vector(n), None, payload) for n, payload in enumerate(payloads)])
+    collection.upsert([VectorItem(f"k{n}", vector(n), None, payload) for n, payload in enumerate(payloads)])
     found = [(one.value, one.count) for one in collection.facet("payload.c")]
     assert found == [("red", 2), (True, 1), (1, 1), ("blue", 1)]
     assert [type(value) for value, _ in found] == [str, bool, int, str]
@@ -148,7 +148,7 @@ def test_a_facet_is_ordered_cut_and_filtered(collection: LocalCollection) -> Non
 
 @pytest.mark.parametrize("method", list(ClassifyMethod))
 def test_only_items_that_match_vote(collection: LocalCollection, method: ClassifyMethod) -> None:
-    items = [Item(f"k{n}", vector(n), "ab"[n % 2], {"n": n}, n.to_bytes(32, "big")) for n in range(20)]
+    items = [VectorItem(f"k{n}", vector(n), "ab"[n % 2], {"n": n}, n.to_bytes(32, "big")) for n in range(20)]
     collection.upsert(items)
     queries = np.stack([item.vector for item in items[:4]])
     condition = parse("payload.n >= 2 AND payload.n < 12")
@@ -162,7 +162,7 @@ def test_only_items_that_match_vote(collection: LocalCollection, method: Classif
 
 
 def test_an_update_changes_what_it_names_and_nothing_else(collection: LocalCollection) -> None:
-    items = [Item(f"k{n}", vector(n), "old", {"n": n}, n.to_bytes(32, "big")) for n in range(4)]
+    items = [VectorItem(f"k{n}", vector(n), "old", {"n": n}, n.to_bytes(32, "big")) for n in range(4)]
     collection.upsert(items)
     before = collection.get(["k0", "k1", "k2", "k3"])
     result = collection.update(
@@ -197,7 +197,7 @@ def test_an_update_changes_what_it_names_and_nothing_else(collection: LocalColle
 
 def test_a_filter_sees_one_state_while_others_write(collection: LocalCollection) -> None:
     """Each round rewrites all items with a new number: an answer holds exactly one round's items."""
-    collection.upsert([Item(f"k{n}", vector(n), None, {"round": 0}) for n in range(40)])
+    collection.upsert([VectorItem(f"k{n}", vector(n), None, {"round": 0}) for n in range(40)])
     stop = threading.Event()
 
     def write() -> None:
@@ -237,7 +237,9 @@ def test_a_deletion_reaches_what_is_written_before_it_and_nothing_after(collecti
     def upsert(worker: int) -> None:
         for number in range(25):
             key = f"{worker}-{number}"
-            collection.upsert([Item(key, vector(number), None, {"doomed": True}), Item("keep", vector(1), None, {})])
+            collection.upsert(
+                [VectorItem(key, vector(number), None, {"doomed": True}), VectorItem("keep", vector(1), None, {})]
+            )
             assert collection.delete_matching(parse("payload.doomed = true")).deleted <= 4
             assert collection.get([key]) == [None]
 
@@ -250,7 +252,7 @@ def test_a_deletion_reaches_what_is_written_before_it_and_nothing_after(collecti
 
 
 def test_a_filter_that_cannot_be_used_is_refused_everywhere(collection: LocalCollection) -> None:
-    collection.upsert([Item("k", vector(0), "a")])
+    collection.upsert([VectorItem("k", vector(0), "a")])
     bad = Comparison("price", Operator.EQUAL, (1,))
     for call in (
         lambda: collection.count(bad),
@@ -268,7 +270,7 @@ def test_a_filter_that_cannot_be_used_is_refused_everywhere(collection: LocalCol
 
 def test_a_damaged_payload_is_reported_by_name(tmp_path: Path) -> None:
     with Catalog(tmp_path) as catalog:
-        catalog.create("shop", space="ik1-a", dim=DIM).upsert([Item("k7", vector(0), None, {"n": 1})])
+        catalog.create("shop", space="ik1-a", dim=DIM).upsert([VectorItem("k7", vector(0), None, {"n": 1})])
     (path,) = tmp_path.rglob("items.sqlite")
     with sqlite3.connect(path) as connection:
         connection.execute("""UPDATE item SET payload = '{"n":2}'""")

@@ -11,7 +11,7 @@ from imagekin.index.local.catalog import Catalog
 from imagekin.index.local.collection import LocalCollection
 from imagekin.index.search import grouping
 from imagekin.index.search.grouping import combine
-from imagekin.index.types import Item, SearchOptions
+from imagekin.index.types import SearchOptions, VectorItem
 from imagekin.types import Vector
 from tests.index.reference import nearest, unit
 
@@ -20,11 +20,11 @@ COUNT = 300
 
 
 @pytest.fixture(scope="module")
-def items() -> dict[str, Item]:
+def items() -> dict[str, VectorItem]:
     random = np.random.default_rng(5)
     made = [
         # One group is large, so that it fills up early; some items are of none.
-        Item(
+        VectorItem(
             f"k{n:03d}",
             random.standard_normal(DIM).astype(np.float32),
             None if n % 7 == 0 else "big" if n % 3 else f"class-{n % 20}",
@@ -36,7 +36,7 @@ def items() -> dict[str, Item]:
 
 
 @pytest.fixture(scope="module")
-def collection(items: dict[str, Item], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCollection]:
+def collection(items: dict[str, VectorItem], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCollection]:
     with Catalog(tmp_path_factory.mktemp("rich")) as catalog:
         made = catalog.create("rich", space="ik1-a", dim=DIM)
         made.upsert(list(items.values()))
@@ -46,7 +46,7 @@ def collection(items: dict[str, Item], tmp_path_factory: pytest.TempPathFactory)
 QUERIES = np.random.default_rng(6).standard_normal((4, DIM)).astype(np.float32)
 
 
-def group(item: Item, field: str) -> object:
+def group(item: VectorItem, field: str) -> object:
     return item.label if field == "label" else (item.payload or {}).get("shelf")
 
 
@@ -56,7 +56,7 @@ def group(item: Item, field: str) -> object:
 @pytest.mark.parametrize("rounds", [0, 1, 3])
 def test_a_group_has_at_most_so_many(
     collection: LocalCollection,
-    items: dict[str, Item],
+    items: dict[str, VectorItem],
     field: str,
     k: int,
     size: int,
@@ -81,7 +81,7 @@ def test_a_group_has_at_most_so_many(
 @pytest.mark.parametrize("diversity", [0.3, 1.0])
 @pytest.mark.parametrize("k", [1, 5, 12])
 def test_diversity_is_maximal_marginal_relevance(
-    collection: LocalCollection, items: dict[str, Item], diversity: float, k: int
+    collection: LocalCollection, items: dict[str, VectorItem], diversity: float, k: int
 ) -> None:
     for query, found in zip(QUERIES, collection.search(QUERIES, SearchOptions(k, diversity=diversity)), strict=True):
         pool = nearest(items, query, max(100, 10 * k))
@@ -101,7 +101,7 @@ def test_diversity_is_maximal_marginal_relevance(
 
 
 def test_groups_diversity_bounds_and_exclusions_go_together(
-    collection: LocalCollection, items: dict[str, Item]
+    collection: LocalCollection, items: dict[str, VectorItem]
 ) -> None:
     options = SearchOptions(
         20,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from imagekin.index.search import nearest as search
 from imagekin.index.search.nearest import nearest
-from imagekin.index.storage.columns import Columns, Snapshot
+from imagekin.index.storage.columns import Columns, ColumnSnapshot
 from imagekin.index.storage.yielding import Turns
 from imagekin.index.types import SearchOptions
 from imagekin.index.vectors import brute_force
@@ -21,7 +21,7 @@ from tests.index.reference import unit
 ALL = 1 << 40
 
 
-def columns(vectors: Vector, dead: NDArray[np.int64] | None = None) -> Snapshot:
+def columns(vectors: Vector, dead: NDArray[np.int64] | None = None) -> ColumnSnapshot:
     """Return items `0000`, `0001` … of these vectors; the slots `dead` have died."""
     filled = Columns(vectors.shape[1])
     count = len(vectors)
@@ -32,14 +32,14 @@ def columns(vectors: Vector, dead: NDArray[np.int64] | None = None) -> Snapshot:
     return filled.snapshot(2 * count + 1)
 
 
-def expected(snapshot: Snapshot, query: Vector, k: int) -> tuple[list[int], NDArray[np.float32]]:
+def expected(snapshot: ColumnSnapshot, query: Vector, k: int) -> tuple[list[int], NDArray[np.float32]]:
     slots = np.flatnonzero(snapshot.alive())
     exact = (snapshot.vectors[slots].astype(np.float64) @ query.astype(np.float64)).astype(np.float32)
     order = np.argsort(-exact, kind="stable")[:k]  # keys ascend with slots
     return slots[order].tolist(), np.clip(exact[order], -1, 1)
 
 
-def assert_exact(snapshot: Snapshot, queries: Vector, k: int) -> None:
+def assert_exact(snapshot: ColumnSnapshot, queries: Vector, k: int) -> None:
     found = nearest(snapshot, queries, k)
     assert len(found) == len(queries)
     for query, one in zip(queries, found, strict=True):

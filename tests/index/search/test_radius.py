@@ -14,14 +14,14 @@ from imagekin.index.local import collection
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.search import radius
 from imagekin.index.search.radius import within
-from imagekin.index.storage.columns import Columns, Snapshot
-from imagekin.index.types import Item, SearchOptions
+from imagekin.index.storage.columns import Columns, ColumnSnapshot
+from imagekin.index.types import SearchOptions, VectorItem
 from imagekin.index.vectors import brute_force
 from imagekin.types import Vector
 from tests.index.reference import unit
 
 
-def columns(vectors: Vector, dead: NDArray[np.int64]) -> Snapshot:
+def columns(vectors: Vector, dead: NDArray[np.int64]) -> ColumnSnapshot:
     """Return items of these vectors, the later the smaller the key."""
     filled = Columns(vectors.shape[1])
     count = len(vectors)
@@ -83,7 +83,8 @@ def test_a_collection_finds_everything_so_similar(tmp_path: Path, monkeypatch: p
     random = np.random.default_rng(1)
     query = random.standard_normal(8).astype(np.float32)
     items = [
-        Item(f"k{n:03d}", query + 2 * random.standard_normal(8).astype(np.float32), "ab"[n % 2]) for n in range(400)
+        VectorItem(f"k{n:03d}", query + 2 * random.standard_normal(8).astype(np.float32), "ab"[n % 2])
+        for n in range(400)
     ]
     with Catalog(tmp_path) as catalog:
         shop = catalog.create("shop", space="ik1-a", dim=8)

@@ -13,7 +13,7 @@ from imagekin.index.local.catalog import Catalog
 from imagekin.index.search import nearest as nearest_search
 from imagekin.index.storage import combiner as combine
 from imagekin.index.storage.combiner import Combiner
-from imagekin.index.types import Item, SearchOptions
+from imagekin.index.types import SearchOptions, VectorItem
 from tests.index.reference import assert_agree, nearest
 
 
@@ -95,7 +95,7 @@ def test_no_question_is_forgotten(at_once: int) -> None:
 def test_many_clients_get_exact_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nearest_search, "_COMBINED_FROM", 1)
     random = np.random.default_rng(0)
-    items = [Item(f"k{n:04d}", random.standard_normal(16).astype(np.float32)) for n in range(1500)]
+    items = [VectorItem(f"k{n:04d}", random.standard_normal(16).astype(np.float32)) for n in range(1500)]
     with Catalog(tmp_path) as catalog:
         collection = catalog.create("shop", space="ik1-a", dim=16)
         collection.upsert(items)

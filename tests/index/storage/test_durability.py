@@ -16,7 +16,7 @@ import pytest
 from imagekin.errors import DataLossError, FailedPreconditionError, ResourceExhaustedError
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.storage.schema import as_imagekin
-from imagekin.index.types import Item, SearchOptions
+from imagekin.index.types import SearchOptions, VectorItem
 from tests.index.reference import unit
 
 DIM = 8
@@ -30,7 +30,7 @@ WRITER = textwrap.dedent(
     from pathlib import Path
     import numpy as np
     from imagekin.index.local.catalog import Catalog
-    from imagekin.index.types import Item
+    from imagekin.index.types import VectorItem
 
     catalog = Catalog(Path(sys.argv[1]))
     collection = catalog.open("shop")
@@ -40,7 +40,7 @@ WRITER = textwrap.dedent(
         while True:
             key = f"{worker}-{number}"
             vector = np.random.default_rng(number).standard_normal(8).astype(np.float32)
-            collection.upsert([Item(key, vector, label=str(number), payload={"number": number})])
+            collection.upsert([VectorItem(key, vector, label=str(number), payload={"number": number})])
             sys.stdout.write(f"+ {key}\\n")
             if number % 3 == 0:
                 sys.stdout.write(f"? {key}\\n")
@@ -73,7 +73,10 @@ def make(folder: Path, count: int) -> np.ndarray[tuple[int, int], np.dtype[np.fl
     with Catalog(folder) as catalog:
         collection = catalog.create("shop", space="ik1-a", dim=DIM)
         collection.upsert(
-            [Item(f"item-{place:03d}", vector, "a label", {"place": place}) for place, vector in enumerate(vectors)]
+            [
+                VectorItem(f"item-{place:03d}", vector, "a label", {"place": place})
+                for place, vector in enumerate(vectors)
+            ]
         )
     return vectors
 
@@ -239,11 +242,11 @@ def test_a_full_disk_undoes_the_write_and_says_so(tmp_path: Path) -> None:
     with Catalog(tmp_path) as catalog:
         collection = catalog.open("shop")
         # SQLite's own page limit fails as a full disk does.
-        collection.upsert([Item("before", np.ones(DIM, np.float32))])
+        collection.upsert([VectorItem("before", np.ones(DIM, np.float32))])
         limited(collection)
         with pytest.raises(ResourceExhaustedError, match="free some space"):
             collection.upsert(
-                [Item(f"k{n}", np.ones(DIM, np.float32), payload={"x": "y" * 10_000}) for n in range(100)]
+                [VectorItem(f"k{n}", np.ones(DIM, np.float32), payload={"x": "y" * 10_000}) for n in range(100)]
             )
         assert collection.count() == 21
         assert collection.get(["before", "k0"])[1] is None

@@ -13,7 +13,7 @@ from imagekin.index.local import maintenance, store
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.local.collection import LocalCollection
 from imagekin.index.storage.mapped_arrays import map_rows
-from imagekin.index.types import ClassifyOptions, Item, SearchOptions
+from imagekin.index.types import ClassifyOptions, SearchOptions, VectorItem
 
 Answers = list[tuple[str, float, str | None]]
 Sealed = tuple[Path, Answers]
@@ -29,11 +29,11 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maintenance, "_RESTS", 0.0)
 
 
-def items(first: int, last: int, seed: int = 0) -> list[Item]:
+def items(first: int, last: int, seed: int = 0) -> list[VectorItem]:
     vectors = np.random.default_rng(seed).standard_normal((last, DIM)).astype(np.float32)
     names = [None, "red", "blue"]
     return [
-        Item(f"k{n}", vectors[n], names[n % 3], {"n": n}, bytes([n % 251 + 1]) * 32 if n % 2 else None)
+        VectorItem(f"k{n}", vectors[n], names[n % 3], {"n": n}, bytes([n % 251 + 1]) * 32 if n % 2 else None)
         for n in range(first, last)
     ]
 

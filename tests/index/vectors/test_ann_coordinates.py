@@ -7,7 +7,7 @@ import pytest
 
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.search import ann, nearest
-from imagekin.index.types import Item, SearchOptions
+from imagekin.index.types import SearchOptions, VectorItem
 from imagekin.index.vectors.ann_coordinates import fitted
 from imagekin.types import Vector
 from tests.index.reference import unit
@@ -63,7 +63,7 @@ def test_an_index_that_goes_by_them_finds_what_is_there(tmp_path: Path, monkeypa
     values, queries = flat_vectors(COUNT, 0), flat_vectors(200, 1)
     with Catalog(tmp_path) as catalog:
         collection = catalog.create("shop", space="ik1-a", dim=DIM, index_kind="ivf")
-        collection.upsert([Item(f"k{n:05d}", vector) for n, vector in enumerate(values)])
+        collection.upsert([VectorItem(f"k{n:05d}", vector) for n, vector in enumerate(values)])
         collection.build_index()
     with Catalog(tmp_path) as catalog:
         collection = catalog.open("shop")

@@ -17,7 +17,7 @@ from imagekin.encoder.decoding.decode import DecodeLimits
 from imagekin.encoder.metadata import Metadata, Preprocess
 from imagekin.encoder.runtime.session import Outputs
 from imagekin.errors import DeadlineExceededError, FailedPreconditionError, ImageError, ResourceExhaustedError
-from imagekin.serving.embedding.image_jobs import Embedded
+from imagekin.serving.embedding.image_jobs import EmbeddedImage
 from imagekin.serving.embedding.pipeline import Pipeline
 from imagekin.serving.embedding.prices import Price, Prices
 from imagekin.serving.settings import Limits
@@ -99,7 +99,7 @@ def files(*values: int) -> list[bytes]:
 
 def values_of(outcomes: list[object]) -> list[int | str]:
     """Return the first component of each embedding, the name of each error."""
-    return [int(each.vector[0]) if isinstance(each, Embedded) else type(each).__name__ for each in outcomes]
+    return [int(each.vector[0]) if isinstance(each, EmbeddedImage) else type(each).__name__ for each in outcomes]
 
 
 async def until(event: threading.Event) -> None:
@@ -213,8 +213,8 @@ def test_a_short_queue_is_not_held_up_for_a_batch(runner: GatedRunner) -> None:
 def test_hashes_are_of_the_file_and_only_when_asked_for(pipeline: Pipeline) -> None:
     (with_hash,) = asyncio.run(pipeline.embed(files(7), hashes=True))
     (without,) = asyncio.run(pipeline.embed(files(7)))
-    assert isinstance(with_hash, Embedded)
-    assert isinstance(without, Embedded)
+    assert isinstance(with_hash, EmbeddedImage)
+    assert isinstance(without, EmbeddedImage)
     assert with_hash.content_hash == hashlib.sha256(b"\x07").digest()
     assert without.content_hash == b""
 

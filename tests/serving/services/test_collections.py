@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from imagekin.errors import FailedPreconditionError, ImagekinError
-from imagekin.serving.collections.open_collections import Store
+from imagekin.serving.collections.open_collections import CollectionStore
 from imagekin.serving.settings import Limits, Settings
 from imagekin.v1 import collections_pb2, common_pb2
 from imagekin.v1.collections_pb2 import UpsertResult
@@ -385,4 +385,4 @@ def test_a_collection_tells_where_it_is_searched(tmp_path: Path, monkeypatch: py
     assert not opened[0].strangers
     monkeypatch.undo()
     with pytest.raises(FailedPreconditionError, match="--index-device cpu"):
-        Store(settings)
+        CollectionStore(settings)

@@ -19,7 +19,7 @@ from PIL import Image
 from imagekin.errors import FailedPreconditionError, InvalidArgumentError
 from imagekin.training.data.decoding import arrange
 from imagekin.training.data.images import ImageSet, load_images
-from imagekin.training.data.pixel_cache import PIXELS_FILE, ROWS_FILE, SET_FILE, CacheKey, Decoded, open_cached
+from imagekin.training.data.pixel_cache import PIXELS_FILE, ROWS_FILE, SET_FILE, CacheKey, DecodedFile, open_cached
 from imagekin.training.data.storage import Storage, default_cache
 from imagekin.training.loop.trainer import pretrain
 from imagekin.training.settings import TrainSettings, recommended
@@ -142,20 +142,22 @@ SHAPE = (256, 256, 3)
 KEY = CacheKey("source", "content")
 
 
-def decoded(count: int, skip: int, stop: int) -> Iterator[Decoded]:
+def decoded(count: int, skip: int, stop: int) -> Iterator[DecodedFile]:
     """Yield `count` files, every seventh of them bad, without the first `skip`; the machine stops before `stop`."""
     for place in range(skip, count):
         if place == stop:
             raise KeyboardInterrupt
         pixels = np.full(SHAPE, place, np.uint8)
-        yield Decoded(f"{place:03d}.png", None, "bad") if place % 7 == 0 else Decoded(f"{place:03d}.png", pixels)
+        yield (
+            DecodedFile(f"{place:03d}.png", None, "bad") if place % 7 == 0 else DecodedFile(f"{place:03d}.png", pixels)
+        )
 
 
 def build(root: Path, stop: int = -1) -> tuple[int, NDArray[np.uint8]]:
     """Build a set of 100 files; return how many were decoded already, and the pixels."""
     skipped = []
 
-    def decode(skip: int) -> Iterator[Decoded]:
+    def decode(skip: int) -> Iterator[DecodedFile]:
         skipped.append(skip)
         return decoded(100, skip, stop)
 

@@ -27,7 +27,7 @@ from imagekin.sources.open import open_source
 from imagekin.training.data.images import load_images
 from imagekin.training.export import export, onnx_graph, parity
 from imagekin.training.loop.checkpoint import Checkpoint, Position, save
-from imagekin.training.models.encoders import Encoder, Normalisation, build_encoder
+from imagekin.training.models.encoders import Backbone, Normalisation, build_encoder
 from imagekin.training.settings import CHECKPOINT_FILE, TrainSettings
 from tests.data import shared_data
 
@@ -49,7 +49,7 @@ def noise(count: int, size: int = SIZE) -> NDArray[np.uint8]:
     return np.asarray(coarse.repeat(4, axis=1).repeat(4, axis=2), dtype=np.uint8)
 
 
-def trained(name: str = "tiny", size: int = SIZE) -> Encoder:
+def trained(name: str = "tiny", size: int = SIZE) -> Backbone:
     """Return an encoder whose BatchNorm has seen data, so that its statistics are not those it started with."""
     torch.manual_seed(0)
     encoder = build_encoder(name, size)
@@ -59,14 +59,14 @@ def trained(name: str = "tiny", size: int = SIZE) -> Encoder:
     return encoder
 
 
-def metadata_for(encoder: Encoder, size: int = SIZE, classes: tuple[str, ...] = ()) -> Metadata:
+def metadata_for(encoder: Backbone, size: int = SIZE, classes: tuple[str, ...] = ()) -> Metadata:
     """Return metadata that fit the encoder."""
     space = export.space_of(encoder, NORMALISATION)
     return Metadata(space, encoder.feature_dim, Preprocess(size, size), class_names=classes)
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Encoder, Path]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Backbone, Path]:
     """Return an encoder and the artifact that it was exported to."""
     encoder, path = trained(), tmp_path_factory.mktemp("export") / "model.onnx"
     export.export(encoder, NORMALISATION, metadata_for(encoder), noise(40), None, path)
@@ -74,7 +74,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Encoder, Path]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 64])
-def test_one_graph_serves_every_batch_size(exported: tuple[Encoder, Path], count: int) -> None:
+def test_one_graph_serves_every_batch_size(exported: tuple[Backbone, Path], count: int) -> None:
     encoder, path = exported
     pixels = noise(64)
     served = session.Encoder.open(path, device="cpu").embed_pixels(pixels[:count])
@@ -99,7 +99,7 @@ def test_every_encoder_passes_the_gate_on_real_photos(tmp_path: Path, name: str,
 
 
 def test_the_file_holds_nothing_of_the_machine_and_equal_weights_give_equal_files(
-    exported: tuple[Encoder, Path], tmp_path: Path
+    exported: tuple[Backbone, Path], tmp_path: Path
 ) -> None:
     encoder, path = exported
     again = tmp_path / "again.onnx"
@@ -197,7 +197,7 @@ def test_a_wrong_head_is_refused() -> None:
 
 
 def test_an_encoder_that_cannot_be_converted_is_refused_in_one_line(tmp_path: Path) -> None:
-    class Undecided(Encoder):
+    class Undecided(Backbone):
         feature_dim = 3
 
         def forward(self, images: Tensor) -> Tensor:

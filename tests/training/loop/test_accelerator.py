@@ -12,7 +12,7 @@ from imagekin.errors import FailedPreconditionError, InvalidArgumentError
 from imagekin.training.loop.devices import failures_explained, torch_settings
 from imagekin.training.loop.trainer import pretrain
 from imagekin.training.models.encoders import Normalisation, build_encoder
-from imagekin.training.objectives.base import Batch, DeviceData, Setup
+from imagekin.training.objectives.base import DeviceData, Setup, TrainingBatch
 from imagekin.training.objectives.classifier import CrossEntropy
 from imagekin.training.objectives.registry import OBJECTIVES, find_objective
 from imagekin.training.options import resolve_settings
@@ -41,7 +41,7 @@ def test_no_step_waits_for_the_device(objective: str, tmp_path: Path, monkeypatc
     data = DeviceData(torch.empty(40, 3, 32, 32, dtype=torch.uint8, device="meta"), labels(40), 5)
     draws = MetaGenerator()
     rows = built.pick(labels(16), draws)
-    inputs = built.make_inputs(Batch(*data.take(rows), rows, draws))
+    inputs = built.make_inputs(TrainingBatch(*data.take(rows), rows, draws))
     loss = built.loss(encoder(inputs.images).float(), inputs.targets)
     loss.backward()  # type: ignore[no-untyped-call]
     built.after_step(encoder)

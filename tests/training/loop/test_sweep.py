@@ -9,7 +9,7 @@ import pytest
 from imagekin.cli import main as cli
 from imagekin.errors import InvalidArgumentError, NotFoundError
 from imagekin.training.evaluation.compare import compare
-from imagekin.training.loop.sweep import Row, SweepReport, parse_variation, sweep
+from imagekin.training.loop.sweep import SweepReport, SweepRow, parse_variation, sweep
 from imagekin.training.settings import TrainSettings
 
 SMALL = ("--set", "limit=6", "--set", "epochs=1", "--set", "batch-size=30", "--set", "warmup-epochs=0")
@@ -47,10 +47,10 @@ def test_compare_refuses_one_run_strange_folders_and_unfinished_runs(tmp_path: P
 
 def test_effects_are_the_reach_of_the_means_with_the_base_among_them() -> None:
     rows = (
-        Row("base", None, (0.8, 0.9)),
-        Row("temperature", 0.05, (0.7, 0.8)),
-        Row("temperature", 0.5, (0.9, 0.94)),
-        Row("learning_rate", 1.0, (math.nan, math.nan)),
+        SweepRow("base", None, (0.8, 0.9)),
+        SweepRow("temperature", 0.05, (0.7, 0.8)),
+        SweepRow("temperature", 0.5, (0.9, 0.94)),
+        SweepRow("learning_rate", 1.0, (math.nan, math.nan)),
     )
     report = SweepReport(rows)
     assert report.effects() == pytest.approx({"temperature": 0.17, "learning_rate": 0.0})

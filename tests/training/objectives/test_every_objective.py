@@ -17,7 +17,7 @@ from imagekin.training.export.export import ExportReport
 from imagekin.training.loop import checkpoint
 from imagekin.training.loop.checkpoint import load_run
 from imagekin.training.loop.trainer import Trainer, pretrain
-from imagekin.training.models.encoders import Encoder, Normalisation, build_encoder
+from imagekin.training.models.encoders import Backbone, Normalisation, build_encoder
 from imagekin.training.objectives.registry import OBJECTIVES
 from imagekin.training.settings import CHECKPOINT_FILE, MODEL_FILE, TrainSettings
 
@@ -72,9 +72,9 @@ def interrupted(settings: TrainSettings, steps: int, monkeypatch: pytest.MonkeyP
 def test_it_trains_and_hands_its_encoder_alone_to_the_export(
     objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: list[tuple[Encoder, Metadata]] = []
+    given: list[tuple[Backbone, Metadata]] = []
 
-    def export(encoder: Encoder, _: Normalisation, metadata: Metadata, *rest: object, **head: object) -> ExportReport:
+    def export(encoder: Backbone, _: Normalisation, metadata: Metadata, *rest: object, **head: object) -> ExportReport:
         assert head == {"head": None}
         given.append((encoder, metadata))
         return ExportReport(0.0, 1.0, 0, 0.0)

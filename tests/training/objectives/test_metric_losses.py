@@ -8,7 +8,7 @@ from torch import Tensor
 
 from imagekin.training.models.encoders import Normalisation, build_encoder
 from imagekin.training.models.running_mean import Follower
-from imagekin.training.objectives.base import Batch
+from imagekin.training.objectives.base import TrainingBatch
 from imagekin.training.objectives.classifier import CrossEntropy
 from imagekin.training.objectives.contrastive import contrastive_loss
 from imagekin.training.objectives.mixing import draw_mix, mix_images
@@ -109,9 +109,9 @@ def test_mixing_is_convex_and_smoothing_and_mixing_are_the_expected_cross_entrop
     torch.testing.assert_close(loss, -(soft * logits.log_softmax(1)).sum(1).mean())
 
 
-def batch_of(labels: list[int]) -> Batch:
+def batch_of(labels: list[int]) -> TrainingBatch:
     images = torch.randint(0, 256, (len(labels), 3, 8, 8), dtype=torch.uint8)
-    return Batch(images, torch.tensor(labels), torch.arange(len(labels)), torch.Generator().manual_seed(0))
+    return TrainingBatch(images, torch.tensor(labels), torch.arange(len(labels)), torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(("kind", "groups"), [(MoCo, [0, 1, 2]), (SupMoCo, [7, 7, 9])])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from imagekin.errors import InvalidArgumentError
 from imagekin.training.models.encoders import Normalisation
-from imagekin.training.objectives.base import Batch
+from imagekin.training.objectives.base import TrainingBatch
 from imagekin.training.objectives.contrastive import contrastive_loss
 from imagekin.training.objectives.registry import OBJECTIVES, find_objective
 from imagekin.training.objectives.simclr import SimCLR
@@ -119,9 +119,11 @@ def test_the_loss_stays_in_float32_under_autocast() -> None:
         assert torch.equal(contrastive_loss(vectors, groups, 0.05), plain)
 
 
-def batch_of(labels: list[int]) -> Batch:
+def batch_of(labels: list[int]) -> TrainingBatch:
     images = torch.randint(0, 256, (len(labels), 3, 8, 8), dtype=torch.uint8)
-    return Batch(images, torch.tensor(labels), torch.arange(len(labels)) + 100, torch.Generator().manual_seed(0))
+    return TrainingBatch(
+        images, torch.tensor(labels), torch.arange(len(labels)) + 100, torch.Generator().manual_seed(0)
+    )
 
 
 def test_without_a_projection_the_features_themselves_are_compared() -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from imagekin.training.models.encoders import Normalisation, build_encoder
 from imagekin.training.models.recalibrate_batchnorm import settle_norms
-from imagekin.training.objectives.base import Batch, DeviceData
+from imagekin.training.objectives.base import DeviceData, TrainingBatch
 from imagekin.training.objectives.pretext.context import Context, drop_colours
 from imagekin.training.objectives.pretext.deepcluster import DeepCluster, cluster, head_of_means, whiten
 from imagekin.training.objectives.pretext.exemplar import Exemplar
@@ -19,9 +19,11 @@ from imagekin.training.views.views import Views
 PLAIN = Views.named("none", 24, Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
 
 
-def batch_of(images: Tensor) -> Batch:
+def batch_of(images: Tensor) -> TrainingBatch:
     count = len(images)
-    return Batch(images, torch.zeros(count, dtype=torch.int64), torch.arange(count), torch.Generator().manual_seed(3))
+    return TrainingBatch(
+        images, torch.zeros(count, dtype=torch.int64), torch.arange(count), torch.Generator().manual_seed(3)
+    )
 
 
 def noise(count: int, side: int = 24) -> Tensor:
@@ -138,7 +140,7 @@ def test_exemplars_are_a_fixed_choice_each_a_class_of_its_own() -> None:
     rows = objective.pick(torch.arange(50), torch.Generator())
     assert set(rows.tolist()) == set(objective.chosen.tolist())
     assert len(set(rows.tolist())) == 12
-    batch = Batch(noise(50), torch.zeros(50), rows, torch.Generator().manual_seed(0))
+    batch = TrainingBatch(noise(50), torch.zeros(50), rows, torch.Generator().manual_seed(0))
     inputs = objective.make_inputs(batch)
     assert inputs.images.shape == (100, 3, 24, 24)
     assert torch.equal(objective.chosen[inputs.targets["classes"]], rows.repeat(2))

@@ -23,7 +23,7 @@ from imagekin.training.views.geometry import (
     vary_strokes,
     warp,
 )
-from imagekin.training.views.views import PRESETS, Preset, Views
+from imagekin.training.views.views import PRESETS, ViewPreset, Views
 
 PLAIN = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 WHOLE = (0.0, 0.0, 1.0, 1.0)
@@ -226,7 +226,7 @@ def test_one_channel_goes_missing_and_only_where_asked() -> None:
 
 
 def test_what_is_hidden_is_zero_to_the_encoder_as_often_and_as_large_as_the_preset_says() -> None:
-    preset = Preset(about="", crop_ratio=(1.0, 1.0), channel_drop=0.3, cutout=0.5, cutout_scale=(0.1, 0.3))
+    preset = ViewPreset(about="", crop_ratio=(1.0, 1.0), channel_drop=0.3, cutout=0.5, cutout_scale=(0.1, 0.3))
     images = torch.full((2000, 3, 16, 16), 255, dtype=torch.uint8)
     views = Views(preset, 16, Normalisation((0.5, 0.4, 0.3), (0.2, 0.2, 0.2)))(images, seeded())
     hidden = views.abs() < 1e-5
@@ -293,7 +293,7 @@ def test_strokes_are_never_mirrored(name: str) -> None:
 
 
 def test_probabilities_are_kept() -> None:
-    preset = Preset(about="", crop_ratio=(1.0, 1.0), flip=0.25, gray=0.5)
+    preset = ViewPreset(about="", crop_ratio=(1.0, 1.0), flip=0.25, gray=0.5)
     images = noise(1).expand(2000, -1, -1, -1)
     result = Views(preset, 16, PLAIN).draw(images, seeded())
     gray = (result[:, 0] - result[:, 1]).abs().amax((1, 2)) < 1e-4

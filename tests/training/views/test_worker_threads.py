@@ -7,7 +7,7 @@ from threading import get_ident
 import pytest
 import torch
 
-from imagekin.training.views.worker_threads import Workers
+from imagekin.training.views.worker_threads import WorkerThreads
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def two_threads() -> Iterator[None]:
 
 
 def test_each_task_has_one_thread_and_the_others_keep_theirs() -> None:
-    workers = Workers()
+    workers = WorkerThreads()
     seen: list[tuple[int, int]] = []
 
     def task() -> None:
@@ -37,14 +37,14 @@ def test_each_task_has_one_thread_and_the_others_keep_theirs() -> None:
 
 def test_a_single_task_has_all_threads() -> None:
     seen: list[int] = []
-    Workers().run([lambda: seen.append(torch.get_num_threads())])
+    WorkerThreads().run([lambda: seen.append(torch.get_num_threads())])
     assert seen == [2]
 
 
 def test_without_a_second_thread_the_caller_does_the_work() -> None:
     torch.set_num_threads(1)
     seen: list[int] = []
-    Workers().run([lambda: seen.append(get_ident())] * 3)
+    WorkerThreads().run([lambda: seen.append(get_ident())] * 3)
     assert seen == [get_ident()] * 3
 
 
@@ -56,7 +56,7 @@ def test_what_a_task_raises_is_raised() -> None:
             raise ValueError("the second")
         done.append(number)
 
-    workers = Workers()
+    workers = WorkerThreads()
     with pytest.raises(ValueError, match="the second"):
         workers.run([partial(task, number) for number in range(3)])
     workers.run([partial(task, 5)] * 2)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from imagekin.training.objectives.base import Batch, Inputs, Objective, Setup, Targets
+from imagekin.training.objectives.base import Inputs, Objective, Setup, Targets, TrainingBatch
 from imagekin.training.objectives.pretext.patches import CELLS, PATCH_SHARE, cut_patches, patch_side
 from imagekin.training.views.views import Views
 
@@ -42,7 +42,7 @@ class Context(Objective):
         """Build it from a run's settings."""
         return cls(setup.views, setup.settings.image_size, setup.feature_dim)
 
-    def make_inputs(self, batch: Batch) -> Inputs:
+    def make_inputs(self, batch: TrainingBatch) -> Inputs:
         """Return [B·9] patches, those of an image together by rows, and the images' numbers."""
         count, device = len(batch.images), batch.images.device
         cells = torch.arange(CELLS, device=device).expand(count, CELLS)

@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from imagekin.version import install_command
 from imagekin.errors import FailedPreconditionError
 from imagekin.training.loop.seeds import derived_seed
-from imagekin.training.models.encoders import Encoder
-from imagekin.training.objectives.base import Batch, DeviceData, Inputs, Objective, Setup, Targets
+from imagekin.training.models.encoders import Backbone
+from imagekin.training.objectives.base import DeviceData, Inputs, Objective, Setup, Targets, TrainingBatch
 from imagekin.training.views.geometry import crop_resize
 from imagekin.training.views.views import Views
+from imagekin.version import install_command
 
 COMPONENTS = 256
 """Principal components that features are reduced to before clustering, as in the paper."""
@@ -55,7 +55,7 @@ class DeepCluster(Objective):
         settings = setup.settings
         return cls(setup.views, setup.feature_dim, setup.image_count, settings.clusters, settings.seed)
 
-    def begin_epoch(self, encoder: Encoder, data: DeviceData, epoch: int) -> None:
+    def begin_epoch(self, encoder: Backbone, data: DeviceData, epoch: int) -> None:
         """Cluster all images anew, and start the head anew, since a cluster's number has no meaning over epochs."""
         features = self._embed(encoder, data)
         labels = cluster(whiten(features), self._clusters, derived_seed(self._seed, "clusters", epoch) % 2**31)
@@ -72,7 +72,7 @@ class DeepCluster(Objective):
         weights = 1.0 / torch.bincount(self.labels, minlength=self._clusters).clamp_min(1)[self.labels]
         return torch.multinomial(weights.float(), len(rows), replacement=True, generator=generator)
 
-    def make_inputs(self, batch: Batch) -> Inputs:
+    def make_inputs(self, batch: TrainingBatch) -> Inputs:
         """Return one view of each image, and its cluster."""
         return Inputs(self._views(batch.images, batch.generator), {"clusters": self.labels[batch.rows]})
 
@@ -80,7 +80,7 @@ class DeepCluster(Objective):
         """Return the mean cross-entropy over clusters."""
         return functional.cross_entropy(self.head(features), targets["clusters"])
 
-    def _embed(self, encoder: Encoder, data: DeviceData) -> NDArray[np.float32]:
+    def _embed(self, encoder: Backbone, data: DeviceData) -> NDArray[np.float32]:
         """Return the features of all images as they are, float32 [N, D]."""
         training = encoder.training
         encoder.eval()

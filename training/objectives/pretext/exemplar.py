@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from imagekin.training.loop.seeds import generator
-from imagekin.training.objectives.base import Batch, Inputs, Objective, Setup, Targets
+from imagekin.training.objectives.base import Inputs, Objective, Setup, Targets, TrainingBatch
 from imagekin.training.objectives.contrastive import stack_views
 from imagekin.training.views.views import Views
 
@@ -59,7 +59,7 @@ class Exemplar(Objective):
         """Return one of the chosen images for each row: all of them in turn, whatever the order."""
         return self.chosen[rows % len(self.chosen)]
 
-    def make_inputs(self, batch: Batch) -> Inputs:
+    def make_inputs(self, batch: TrainingBatch) -> Inputs:
         """Return the views of all images, and each one's surrogate class."""
         classes = (batch.rows.view(-1, 1) == self.chosen.view(1, -1)).int().argmax(1)
         return Inputs(stack_views(batch, self._views, self._num_views), {"classes": classes.repeat(self._num_views)})

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from imagekin.training.loop.seeds import derived_seed
-from imagekin.training.objectives.base import Batch, Inputs, Objective, Setup, Targets
+from imagekin.training.objectives.base import Inputs, Objective, Setup, Targets, TrainingBatch
 from imagekin.training.objectives.pretext.patches import CELLS, PATCH_SHARE, cut_patches, patch_side
 from imagekin.training.views.colour import luma
 from imagekin.training.views.views import Views
@@ -65,7 +65,7 @@ class Jigsaw(Objective):
             normalise_tiles=settings.normalise_tiles,
         )
 
-    def make_inputs(self, batch: Batch) -> Inputs:
+    def make_inputs(self, batch: TrainingBatch) -> Inputs:
         """Return [B·9] tiles in a drawn order, and that order's number."""
         device, count = batch.images.device, len(batch.images)
         orders = torch.randint(len(self.permutations), (count,), generator=batch.generator, device=device)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from imagekin.training.objectives.base import Batch, Inputs, Objective, Setup, Targets
+from imagekin.training.objectives.base import Inputs, Objective, Setup, Targets, TrainingBatch
 from imagekin.training.views.views import Views
 
 TURNS = 4
@@ -33,7 +33,7 @@ class Rotation(Objective):
         """Build it from a run's settings."""
         return cls(setup.views, setup.feature_dim)
 
-    def make_inputs(self, batch: Batch) -> Inputs:
+    def make_inputs(self, batch: TrainingBatch) -> Inputs:
         """Return [4·B] images: all as they are, then all turned by one quarter, and so on."""
         views = self._views(batch.images, batch.generator)
         turned = torch.cat([views.rot90(turn, (2, 3)) for turn in range(TURNS)])
