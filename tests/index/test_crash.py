@@ -58,10 +58,10 @@ FILL = textwrap.dedent(
     from pathlib import Path
     import numpy as np
     from imagekin.errors import ImagekinError
-    from imagekin.index import upkeep
+    from imagekin.index.local import maintenance
     from imagekin.index.local.catalog import Catalog
     from imagekin.index.types import Item, SearchOptions
-    upkeep.SEAL_FROM = 500
+    maintenance.SEAL_FROM = 500
     kept, failed, gone = [], 0, []
     with Catalog(Path(sys.argv[1])) as catalog:
         collection = catalog.create("shop", space="ik1-a", dim=32)

@@ -54,7 +54,7 @@ with Catalog(data) as catalog:
     try:
         collection = catalog.open("c")
     except NotFoundError:
-        collection = catalog.create("c", space=imagekin.encoder.metadata.space, dim=imagekin.encoder.metadata.dim)
+        collection = catalog.create("c", space=encoder.metadata.space, dim=encoder.metadata.dim)
     def on_progress(seen, total, failed):
         print(seen, flush=True)
         time.sleep(pause)  # between one write and the next

@@ -30,7 +30,7 @@ SIZE = 256  # 21 images a block
 LOAD = """
 import sys
 from pathlib import Path
-from imagekin.training import decoding
+from imagekin.training.data import decoding
 from imagekin.training.data.images import load_images
 from imagekin.training.data.storage import Storage
 count, load = [0], decoding.load_pixels

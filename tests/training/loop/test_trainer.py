@@ -257,7 +257,7 @@ def arguments(out: Path, *options: str) -> list[str]:
     return ["digits", "--out", str(out), *given, *options]
 
 
-def command(out: Path, *options: str, module: str = "training") -> list[str]:
+def command(out: Path, *options: str, module: str = "imagekin.training") -> list[str]:
     return [sys.executable, "-m", module, *arguments(out, *options)]
 
 
