@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from imagekin.cli.shared import options
+from imagekin.command_options import with_options
 
 if TYPE_CHECKING:
     from imagekin.types import Method
 
 
+@with_options
 def classify(
     images: options.Sources,
     collection: options.CollectionName,
@@ -31,12 +33,8 @@ def classify(
     leave_one_out: Annotated[
         bool, typer.Option("--leave-one-out", help="An indexed image does not vote for itself.")
     ] = False,
-    address: options.Address = options.DEFAULT_ADDRESS,
-    token: options.Token = None,
-    tls: options.TlsFlag = False,
-    ca: options.CaFile = None,
-    client_cert: options.ClientCert = None,
-    client_key: options.ClientKey = None,
+    *,
+    server: options.Server,
     timeout: options.Timeout = 60.0,
     as_json: options.AsJson = False,
 ) -> None:
@@ -58,7 +56,7 @@ def classify(
     classes: set[str] = set()
     started = time.perf_counter()
     with (
-        options.connect(address, token, options.encryption(tls, ca, client_cert, client_key), timeout) as client,
+        server.connect(timeout) as client,
         reading(images, "classify") as (records, advance),
         console.Rows(["key", "class", "confidence", "similarity"], silent=as_json) as rows,
     ):

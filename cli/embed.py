@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from imagekin.cli.shared import engines, options
+from imagekin.command_options import with_options
 from imagekin.errors import ImageError, InvalidArgumentError
 
 if TYPE_CHECKING:
     from imagekin.types import Vector
 
 
+@with_options
 def embed(
     ctx: typer.Context,
     images: options.Sources,
@@ -27,32 +29,28 @@ def embed(
             help="Write FILE.npy, float32 [N, D], and the keys to FILE.keys; or FILE.parquet, a row an image.",
         ),
     ] = None,
+    *,
     artifact: Annotated[
         Path | None,
-        typer.Option("--model", metavar="FILE", help="Embed here with this artifact, to FILE.parquet."),
+        typer.Option(
+            "--model",
+            metavar="FILE",
+            help="Embed here with this artifact, to FILE.parquet.",
+            rich_help_panel=engines.PANEL,
+        ),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option("--report", metavar="FILE.parquet", help="With --model: write failures and duplicates there."),
+        typer.Option(
+            "--report",
+            metavar="FILE.parquet",
+            help="Write failures and duplicates there.",
+            rich_help_panel=engines.PANEL,
+        ),
     ] = None,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", help="With --model: images in hand.", min=1)
-    ] = engines.BATCH_SIZE,
-    workers: Annotated[
-        int,
-        typer.Option("--workers", help="With --model: threads that decode; 0 is one per core.", min=0),
-    ] = 0,
-    device: Annotated[engines.Device, typer.Option("--device", help="With --model: where the model runs.")] = "auto",
-    engine: engines.EngineOption = "local",
-    ray_address: engines.RayAddress = None,
-    ray_workers: engines.RayWorkers = None,
-    address: options.Address = options.DEFAULT_ADDRESS,
+    engine: engines.Engine,
+    server: options.Server,
     model: Annotated[str, typer.Option("--model-name", metavar="NAME", help="One of the server's models.")] = "",
-    token: options.Token = None,
-    tls: options.TlsFlag = False,
-    ca: options.CaFile = None,
-    client_cert: options.ClientCert = None,
-    client_key: options.ClientKey = None,
     timeout: options.Timeout = 60.0,
     as_json: options.AsJson = False,
 ) -> None:
@@ -60,8 +58,8 @@ def embed(
     if out is not None and out.suffix == ".parquet":
         if artifact is None:
             raise InvalidArgumentError("a .parquet file is written with --model FILE; a server's answers go to a .npy")
-        embedder = engines.chosen(ctx, engine, ray_address, ray_workers, workers, device, batch_size)
-        to_file(images, artifact, out, report, embedder, as_json)
+        engine.refuse_idle(ctx)
+        to_file(images, artifact, out, report, engine, as_json)
         return
     if options.typed(ctx, "artifact") or report is not None or options.typed(ctx, "engine"):
         raise InvalidArgumentError("--model, --report and --engine go with --out FILE.parquet")
@@ -72,7 +70,7 @@ def embed(
     kept: list[dict[str, Any]] = []
     started = time.perf_counter()
     with (
-        options.connect(address, token, options.encryption(tls, ca, client_cert, client_key), timeout) as client,
+        server.connect(timeout) as client,
         _output(out) as write,
         reading(images, "embed") as (records, advance),
         console.Rows(["key", "embedding"], silent=as_json or out is not None) as rows,
@@ -128,7 +126,7 @@ def to_file(
                 records,
                 file,
                 batch_size=engine.batch_size,
-                workers=engine.threads or None,
+                workers=engine.workers or None,
                 total=total,
                 on_progress=pace(advance),
                 on_finding=None if table is None else table.add,

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from imagekin.cli.shared import engines, options
+from imagekin.command_options import with_options
 from imagekin.errors import FailedPreconditionError, ImageError, InvalidArgumentError
+from imagekin.machine import Device
 
 if TYPE_CHECKING:
-    from imagekin.client.channel import TlsLike
     from imagekin.encoder.runtime.session import Encoder
     from imagekin.index.ingest.pipeline import IndexReport, Sink
     from imagekin.sources.records import VectorInfo
@@ -20,6 +21,7 @@ IndexKind = Literal["auto", "flat", "hnsw", "ivf", "pq"]
 Conflict = Literal["skip", "replace", "error"]
 
 
+@with_options
 def index(
     ctx: typer.Context,
     collection: Annotated[str, typer.Argument(metavar="COLLECTION", help="Made if there is none of that name.")],
@@ -34,9 +36,8 @@ def index(
         str | None,
         typer.Option("--space", metavar="NAME", help="Embedding space of vectors that are indexed without a model."),
     ] = None,
-    data_dir: options.DataDir = None,
-    store: options.Store = None,
-    address: options.RemoteAddress = None,
+    *,
+    place: options.Place,
     on_conflict: Annotated[
         Conflict, typer.Option("--on-conflict", help="What to do when a key exists with other content.")
     ] = "replace",
@@ -47,22 +48,10 @@ def index(
         Path | None,
         typer.Option("--report", metavar="FILE.parquet", help="Write failures, duplicates and deletions there."),
     ] = None,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", help="Images that a kill may cost.", min=1)
-    ] = engines.BATCH_SIZE,
-    workers: Annotated[int, typer.Option("--workers", help="Threads that decode; 0 is one per core.", min=0)] = 0,
     index_kind: Annotated[
         IndexKind, typer.Option("--index", help="Kind of index of a collection that is made; auto follows its size.")
     ] = "auto",
-    device: Annotated[engines.Device, typer.Option("--device", help="Where the model runs.")] = "auto",
-    engine: engines.EngineOption = "local",
-    ray_address: engines.RayAddress = None,
-    ray_workers: engines.RayWorkers = None,
-    token: options.Token = None,
-    tls: options.TlsFlag = False,
-    ca: options.CaFile = None,
-    client_cert: options.ClientCert = None,
-    client_key: options.ClientKey = None,
+    engine: engines.Engine,
     timeout: options.Timeout = 60.0,
     as_json: options.AsJson = False,
 ) -> None:
@@ -71,8 +60,6 @@ def index(
     What the collection holds already is left out, so the same command again does only what is missing. Vectors from
     Parquet are stored as they are.
     """
-    place, address = options.place(ctx, data_dir, address, store)
-    secured = options.encryption(tls, ca, client_cert, client_key)
     from imagekin.cli.shared import console
     from imagekin.cli.shared.batch_progress import pace
     from imagekin.index.ingest.pipeline import index_images
@@ -81,22 +68,22 @@ def index(
 
     source = open_sources(sources)
     typed = options.typed(ctx, "model")
-    embedder = engines.chosen(ctx, engine, ray_address, ray_workers, workers, device, batch_size)
-    encoder, space, dim = _space_of(source.embedded, model, typed, space, embedder.here)
+    engine.refuse_idle(ctx)
+    encoder, space, dim = _space_of(source.embedded, model, typed, space, engine.here)
     with (
-        embedder.started(),
-        _opened(collection, space, dim, index_kind, place, address, token, secured, timeout) as sink,
+        engine.started(),
+        _opened(collection, space, dim, index_kind, place, timeout) as sink,
         options.report_table(report) if report is not None else nullcontext() as table,
     ):
         total = source.count()
-        left, records = embedder.records(source, model, encoder, sink, on_conflict)
+        left, records = engine.records(source, model, encoder, sink, on_conflict)
         with progress("index", total) as advance:
             done = index_images(
                 left,
                 records,
                 sink,
-                batch_size=batch_size,
-                workers=workers or None,
+                batch_size=engine.batch_size,
+                workers=engine.workers or None,
                 on_conflict=on_conflict,
                 sync=sync,
                 total=total,
@@ -130,7 +117,7 @@ def _judge(done: "IndexReport", sync: bool) -> None:
 
 
 def _space_of(
-    embedded: "VectorInfo | None", model: Path | None, typed: bool, space: str | None, device: engines.Device
+    embedded: "VectorInfo | None", model: Path | None, typed: bool, space: str | None, device: Device
 ) -> tuple["Encoder | None", str, int]:
     """Return what embeds the images (None for vectors), the embedding space and the number of components."""
     if embedded is None:
@@ -152,30 +139,18 @@ def _space_of(
 
 
 @contextmanager
-def _opened(
-    name: str,
-    space: str,
-    dim: int,
-    index_kind: str,
-    place: Path | str | None,
-    address: str | None,
-    token: str | None,
-    tls: "TlsLike",
-    timeout: float,
-) -> Iterator["Sink"]:
+def _opened(name: str, space: str, dim: int, index_kind: str, place: options.Place, timeout: float) -> Iterator["Sink"]:
     """Yield the collection, made if there is none, whose embedding space is that of the vectors to come."""
-    if address is not None:
+    if place.here is None:
         from imagekin.cli.shared.remote_sink import ClientSink, remote_collection
 
-        with options.connect(address, token, tls, timeout) as client:
+        with place.connect(timeout) as client:
             _check_dim(remote_collection(client, name, space=space, dim=dim, index_kind=index_kind).dim, dim)
             yield ClientSink(client, name)
         return
-    assert place is not None  # noqa: S101  place() has seen to it
     from imagekin.errors import NotFoundError
-    from imagekin.index.open import open_collections
 
-    with open_collections(place) as catalog:
+    with place.open(create=True) as catalog:
         try:
             collection = catalog.open(name)
         except NotFoundError:

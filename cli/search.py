@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from imagekin.cli.shared import options
+from imagekin.command_options import with_options
 from imagekin.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from imagekin.types import Neighbour
 
 
+@with_options
 def search(
     collection: options.CollectionName,
     images: Annotated[
@@ -28,12 +30,8 @@ def search(
         float | None, typer.Option("--min-similarity", help="Leave out less similar items.", min=-1, max=1)
     ] = None,
     with_payload: Annotated[bool, typer.Option("--with-payload", help="Show the neighbours' payloads.")] = False,
-    address: options.Address = options.DEFAULT_ADDRESS,
-    token: options.Token = None,
-    tls: options.TlsFlag = False,
-    ca: options.CaFile = None,
-    client_cert: options.ClientCert = None,
-    client_key: options.ClientKey = None,
+    *,
+    server: options.Server,
     timeout: options.Timeout = 60.0,
     as_json: options.AsJson = False,
 ) -> None:
@@ -58,7 +56,7 @@ def search(
 
     headings = ["query", "rank", "key", "similarity", "label", *(["payload"] if with_payload else [])]
     with (
-        options.connect(address, token, options.encryption(tls, ca, client_cert, client_key), timeout) as client,
+        server.connect(timeout) as client,
         console.Rows(headings, silent=as_json) as rows,
     ):
         if key:

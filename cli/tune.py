@@ -10,26 +10,22 @@ from imagekin.cli.shared import options
 
 def tune(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model artifact; its tuning is saved beside it.")],
-    device: options.Device = "auto",
+    device: options.DeviceOption = "auto",
     seconds: Annotated[float, typer.Option("--seconds", help="Time for one figure.", min=0.01, max=60.0)] = 0.4,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure how a model runs best on this machine; `imagekin serve` then runs it so."""
     import sys
-    from typing import cast
 
     from imagekin.cli.shared.console import print_json
     from imagekin.encoder.runtime import tuning
-    from imagekin.encoder.runtime.session import Device
-
-    chosen = cast(Device, device)
 
     def tell(line: str) -> None:
         if sys.stderr.isatty():
             print(line, file=sys.stderr)
 
-    best, *others = tuning.measure(model, device=chosen, seconds=seconds, progress=tell)
-    path = tuning.save(model, tuning.device_of(chosen), best)
+    best, *others = tuning.measure(model, device=device, seconds=seconds, progress=tell)
+    path = tuning.save(model, tuning.device_of(device), best)
     found = best.tuning
     if as_json:
         answer = {"sessions": found.sessions, "threads": found.threads, "batch": found.batch}

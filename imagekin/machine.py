@@ -5,6 +5,10 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import Literal, TypeAlias
+
+Device: TypeAlias = Literal["auto", "cpu", "cuda"]
+"""Where a model runs; `auto` is the GPU where there is one that can be used."""
 
 
 def cores() -> int:

@@ -2,58 +2,67 @@
 
 import ipaddress
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from imagekin.errors import InvalidArgumentError
 from imagekin.index.milvus.connection import parse_store
-from imagekin.serving.observability.logs import FORMATS, LEVELS
+from imagekin.machine import Device
+from imagekin.serving.observability.logs import LogFormat, LogLevel
 from imagekin.serving.observability.tracing import check_endpoint
+from imagekin.settings import check, option
 
 MEBIBYTE = 2**20
+# Titles of the groups in `imagekin serve --help`; what matters first stands above them.
+PROTECTION = "Encryption and tokens"
+PERFORMANCE = "Threads and batches"
+LIMITS = "Limits"
+OBSERVABILITY = "Logs, metrics and traces"
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 _ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.%]+)\]|(?P<host>[^:\[\]/\s]+)):(?P<port>[0-9]{1,5})\Z")
 
 
+def parse_model(text: str) -> tuple[str, Path]:
+    """Return name and path of `NAME=PATH` or `PATH`, which is named after its file.
+
+    Raises:
+        InvalidArgumentError: it is empty.
+    """
+    name, equals, path = text.partition("=")
+    if not equals:
+        name, path = Path(text).stem, text
+    if not name or not path:
+        raise InvalidArgumentError("a model is given as PATH or NAME=PATH", field="models")
+    return name, Path(path)
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Ceilings on what one request, and all requests together, may cost.
-
-    Attributes:
-        max_image_bytes: bytes of one image file.
-        max_pixels: pixels of one image, read from its header before it is decoded.
-        max_batch_items: images, queries or items of one request.
-        max_k: neighbours per query.
-        max_keys: keys of one Get or Delete, items of one Scroll page.
-        max_neighbours: neighbours of one answer, over all its queries.
-        max_message_bytes: bytes of one message or answer; gRPC itself refuses a message of twice as many.
-        max_queue: images waiting or in work, per model.
-        max_queue_bytes: bytes of those images.
-        max_queued_searches: queries waiting, per collection.
-        max_concurrent_streams: calls at one time on one connection.
-        max_concurrent_calls: calls at one time on all connections.
+    """Ceilings on what one request, and all requests together, may cost; those without a flag only tests change.
 
     Raises:
         InvalidArgumentError: a limit is not positive, or one batch could not fit into the queue.
     """
 
-    max_image_bytes: int = 20 * MEBIBYTE
-    max_pixels: int = 64_000_000
-    max_batch_items: int = 256
-    max_k: int = 10_000
-    max_keys: int = 10_000
-    max_neighbours: int = 100_000
-    max_message_bytes: int = 64 * MEBIBYTE
-    max_queue: int = 2_048
-    max_queue_bytes: int = 256 * MEBIBYTE
-    max_queued_searches: int = 4_096
-    max_concurrent_streams: int = 256
-    max_concurrent_calls: int = 2_048
+    max_image_bytes: int = option(20 * MEBIBYTE, "Bytes of one image file.", panel=LIMITS, least=1)
+    max_pixels: int = option(
+        64_000_000, "Pixels of one image, read from its header before it is decoded.", panel=LIMITS, least=1
+    )
+    max_batch_items: int = option(256, "Images, queries or items of one request.", panel=LIMITS, least=1)
+    max_k: int = option(10_000, "Neighbours per query.", flag="", least=1)
+    max_keys: int = option(10_000, "Keys of one Get or Delete, items of one Scroll page.", flag="", least=1)
+    max_neighbours: int = option(100_000, "Neighbours of one answer, over all its queries.", flag="", least=1)
+    max_message_bytes: int = option(
+        64 * MEBIBYTE, "Bytes of one message or answer; gRPC itself refuses one of twice as many.", flag="", least=1
+    )
+    max_queue: int = option(2_048, "Images waiting or in work, per model.", flag="", least=1)
+    max_queue_bytes: int = option(256 * MEBIBYTE, "Bytes of those images.", flag="", least=1)
+    max_queued_searches: int = option(4_096, "Queries waiting, per collection.", flag="", least=1)
+    max_concurrent_streams: int = option(256, "Calls at one time on one connection.", flag="", least=1)
+    max_concurrent_calls: int = option(2_048, "Calls at one time on all connections.", flag="", least=1)
 
     def __post_init__(self) -> None:
-        for part in fields(self):
-            if getattr(self, part.name) < 1:
-                raise InvalidArgumentError(f"{part.name} must be at least 1", field=part.name)
+        check(self)
         if self.max_queue < self.max_batch_items:
             raise InvalidArgumentError("max_queue must be at least max_batch_items", field="max_queue")
         if self.max_queue_bytes < self.max_message_bytes:
@@ -65,67 +74,79 @@ class Settings:
     """A server's settings.
 
     Attributes:
-        address: `HOST:PORT` to listen on (`[HOST]:PORT` for IPv6); port 0 takes a free one.
-        models: name and path of each model artifact; the first one is the default.
-        data_dir: folder of the collections; None for none.
-        store: address of the store of the collections, see `imagekin.index.milvus.connection.parse_store`; None for
-            none.
-        read_only: serve the collections without ever writing.
-        allow_insecure: listen beyond loopback although there is neither TLS nor a token.
-        device: of the encoders: `auto`, `cpu` or `cuda`.
-        index_device: of collections in a data folder, likewise.
         limits: ceilings.
-        decode_workers: threads per model that decode images; 0 means one per core.
-        encoder_sessions: inferences at one time, per model; 0 takes what `imagekin tune` measured, else fills the
-            cores.
-        encoder_threads: threads of one inference; 0 likewise.
-        encoder_batch: images of one inference at most; 0 likewise.
-        cuda_graphs: on a GPU, record each batch size as a CUDA graph.
-        search_workers: threads that search and write; 0 means one per core, at least 4.
-        max_search_batch: queries of one index search.
-        drain_seconds: time that calls in flight get to finish after SIGTERM.
-        port_file: file that receives the port as text once the server is ready; None for none.
-        metrics_address: `HOST:PORT` of /metrics for Prometheus; None for none.
-        metrics_port_file: the same for the port of /metrics.
-        log_level: `debug`, `info`, `warning` or `error`.
-        log_format: `text` or `json`.
-        tls_cert: PEM file of the server's certificate chain; None speaks plain text.
-        tls_key: PEM file of its private key.
-        tls_client_ca: PEM file of the authorities of clients' certificates, which clients then must have.
-        tokens_file: TOML file of the bearer tokens that calls then must have, see `imagekin.serving.transport.access`.
-        otlp_endpoint: `http://HOST:PORT` of the collector that gets a span of every call; None for none.
 
     Raises:
         InvalidArgumentError: a setting is out of range, or the address is open to others without protection.
     """
 
-    address: str = "127.0.0.1:50051"
-    models: tuple[tuple[str, Path], ...] = ()
-    data_dir: Path | None = None
-    store: str | None = None
-    read_only: bool = False
-    allow_insecure: bool = False
-    device: str = "auto"
-    index_device: str = "auto"
+    models: tuple[tuple[str, Path], ...] = option(
+        (),
+        "Model artifact; may be repeated, the first is the default.",
+        flag="--model",
+        metavar="[NAME=]FILE",
+        parse=parse_model,
+    )
+    data_dir: Path | None = option(
+        None, "Folder of the collections; none serves models only.", metavar="DIR", exclusive=True
+    )
+    store: str | None = option(
+        None,
+        "Collections in Milvus: milvus://HOST:PORT or milvus-lite:///FILE.db.",
+        metavar="URL",
+        exclusive=True,
+    )
+    address: str = option(
+        "127.0.0.1:50051", "Where to listen ([HOST]:PORT for IPv6); port 0 takes a free one.", metavar="HOST:PORT"
+    )
+    read_only: bool = option(False, "Serve the collections without ever writing.")
+    allow_insecure: bool = option(False, "Let other machines connect, without encryption or a token.", panel=PROTECTION)
+    device: Device = option("auto", "Where the model runs.")
+    index_device: Device = option("auto", "Where collections are searched, row by row.", panel=PERFORMANCE)
     limits: Limits = field(default_factory=Limits)
-    decode_workers: int = 0
-    encoder_sessions: int = 0
-    encoder_threads: int = 0
-    encoder_batch: int = 0
-    cuda_graphs: bool = False
-    search_workers: int = 0
-    max_search_batch: int = 64
-    drain_seconds: float = 30.0
-    port_file: Path | None = None
-    metrics_address: str | None = None
-    metrics_port_file: Path | None = None
-    log_level: str = "info"
-    log_format: str = "text"
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    tls_client_ca: Path | None = None
-    tokens_file: Path | None = None
-    otlp_endpoint: str | None = None
+    decode_workers: int = option(
+        0, "Threads per model that decode images; 0 is one per core.", panel=PERFORMANCE, least=0
+    )
+    encoder_sessions: int = option(
+        0, "Inferences at one time, per model; 0 is as `imagekin tune` found.", panel=PERFORMANCE, least=0
+    )
+    encoder_threads: int = option(
+        0, "Threads of one inference; 0 is as `imagekin tune` found.", panel=PERFORMANCE, least=0
+    )
+    encoder_batch: int = option(
+        0, "Images of one inference at most; 0 is as `imagekin tune` found.", panel=PERFORMANCE, least=0
+    )
+    cuda_graphs: bool = option(False, "On a GPU, record each batch size as a CUDA graph.", panel=PERFORMANCE)
+    search_workers: int = option(
+        0, "Threads that search and write; 0 is one per core, at least 4.", panel=PERFORMANCE, least=0
+    )
+    max_search_batch: int = option(64, "Queries of one index search.", flag="", least=1)
+    drain_seconds: float = option(30.0, "Time that calls get to finish after SIGTERM.", least=0.0)
+    port_file: Path | None = option(None, "Gets the port as text once the server is ready.", metavar="FILE")
+    metrics_address: str | None = option(
+        None, "Serve /metrics for Prometheus here.", metavar="HOST:PORT", panel=OBSERVABILITY
+    )
+    metrics_port_file: Path | None = option(
+        None, "Gets the port of /metrics as text.", metavar="FILE", panel=OBSERVABILITY
+    )
+    log_level: LogLevel = option("info", "debug has one line per call.", panel=OBSERVABILITY)
+    log_format: LogFormat = option("text", "Form of the log on standard error.", panel=OBSERVABILITY)
+    tls_cert: Path | None = option(
+        None, "Encrypt, with this certificate chain (PEM).", metavar="FILE", panel=PROTECTION
+    )
+    tls_key: Path | None = option(None, "The certificate's private key (PEM).", metavar="FILE", panel=PROTECTION)
+    tls_client_ca: Path | None = option(
+        None, "Let in only clients with a certificate of these (PEM).", metavar="FILE", panel=PROTECTION
+    )
+    tokens_file: Path | None = option(
+        None, "Let in only calls with a token of this file (TOML).", metavar="FILE", panel=PROTECTION
+    )
+    otlp_endpoint: str | None = option(
+        None,
+        "Send a span of every call to this OTLP collector (http://HOST:PORT).",
+        metavar="URL",
+        panel=OBSERVABILITY,
+    )
 
     def __post_init__(self) -> None:
         self._check_protection()
@@ -141,24 +162,7 @@ class Settings:
                 raise InvalidArgumentError(f"{name[:64]!r} is no model name: letters, digits, . _ -", field="models")
         if len(set(names)) != len(names):
             raise InvalidArgumentError("two models have the same name", field="models")
-        for name in ("device", "index_device"):
-            if getattr(self, name) not in ("auto", "cpu", "cuda"):
-                raise InvalidArgumentError(f"{name} must be auto, cpu or cuda", field=name)
-        for name in (
-            "decode_workers",
-            "encoder_sessions",
-            "encoder_threads",
-            "encoder_batch",
-            "search_workers",
-            "drain_seconds",
-        ):
-            if not getattr(self, name) >= 0:
-                raise InvalidArgumentError(f"{name} must not be negative", field=name)
-        if self.max_search_batch < 1:
-            raise InvalidArgumentError("max_search_batch must be at least 1", field="max_search_batch")
-        for name, known in (("log_level", LEVELS), ("log_format", FORMATS)):
-            if getattr(self, name) not in known:
-                raise InvalidArgumentError(f"{name} must be one of {', '.join(known)}", field=name)
+        check(self)
         if self.otlp_endpoint is not None:
             check_endpoint(self.otlp_endpoint)
 
@@ -177,20 +181,6 @@ class Settings:
                     "127.0.0.1, protect it with --tls-cert or --tokens-file, or allow it with --allow-insecure",
                     field=name,
                 )
-
-
-def parse_model(text: str) -> tuple[str, Path]:
-    """Return name and path of `NAME=PATH` or `PATH`, which is named after its file.
-
-    Raises:
-        InvalidArgumentError: it is empty.
-    """
-    name, equals, path = text.partition("=")
-    if not equals:
-        name, path = Path(text).stem, text
-    if not name or not path:
-        raise InvalidArgumentError("a model is given as PATH or NAME=PATH", field="models")
-    return name, Path(path)
 
 
 def split_address(address: str, field: str = "address") -> tuple[str, int]:

@@ -8,9 +8,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from imagekin.errors import InvalidArgumentError
+from imagekin.settings import check, option
 from imagekin.training.data.published import published_name
 from imagekin.training.data.storage import DataOn
 
@@ -30,11 +31,6 @@ REPORT_FILE = "report.json"
 DETAILS_FILE = "details.json"
 PAGE_FILE = "report.html"
 
-POSITIVE = ("image_size", "batch_size", "num_views", "images_per_class", "queue_size")
-NOT_NEGATIVE = (
-    *("limit", "epochs", "seed", "threads", "crop_from", "projection_dim", "max_positives", "chunk_size"),
-    "online_knn",
-)
 LABELLED = (
     "supcon",
     "sincere",
@@ -46,16 +42,14 @@ LABELLED = (
     "self-distillation",
 )
 """Objectives that learn from labels."""
-CHOICES = {
-    "resize": Resize,
-    "precision": Precision,
-    "optimiser": OptimiserName,
-    "sampler": SamplerName,
-    "loss_form": LossForm,
-    "mining": Mining,
-    "gather": Gather,
-    "data_on": DataOn,
-}
+# Titles of the groups in `imagekin train --help`; what matters first stands above them.
+IMAGES = "Images and views"
+OPTIMISER = "Optimisation"
+CONTRASTIVE = "Contrastive objectives"
+OTHERS = "Other objectives"
+MACHINE = "Machine"
+RECORDS = "Records of the run"
+FOLLOWS = "follows data and objective"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,136 +59,180 @@ class TrainSettings:
     Attributes:
         data: what to train on, see `imagekin.training.data.images.load_images`.
         out: the run's folder.
-        test: held-out data, only scored at the end, never used to choose anything; empty when there is none.
-        limit: use at most this many images of each class; 0 is all of them.
-        objective: name of the objective, see `imagekin.training.objectives`.
-        encoder: name of the encoder, see `imagekin.training.models.encoders`.
-        image_size: side in pixels of the encoder's square input.
-        crop_from: side in pixels at which training images are kept; random crops are cut from these. 0 is `image_size`.
-        resize: how an image becomes a square, see `imagekin.encoder.metadata.Preprocess`.
-        weights: a torchvision state dict, a run's folder or a checkpoint to start from.
-        epochs: passes over the data; 0 exports the encoder as it was initialised.
-        batch_size: images a step, each of which gives `num_views` views.
-        num_views: views of each image.
-        views: name of the preset that the views are drawn with, see `imagekin.training.views.views`.
-        optimiser: `sgd` (Nesterov momentum 0.9), `adamw` or `lars`.
-        learning_rate: peak of the schedule, for the batch size given.
-        weight_decay: decay of the weights; biases and norms have none.
-        warmup_epochs: epochs during which the rate rises linearly from zero; then it falls along a half cosine.
-        temperature: of the contrastive loss.
-        projection_dim: size of the vectors that the contrastive loss compares; 0 compares the features themselves.
-        sampler: `shuffle` (every image once an epoch) or `pk` (classes × images_per_class in every batch).
-        images_per_class: K of the pk sampler; the batch size must be a multiple of it.
-        rotations_as_classes: every image is there in four rotations, each of which is a class of its own.
-        mirrors_as_classes: every image, in every rotation, is there mirrored as well, likewise.
-        loss_form: of SupCon: `out` (the mean over positives outside the logarithm) or `in`.
-        max_positives: SupCon counts at most so many positives of an anchor, other views first; 0 is all.
-        label_smoothing: of cross-entropy, 0 to below 1.
-        mixup: α of the Beta distribution that images are mixed by; 0 is no mixing (1 in mixup-supcon).
-        margin: of the triplet loss.
-        mining: the triplets of a batch: `hard` or `semi-hard`.
-        queue_size: keys that moco and supmoco remember.
-        teacher_momentum: how much of itself a momentum encoder keeps each step.
-        distillation: weight of the teacher's answers in self-distillation, 0 to 1.
-        permutations: classes of jigsaw.
-        normalise_tiles: jigsaw shows each tile at the same brightness and contrast, as its paper does.
-        surrogate_classes: images that exemplar tells apart; all when there are fewer.
-        clusters: of deepcluster.
-        chunk_size: gradient caching: the encoder sees at most so many views at a time; 0 is all of a batch.
-        gather: with several processes, a contrastive loss compares with the vectors of `all` of them, or with `local`
-            ones only.
-        compile: whether torch compiles the encoder: for a GPU, where the first steps take a minute and the others less.
-        sync_batchnorm: with several processes, BatchNorm takes its statistics over all of them.
-        ema: the exported encoder is a running mean of the weights that keeps so much of itself each step; 0 is none.
-        clip_norm: longest gradient of all weights together; 0 is no limit.
-        online_knn: log leave-one-out kNN accuracy on a sample of the training images every so many epochs; 0 is never.
-        tensorboard: also write the metrics for TensorBoard.
-        precision: of the encoder's forward pass; `auto` is bfloat16 where the device multiplies it natively.
-        data_on: where decoded images are kept, see `imagekin.training.data.storage.Storage`.
-        cache_dir: folder of the cache; None is the user's own.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        seed: of everything random.
-        threads: CPU threads of torch; 0 leaves torch's choice (and OMP_NUM_THREADS) alone.
-        checkpoint_seconds: a checkpoint is written at least this often, and at the end of an epoch once a tenth of
-            this has passed.
     """
 
     data: str
     out: Path
-    test: str = ""
-    limit: int = 0
-    objective: str = "supcon"
-    encoder: str = "tiny"
-    image_size: int = 32
-    crop_from: int = 0
-    resize: Resize = "crop"
-    weights: Path | None = None
-    epochs: int = 100
-    batch_size: int = 256
-    num_views: int = 2
-    views: str = "supcon"
-    optimiser: OptimiserName = "adamw"
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    warmup_epochs: float = 5.0
-    temperature: float = 0.1
-    projection_dim: int = 128
-    sampler: SamplerName = "shuffle"
-    images_per_class: int = 4
-    rotations_as_classes: bool = False
-    mirrors_as_classes: bool = False
-    loss_form: LossForm = "out"
-    max_positives: int = 0
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    margin: float = 0.2
-    mining: Mining = "hard"
-    queue_size: int = 4096
-    teacher_momentum: float = 0.99
-    distillation: float = 0.5
-    permutations: int = 100
-    normalise_tiles: bool = True
-    surrogate_classes: int = 2000
-    clusters: int = 100
-    chunk_size: int = 0
-    gather: Gather = "all"
-    sync_batchnorm: bool = False
-    compile: bool = False
-    ema: float = 0.0
-    clip_norm: float = 0.0
-    online_knn: int = 0
-    tensorboard: bool = False
-    precision: Precision = "auto"
-    data_on: DataOn = "auto"
-    cache_dir: Path | None = None
-    device: str = "auto"
-    seed: int = 0
-    threads: int = 0
-    checkpoint_seconds: float = 60.0
+    test: str = option("", "Held-out data, scored at the end and never used to choose.", metavar="DATA")
+    limit: int = option(0, "Use at most so many images of each class; 0 is all of them.", panel=IMAGES, least=0)
+    objective: str = option(
+        "supcon",
+        "What to minimise. With labels: supcon, sincere, mixup-supcon, supmoco, triplet, n-pairs, cross-entropy, "
+        "self-distillation. Without: simclr, moco, rotation, jigsaw, context, exemplar, deepcluster.",
+    )
+    encoder: str = option("tiny", "The network: tiny, resnet18, resnet50 or strokes.")
+    image_size: int = option(32, "Side of the encoder's square input in pixels.", default_help=FOLLOWS, least=8)
+    crop_from: int = option(
+        0,
+        "Side in pixels at which training images are kept; random crops are cut from these. 0 is the image size.",
+        panel=IMAGES,
+        least=0,
+    )
+    resize: Resize = option("crop", "How an image becomes a square.", panel=IMAGES)
+    weights: Path | None = option(None, "Start from a torchvision state dict, a RUN or a checkpoint.", metavar="PATH")
+    epochs: int = option(100, "Passes over the data; 0 exports random weights.", default_help=FOLLOWS, least=0)
+    batch_size: int = option(
+        256, "Images a step, each of which gives --num-views views.", default_help=FOLLOWS, least=1
+    )
+    num_views: int = option(2, "Views of each image.", panel=IMAGES, least=1)
+    views: str = option(
+        "supcon",
+        "How views are drawn: supcon, simclr, mild, gentle, photos, strokes, characters or cutout.",
+        default_help=FOLLOWS,
+    )
+    optimiser: OptimiserName = option("adamw", "The optimiser; sgd has Nesterov momentum 0.9.", panel=OPTIMISER)
+    learning_rate: float = option(
+        1e-3, "Peak of the learning rate, for the batch size given.", default_help=FOLLOWS, above=0
+    )
+    weight_decay: float = option(0.05, "Decay of the weights; biases and norms have none.", panel=OPTIMISER, least=0.0)
+    warmup_epochs: float = option(
+        5.0,
+        "Epochs during which the rate rises linearly from zero; then it falls along a half cosine.",
+        panel=OPTIMISER,
+        default_help=FOLLOWS,
+        least=0.0,
+    )
+    temperature: float = option(0.1, "Temperature of the contrastive loss.", panel=CONTRASTIVE, above=0)
+    projection_dim: int = option(
+        128,
+        "Size of the vectors that the loss compares; 0 compares the features themselves.",
+        panel=CONTRASTIVE,
+        default_help=FOLLOWS,
+        least=0,
+    )
+    sampler: SamplerName = option(
+        "shuffle", "shuffle: every image once an epoch; pk: P classes × K images a batch.", panel=IMAGES
+    )
+    images_per_class: int = option(4, "K of --sampler pk; P is the batch size divided by K.", panel=IMAGES, least=1)
+    rotations_as_classes: bool = option(
+        False, "Add the images in three more rotations, each a class of its own.", panel=IMAGES
+    )
+    mirrors_as_classes: bool = option(
+        False,
+        "Add the images (with --rotations-as-classes each rotation) mirrored, each a class of its own.",
+        panel=IMAGES,
+    )
+    loss_form: LossForm = option(
+        "out", "SupCon's mean over positives: outside the logarithm or inside.", panel=CONTRASTIVE
+    )
+    max_positives: int = option(
+        0,
+        "Positives of an anchor that SupCon counts at most, other views first; 0 is all.",
+        panel=CONTRASTIVE,
+        least=0,
+    )
+    label_smoothing: float = option(0.0, "Label smoothing of cross-entropy.", panel=OTHERS, least=0, below=1)
+    mixup: float = option(
+        0.0,
+        "Mix images, with shares of a Beta distribution of this α; for cross-entropy and mixup-supcon (there 0 is 1).",
+        panel=OTHERS,
+        least=0.0,
+    )
+    margin: float = option(0.2, "Margin of the triplet loss.", panel=OTHERS, least=0.0)
+    mining: Mining = option("hard", "Which triplets of a batch count.", panel=OTHERS, default_help=FOLLOWS)
+    queue_size: int = option(
+        4096, "Keys that moco and supmoco remember.", panel=CONTRASTIVE, default_help=FOLLOWS, least=1
+    )
+    teacher_momentum: float = option(
+        0.99,
+        "How much of itself the second encoder of moco, supmoco and self-distillation keeps each step.",
+        panel=CONTRASTIVE,
+        default_help=FOLLOWS,
+        least=0,
+        below=1,
+    )
+    distillation: float = option(
+        0.5, "Weight of the teacher's answers in self-distillation.", panel=OTHERS, least=0, most=1
+    )
+    permutations: int = option(100, "Classes of jigsaw.", panel=OTHERS, default_help=FOLLOWS, least=2)
+    normalise_tiles: bool = option(
+        True,
+        "Show each of jigsaw's tiles at the same brightness and contrast, as its paper does.",
+        panel=OTHERS,
+        default_help=FOLLOWS,
+    )
+    surrogate_classes: int = option(
+        2000,
+        "Images that exemplar tells apart; all when there are fewer.",
+        panel=OTHERS,
+        default_help=FOLLOWS,
+        least=2,
+    )
+    clusters: int = option(100, "Clusters of deepcluster.", panel=OTHERS, least=2)
+    chunk_size: int = option(
+        0, "Gradient caching: views that the encoder sees at a time; 0 is all of a batch.", panel=MACHINE, least=0
+    )
+    gather: Gather = option(
+        "all",
+        "torchrun: contrastive losses compare the vectors of all processes, or local ones only.",
+        panel=MACHINE,
+    )
+    sync_batchnorm: bool = option(False, "torchrun: BatchNorm takes its statistics over all processes.", panel=MACHINE)
+    compile: bool = option(
+        False,
+        "Let torch compile the encoder; pays in long runs on a GPU, where the first steps take a minute.",
+        panel=MACHINE,
+    )
+    ema: float = option(
+        0.0,
+        "Export a running mean of the weights that keeps so much of itself each step; 0 exports the last weights.",
+        panel=OPTIMISER,
+        least=0,
+        below=1,
+    )
+    clip_norm: float = option(
+        0.0, "Longest gradient of all weights together; 0 is no limit.", panel=OPTIMISER, least=0.0
+    )
+    online_knn: int = option(
+        0,
+        "Log leave-one-out kNN accuracy on a sample of the training images every so many epochs; 0 is never.",
+        panel=RECORDS,
+        least=0,
+    )
+    tensorboard: bool = option(False, "Also write the metrics for TensorBoard, to RUN/tensorboard.", panel=RECORDS)
+    precision: Precision = option(
+        "auto", "Of the encoder's forward pass; auto: bfloat16 where it is native.", panel=MACHINE
+    )
+    data_on: DataOn = option(
+        "auto",
+        "Where decoded images are kept: on the device, in a memory-mapped cache (decoded once, kept for later runs), "
+        "or auto: in the cache if they need more than a third of the free memory.",
+        panel=MACHINE,
+    )
+    cache_dir: Path | None = option(None, "The cache; ~/.cache/imagekin by default.", metavar="DIR", panel=MACHINE)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    seed: int = option(0, "Seed of everything random.", least=0)
+    threads: int = option(
+        0,
+        "CPU threads; 0 leaves torch's choice (and OMP_NUM_THREADS) alone. 1 on a busy machine.",
+        panel=MACHINE,
+        default_help=FOLLOWS,
+        least=0,
+    )
+    checkpoint_seconds: float = option(
+        60.0,
+        "Write a checkpoint this often, and at the end of an epoch once a tenth of this has passed.",
+        panel=RECORDS,
+        least=0.0,
+    )
 
     def __post_init__(self) -> None:
         """Check each value; raises InvalidArgumentError that names the option."""
         _require(bool(self.data), "data", "name the images to train on")
-        for name in POSITIVE:
-            _require(getattr(self, name) >= 1, name, "must be at least 1")
-        for name in NOT_NEGATIVE:
-            _require(getattr(self, name) >= 0, name, "must not be negative")
-        for name in ("weight_decay", "warmup_epochs", "checkpoint_seconds", "mixup", "margin", "clip_norm"):
-            _require(0 <= getattr(self, name) < float("inf"), name, "must be a number of at least 0")
-        for name in ("learning_rate", "temperature"):
-            _require(0 < getattr(self, name) < float("inf"), name, "must be a number above 0")
-        for name in ("label_smoothing", "teacher_momentum", "ema"):
-            _require(0 <= getattr(self, name) < 1, name, "must be at least 0 and below 1")
-        _require(0 <= self.distillation <= 1, "distillation", "must be from 0 to 1")
-        for name in ("permutations", "clusters", "surrogate_classes"):
-            _require(getattr(self, name) >= 2, name, "must be at least 2")
+        check(self)
         divides = self.sampler != "pk" or self.batch_size % self.images_per_class == 0
         _require(divides, "batch_size", f"must be a multiple of --images-per-class {self.images_per_class}")
-        _require(self.image_size >= 8, "image_size", "must be at least 8")
         _require(self.crop_from == 0 or self.crop_from >= self.image_size, "crop_from", "must be at least image-size")
-        for name, kind in CHOICES.items():
-            allowed = get_args(kind)
-            _require(getattr(self, name) in allowed, name, f"must be one of {', '.join(allowed)}")
 
     def to_json(self) -> str:
         """Return the settings as a JSON object, indented, keys in the order above."""

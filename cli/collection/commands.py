@@ -4,22 +4,20 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
 from imagekin.cli.collection import maintenance, queries
 from imagekin.cli.shared import options
+from imagekin.command_options import with_options
 from imagekin.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from imagekin.client.channel import TlsLike
     from imagekin.types import CollectionInfo, StoredItem
 
 app = typer.Typer(add_completion=False, help="Look after collections, in a folder here or on a server.")
 _PAGE = 1000
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The collection's name.")]
 
 
 class Keeper(Protocol):
@@ -42,22 +40,15 @@ class Keeper(Protocol):
 
 
 @app.command("list")
+@with_options
 def list_collections(
-    ctx: typer.Context,
-    data_dir: options.DataDir = None,
-    store: options.Store = None,
-    address: options.RemoteAddress = None,
-    token: options.Token = None,
-    tls: options.TlsFlag = False,
-    ca: options.CaFile = None,
-    client_cert: options.ClientCert = None,
-    client_key: options.ClientKey = None,
+    place: options.Place,
     as_json: options.AsJson = False,
 ) -> None:
     """List the collections."""
     from imagekin.cli.shared import console
 
-    keeper = keeper_of(ctx, data_dir, store, address, token, options.encryption(tls, ca, client_cert, client_key))
+    keeper = keeper_of(place)
     try:
         infos = keeper.infos()
     finally:
@@ -71,23 +62,16 @@ def list_collections(
 
 
 @app.command("info")
+@with_options
 def show_collection(
-    ctx: typer.Context,
-    name: Name,
-    data_dir: options.DataDir = None,
-    store: options.Store = None,
-    address: options.RemoteAddress = None,
-    token: options.Token = None,
-    tls: options.TlsFlag = False,
-    ca: options.CaFile = None,
-    client_cert: options.ClientCert = None,
-    client_key: options.ClientKey = None,
+    name: options.Name,
+    place: options.Place,
     as_json: options.AsJson = False,
 ) -> None:
     """Describe one collection."""
     from imagekin.cli.shared import console
 
-    keeper = keeper_of(ctx, data_dir, store, address, token, options.encryption(tls, ca, client_cert, client_key))
+    keeper = keeper_of(place)
     try:
         info = keeper.info(name)
     finally:
@@ -112,25 +96,19 @@ def show_collection(
 
 
 @app.command("scroll")
+@with_options
 def scroll_items(
-    ctx: typer.Context,
-    name: Name,
+    name: options.Name,
     limit: Annotated[int, typer.Option("--limit", help="Items to show; 0 is all.", min=0)] = 20,
     condition: options.Filter = None,
-    data_dir: options.DataDir = None,
-    store: options.Store = None,
-    address: options.RemoteAddress = None,
-    token: options.Token = None,
-    tls: options.TlsFlag = False,
-    ca: options.CaFile = None,
-    client_cert: options.ClientCert = None,
-    client_key: options.ClientKey = None,
+    *,
+    place: options.Place,
     as_json: options.AsJson = False,
 ) -> None:
     """Show a collection's items in the order of their last write."""
     from imagekin.cli.shared import console
 
-    keeper = keeper_of(ctx, data_dir, store, address, token, options.encryption(tls, ca, client_cert, client_key))
+    keeper = keeper_of(place)
     kept: list[dict[str, Any]] = []
     try:
         with console.Rows(["sequence", "key", "label", "payload"], silent=as_json) as rows:
@@ -146,18 +124,12 @@ def scroll_items(
 
 
 @app.command("drop")
+@with_options
 def drop_collection(
-    ctx: typer.Context,
-    name: Name,
+    name: options.Name,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    data_dir: options.DataDir = None,
-    store: options.Store = None,
-    address: options.RemoteAddress = None,
-    token: options.Token = None,
-    tls: options.TlsFlag = False,
-    ca: options.CaFile = None,
-    client_cert: options.ClientCert = None,
-    client_key: options.ClientKey = None,
+    *,
+    place: options.Place,
     as_json: options.AsJson = False,
 ) -> None:
     """Remove a collection and all its items for good."""
@@ -165,7 +137,7 @@ def drop_collection(
 
     from imagekin.cli.shared import console
 
-    keeper = keeper_of(ctx, data_dir, store, address, token, options.encryption(tls, ca, client_cert, client_key))
+    keeper = keeper_of(place)
     try:
         info = keeper.info(name)
         if not yes:
@@ -185,17 +157,9 @@ queries.register(app)
 maintenance.register(app)
 
 
-def keeper_of(
-    ctx: typer.Context,
-    data_dir: Path | None,
-    store: str | None,
-    address: str | None,
-    token: str | None,
-    tls: "TlsLike",
-) -> Keeper:
+def keeper_of(place: options.Place) -> Keeper:
     """Return whoever keeps the collections: a folder here, Milvus, or a server."""
-    kept, address = options.place(ctx, data_dir, address, store)
-    return _Here(kept) if kept is not None else _Server(address or "", token, tls)
+    return _Server(place) if place.here is None else _Here(place)
 
 
 class _Here:
@@ -204,22 +168,22 @@ class _Here:
     Of a folder only dropping takes the writer's lock, so a running server does not stand in the way.
     """
 
-    def __init__(self, place: Path | str) -> None:
+    def __init__(self, place: options.Place) -> None:
         self._place = place
 
     def infos(self) -> "list[CollectionInfo]":
-        with options.collections(self._place, read_only=True) as catalog:
+        with self._place.open(read_only=True) as catalog:
             return catalog.list()
 
     def info(self, name: str) -> "CollectionInfo":
-        with options.collections(self._place, read_only=True) as catalog, catalog.open(name) as collection:
+        with self._place.open(read_only=True) as catalog, catalog.open(name) as collection:
             return collection.info()
 
     def items(self, name: str, condition: str | None = None) -> "Iterator[StoredItem]":
         from imagekin.types import StoredItem
 
         tree = queries.parsed(condition)
-        with options.collections(self._place, read_only=True) as catalog, catalog.open(name) as collection:
+        with self._place.open(read_only=True) as catalog, catalog.open(name) as collection:
             after = 0
             while page := collection.scroll(after, _PAGE, tree):
                 for item in page:
@@ -227,7 +191,7 @@ class _Here:
                 after = page[-1].sequence
 
     def drop(self, name: str) -> int:
-        with options.collections(self._place) as catalog:
+        with self._place.open() as catalog:
             return catalog.drop(name)
 
     def close(self) -> None:
@@ -237,8 +201,8 @@ class _Here:
 class _Server:
     """Collections of a server."""
 
-    def __init__(self, address: str, token: str | None, tls: "TlsLike") -> None:
-        self._client = options.connect(address, token, tls, timeout=60.0)
+    def __init__(self, place: options.Place) -> None:
+        self._client = place.connect(timeout=60.0)
 
     def infos(self) -> "list[CollectionInfo]":
         return self._client.collections()

@@ -9,24 +9,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imagekin.cli.shared import options
+from imagekin.command_options import with_options
 from imagekin.errors import DataLossError, InvalidArgumentError
 
 if TYPE_CHECKING:
-    from imagekin.index.interface import Collections
     from imagekin.index.types import IndexedItem
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The collection's name.")]
 
-
+@with_options
 def verify(
-    ctx: typer.Context,
-    name: Name,
+    name: options.Name,
     repair: Annotated[
         bool,
         typer.Option("--repair", help="Restore what can be restored, take out what cannot, and name it."),
     ] = False,
-    data_dir: options.DataDir = None,
-    store: options.Store = None,
+    *,
+    folder: options.Folder,
     as_json: options.AsJson = False,
 ) -> None:
     """Check every row, checksum and segment of a collection, also while a server has it open."""
@@ -34,7 +32,7 @@ def verify(
     from imagekin.progress import progress
 
     started = time.perf_counter()
-    with _catalog(ctx, data_dir, store, read_only=not repair) as catalog, progress("checking", None) as advance:
+    with folder.open(read_only=not repair) as catalog, progress("checking", None) as advance:
         report = catalog.verify(name, repair=repair, on_progress=advance)
     seconds = time.perf_counter() - started
     console.list_failures([(key, "damaged") for key in report.damaged], len(report.damaged))
@@ -53,17 +51,16 @@ def verify(
         raise DataLossError(f"collection {name!r} is damaged: restore a snapshot, or verify it with --repair")
 
 
+@with_options
 def compact(
-    ctx: typer.Context,
-    name: Name,
-    data_dir: options.DataDir = None,
-    store: options.Store = None,
+    name: options.Name,
+    folder: options.Folder,
     as_json: options.AsJson = False,
 ) -> None:
     """Give back the space of what was deleted."""
     from imagekin.cli.shared import console
 
-    with _catalog(ctx, data_dir, store) as catalog:
+    with folder.open() as catalog:
         before, after = catalog.compact(name)
     if as_json:
         console.print_json({"compacted": name, "bytes_before": before, "bytes_after": after})
@@ -71,14 +68,14 @@ def compact(
         print(f"{name}: {before / 2**20:,.1f} MiB before, {after / 2**20:,.1f} MiB now")
 
 
+@with_options
 def duplicates(
-    ctx: typer.Context,
-    name: Name,
+    name: options.Name,
     min_similarity: Annotated[
         float, typer.Option("--min-similarity", metavar="0…1", help="Of two items, for them to be in one group.")
     ] = 0.98,
-    data_dir: options.DataDir = None,
-    store: options.Store = None,
+    *,
+    folder: options.Folder,
     as_json: options.AsJson = False,
 ) -> None:
     """Report groups of nearly identical items, every pair compared exactly, also while a server has it open."""
@@ -86,7 +83,7 @@ def duplicates(
     from imagekin.progress import progress
 
     started = time.perf_counter()
-    with _catalog(ctx, data_dir, store, read_only=True) as catalog, catalog.open(name) as collection:
+    with folder.open(read_only=True) as catalog, catalog.open(name) as collection:
         items = collection.count()
         with progress("comparing", items) as advance:
             groups = collection.duplicates(min_similarity, advance)
@@ -106,31 +103,21 @@ def duplicates(
     print(f"{spare:,} of {items:,} items nearly repeat another one, in {len(groups):,} groups; {seconds:.1f} s")
 
 
+@with_options
 def snapshot(
-    ctx: typer.Context,
-    name: Name,
-    data_dir: options.DataDir = None,
-    store: options.Store = None,
-    address: options.RemoteAddress = None,
-    token: options.Token = None,
-    tls: options.TlsFlag = False,
-    ca: options.CaFile = None,
-    client_cert: options.ClientCert = None,
-    client_key: options.ClientKey = None,
+    name: options.Name,
+    place: options.Place,
     as_json: options.AsJson = False,
 ) -> None:
     """Copy a collection as of now into the data folder's snapshots, while it is served and written."""
     from imagekin.cli.shared import console
 
-    place, address = options.place(ctx, data_dir, address, store)
-    if place is not None:
-        with options.collections(place) as catalog:
+    if place.here is not None:
+        with place.open() as catalog:
             taken = catalog.snapshot(name)
         own, size, sequence = taken.name, taken.disk_bytes, taken.sequence
     else:
-        with options.connect(
-            address or "", token, options.encryption(tls, ca, client_cert, client_key), timeout=3600.0
-        ) as client:
+        with place.connect(timeout=3600.0) as client:
             own, size, sequence = client.snapshot(name)
     if as_json:
         console.print_json({"snapshot": own, "disk_bytes": size, "sequence": sequence})
@@ -138,16 +125,15 @@ def snapshot(
         print(f"snapshot {own}, {size / 2**20:,.1f} MiB")
 
 
+@with_options
 def list_snapshots(
-    ctx: typer.Context,
-    data_dir: options.DataDir = None,
-    store: options.Store = None,
+    folder: options.Folder,
     as_json: options.AsJson = False,
 ) -> None:
     """List the snapshots of a data folder."""
     from imagekin.cli.shared import console
 
-    with _catalog(ctx, data_dir, store, read_only=True) as catalog:
+    with folder.open(read_only=True) as catalog:
         found = catalog.snapshots()
     if as_json:
         console.print_json({"snapshots": [dataclasses.asdict(one) for one in found]})
@@ -156,21 +142,21 @@ def list_snapshots(
     console.print_table(["snapshot", "items", "on disk", "space"], rows)
 
 
+@with_options
 def restore(
-    ctx: typer.Context,
     snapshot: Annotated[str, typer.Argument(metavar="SNAPSHOT", help="The snapshot's name, see `snapshots`.")],
     name: Annotated[
         str | None, typer.Option("--as", metavar="NAME", help="Name of the collection; default that of the copied one.")
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of a collection that exists.")] = False,
-    data_dir: options.DataDir = None,
-    store: options.Store = None,
+    *,
+    folder: options.Folder,
     as_json: options.AsJson = False,
 ) -> None:
     """Make a collection from a snapshot."""
     from imagekin.cli.shared import console
 
-    with _catalog(ctx, data_dir, store) as catalog:
+    with folder.open() as catalog:
         info = catalog.restore(snapshot, name, replace=replace)
     if as_json:
         console.print_json({"restored": info.name, "count": info.count, "sequence": info.sequence})
@@ -178,12 +164,12 @@ def restore(
         print(f"restored {info.name} with {info.count:,} items")
 
 
+@with_options
 def export_collection(
-    ctx: typer.Context,
-    name: Name,
+    name: options.Name,
     out: Annotated[Path, typer.Option("--out", metavar="FILE.parquet", help="The file to write.")],
-    data_dir: options.DataDir = None,
-    store: options.Store = None,
+    *,
+    folder: options.Folder,
     as_json: options.AsJson = False,
 ) -> None:
     """Write a collection to a Parquet file: key, label, payload, content_hash, vector."""
@@ -192,7 +178,7 @@ def export_collection(
 
     started = time.perf_counter()
     with (
-        _catalog(ctx, data_dir, store, read_only=True) as catalog,
+        folder.open(read_only=True) as catalog,
         catalog.open(name) as collection,
         progress("writing", collection.count()) as advance,
     ):
@@ -206,15 +192,15 @@ def export_collection(
     _say_rate("exported", name, count, time.perf_counter() - started, as_json)
 
 
+@with_options
 def import_collection(
-    ctx: typer.Context,
-    name: Name,
+    name: options.Name,
     file: Annotated[Path, typer.Argument(metavar="FILE.parquet", help="Columns key and vector; others optional.")],
     space: Annotated[
         str | None, typer.Option("--space", metavar="ID", help="Embedding space; default the one that the file names.")
     ] = None,
-    data_dir: options.DataDir = None,
-    store: options.Store = None,
+    *,
+    folder: options.Folder,
     as_json: options.AsJson = False,
 ) -> None:
     """Upsert the rows of a Parquet file into a collection, made if there is none."""
@@ -227,7 +213,7 @@ def import_collection(
     if not space:
         raise InvalidArgumentError("the file names no embedding space: say --space", field="space")
     started = time.perf_counter()
-    with _catalog(ctx, data_dir, store) as catalog, progress("importing", source.count) as advance:
+    with folder.open(create=True) as catalog, progress("importing", source.count) as advance:
         try:
             collection = catalog.open(name)
         except NotFoundError:
@@ -248,12 +234,6 @@ def register(app: typer.Typer) -> None:
     app.command("restore")(restore)
     app.command("export")(export_collection)
     app.command("import")(import_collection)
-
-
-def _catalog(ctx: typer.Context, data_dir: Path | None, store: str | None, *, read_only: bool = False) -> "Collections":
-    from imagekin.index.open import open_collections
-
-    return open_collections(options.kept_here(ctx, data_dir, store), read_only=read_only)
 
 
 def _say_rate(done: str, name: str, count: int, seconds: float, as_json: bool) -> None:

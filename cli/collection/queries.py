@@ -2,98 +2,75 @@
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imagekin.cli.shared import options as shared
+from imagekin.cli.shared import options
+from imagekin.command_options import with_options
 from imagekin.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from imagekin.client.channel import TlsLike
     from imagekin.client.sync_client import Client
     from imagekin.index.filters.conditions import Condition
     from imagekin.index.interface import KeptCollection
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The collection's name.")]
 
-
+@with_options
 def count(
-    ctx: typer.Context,
-    name: Name,
-    condition: shared.Filter = None,
-    data_dir: shared.DataDir = None,
-    store: shared.Store = None,
-    address: shared.RemoteAddress = None,
-    token: shared.Token = None,
-    tls: shared.TlsFlag = False,
-    ca: shared.CaFile = None,
-    client_cert: shared.ClientCert = None,
-    client_key: shared.ClientKey = None,
-    as_json: shared.AsJson = False,
+    name: options.Name,
+    condition: options.Filter = None,
+    *,
+    place: options.Place,
+    as_json: options.AsJson = False,
 ) -> None:
     """Count a collection's items, or those that match."""
     from imagekin.cli.shared import console
 
-    secured = shared.encryption(tls, ca, client_cert, client_key)
-    with _opened(ctx, name, data_dir, store, address, token, secured) as place:
-        if isinstance(place, _Remote):
-            found = place.client.count(name, filter=condition)
+    with _opened(place, name) as opened:
+        if isinstance(opened, _Remote):
+            found = opened.client.count(name, filter=condition)
         else:
-            found = place.count(parsed(condition))
+            found = opened.count(parsed(condition))
     if as_json:
         console.print_json({"count": found})
     else:
         print(found)
 
 
+@with_options
 def facet(
-    ctx: typer.Context,
-    name: Name,
+    name: options.Name,
     field: Annotated[str, typer.Argument(metavar="FIELD", help="label, or payload. and a dotted path.")],
-    condition: shared.Filter = None,
+    condition: options.Filter = None,
     limit: Annotated[int, typer.Option("--limit", help="Values to show at most.", min=1, max=10_000)] = 100,
-    data_dir: shared.DataDir = None,
-    store: shared.Store = None,
-    address: shared.RemoteAddress = None,
-    token: shared.Token = None,
-    tls: shared.TlsFlag = False,
-    ca: shared.CaFile = None,
-    client_cert: shared.ClientCert = None,
-    client_key: shared.ClientKey = None,
-    as_json: shared.AsJson = False,
+    *,
+    place: options.Place,
+    as_json: options.AsJson = False,
 ) -> None:
     """Count a collection's items by the values of a field, the most frequent first."""
     from imagekin.cli.shared import console
 
-    secured = shared.encryption(tls, ca, client_cert, client_key)
-    with _opened(ctx, name, data_dir, store, address, token, secured) as place:
-        if isinstance(place, _Remote):
-            found = place.client.facet(name, field, filter=condition, limit=limit)
+    with _opened(place, name) as opened:
+        if isinstance(opened, _Remote):
+            found = opened.client.facet(name, field, filter=condition, limit=limit)
         else:
-            found = place.facet(field, parsed(condition), limit)
+            found = opened.facet(field, parsed(condition), limit)
     if as_json:
         console.print_json({"counts": [{"value": one.value, "count": one.count} for one in found]})
     else:
         console.print_table(["value", "items"], [[str(one.value), f"{one.count:,}"] for one in found])
 
 
+@with_options
 def delete(
-    ctx: typer.Context,
-    name: Name,
-    condition: shared.Filter = None,
+    name: options.Name,
+    condition: options.Filter = None,
     key: Annotated[list[str] | None, typer.Option("--key", metavar="KEY", help="An item; may be repeated.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    data_dir: shared.DataDir = None,
-    store: shared.Store = None,
-    address: shared.RemoteAddress = None,
-    token: shared.Token = None,
-    tls: shared.TlsFlag = False,
-    ca: shared.CaFile = None,
-    client_cert: shared.ClientCert = None,
-    client_key: shared.ClientKey = None,
-    as_json: shared.AsJson = False,
+    *,
+    place: options.Place,
+    as_json: options.AsJson = False,
 ) -> None:
     """Delete items by key, or all that match."""
     import sys
@@ -102,33 +79,31 @@ def delete(
 
     if bool(condition) == bool(key):
         raise InvalidArgumentError("name either a condition (--filter) or items (--key)")
-    secured = shared.encryption(tls, ca, client_cert, client_key)
-    with _opened(ctx, name, data_dir, store, address, token, secured, writing=True) as place:
+    with _opened(place, name, writing=True) as opened:
         if condition and not yes:
-            if isinstance(place, _Remote):
-                matching = place.client.count(name, filter=condition)
+            if isinstance(opened, _Remote):
+                matching = opened.client.count(name, filter=condition)
             else:
-                matching = place.count(parsed(condition))
+                matching = opened.count(parsed(condition))
             if not sys.stdin.isatty():
                 raise InvalidArgumentError(f"this deletes {matching:,} items of {name} for good: say --yes")
             typer.confirm(f"Delete {matching:,} items of {name} for good?", abort=True, err=True)
-        if isinstance(place, _Remote):
-            deleted = place.client.delete(name, key or None, filter=condition)
+        if isinstance(opened, _Remote):
+            deleted = opened.client.delete(name, key or None, filter=condition)
         elif (tree := parsed(condition)) is not None:
-            deleted = place.delete_matching(tree).deleted
+            deleted = opened.delete_matching(tree).deleted
         else:
-            deleted = place.delete(key or []).deleted
+            deleted = opened.delete(key or []).deleted
     if as_json:
         console.print_json({"deleted": deleted})
     else:
         print(f"deleted {deleted:,} items of {name}")
 
 
+@with_options
 def evaluate(
-    ctx: typer.Context,
-    name: Name,
-    data_dir: shared.DataDir = None,
-    store: shared.Store = None,
+    name: options.Name,
+    folder: options.Folder,
     method: Annotated[str, typer.Option("--method", metavar="knn|prototype", help="Where a class comes from.")] = "knn",
     k: Annotated[int, typer.Option("--k", help="Neighbours that vote.", min=1, max=10_000)] = 20,
     sample: Annotated[int, typer.Option("--sample", help="Labelled items to classify at most.", min=2)] = 10_000,
@@ -136,7 +111,7 @@ def evaluate(
         float, typer.Option("--true-positive-rate", help="Share of known items to keep when rejecting.", min=0, max=1)
     ] = 0.95,
     save: Annotated[bool, typer.Option("--save", help="Classify with this temperature and bound from now on.")] = False,
-    as_json: shared.AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Classify a collection's labelled items, each by the others: accuracy, calibration, confusion."""
     import dataclasses
@@ -147,10 +122,9 @@ def evaluate(
 
     if method not in list(ClassifyMethod):
         raise InvalidArgumentError(f"no method {method!r}: choose {' or '.join(ClassifyMethod)}", field="method")
-    place = shared.kept_here(ctx, data_dir, store)
     options = EvaluateOptions(ClassifyMethod(method), k, sample, true_positive_rate)
     started = time.perf_counter()
-    with shared.collections(place, read_only=not save) as catalog, catalog.open(name) as collection:
+    with folder.open(read_only=not save) as catalog, catalog.open(name) as collection:
         found = collection.calibrate(options) if save else collection.evaluate(options)
     seconds = time.perf_counter() - started
     if as_json:
@@ -197,21 +171,10 @@ class _Remote:
 
 
 @contextlib.contextmanager
-def _opened(
-    ctx: typer.Context,
-    name: str,
-    data_dir: Path | None,
-    store: str | None,
-    address: str | None,
-    token: str | None,
-    tls: "TlsLike",
-    *,
-    writing: bool = False,
-) -> "Iterator[_Remote | KeptCollection]":
-    kept, address = shared.place(ctx, data_dir, address, store)
-    if kept is None:
-        with shared.connect(address or "", token, tls, timeout=60.0) as client:
+def _opened(place: options.Place, name: str, *, writing: bool = False) -> "Iterator[_Remote | KeptCollection]":
+    if place.here is None:
+        with place.connect(timeout=60.0) as client:
             yield _Remote(client)
         return
-    with shared.collections(kept, read_only=not writing) as collections:
+    with place.open(read_only=not writing) as collections:
         yield collections.open(name)

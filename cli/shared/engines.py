@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import typer
 
 from imagekin.cli.shared import options
 from imagekin.errors import InvalidArgumentError
+from imagekin.machine import Device
+from imagekin.settings import check, option
 
 if TYPE_CHECKING:
     from imagekin.encoder.runtime.session import Encoder
@@ -18,24 +20,8 @@ if TYPE_CHECKING:
     from imagekin.sources.records import Record, Source
 
 Name: TypeAlias = Literal["local", "ray"]
-Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 
-# What a kill may cost; less, and writing to the store begins to show.
-BATCH_SIZE = 256
-
-EngineOption = Annotated[Name, typer.Option("--engine", help="Who embeds: this process, or workers of a Ray cluster.")]
-RayAddress = Annotated[
-    str | None,
-    typer.Option(
-        "--ray-address",
-        metavar="HOST:PORT",
-        help="The cluster's head node; without it RAY_ADDRESS, else one is started here.",
-    ),
-]
-RayWorkers = Annotated[
-    int | None,
-    typer.Option("--ray-workers", metavar="N", help="Processes that embed; one per GPU, or per core.", min=1),
-]
+PANEL = "Embedding with --model"
 
 
 class Records(Protocol):
@@ -53,23 +39,31 @@ class Records(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """Who embeds.
+    """Who embeds."""
 
-    Attributes:
-        name: `local` or `ray`.
-        address: of the cluster.
-        workers: processes of the cluster that embed.
-        threads: that decode, here or in each worker; 0 leaves it to the engine.
-        device: where the model runs.
-        batch_size: as for `index_images`.
-    """
+    # What a kill may cost; less, and writing to the store begins to show.
+    batch_size: int = option(256, "Images in hand, which a kill may cost.", panel=PANEL, least=1)
+    workers: int = option(0, "Threads that decode, here or in each worker; 0 is one per core.", panel=PANEL, least=0)
+    device: Device = option("auto", "Where the model runs.", panel=PANEL)
+    name: Name = option("local", "Who embeds: this process, or workers of a Ray cluster.", flag="--engine", panel=PANEL)
+    ray_address: str | None = option(
+        None,
+        "The cluster's head node; without it RAY_ADDRESS, else one is started here.",
+        metavar="HOST:PORT",
+        panel=PANEL,
+    )
+    ray_workers: int | None = option(
+        None, "Processes that embed; one per GPU, or per core.", metavar="N", panel=PANEL, least=1
+    )
 
-    name: Name
-    address: str | None
-    workers: int | None
-    threads: int
-    device: Device
-    batch_size: int
+    def __post_init__(self) -> None:
+        check(self)
+
+    def refuse_idle(self, ctx: typer.Context) -> None:
+        """Raise InvalidArgumentError for options of Ray on the command line when Ray does not embed."""
+        for name in ("ray_address", "ray_workers"):
+            if self.name == "local" and options.typed(ctx, name):
+                raise InvalidArgumentError(f"--{name.replace('_', '-')} goes with --engine ray", field=name)
 
     @property
     def here(self) -> Device:
@@ -86,7 +80,7 @@ class Engine:
             return nullcontext()
         from imagekin.index.ingest.ray_engine import RayWorkers, connected
 
-        return connected(self.address, RayWorkers(self.workers, self.threads or 1))
+        return connected(self.ray_address, RayWorkers(self.ray_workers, self.workers or 1))
 
     def records(
         self, source: "Source", model: Path | None, encoder: "Encoder | None", sink: "Sink", on_conflict: "Conflict"
@@ -97,30 +91,9 @@ class Engine:
         from imagekin.index.ingest.known_items import known_items
         from imagekin.index.ingest.ray_engine import ArtifactBytes, RayRecords, RayWorkers
 
-        workers = RayWorkers(self.workers, self.threads or 1, self.device)
+        workers = RayWorkers(self.ray_workers, self.workers or 1, self.device)
         opened = ArtifactBytes(model.read_bytes(), self.device, workers.threads) if model and encoder else None
         known = known_items(sink, on_conflict)
         return None, RayRecords(
             source, opened, known, on_conflict=on_conflict, workers=workers, batch_size=self.batch_size
         )
-
-
-def chosen(
-    ctx: typer.Context,
-    name: Name,
-    address: str | None,
-    workers: int | None,
-    threads: int,
-    device: Device,
-    batch_size: int,
-) -> Engine:
-    """Return the engine that the options mean.
-
-    Raises:
-        InvalidArgumentError: options for Ray without it.
-    """
-    if name == "local":
-        for option in ("ray_address", "ray_workers"):
-            if options.typed(ctx, option):
-                raise InvalidArgumentError(f"--{option.replace('_', '-')} goes with --engine ray", field=option)
-    return Engine(name, address, workers, threads, device, batch_size)

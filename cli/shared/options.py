@@ -1,51 +1,27 @@
 """Options that several subcommands have, and what they stand for."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from imagekin.command_options import rank
 from imagekin.errors import InvalidArgumentError
+from imagekin.machine import Device
+from imagekin.settings import option
 
 if TYPE_CHECKING:
-    from imagekin.client.channel import TlsLike
     from imagekin.client.sync_client import Client
     from imagekin.index.ingest.report_table import ReportTable
     from imagekin.index.interface import Collections
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
-Address = Annotated[str, typer.Option("--address", metavar="HOST:PORT", help="The server.")]
-RemoteAddress = Annotated[
-    str | None, typer.Option("--address", metavar="HOST:PORT", help="A server that keeps the collection.")
-]
-Token = Annotated[
-    str | None, typer.Option("--token", metavar="TOKEN", help="Bearer token; better kept in IMAGEKIN_TOKEN.")
-]
-TlsFlag = Annotated[bool, typer.Option("--tls", help="Encrypt, trusting the system's certificates.")]
-CaFile = Annotated[
-    Path | None, typer.Option("--ca", metavar="FILE", help="Encrypt, trusting these certificates (PEM).")
-]
-ClientCert = Annotated[
-    Path | None,
-    typer.Option("--client-cert", metavar="FILE", help="Encrypt, and show the server this certificate (PEM)."),
-]
-ClientKey = Annotated[
-    Path | None, typer.Option("--client-key", metavar="FILE", help="The private key of --client-cert (PEM).")
-]
-Timeout = Annotated[
-    float, typer.Option("--timeout", metavar="SECONDS", help="Longest time for one message.", min=0.001)
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON object on the last line.")]
-DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", metavar="DIR", help="Folder of the collections, opened here.")
-]
-Store = Annotated[
-    str | None,
-    typer.Option("--store", metavar="URL", help="Collections in Milvus: milvus://HOST:PORT or milvus-lite:///FILE.db."),
-]
+DeviceOption = Annotated[Device, typer.Option("--device", help="Where the model runs.")]
 CollectionName = Annotated[str, typer.Option("--collection", metavar="NAME", help="The collection to ask.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The collection's name.")]
 Sources = Annotated[
     list[str],
     typer.Argument(metavar="IMAGE...", help="Files, folders, archives, tables, patterns, URLs or - (see README)."),
@@ -54,29 +30,105 @@ Filter = Annotated[
     str | None,
     typer.Option("--filter", metavar="CONDITION", help="""Only items that match, such as 'label = "shoe"'."""),
 ]
-Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="Where the model runs.")]
+Timeout = Annotated[
+    float, typer.Option("--timeout", metavar="SECONDS", help="Longest time for one message.", min=0.001)
+]
 
 
-def encryption(tls: bool, ca: Path | None, client_cert: Path | None, client_key: Path | None) -> "TlsLike":
-    """Return what the four options about encryption mean; any of them asks for it.
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """How to speak to a server: encrypted or not, and as whom.
 
     Raises:
         InvalidArgumentError: one of the client's certificate and its key is given without the other.
     """
-    if client_cert is None and client_key is None:
-        return ca or tls
-    if client_cert is None or client_key is None:
-        raise InvalidArgumentError("--client-cert and --client-key go together")
-    from imagekin.client.channel import Tls
 
-    return Tls(ca, client_cert, client_key)
+    token: str | None = option(None, "Bearer token; better kept in IMAGEKIN_TOKEN.", metavar="TOKEN")
+    tls: bool = option(False, "Encrypt, trusting the system's certificates.")
+    ca: Path | None = option(None, "Encrypt, trusting these certificates (PEM).", metavar="FILE")
+    client_cert: Path | None = option(None, "Encrypt, and show the server this certificate (PEM).", metavar="FILE")
+    client_key: Path | None = option(None, "The private key of --client-cert (PEM).", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        if (self.client_cert is None) != (self.client_key is None):
+            raise InvalidArgumentError("--client-cert and --client-key go together")
+
+    def connect(self, address: str, timeout: float) -> "Client":
+        """Return a client of the server at an address; `timeout` is that of one message, in seconds."""
+        from imagekin.client.channel import Tls
+        from imagekin.client.sync_client import Client
+
+        own = self.client_cert is not None
+        encryption = Tls(self.ca, self.client_cert, self.client_key) if own else self.ca or self.tls
+        return Client(address, token=self.token, tls=encryption, timeout=timeout)
 
 
-def connect(address: str, token: str | None, tls: "TlsLike", timeout: float, in_flight: int = 4) -> "Client":
-    """Return a client for the options that all commands with a server have."""
-    from imagekin.client.sync_client import Client
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server and how to speak to it."""
 
-    return Client(address, token=token, tls=tls, timeout=timeout, in_flight=in_flight)
+    address: str = option(DEFAULT_ADDRESS, "The server.", metavar="HOST:PORT")
+    credentials: Credentials = field(default_factory=Credentials)
+
+    def connect(self, timeout: float) -> "Client":
+        """Return a client of the server; `timeout` is that of one message, in seconds."""
+        return self.credentials.connect(self.address, timeout)
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """Where this machine keeps collections: a folder or Milvus, or neither."""
+
+    data_dir: Path | None = option(None, "Folder of the collections, opened here.", metavar="DIR", exclusive=True)
+    store: str | None = option(
+        None, "Collections in Milvus: milvus://HOST:PORT or milvus-lite:///FILE.db.", metavar="URL", exclusive=True
+    )
+
+    @property
+    def here(self) -> Path | str | None:
+        """The folder or the address of the store, None where neither is given."""
+        return self.store if self.data_dir is None else self.data_dir
+
+    def open(self, *, read_only: bool = False, create: bool = False) -> "Collections":
+        """Open the collections.
+
+        Args:
+            read_only: make, change and drop nothing.
+            create: make the folder if there is none.
+
+        Raises:
+            InvalidArgumentError: neither is given, there is no such folder, or the address names no store.
+        """
+        from imagekin.index.open import open_collections
+
+        place = self.here
+        if place is None:
+            raise InvalidArgumentError("say --data-dir: this works on the folder of the collections", field="data_dir")
+        if isinstance(place, Path) and not create and not place.is_dir():
+            raise InvalidArgumentError(f"no folder {place}", field="data_dir")
+        return open_collections(place, read_only=read_only)
+
+
+@dataclass(frozen=True, slots=True)
+class Place(Folder):
+    """Where collections are kept: by this machine, or by a server.
+
+    Raises:
+        InvalidArgumentError: none is given.
+    """
+
+    address: str | None = option(None, "A server that keeps the collection.", metavar="HOST:PORT", exclusive=True)
+    credentials: Credentials = field(default_factory=Credentials)
+
+    def __post_init__(self) -> None:
+        if self.here is None and self.address is None:
+            raise InvalidArgumentError(
+                "give either --data-dir (collections in a folder here), --store (in Milvus) or --address (of a server)"
+            )
+
+    def connect(self, timeout: float) -> "Client":
+        """Return a client of the server, where `here` is None; `timeout` is that of one message, in seconds."""
+        return self.credentials.connect(self.address or "", timeout)
 
 
 def report_table(path: Path) -> "ReportTable":
@@ -92,73 +144,6 @@ def report_table(path: Path) -> "ReportTable":
     return ReportTable(path)
 
 
-def place(
-    ctx: typer.Context, data_dir: Path | None, address: str | None, store: str | None
-) -> tuple[Path | str | None, str | None]:
-    """Return the folder (or the store) or the server that the user means, and None for the other.
-
-    One that was given on the command line wins over one from the environment, and that over one from the file.
-
-    Raises:
-        InvalidArgumentError: none is given, or several in the same way.
-    """
-    meant = _meant(ctx, {"data_dir": data_dir, "address": address, "store": store})
-    if meant is None:
-        raise InvalidArgumentError(
-            "give either --data-dir (collections in a folder here), --store (in Milvus) or --address (of a server)"
-        )
-    return (None, address) if meant == "address" else (data_dir if meant == "data_dir" else store, None)
-
-
-def kept(ctx: typer.Context, data_dir: Path | None, store: str | None) -> Path | str | None:
-    """Return the folder or the address of the store that the user means, None where neither is given.
-
-    Raises:
-        InvalidArgumentError: both are given in the same way.
-    """
-    return {"data_dir": data_dir, "store": store, None: None}[_meant(ctx, {"data_dir": data_dir, "store": store})]
-
-
-def kept_here(ctx: typer.Context, data_dir: Path | None, store: str | None) -> Path | str:
-    """Return the folder or the address of the store that the user means.
-
-    Raises:
-        InvalidArgumentError: neither is given, or both in the same way.
-    """
-    found = kept(ctx, data_dir, store)
-    if found is None:
-        raise InvalidArgumentError("say --data-dir: this works on the folder of the collections", field="data_dir")
-    return found
-
-
-def collections(place: Path | str, *, read_only: bool = False) -> "Collections":
-    """Open the collections of a folder or a store.
-
-    Raises:
-        InvalidArgumentError: there is no such folder, or the address names no store.
-    """
-    from imagekin.index.open import open_collections
-
-    if isinstance(place, Path) and not place.is_dir():
-        raise InvalidArgumentError(f"no folder {place}", field="data_dir")
-    return open_collections(place, read_only=read_only)
-
-
-def _meant(ctx: typer.Context, values: Mapping[str, object]) -> str | None:
-    ranks = {name: _rank(ctx, name) for name, value in values.items() if value is not None}
-    first = [name for name, rank in ranks.items() if rank == min(ranks.values())]
-    if len(first) > 1:
-        options = ["--" + name.replace("_", "-") for name in first]
-        raise InvalidArgumentError(f"give {' or '.join(options)}, not {'both' if len(options) == 2 else 'all'}")
-    return first[0] if first else None
-
-
 def typed(ctx: typer.Context, name: str) -> bool:
     """Return whether an option stands on the command line, and not only in the environment or the settings file."""
-    return _rank(ctx, name) == 0
-
-
-def _rank(ctx: typer.Context, name: str) -> int:
-    source = ctx.get_parameter_source(name)
-    order = ["COMMANDLINE", "PROMPT", "ENVIRONMENT", "DEFAULT_MAP", "DEFAULT"]
-    return order.index(source.name) if source is not None else len(order)
+    return rank(ctx, name) == 0

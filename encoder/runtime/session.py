@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -22,10 +22,10 @@ from imagekin.encoder.graph_contract import EMBEDDING, LOGITS, PIXELS, Tensor, c
 from imagekin.encoder.metadata import METADATA_KEY, Metadata
 from imagekin.encoder.runtime.fixed_batches import Bucketed
 from imagekin.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from imagekin.machine import Device
 
 logger = logging.getLogger("imagekin.encoder")
 
-Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 
 # Pixels in one run of the graph: 64 images of 224×224. Enough to fill the arithmetic units, and it bounds the memory of
 # the graph's intermediate results however many images a call brings.

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from imagekin.encoder.runtime.session import Device, Encoder
+from imagekin.encoder.runtime.session import Encoder
 from imagekin.errors import InvalidArgumentError
-from imagekin.machine import cores, processor
+from imagekin.machine import Device, cores, processor
 
 BATCHES = {"cpu": (1, 2, 4, 8, 16, 32), "cuda": (8, 16, 32, 64)}
 # While a GPU works on one batch, the next one can be copied there.

@@ -28,12 +28,12 @@ from ray._private.node import Node
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from imagekin.encoder.decoding.decode import DecodeLimits
-from imagekin.encoder.runtime.session import Device, Encoder
+from imagekin.encoder.runtime.session import Encoder
 from imagekin.errors import ImageError, ImagekinError, InternalError, InvalidArgumentError, UnavailableError
 from imagekin.index.ingest.embed_stage import Data, EmbeddingModel, EmbedSettings, embedded
 from imagekin.index.ingest.intake import Conflict, content_hash
 from imagekin.index.ingest.known_items import Digests, is_known
-from imagekin.machine import cores
+from imagekin.machine import Device, cores
 from imagekin.sources.pieces import ImageFile, Piece, pieces_of
 from imagekin.sources.records import Record, Source, SourceError
 from imagekin.sources.values import payload_text

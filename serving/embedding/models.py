@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, cast
+from typing import Self
 
 import numpy as np
 
 from imagekin.encoder.metadata import Metadata
 from imagekin.encoder.runtime import tuning
-from imagekin.encoder.runtime.session import Device, Encoder
+from imagekin.encoder.runtime.session import Encoder
 from imagekin.errors import FailedPreconditionError, NotFoundError, ResourceExhaustedError
 from imagekin.machine import cores
 from imagekin.serving.embedding.pipeline import Pipeline
@@ -167,7 +167,7 @@ def open_encoder(path: Path, settings: Settings) -> tuple[Encoder, tuning.Tuning
     Raises:
         ImagekinError: the model cannot be opened.
     """
-    device, known = tuning.of_machine(path, cast(Device, settings.device))
+    device, known = tuning.of_machine(path, settings.device)
     tuned = tuning.Tuning(
         settings.encoder_sessions or known.sessions,
         settings.encoder_threads or known.threads,

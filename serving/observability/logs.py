@@ -7,10 +7,11 @@ import re
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from typing import Literal, TypeAlias
 
 REQUEST_ID = "x-request-id"
-LEVELS = ("debug", "info", "warning", "error")
-FORMATS = ("text", "json")
+LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+LogFormat: TypeAlias = Literal["text", "json"]
 
 # What may stand in a log line and in a header without being read as anything else.
 _SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/=+-]{0,127}\Z")
@@ -27,12 +28,12 @@ def request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     return f"{random.getrandbits(64):016x}"
 
 
-def configure(level: str, form: str) -> None:
+def configure(level: LogLevel, form: LogFormat) -> None:
     """Send this process's log to standard error.
 
     Args:
-        level: one of `LEVELS`, for this project's own lines; other libraries' from warning on.
-        form: one of `FORMATS`.
+        level: for this project's own lines; other libraries' from warning on.
+        form: of a line.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())

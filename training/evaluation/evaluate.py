@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imagekin.encoder.runtime.session import Device, Encoder
+from imagekin.encoder.runtime.session import Encoder
 from imagekin.errors import FailedPreconditionError, InvalidArgumentError
+from imagekin.machine import Device
 from imagekin.progress import Advance, progress
 from imagekin.training.data.images import ImageSet
 from imagekin.training.evaluation.linear_probe import linear_probe

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imagekin.encoder.runtime.session import Device, Encoder
+from imagekin.encoder.runtime.session import Encoder
 from imagekin.errors import InvalidArgumentError
+from imagekin.machine import Device
 from imagekin.training.data.images import ImageSet
 from imagekin.training.evaluation.calibration import calibration
 from imagekin.training.evaluation.evaluate import align_labels, check_prepared, embed, embed_both, score

@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from imagekin.encoder.metadata import JSON
-from imagekin.encoder.runtime.session import Device, Encoder
+from imagekin.encoder.runtime.session import Encoder
 from imagekin.errors import FailedPreconditionError, NotFoundError
+from imagekin.machine import Device
 from imagekin.training.data.images import ImageSet
 from imagekin.training.evaluation.evaluate import align_labels, knn_predict, nearest
 from imagekin.training.settings import METRICS_FILE, MODEL_FILE, REPORT_FILE

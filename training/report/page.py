@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from imagekin.encoder.runtime.session import Device
+from imagekin.machine import Device
 from imagekin.training.data.images import ImageSet
 from imagekin.training.evaluation.evaluate import align_labels
 from imagekin.training.report import charts
