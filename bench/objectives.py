@@ -144,7 +144,8 @@ def collect(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
 
 def trust(options: argparse.Namespace, data: tuple[ImageSet, ImageSet]) -> dict[str, dict[str, float]]:
     """Return calibration and robustness of supcon and cross-entropy, the latter the baseline of both."""
-    from imagekin.training.evaluation.judge import Extras, judge
+    from imagekin.training.evaluation.judge import judge
+    from imagekin.training.evaluation.settings import JudgeSettings
 
     train_set, test_set = data
     some = test_set.take(first_of_each(test_set, CORRUPTED))
@@ -156,8 +157,8 @@ def trust(options: argparse.Namespace, data: tuple[ImageSet, ImageSet]) -> dict[
         path = settings.out.with_name(f"{settings.out.name}-trust.json")
         if not path.exists():
             model = settings.out / MODEL_FILE
-            found = judge(model, train_set, test_set, Extras(calibration=True), device="cpu")
-            found |= judge(model, train_set, some, Extras(robustness=True, baseline=baseline), device="cpu")
+            found = judge(model, train_set, test_set, JudgeSettings(calibration=True, device="cpu"))
+            found |= judge(model, train_set, some, JudgeSettings(robustness=True, baseline=baseline, device="cpu"))
             path.write_text(json.dumps({name: found[name] for name in TRUST}) + "\n")
         figures[objective] = json.loads(path.read_text())
     return figures

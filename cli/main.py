@@ -167,7 +167,8 @@ def described(error: Exception) -> tuple[str, int]:
         usage: Any = error
         context = getattr(usage, "ctx", None)
         path = context.command_path if context is not None else "imagekin"
-        return f"{usage.format_message().rstrip('.')}; see '{path} --help'", int(usage.exit_code)
+        message = usage.format_message().rstrip(".").replace("Value error, ", "")
+        return f"{message}; see '{path} --help'", int(usage.exit_code)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 1
     return f"{type(error).__name__}: {error} (a bug; IMAGEKIN_DEBUG=1 shows where)", 1

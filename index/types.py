@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from imagekin.index.filters.conditions import Condition
+from imagekin.settings import check, option
 from imagekin.types import Outcome, Payload, Vector
+
+MAX_K = 10_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,17 +149,17 @@ class Calibration:
 class EvaluateOptions:
     """How to judge a collection by its own items.
 
-    Attributes:
-        method: where a class comes from.
-        k: neighbours that vote, 1 to 10,000; only for kNN.
-        sample: at most so many labelled items are classified, drawn evenly.
-        true_positive_rate: share of known items that the rejection of unknown ones may not lose, 0 to 1.
+    Raises:
+        InvalidArgumentError: a number is out of its bounds.
     """
 
-    method: ClassifyMethod = ClassifyMethod.KNN
-    k: int = 20
-    sample: int = 10_000
-    true_positive_rate: float = 0.95
+    method: ClassifyMethod = option(ClassifyMethod.KNN, "Where a class comes from.")
+    k: int = option(20, "Neighbours that vote; only for knn.", least=1, most=MAX_K)
+    sample: int = option(10_000, "Labelled items to classify at most, drawn evenly.", least=2)
+    true_positive_rate: float = option(0.95, "Share of known items to keep when rejecting.", least=0, most=1)
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from imagekin.errors import FailedPreconditionError, InvalidArgumentError
+from imagekin.index.types import MAX_K as MAX_K
 from imagekin.index.types import ClassifyOptions, SearchOptions
 from imagekin.sources.values import MAX_PAYLOAD_BYTES as MAX_PAYLOAD_BYTES
 from imagekin.sources.values import key as key
@@ -22,7 +23,6 @@ from imagekin.types import Vector
 
 MAX_SPACE_BYTES = 128
 MAX_DIM = 65_536
-MAX_K = 10_000
 # … of a search that has a least similarity, in the local store.
 MAX_WITHIN = 1_000_000
 # … of a search for diverse ones.

@@ -9,6 +9,7 @@ import typer
 from imagekin.cli.shared import options
 from imagekin.command_options import with_options
 from imagekin.errors import InvalidArgumentError
+from imagekin.index.types import EvaluateOptions
 
 if TYPE_CHECKING:
     from imagekin.client.sync_client import Client
@@ -104,12 +105,7 @@ def delete(
 def evaluate(
     name: options.Name,
     folder: options.Folder,
-    method: Annotated[str, typer.Option("--method", metavar="knn|prototype", help="Where a class comes from.")] = "knn",
-    k: Annotated[int, typer.Option("--k", help="Neighbours that vote.", min=1, max=10_000)] = 20,
-    sample: Annotated[int, typer.Option("--sample", help="Labelled items to classify at most.", min=2)] = 10_000,
-    true_positive_rate: Annotated[
-        float, typer.Option("--true-positive-rate", help="Share of known items to keep when rejecting.", min=0, max=1)
-    ] = 0.95,
+    judged: EvaluateOptions,
     save: Annotated[bool, typer.Option("--save", help="Classify with this temperature and bound from now on.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -118,20 +114,15 @@ def evaluate(
     import time
 
     from imagekin.cli.shared import console
-    from imagekin.index.types import ClassifyMethod, EvaluateOptions
 
-    if method not in list(ClassifyMethod):
-        raise InvalidArgumentError(f"no method {method!r}: choose {' or '.join(ClassifyMethod)}", field="method")
-    options = EvaluateOptions(ClassifyMethod(method), k, sample, true_positive_rate)
     started = time.perf_counter()
     with folder.open(read_only=not save) as catalog, catalog.open(name) as collection:
-        found = collection.calibrate(options) if save else collection.evaluate(options)
+        found = collection.calibrate(judged) if save else collection.evaluate(judged)
     seconds = time.perf_counter() - started
     if as_json:
         confusion = [{"label": a, "answer": b, "count": count} for a, b, count in found.confusion]
-        console.print_json(
-            {**dataclasses.asdict(found), "confusion": confusion, "saved": save, "method": method, "seconds": seconds}
-        )
+        how = {"saved": save, "method": judged.method, "seconds": seconds}
+        console.print_json({**dataclasses.asdict(found), "confusion": confusion, **how})
         return
     rows = [
         ["items, each left out", f"{found.items:,}"],
@@ -139,7 +130,7 @@ def evaluate(
         ["accuracy", f"{found.accuracy:.4f}"],
         ["calibration error", f"{found.ece:.4f}"],
         ["temperature", f"{found.temperature:.4f}"],
-        [f"similarity that {true_positive_rate:.0%} reach", f"{found.min_similarity:.4f}"],
+        [f"similarity that {judged.true_positive_rate:.0%} reach", f"{found.min_similarity:.4f}"],
     ]
     console.print_table(["", ""], rows)
     wrong = sorted((pair for pair in found.confusion if pair[0] != pair[1]), key=lambda pair: -pair[2])[:10]

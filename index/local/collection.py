@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import math
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -264,12 +263,8 @@ class LocalCollection:
         """Classify the collection's labelled items, each by the others.
 
         Raises:
-            InvalidArgumentError: an option is out of its range.
             FailedPreconditionError: there are no labelled items of two classes.
         """
-        validation.neighbours(options.k)
-        validation.in_range("sample", options.sample, 2, math.inf)
-        validation.in_range("true_positive_rate", options.true_positive_rate, 0.0, 1.0)
         return evaluation.evaluate(self._store.snapshot(), options)
 
     def calibrate(self, options: EvaluateOptions) -> Evaluation:

@@ -115,6 +115,12 @@ def test_a_missing_extra_is_named_with_the_command_that_brings_it(
         (["search", "--k", "ten", "--collection", "c", "a.png"], 2, "--k"),
         (["search", "--collection", "c"], 2, "name either images or stored items"),
         (["classify", "a.png"], 2, "--collection"),
+        (
+            ["serve", "--device", "tpu"],
+            2,
+            "Invalid value for '--device': 'tpu' is not one of 'auto', 'cpu', 'cuda'; see",
+        ),
+        (["serve", "--model", "m.onnx", "--decode-workers", "-1"], 2, "--decode-workers must not be negative"),
         (["classify", "--collection", "c", "--method", "forest", "a.png"], 2, "knn, prototype, linear"),
         (["classify", "--collection", "c", "none.png"], 1, "no file or folder none.png"),
         (["collection", "list"], 2, "either --data-dir"),

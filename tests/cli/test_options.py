@@ -14,8 +14,10 @@ from imagekin.cli import main as cli
 from imagekin.cli.shared import settings_file
 from imagekin.cli.shared.options import Place, Server
 from imagekin.command_options import Given, with_options
+from imagekin.index.types import EvaluateOptions
 from imagekin.serving.settings import Limits, Settings
 from imagekin.settings import option, parts_of, settings_of
+from imagekin.training.evaluation.settings import JudgeSettings
 from imagekin.training.settings import TrainSettings
 
 
@@ -60,7 +62,7 @@ def test_every_option_is_a_setting_or_the_commands_own(name: str) -> None:
         assert (options[key].help, options[key].rich_help_panel) == (one.help, one.panel)
         assert options[key].metavar == one.metavar
         # A default that is nothing, or "off", would only be noise.
-        default = one.default or None if one.parse else one.default
+        default = None if one.default == () else one.default
         assert options[key].default == default
         assert options[key].show_default == (one.default_help or str(default) not in ("None", "False", ""))
 
@@ -73,7 +75,14 @@ def test_every_option_and_argument_explains_itself(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "classes"), [("train", [TrainSettings]), ("serve", [Settings, Limits])], ids=["train", "serve"]
+    ("name", "classes"),
+    [
+        ("train", [TrainSettings]),
+        ("evaluate", [JudgeSettings]),
+        ("collection evaluate", [EvaluateOptions]),
+        ("serve", [Settings, Limits]),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
 )
 def test_a_command_has_all_settings_of_what_it_sets(name: str, classes: list[type]) -> None:
     keys = {parameter.name for parameter in COMMANDS[name].params}

@@ -11,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagekin.errors import InvalidArgumentError
+from imagekin.index.types import EvaluateOptions
 from imagekin.serving.settings import Limits, Settings
 from imagekin.settings import Bounds, check, option, parts_of, settings_of
 from imagekin.training import settings as training_settings
+from imagekin.training.evaluation.settings import JudgeSettings
 from imagekin.training.settings import FOLLOWS, LABELLED, TrainSettings, recommended
 
-CLASSES = (TrainSettings, Settings, Limits)
+CLASSES = (TrainSettings, JudgeSettings, EvaluateOptions, Settings, Limits)
 
 
 @dataclass(frozen=True, slots=True)

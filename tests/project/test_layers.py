@@ -85,7 +85,7 @@ INSIDE = {
     "training": (
         ("loop.seeds", "loop.process_errors", "loop.malloc", "loop.lars", "loop.gradient_cache", "loop.distributed"),
         ("data.storage", "data.arrays", "data.cifar", "data.mnist", "data.published"),
-        ("settings",),
+        ("settings", "evaluation.settings"),
         ("views.colour", "views.geometry", "views.worker_threads"),
         ("models.encoders", "models.running_mean", "models.sync_batchnorm"),
         ("views.views",),

@@ -1,7 +1,6 @@
 """Everything that `imagekin evaluate` can say of a model, as one flat JSON object."""
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,56 +9,29 @@ from numpy.typing import NDArray
 
 from imagekin.encoder.runtime.session import Encoder
 from imagekin.errors import InvalidArgumentError
-from imagekin.machine import Device
 from imagekin.training.data.images import ImageSet
 from imagekin.training.evaluation.calibration import calibration
 from imagekin.training.evaluation.evaluate import align_labels, check_prepared, embed, embed_both, score
 from imagekin.training.evaluation.few_shot import few_shot_accuracy, parse_way_shot
 from imagekin.training.evaluation.robustness import Robustness, mean_corruption_error, measure_robustness
-
-
-@dataclass(frozen=True, slots=True)
-class Extras:
-    """What is measured beside the usual scores.
-
-    Attributes:
-        few_shot: tasks such as `20x1`.
-        within: whether all classes of an episode are of one parent folder.
-        calibration: whether to measure calibration errors.
-        robustness: whether to measure accuracies on corrupted test images.
-        corruptions: some of the corruptions; empty is all.
-        baseline: the model that the mean corruption error is relative to.
-    """
-
-    few_shot: tuple[str, ...] = ()
-    within: bool = False
-    calibration: bool = False
-    robustness: bool = False
-    corruptions: tuple[str, ...] = ()
-    baseline: Path | None = None
+from imagekin.training.evaluation.settings import JudgeSettings
 
 
 def judge(
     model: Path,
     train: ImageSet | None,
     test: ImageSet,
-    extras: Extras,
+    settings: JudgeSettings,
     *,
-    k: int = 20,
-    temperature: float = 0.07,
-    device: Device = "auto",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return the scores of the model artifact `model`, and what `extras` ask for.
+    """Return the scores of the model artifact `model`, and what else `settings` ask for.
 
     Args:
         model: the ONNX file.
         train: labelled images; None when only few-shot tasks are asked for, whose classes the model may not know.
         test: labelled images, prepared as the model's metadata say, like `train`.
-        extras: what else to measure.
-        k: neighbours asked.
-        temperature: of their votes.
-        device: `auto`, `cpu` or `cuda`.
+        settings: how to measure, and what else.
         seed: of splits, episodes and corruptions.
 
     Returns:
@@ -71,12 +43,12 @@ def judge(
         FailedPreconditionError: the images were not prepared as the model's metadata say, or the baseline's images are
             prepared otherwise.
     """
-    tasks = [(text, *parse_way_shot(text)) for text in extras.few_shot]
-    if train is None and (not tasks or extras.calibration or extras.robustness):
+    tasks = [(text, *parse_way_shot(text)) for text in settings.few_shot]
+    if train is None and (not tasks or settings.calibration or settings.robustness):
         raise InvalidArgumentError(
             "name the images to compare with (--train); only --few-shot does without", field="train"
         )
-    encoder = Encoder.open(model, device=device)
+    encoder = Encoder.open(model, device=settings.device)
     figures: dict[str, Any] = {}
     if train is None:
         check_prepared(encoder, test)
@@ -89,23 +61,30 @@ def judge(
         check_prepared(encoder, train, test)
         labels = align_labels(train, test)
         train_x, test_x, rate = embed_both(encoder, train, test)
-        scores = score(train_x, train.labels, test_x, labels, k=k, temperature=temperature, seed=seed)
+        scores = score(train_x, train.labels, test_x, labels, k=settings.k, temperature=settings.temperature, seed=seed)
         figures |= dataclasses.replace(scores, embeddings_per_second=rate).to_json()
-        if extras.calibration:
+        if settings.calibration:
             errors = calibration(
-                train_x, train.labels, test_x, labels, k=k, temperature=temperature, penalty=scores.linear_c, seed=seed
+                train_x,
+                train.labels,
+                test_x,
+                labels,
+                k=settings.k,
+                temperature=settings.temperature,
+                penalty=scores.linear_c,
+                seed=seed,
             )
             figures |= dataclasses.asdict(errors)
-        if extras.robustness:
-            measured = [_corrupted(encoder, train, test, extras.corruptions, k, temperature, seed)]
-            if extras.baseline is not None:
-                other = Encoder.open(extras.baseline, device=device)
+        if settings.robustness:
+            measured = [_corrupted(encoder, train, test, settings, seed)]
+            if settings.baseline is not None:
+                other = Encoder.open(settings.baseline, device=settings.device)
                 check_prepared(other, train, test)
-                measured.append(_corrupted(other, train, test, extras.corruptions, k, temperature, seed))
+                measured.append(_corrupted(other, train, test, settings, seed))
             figures |= _robustness_figures(*measured)
-            figures |= {} if extras.baseline is None else {"baseline": str(extras.baseline)}
+            figures |= {} if settings.baseline is None else {"baseline": str(settings.baseline)}
     if tasks:
-        groups = _parents(test) if extras.within else None
+        groups = _parents(test) if settings.few_shot_within else None
         figures["few_shot"] = {
             text: dataclasses.asdict(
                 few_shot_accuracy(test_x, test.labels, way=way, shot=shot, groups=groups, seed=seed)
@@ -115,15 +94,7 @@ def judge(
     return figures
 
 
-def _corrupted(
-    encoder: Encoder,
-    train: ImageSet,
-    test: ImageSet,
-    corruptions: tuple[str, ...],
-    k: int,
-    temperature: float,
-    seed: int,
-) -> Robustness:
+def _corrupted(encoder: Encoder, train: ImageSet, test: ImageSet, settings: JudgeSettings, seed: int) -> Robustness:
     """Measure one model, its neighbours and its probe those of its own embeddings of the training images."""
     return measure_robustness(
         encoder,
@@ -131,9 +102,9 @@ def _corrupted(
         train.labels,
         test,
         align_labels(train, test),
-        corruptions=corruptions,
-        k=k,
-        temperature=temperature,
+        corruptions=settings.corruption_names,
+        k=settings.k,
+        temperature=settings.temperature,
         seed=seed,
     )
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from imagekin.command_options import with_options
+from imagekin.training.evaluation.settings import JudgeSettings
+
 if TYPE_CHECKING:
     from imagekin.encoder.metadata import Metadata
     from imagekin.training.data.arrays import Split
     from imagekin.training.data.images import ImageSet
-
-Device = Literal["auto", "cpu", "cuda"]
 
 ROWS = {
     "knn_accuracy": ("kNN accuracy", ".2%"),
@@ -44,6 +45,7 @@ ROWS = {
 """How a figure is shown, in this order; figures that are not there are left out."""
 
 
+@with_options
 def evaluate_command(
     model: Annotated[Path, typer.Argument(help="The model artifact, an .onnx file.", show_default=False)],
     test: Annotated[
@@ -57,44 +59,15 @@ def evaluate_command(
             show_default=False,
         ),
     ] = "",
-    k: Annotated[int, typer.Option("--k", min=1, help="Neighbours that vote.")] = 20,
-    temperature: Annotated[float, typer.Option(help="Of the votes: the lower, the more the nearest count.")] = 0.07,
-    device: Annotated[Device, typer.Option(help="Where ONNX Runtime runs.")] = "auto",
-    few_shot: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="WAYSxSHOTS",
-            help="Also N-way K-shot among the test images' classes, such as 20x1; may be repeated.",
-        ),
-    ] = None,
-    few_shot_within: Annotated[
-        bool,
-        typer.Option("--few-shot-within", help="All classes of an episode lie in the same folder, such as alphabet/."),
-    ] = False,
-    calibration: Annotated[
-        bool, typer.Option("--calibration", help="Also the expected calibration errors of votes and probe.")
-    ] = False,
-    robustness: Annotated[
-        bool, typer.Option("--robustness", help="Also the accuracies on corrupted test images: 15 ways, 5 severities.")
-    ] = False,
-    corruptions: Annotated[
-        str, typer.Option(help="Only some of the 15 corruptions, separated by commas.", show_default=False)
-    ] = "",
-    baseline: Annotated[
-        Path | None,
-        typer.Option(metavar="MODEL", help="With --robustness: the model that the corruption error is relative to."),
-    ] = None,
+    *,
+    settings: JudgeSettings,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line.")] = False,
 ) -> None:
     """Score a model: kNN and linear-probe accuracy and retrieval, through ONNX Runtime as it is served."""
     from imagekin.encoder.artifact import read_metadata
     from imagekin.errors import InvalidArgumentError
-    from imagekin.training.evaluation.judge import Extras, judge
+    from imagekin.training.evaluation.judge import judge
 
-    if (corruptions or baseline) and not robustness:
-        raise InvalidArgumentError("--corruptions and --baseline belong to --robustness; add it", field="robustness")
-    names = tuple(name.strip() for name in corruptions.split(",") if name.strip())
-    extras = Extras(tuple(few_shot or ()), few_shot_within, calibration, robustness, names, baseline)
     metadata = read_metadata(model)
     queries = _load(test, metadata, "test")
     gallery = _load(train, metadata, "train") if train else None
@@ -102,7 +75,7 @@ def evaluate_command(
         raise InvalidArgumentError(
             "--train and --test name the same images; a score on these says nothing", field="test"
         )
-    scores = judge(model, gallery, queries, extras, k=k, temperature=temperature, device=device)
+    scores = judge(model, gallery, queries, settings)
     figures = {"model": str(model), "space": metadata.space, "dim": metadata.dim, **scores}
     _show(f"{model.name} on {queries.name}", figures, as_json=as_json)
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,9 +108,10 @@ def test_a_calibration_is_kept(tmp_path: Path, method: ClassifyMethod) -> None:
 
 def test_a_sample_is_enough(collection: LocalCollection) -> None:
     assert collection.evaluate(EvaluateOptions(sample=50)).items == 50
-    for wrong in (EvaluateOptions(k=0), EvaluateOptions(sample=1), EvaluateOptions(true_positive_rate=1.5)):
-        with pytest.raises(InvalidArgumentError):
-            collection.evaluate(wrong)
+    for name, wrong in (("k", 0), ("k", 10_001), ("sample", 1), ("true_positive_rate", 1.5)):
+        changes: dict[str, Any] = {name: wrong}
+        with pytest.raises(InvalidArgumentError, match=name.replace("_", "-")):
+            EvaluateOptions(**changes)
 
 
 def test_the_command_states_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,4 +126,4 @@ def test_the_command_states_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert cli.run([*place, "--method", "prototype"]) == 0
     assert "accuracy" in capsys.readouterr().out
     assert cli.run([*place, "--method", "forest"]) == 2
-    assert "knn or prototype" in capsys.readouterr().err
+    assert "'forest' is not one of 'knn', 'prototype'" in capsys.readouterr().err

@@ -1,0 +1,43 @@
+"""What `imagekin evaluate` measures of a model, and how. Nothing here imports torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from imagekin.errors import InvalidArgumentError
+from imagekin.machine import Device
+from imagekin.settings import check, option
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeSettings:
+    """How the usual scores are measured, and what else is.
+
+    Raises:
+        InvalidArgumentError: a number is out of its bounds, or corruptions are named that are not asked for.
+    """
+
+    k: int = option(20, "Neighbours that vote.", least=1)
+    temperature: float = option(0.07, "Of the votes: the lower, the more the nearest count.", above=0)
+    device: Device = option("auto", "Where ONNX Runtime runs.")
+    few_shot: tuple[str, ...] = option(
+        (), "Also N-way K-shot among the test images' classes, such as 20x1; may be repeated.", metavar="WAYSxSHOTS"
+    )
+    few_shot_within: bool = option(False, "All classes of an episode lie in the same folder, such as alphabet/.")
+    calibration: bool = option(False, "Also the expected calibration errors of votes and probe.")
+    robustness: bool = option(False, "Also the accuracies on corrupted test images: 15 ways, 5 severities.")
+    corruptions: str = option("", "Only some of the 15 corruptions, separated by commas.")
+    baseline: Path | None = option(
+        None, "With --robustness: the model that the corruption error is relative to.", metavar="MODEL"
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if (self.corruptions or self.baseline) and not self.robustness:
+            raise InvalidArgumentError(
+                "--corruptions and --baseline belong to --robustness; add it", field="robustness"
+            )
+
+    @property
+    def corruption_names(self) -> tuple[str, ...]:
+        """The corruptions asked for; empty is all of them."""
+        return tuple(name.strip() for name in self.corruptions.split(",") if name.strip())
