@@ -4,6 +4,7 @@
 #                most four cores, as each may hold a training run's memory
 #   make check   ruff and mypy
 #   make proto   generate imagekin/v1 and imagekin/kserve from protos/
+#   make client  generate the sync client from the async one
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 DEMO_STAMP := $(VENV)/.installed-demo
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: demo test check proto clean
+.PHONY: demo test check proto client clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/imagekin demo
@@ -26,6 +27,9 @@ check: $(DEV_STAMP)
 
 proto: $(DEV_STAMP)
 	$(BIN)/python protos/generate.py
+
+client: $(DEV_STAMP)
+	$(BIN)/python client/generate_sync.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

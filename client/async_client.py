@@ -1,41 +1,22 @@
-"""The async client: `imagekin.client.sync_client` for asyncio; everything but the waiting is shared with it."""
+"""The async client: embeds, searches, classifies and keeps images on an imagekin server."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imagekin.client import calls, channel, conversions, query_inputs, retries
-from imagekin.client.async_transport import AsyncTransport, unwrap
+from imagekin.client.async_collections import AsyncCollectionCalls
+from imagekin.client.async_transport import AsyncTransport
 from imagekin.client.image_inputs import as_images
 from imagekin.errors import ImagekinError
-from imagekin.types import (
-    CollectionInfo,
-    Errors,
-    Examples,
-    FacetCount,
-    FilterLike,
-    ImageLike,
-    Item,
-    ItemUpdate,
-    Method,
-    Model,
-    Neighbour,
-    Outcome,
-    Prediction,
-    Snapshot,
-    StoredItem,
-    UpdateResult,
-    Upserted,
-    Vector,
-)
-from imagekin.v1 import collections_pb2, embedder_pb2
+from imagekin.types import Errors, Examples, FilterLike, ImageLike, Method, Neighbour, Prediction, Vector
 
 
-class AsyncClient:
-    """A connection to an imagekin server. Safe to share between threads; close it or use it as a context manager.
+class AsyncClient(AsyncCollectionCalls):
+    """A connection to an imagekin server, for one event loop. Close it or use it as a context manager.
 
     Series of any length are cut into messages that the server takes, several of which are under way at once; results
     come in the order of the members. With `errors="raise"` the first member that was not served raises its error; with
@@ -72,7 +53,7 @@ class AsyncClient:
         self._transport = AsyncTransport(connection)
 
     def __repr__(self) -> str:
-        return f"AsyncClient({self.address!r})"
+        return f"{type(self).__name__}({self.address!r})"
 
     async def __aenter__(self) -> Self:
         return self
@@ -110,11 +91,10 @@ class AsyncClient:
             float32 [N, D], unit length, in order ([0, 0] for no images); with `errors="return"` a list of N, each a
             float32 [D] or the image's error.
         """
-        results = self.iter_embed(images, model=model)
+        results = await self._transport.collect(calls.embed_series(model), as_images(images), errors)
         if errors == "return":
-            return [result async for result in results]
-        rows = [row async for row in unwrap(results, "images")]
-        return np.stack(rows) if rows else np.empty((0, 0), np.float32)
+            return results
+        return np.stack(cast("list[Vector]", results)) if results else np.empty((0, 0), np.float32)
 
     def iter_embed(
         self, images: ImageLike | Iterable[ImageLike | ImagekinError], *, model: str = ""
@@ -210,12 +190,7 @@ class AsyncClient:
             collection, k, filter, min_similarity, with_payload, with_vector, group_by, group_size, diversity
         )
         noun, part, members = query_inputs.choose(images, vectors, keys, examples)
-        results = self._transport.results(calls.search_series(noun, part, asked), members)
-        return (
-            [result async for result in results]
-            if errors == "return"
-            else [result async for result in unwrap(results, noun)]
-        )
+        return await self._transport.collect(calls.search_series(noun, part, asked), members, errors)
 
     def iter_search(
         self, images: Iterable[ImageLike | ImagekinError], asked: calls.SearchParameters
@@ -297,12 +272,7 @@ class AsyncClient:
             collection, method, k, temperature, min_similarity, min_confidence, filter, leave_one_out
         )
         noun, part, members = query_inputs.choose(images, vectors, keys)
-        results = self._transport.results(calls.classify_series(noun, part, asked), members)
-        return (
-            [result async for result in results]
-            if errors == "return"
-            else [result async for result in unwrap(results, noun)]
-        )
+        return await self._transport.collect(calls.classify_series(noun, part, asked), members, errors)
 
     def iter_classify(
         self, images: Iterable[ImageLike | ImagekinError], asked: calls.ClassifyParameters
@@ -310,156 +280,11 @@ class AsyncClient:
         """Yield the prediction or the error of each image, holding only a few batches in memory."""
         return self._transport.results(calls.classify_series("images", conversions.image_query, asked), images)
 
-    # Items.
-
-    async def upsert(self, collection: str, items: Iterable[Item], *, errors: Errors = "raise") -> Upserted:
-        """Insert items, or replace those whose key exists; on disk when it returns.
-
-        Args:
-            collection: the collection's name.
-            items: the items, each with an image or a vector.
-            errors: see the class. With `raise` the items of other messages may have been written all the same.
-        """
-        results = self._transport.results(calls.upsert_series(collection), items)
-        written = results if errors == "return" else unwrap(results, "items")
-        outcomes: list[Outcome | ImagekinError] = []
-        sequence = 0
-        async for result in written:
-            if isinstance(result, ImagekinError):
-                outcomes.append(result)
-            else:
-                outcomes.append(result[0])
-                sequence = max(sequence, result[1])
-        return Upserted(tuple(outcomes), sequence)
-
-    async def update(self, collection: str, updates: Iterable[ItemUpdate]) -> UpdateResult:
-        """Change labels or payloads and leave the vectors alone; on disk when it returns.
-
-        Args:
-            collection: the collection's name.
-            updates: the changes. Those that come before one that is refused may have been made.
-        """
-        requests = calls.update_requests(collection, updates)
-        return calls.updated([await self._transport.call(calls.UPDATE, request) for request in requests])
-
-    async def delete(
-        self,
-        collection: str,
-        keys: Iterable[str] | None = None,
-        *,
-        filter: FilterLike | None = None,  # noqa: A002
-    ) -> int:
-        """Delete items by key or by filter and return how many existed."""
-        requests = calls.delete_requests(collection, keys, filter)
-        return sum([(await self._transport.call(calls.DELETE, request)).deleted for request in requests])
-
-    async def get(self, collection: str, keys: Iterable[str], *, with_vector: bool = False) -> list[StoredItem | None]:
-        """Return the item of each key in order, None where there is none."""
-        found: list[StoredItem | None] = []
-        for page in calls.pages(keys):
-            request = collections_pb2.GetRequest(collection=collection, keys=page, with_vector=with_vector)
-            found += conversions.found_from(await self._transport.call(calls.GET, request), page)
-        return found
-
-    async def scroll(
-        self,
-        collection: str,
-        *,
-        filter: FilterLike | None = None,  # noqa: A002
-        with_vector: bool = False,
-        page_size: int = calls.PAGE,
-    ) -> AsyncIterator[StoredItem]:
-        """Yield all items in the order of their last write, fetching a page at a time."""
-        conversions.bounded("page_size", page_size, 1, 10_000)
-        request = collections_pb2.ScrollRequest(
-            collection=collection,
-            page_size=page_size,
-            filter=conversions.filter_message(filter),
-            with_vector=with_vector,
-        )
-        while True:
-            page = await self._transport.call(calls.SCROLL, request)
-            for item in page.items:
-                yield conversions.stored_from(item)
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
-
-    async def count(self, collection: str, *, filter: FilterLike | None = None) -> int:  # noqa: A002
-        """Return the number of items, or of those that match."""
-        request = collections_pb2.CountRequest(collection=collection, filter=conversions.filter_message(filter))
-        return (await self._transport.call(calls.COUNT, request)).count
-
-    async def facet(
-        self,
-        collection: str,
-        field: str,
-        *,
-        filter: FilterLike | None = None,  # noqa: A002
-        limit: int = 100,
-    ) -> list[FacetCount]:
-        """Return how often each value of a field occurs, the most frequent first.
-
-        Args:
-            collection: the collection's name.
-            field: `label` or `payload.` and a dotted path; texts, numbers and truth values are counted.
-            filter: only items that match are counted.
-            limit: at most so many values, 1 to 10,000.
-        """
-        request = calls.facet_request(collection, field, filter, limit)
-        return conversions.facets_from(await self._transport.call(calls.FACET, request))
-
-    # Collections and models.
-
-    async def collections(self) -> list[CollectionInfo]:
-        """Return all collections, by name."""
-        answer = await self._transport.call(calls.LIST_COLLECTIONS, collections_pb2.ListCollectionsRequest())
-        return [conversions.collection_from(one) for one in answer.collections]
-
-    async def collection(self, name: str) -> CollectionInfo:
-        """Return one collection; raises NotFoundError when there is none of that name."""
-        request = collections_pb2.DescribeCollectionRequest(name=name)
-        return conversions.collection_from((await self._transport.call(calls.DESCRIBE_COLLECTION, request)).collection)
-
-    async def create_collection(
-        self, name: str, *, model: str = "", space: str = "", dim: int = 0, index_kind: str = ""
-    ) -> CollectionInfo:
-        """Make an empty collection.
-
-        Args:
-            name: 1 to 64 of a–z, 0–9, `_` and `-`, beginning with a letter or digit.
-            model: the model whose embeddings it holds; empty takes the server's default model.
-            space: for vectors of a model that the server does not have: the id of their embedding space.
-            dim: their number of components; required with `space`.
-            index_kind: `auto`, `flat`, `hnsw`, `ivf` or `pq`; empty means `auto`.
-        """
-        conversions.bounded("dim", dim, 0, 65_536)
-        request = collections_pb2.CreateCollectionRequest(
-            name=name, model=model, space=space, dim=dim, index_kind=index_kind
-        )
-        return conversions.collection_from((await self._transport.call(calls.CREATE_COLLECTION, request)).collection)
-
-    async def drop_collection(self, name: str) -> int:
-        """Remove a collection for good and return how many items it held."""
-        return (
-            await self._transport.call(calls.DROP_COLLECTION, collections_pb2.DropCollectionRequest(name=name))
-        ).count
-
-    async def snapshot(self, name: str) -> Snapshot:
-        """Let the server copy a collection as of now into its snapshot folder, while it is served."""
-        answer = await self._transport.call(calls.SNAPSHOT, collections_pb2.SnapshotRequest(collection=name))
-        return Snapshot(answer.name, answer.disk_bytes, answer.sequence)
-
-    async def models(self) -> list[Model]:
-        """Return the models that the server has loaded, the default one first."""
-        answer = await self._transport.call(calls.LIST_MODELS, embedder_pb2.ListModelsRequest())
-        return [conversions.model_from(one) for one in answer.models]
-
     # Health.
 
     async def health(self) -> bool:
-        """Return whether the server says that it is serving; raises UnavailableError when it cannot be reached."""
-        return await self._transport.healthy()
+        """Ask the server whether it is serving; raises UnavailableError when it cannot be reached."""
+        return await self._transport.is_serving()
 
     async def wait_ready(self, timeout: float = 30.0) -> None:
         """Wait until the server is serving; raises UnavailableError when it is not within `timeout` seconds."""

@@ -1,55 +1,63 @@
-"""How the async client waits: the twin of `imagekin.client.sync_transport` on asyncio."""
+"""Calls with retries, series with several messages under way, and the wait for a server that starts."""
 
-import asyncio
-import itertools
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from typing import TypeVar
 
-from grpc import aio
+from google.protobuf.empty_pb2 import Empty
 
-from imagekin.client import calls, channel, retries
-from imagekin.errors import CancelledError, ImagekinError, UnavailableError
+from imagekin.client import calls
+from imagekin.client.backends import AsyncBackend, AsyncPending
+from imagekin.client.channel import Connection
+from imagekin.errors import DeadlineExceededError, ImagekinError, UnavailableError
+from imagekin.types import Errors
 
 Result = TypeVar("Result")
 
 
 class AsyncTransport:
-    """A connection that makes calls, for one event loop."""
+    """Makes the calls of a client."""
 
-    def __init__(self, connection: channel.Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        options = channel.channel_options()
-        self._channel = (
-            aio.insecure_channel(connection.address, options)
-            if connection.credentials is None
-            else aio.secure_channel(connection.address, connection.credentials, options)
-        )
-        self._closed = False
+        self._backend = AsyncBackend(connection)
 
     async def close(self) -> None:
         """End the connection; calls under way end with CancelledError. Safe to call twice."""
-        self._closed = True
-        await self._channel.close()
+        await self._backend.close()
 
     async def call(self, call: calls.Call[calls.Request, calls.Response], request: calls.Request) -> calls.Response:
         """Make a call, trying again as the retry policy says; raises ImagekinError."""
-        self._check_open()
-        rpc = self._channel.unary_unary(call.path, call.request.SerializeToString, call.response.FromString)
         deadline = time.monotonic() + self._connection.timeout
-        for attempt in itertools.count(1):
-            left = max(0.0, deadline - time.monotonic())
+        attempt = 0
+        while True:
+            attempt += 1
             try:
-                return await rpc(request, timeout=left, metadata=self._connection.metadata)
-            except aio.AioRpcError as error:
-                failure = self._failure(error)
+                return await self._backend.send(call, request, max(0.0, deadline - time.monotonic()))
+            except ImagekinError as error:
                 left = deadline - time.monotonic()
-                delay = self._connection.retry.delay(failure, attempt, idempotent=call.idempotent, left=left)
-                if delay is None or self._closed:
-                    raise failure.error from error
-            await asyncio.sleep(delay)
-        raise AssertionError("the loop above has no end")
+                delay = self._connection.retry.delay(error, attempt, idempotent=call.idempotent, left=left)
+                if delay is None:
+                    raise
+            await self._backend.pause(delay)
+
+    async def collect(
+        self,
+        series: calls.Series[calls.Member, calls.Part, calls.Request, calls.Response, Result],
+        members: Iterable[calls.Member],
+        errors: Errors,
+    ) -> list[Result | ImagekinError]:
+        """Return one result per member, in order; with `errors="raise"` none of them is an error."""
+        found: list[Result | ImagekinError] = []
+        results = self.results(series, members)
+        async with aclosing(results):
+            async for result in results:
+                if errors == "raise" and isinstance(result, ImagekinError):
+                    raise calls.located(result, series.noun, len(found))
+                found.append(result)
+        return found
 
     async def results(
         self,
@@ -58,43 +66,41 @@ class AsyncTransport:
     ) -> AsyncGenerator[Result | ImagekinError, None]:
         """Yield one result per member, in order, with a few messages under way at once."""
         batches = calls.cut(series, members, self._connection.limits)
-        waiting: deque[asyncio.Task[list[Result | ImagekinError]]] = deque()
+        under_way: deque[AsyncPending[list[Result | ImagekinError]]] = deque()
         try:
-            # Files are read and arrays encoded off the event loop.
-            while (batch := await asyncio.to_thread(next, batches, None)) is not None:
-                if len(waiting) >= self._connection.in_flight:
-                    for result in await waiting.popleft():
+            while (batch := await self._backend.draw(batches)) is not None:
+                if batch.is_last and not under_way:
+                    # The common case, a single message, needs neither threads nor tasks.
+                    for result in await self._answer(series, batch):
                         yield result
-                waiting.append(asyncio.create_task(self._answer(series, batch)))
-            while waiting:
-                for result in await waiting.popleft():
+                    return
+                if len(under_way) >= self._connection.in_flight:
+                    for result in await self._backend.result(under_way.popleft()):
+                        yield result
+                under_way.append(self._backend.start(self._answer, series, batch))
+            while under_way:
+                for result in await self._backend.result(under_way.popleft()):
                     yield result
         finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
+            await self._backend.cancel(under_way)
 
-    async def healthy(self, timeout: float | None = None) -> bool:
-        """Return whether the server says that it is serving; raises ImagekinError when it does not answer."""
-        self._check_open()
-        check = self._channel.unary_unary(channel.HEALTH_CHECK, bytes, bytes)
-        try:
-            answer = await check(b"", timeout=timeout or self._connection.timeout, metadata=self._connection.metadata)
-        except aio.AioRpcError as error:
-            raise self._failure(error).error from error
-        return answer == channel.SERVING
+    async def is_serving(self, timeout: float | None = None) -> bool:
+        """Ask the server's health check; raises ImagekinError when it does not answer."""
+        answer = await self._backend.send(calls.HEALTH, Empty(), timeout or self._connection.timeout)
+        return answer.value == calls.SERVING
 
     async def wait_ready(self, timeout: float) -> None:
         """Wait until the server is serving; raises UnavailableError when it is not within `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > 0:
             try:
-                if await self.healthy(left):
+                if await self.is_serving(left):
                     return
-            except UnavailableError:
+            except (UnavailableError, DeadlineExceededError):
                 pass
-            await asyncio.sleep(min(0.05, left))
-        raise channel.not_ready(self._connection.address, timeout)
+            await self._backend.pause(min(0.05, left))
+        address = self._connection.address
+        raise UnavailableError(f"{address} is not serving after {timeout:g} s: is `imagekin serve` running there?")
 
     async def _answer(
         self,
@@ -104,20 +110,3 @@ class AsyncTransport:
         parts = batch.parts
         answers = series.read(await self.call(series.call, series.build(parts))) if parts else []
         return calls.placed(batch, answers)
-
-    def _failure(self, error: aio.AioRpcError) -> retries.Failure:
-        trailing = [(key, value) for key, value in error.trailing_metadata()]
-        return retries.call_failure(error.code().name, error.details() or "", trailing, self._connection.address)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise CancelledError("the client is closed")
-
-
-async def unwrap(results: AsyncIterator[Result | ImagekinError], noun: str) -> AsyncIterator[Result]:
-    """Yield the results; raises the first error, with the member's place in its message."""
-    place = 0
-    async for result in results:
-        for unwrapped in calls.unwrap([result], noun, place):
-            yield unwrapped
-        place += 1

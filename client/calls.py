@@ -1,8 +1,7 @@
-"""The calls of the contract, and how a long series is cut into messages that the server takes. Pure.
+"""The calls of the contract, and the cutting of a long series into messages that the server takes. Pure.
 
 A `Call` is one RPC. A `Series` is an RPC over many members (images, queries, items): how a member becomes a message,
-how messages become a request, and how the answer becomes one result per member. The sync and the async client only
-differ in how they wait.
+how messages become a request, and how the answer becomes one result per member.
 """
 
 import copy
@@ -10,7 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
+from google.protobuf.wrappers_pb2 import Int32Value
 
 from imagekin.client import conversions
 from imagekin.errors import ImagekinError, InternalError, InvalidArgumentError
@@ -24,6 +25,7 @@ from imagekin.types import (
     Outcome,
     Prediction,
     UpdateResult,
+    Upserted,
     Vector,
 )
 from imagekin.v1 import collections_pb2 as collections
@@ -59,6 +61,10 @@ class Call(Generic[Request, Response]):
     idempotent: bool = True
 
 
+# The status of grpc.health.v1.HealthCheckResponse is an enum in field 1, which is how Int32Value has its value; a
+# HealthCheckRequest for the whole server is empty. This spares the client the package that defines them.
+HEALTH = Call("/grpc.health.v1.Health/Check", Empty, Int32Value)
+SERVING = 1
 EMBED = Call("/imagekin.v1.Embedder/Embed", embedder.EmbedRequest, embedder.EmbedResponse)
 LIST_MODELS = Call("/imagekin.v1.Embedder/ListModels", embedder.ListModelsRequest, embedder.ListModelsResponse)
 SEARCH = Call("/imagekin.v1.Searcher/Search", searcher.SearchRequest, searcher.SearchResponse)
@@ -101,7 +107,7 @@ DROP_COLLECTION = Call(
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one message may hold, below what a server takes by default.
+    """Bounds of one message, below what a server takes by default.
 
     Attributes:
         items: members of a batch.
@@ -135,13 +141,19 @@ class Series(Generic[Member, Part, Request, Response, Result]):
 
 @dataclass(frozen=True, slots=True)
 class Batch(Generic[Part]):
-    """Members that travel in one message: each one's part, or why it has none."""
+    """Members that travel in one message.
+
+    Attributes:
+        slots: each member's part, or why it has none.
+        is_last: no further batch follows.
+    """
 
     slots: list[Part | ImagekinError]
+    is_last: bool = False
 
     @property
     def parts(self) -> list[Part]:
-        """What travels."""
+        """Parts that travel."""
         return [slot for slot in self.slots if not isinstance(slot, ImagekinError)]
 
 
@@ -165,7 +177,7 @@ def cut(
         slots.append(slot)
         size += weight
     if slots:
-        yield Batch(slots)
+        yield Batch(slots, is_last=True)
 
 
 def placed(batch: Batch[Part], results: Sequence[Result | ImagekinError]) -> list[Result | ImagekinError]:
@@ -176,14 +188,11 @@ def placed(batch: Batch[Part], results: Sequence[Result | ImagekinError]) -> lis
     return [slot if isinstance(slot, ImagekinError) else next(answers) for slot in batch.slots]
 
 
-def unwrap(results: Iterable[Result | ImagekinError], noun: str, start: int = 0) -> Iterator[Result]:
-    """Yield the results; raises the first error, with the member's place (from `start`) in its message."""
-    for place, result in enumerate(results, start):
-        if isinstance(result, ImagekinError):
-            error = copy.copy(result)
-            error.args = (f"{noun}[{place}]: {result}",)
-            raise error
-        yield result
+def located(error: ImagekinError, noun: str, place: int) -> ImagekinError:
+    """Return a copy of a member's error that names the member in its message."""
+    copied = copy.copy(error)
+    copied.args = (f"{noun}[{place}]: {error}",)
+    return copied
 
 
 EmbedSeries = Series[Member, common.Image, embedder.EmbedRequest, embedder.EmbedResponse, Vector]
@@ -205,7 +214,7 @@ def embed_series(model: str) -> EmbedSeries[ImageLike | ImagekinError]:
 
 @dataclass(frozen=True, slots=True)
 class SearchParameters:
-    """What a search asks for beside its queries, see imagekin.v1.SearchRequest."""
+    """Parameters of a search beside its queries, see imagekin.v1.SearchRequest."""
 
     collection: str
     k: int
@@ -245,7 +254,7 @@ def search_series(noun: str, part: Callable[[Member], common.Query], asked: Sear
 
 @dataclass(frozen=True, slots=True)
 class ClassifyParameters:
-    """What a classification asks for beside its queries, see imagekin.v1.ClassifyRequest."""
+    """Parameters of a classification beside its queries, see imagekin.v1.ClassifyRequest."""
 
     collection: str
     method: Method = "knn"
@@ -319,8 +328,21 @@ def update_requests(collection: str, updates: Iterable[ItemUpdate]) -> Iterator[
         yield collections.UpdateRequest(collection=collection, updates=series)
 
 
+def upserted(results: Iterable[tuple[Outcome, int] | ImagekinError]) -> Upserted:
+    """Return the outcomes of items that took several messages, with the sequence number of the last write."""
+    outcomes: list[Outcome | ImagekinError] = []
+    sequence = 0
+    for result in results:
+        if isinstance(result, ImagekinError):
+            outcomes.append(result)
+        else:
+            outcomes.append(result[0])
+            sequence = max(sequence, result[1])
+    return Upserted(tuple(outcomes), sequence)
+
+
 def updated(answers: Iterable[collections.UpdateResponse]) -> UpdateResult:
-    """Return what became of updates that took several messages."""
+    """Return the result of updates that took several messages."""
     count, sequence = 0, 0
     missing: list[str] = []
     for answer in answers:

@@ -1,4 +1,4 @@
-"""How a client reaches a server: address, channel options, TLS, token, and the health check. Shared by both clients."""
+"""Settings of a connection: address, TLS, token, channel options, limits, retries. Shared by both clients."""
 
 import os
 import ssl
@@ -9,11 +9,7 @@ from typing import TypeAlias
 import grpc
 
 from imagekin.client import calls, conversions, retries
-from imagekin.errors import InvalidArgumentError, NotFoundError, UnavailableError
-
-HEALTH_CHECK = "/grpc.health.v1.Health/Check"
-# grpc.health.v1.HealthCheckResponse with status SERVING. The two bytes spare the client a dependency.
-SERVING = b"\x08\x01"
+from imagekin.errors import InvalidArgumentError, NotFoundError
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     # The client asked for the answer, however large: k and with_vector bound it.
@@ -84,11 +80,6 @@ def connection(
         limits or calls.Limits(),
         retry or retries.RetryPolicy(),
     )
-
-
-def not_ready(address: str, timeout: float) -> UnavailableError:
-    """Return the error of a server that did not get ready."""
-    return UnavailableError(f"{address} is not serving after {timeout:g} s: is `imagekin serve` running there?")
 
 
 def channel_options() -> list[tuple[str, int]]:

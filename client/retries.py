@@ -1,9 +1,13 @@
-"""Turns a gRPC status into the error class that owns its code, and says whether and when to try again. Pure."""
+"""Turn a failed call into the error class that owns its status code, and decide when to try again. Pure."""
 
+import contextlib
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import cast
 
+import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from imagekin.errors import ImagekinError, InvalidArgumentError, ResourceExhaustedError, UnavailableError, error_classes
@@ -14,25 +18,13 @@ _CLASSES = error_classes()
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """A failed call.
-
-    Attributes:
-        error: what the caller is told.
-        retry_after: seconds after which the server asks to try again; None when it does not ask.
-    """
-
-    error: ImagekinError
-    retry_after: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """When a failed call is tried again; always within the call's timeout.
 
-    A full queue (RESOURCE_EXHAUSTED) is retried as the server asks, however often: nothing was done. A server that
-    cannot be reached (UNAVAILABLE) is retried only when doing the call twice is harmless, and only `attempts` times, so
-    that a wrong address is reported in seconds and not after the timeout.
+    A full queue (RESOURCE_EXHAUSTED with RetryInfo) is tried again as the server asks, however often: nothing was done.
+    A full disk comes without RetryInfo and is reported at once. A server that cannot be reached (UNAVAILABLE) is tried
+    again only when doing the call twice is harmless, and only `attempts` times, so that a wrong address is reported in
+    seconds and not after the timeout.
 
     Attributes:
         attempts: tries in all of an unreachable server.
@@ -46,7 +38,7 @@ class RetryPolicy:
 
     def delay(
         self,
-        failure: Failure,
+        error: ImagekinError,
         attempt: int,
         *,
         idempotent: bool,
@@ -56,17 +48,17 @@ class RetryPolicy:
         """Return the seconds to wait before the next try, None to give up.
 
         Args:
-            failure: what happened.
+            error: what happened.
             attempt: how many tries there were, from 1.
-            idempotent: whether the call may be done twice.
+            idempotent: the call may be done twice.
             left: seconds until the call's deadline.
             jitter: returns 0 to 1; spreads the tries of many clients.
         """
         backoff = min(self.longest, self.first * 2.0 ** min(attempt - 1, 30)) * (0.5 + 0.5 * jitter())
-        if isinstance(failure.error, ResourceExhaustedError) and failure.retry_after is not None:
+        if isinstance(error, ResourceExhaustedError) and error.retry_after is not None:
             # Never sooner than asked; the more tries, the further apart.
-            wait = failure.retry_after + backoff
-        elif isinstance(failure.error, UnavailableError) and idempotent and attempt < self.attempts:
+            wait = error.retry_after + backoff
+        elif isinstance(error, UnavailableError) and idempotent and attempt < self.attempts:
             wait = backoff
         else:
             return None
@@ -75,29 +67,39 @@ class RetryPolicy:
 
 def item_error(message: common_pb2.ItemError) -> ImagekinError:
     """Return the error of one member of a batch."""
-    return status_failure(message.status).error
+    return status_error(message.status)
 
 
-def call_failure(code: str, message: str, trailing: Iterable[tuple[str, str | bytes]] | None, target: str) -> Failure:
-    """Return the failure of a whole call.
+def rpc_error(error: grpc.RpcError, target: str) -> ImagekinError:
+    """Return the error of a call that gRPC ended; `target` as in `call_error`."""
+    # What a call raises is a grpc.Call too, also on asyncio; the classes are declared apart.
+    call = cast(grpc.Call, error)
+    return call_error(call.code().name, call.details() or "", call.trailing_metadata(), target)
+
+
+def call_error(
+    code: str, message: str, details: Iterable[tuple[str, str | bytes]] | None, target: str
+) -> ImagekinError:
+    """Return the error of a whole call.
 
     Args:
         code: name of the gRPC status code.
         message: the status's text.
-        trailing: trailing metadata, which hold the rich details.
+        details: trailing metadata, which hold the rich details.
         target: the server's address, for messages of a server that cannot be reached.
     """
-    for key, value in trailing or ():
+    for key, value in details or ():
         if key == _DETAILS_KEY and isinstance(value, bytes):
-            return status_failure(status_pb2.Status.FromString(value))
+            with contextlib.suppress(DecodeError):
+                return status_error(status_pb2.Status.FromString(value))
     if code == "UNAVAILABLE":
-        return Failure(UnavailableError(f"no answer from {target} ({message}): {_hint(message)}"))
+        return UnavailableError(f"no answer from {target} ({message}): {_hint(message)}")
     if code == "DEADLINE_EXCEEDED":
         message = f"no answer from {target} in time: raise the timeout, or send less at once"
     if code == "RESOURCE_EXHAUSTED" and "larger than max" in message:
         # gRPC itself refuses a message over the server's size limit, which no retry can cure.
-        return Failure(InvalidArgumentError(f"{target} takes no message of this size: {message}"))
-    return Failure(_error(code, message))
+        return InvalidArgumentError(f"{target} takes no message of this size: {message}")
+    return _error(code, message)
 
 
 def _hint(message: str) -> str:
@@ -110,21 +112,21 @@ def _hint(message: str) -> str:
     return "is `imagekin serve` running there?"
 
 
-def status_failure(status: status_pb2.Status) -> Failure:
-    """Return the failure that a google.rpc.Status describes, with its field and its retry delay."""
+def status_error(status: status_pb2.Status) -> ImagekinError:
+    """Return the error that a google.rpc.Status describes, with its field and its retry delay."""
     field, retry_after = "", None
     for detail in status.details:
         violations, retry = error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
         if detail.Unpack(violations) and violations.field_violations:
             field = field or violations.field_violations[0].field
         elif detail.Unpack(retry):
-            retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+            retry_after = max(0.0, retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9)
     names = code_pb2.Code.DESCRIPTOR.values_by_number
     code = names[status.code].name if status.code in names else "UNKNOWN"
     error = _error(code, status.message, field)
-    if isinstance(error, ResourceExhaustedError) and retry_after is not None:
+    if isinstance(error, ResourceExhaustedError):
         error.retry_after = retry_after
-    return Failure(error, retry_after)
+    return error
 
 
 def _error(code: str, message: str, field: str = "") -> ImagekinError:

@@ -57,11 +57,15 @@ class FailedPreconditionError(ImagekinError):
 
 
 class ResourceExhaustedError(ImagekinError):
-    """The queue is full; try again after `retry_after` seconds."""
+    """A queue or a disk is full.
+
+    Attributes:
+        retry_after: seconds after which to try again; None when trying again does not help, as with a full disk.
+    """
 
     code = "RESOURCE_EXHAUSTED"
 
-    def __init__(self, message: str, *, field: str = "", retry_after: float = 1.0) -> None:
+    def __init__(self, message: str, *, field: str = "", retry_after: float | None = None) -> None:
         super().__init__(message, field=field)
         self.retry_after = retry_after
 

@@ -25,7 +25,9 @@ from imagekin.version import install_command
 TOKEN_VARIABLE = "IMAGEKIN_STORE_TOKEN"  # noqa: S105  the variable's name
 _SECONDS = 30.0
 _NO_COLLECTION = 100
-_BUSY = (8, 9)
+_RATE_LIMIT = 8
+# A quota is used up: memory, disk, or an operator who stopped writing.
+_DENIED = 9
 _NO_INPUT = (5, 6, 1100)
 
 
@@ -186,8 +188,10 @@ class MilvusConnection:
         unreachable = "fail connecting" in message.lower() or "connection refused" in message.lower()
         if status or isinstance(error, gone) or unreachable:
             return self._unreachable()
-        if code in _BUSY:
-            return ResourceExhaustedError(f"Milvus takes no more now: {message}")
+        if code in (_RATE_LIMIT, _DENIED):
+            return ResourceExhaustedError(
+                f"Milvus takes no more now: {message}", retry_after=1.0 if code == _RATE_LIMIT else None
+            )
         if code in _NO_INPUT or isinstance(error, self._milvus.exceptions.ParamError):
             return InvalidArgumentError(f"Milvus cannot {doing}: {message}")
         return FailedPreconditionError(f"Milvus cannot {doing}: {message}")

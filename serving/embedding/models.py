@@ -99,7 +99,7 @@ class Models:
         found = [refusal for refusal in refusals if refusal is not None]
         if len(found) < len(refusals):
             return None
-        return min(found, key=lambda refusal: refusal.retry_after, default=None)
+        return min(found, key=lambda refusal: refusal.retry_after or 0.0, default=None)
 
     def for_space(self, space: str) -> ServedModel | None:
         """Return the first model that embeds into a space, None when there is none."""

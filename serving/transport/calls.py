@@ -312,7 +312,7 @@ class Calls(grpc.GenericRpcHandler):
             raise going_away()
         if self._calls >= self._max_calls:
             self._rejected("calls_full")
-            raise ResourceExhaustedError("too many calls at one time: try again later")
+            raise ResourceExhaustedError("too many calls at one time: try again later", retry_after=1.0)
         self._calls += 1
 
     def _leave(self, method: str) -> None:

@@ -21,7 +21,7 @@ _MAX_FIELD = 200
 
 
 def to_status(error: ImagekinError) -> status_pb2.Status:
-    """Return an error as a status: BadRequest details when a field is at fault, RetryInfo when the queue is full."""
+    """Return an error as a status: BadRequest details when a field is at fault, RetryInfo when trying again helps."""
     message = str(error)
     if len(message) > _MAX_MESSAGE:
         message = message[: _MAX_MESSAGE - 1] + "…"
@@ -29,7 +29,7 @@ def to_status(error: ImagekinError) -> status_pb2.Status:
     if error.field:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field[:_MAX_FIELD], description=message)
         _attach(status, error_details_pb2.BadRequest(field_violations=[violation]))
-    if isinstance(error, ResourceExhaustedError):
+    if isinstance(error, ResourceExhaustedError) and error.retry_after is not None:
         delay = error_details_pb2.RetryInfo()
         delay.retry_delay.FromNanoseconds(round(max(error.retry_after, 0.0) * 1e9))
         _attach(status, delay)

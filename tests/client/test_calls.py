@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +16,7 @@ MODULES = (embedder_pb2, searcher_pb2, collections_pb2)
 
 
 def every_call() -> list[calls.Call[Any, Any]]:
-    return [value for value in vars(calls).values() if isinstance(value, calls.Call)]
+    return [value for value in vars(calls).values() if isinstance(value, calls.Call) and value is not calls.HEALTH]
 
 
 @pytest.mark.parametrize("call", every_call(), ids=lambda call: call.path)
@@ -25,6 +26,15 @@ def test_a_call_is_one_of_the_contract(call: calls.Call[Any, Any]) -> None:
     described = services[service].methods_by_name[method]
     assert described.input_type is call.request.DESCRIPTOR
     assert described.output_type is call.response.DESCRIPTOR
+
+
+@pytest.mark.parametrize("status", health_pb2.HealthCheckResponse.ServingStatus.values())
+def test_the_health_check_is_the_standard_one_on_the_wire(status: int) -> None:
+    service = health_pb2.DESCRIPTOR.services_by_name["Health"]
+    assert calls.HEALTH.path == f"/{service.full_name}/Check"
+    assert calls.HEALTH.request().SerializeToString() == health_pb2.HealthCheckRequest().SerializeToString()
+    answer = calls.HEALTH.response.FromString(health_pb2.HealthCheckResponse(status=status).SerializeToString())
+    assert (answer.value == calls.SERVING) == (status == health_pb2.HealthCheckResponse.SERVING)
 
 
 members = st.lists(st.binary(max_size=40) | st.just(ImageError("unreadable")), max_size=60)
@@ -37,6 +47,7 @@ def test_batches_hold_all_members_in_order_within_the_limits(
     batches = list(calls.cut(SERIES, images, calls.Limits(items, size)))
     slots = [slot for batch in batches for slot in batch.slots]
     assert [slot if isinstance(slot, ImagekinError) else slot.data for slot in slots] == images
+    assert [batch.is_last for batch in batches] == [False] * (len(batches) - 1) + [True] * (len(batches) > 0)
     for batch in batches:
         assert 1 <= len(batch.slots) <= items
         assert len(batch.parts) == 1 or sum(part.ByteSize() for part in batch.parts) <= size
@@ -55,12 +66,11 @@ def test_an_answer_of_another_length_is_not_guessed_at() -> None:
         calls.placed(batch, [1])
 
 
-def test_the_first_error_is_raised_with_its_place_and_its_class() -> None:
-    results = calls.unwrap(["fine", ImageError("cut off", field="images")], "images")
-    assert next(results) == "fine"
-    with pytest.raises(ImageError, match=r"images\[1\]: cut off") as caught:
-        next(results)
-    assert caught.value.field == "images"
+def test_a_located_error_keeps_its_class_and_names_its_place() -> None:
+    error = ImageError("cut off", field="images")
+    located = calls.located(error, "images", 1)
+    assert (type(located), str(located), located.field) == (ImageError, "images[1]: cut off", "images")
+    assert str(error) == "cut off"
 
 
 def test_keys_are_cut_into_pages() -> None:

@@ -1,9 +1,10 @@
 """Both clients keep the same promises: order, errors in their places, retries, tokens, clear failures."""
 
-import inspect
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from imagekin.client.retries import RetryPolicy
 from imagekin.errors import (
     CancelledError,
     DeadlineExceededError,
+    FailedPreconditionError,
     ImagekinError,
     InvalidArgumentError,
     NotFoundError,
@@ -182,10 +184,12 @@ def test_a_full_queue_is_reported_when_the_timeout_leaves_no_time(kind: Any, add
     assert caught.value.retry_after == 30.0
 
 
-def test_an_exhausted_resource_without_a_delay_is_not_tried_again(client: Any, script: Script) -> None:
-    script.failures = [status("RESOURCE_EXHAUSTED", "no")]
-    with pytest.raises(ResourceExhaustedError):
-        client.embed([b"a"])
+@pytest.mark.parametrize("rich", [True, False])
+def test_an_exhausted_resource_without_a_delay_is_not_tried_again(client: Any, script: Script, rich: bool) -> None:
+    script.failures = [status("RESOURCE_EXHAUSTED", "the disk is full", field_name="items" if rich else "")]
+    with pytest.raises(ResourceExhaustedError, match="the disk is full") as caught:
+        client.upsert("c", [Item("a", vector=[1.0])])
+    assert caught.value.retry_after is None
     assert len(script.calls) == 1
 
 
@@ -237,12 +241,99 @@ def test_the_token_travels_with_every_call(kind: Any, script: Script, address: s
         kind(address, token="new\nline")
 
 
-def test_a_closed_client_says_so(kind: Any, address: str) -> None:
-    client = Client(address)
+def test_a_closed_client_says_so(client: Any, address: str) -> None:
+    client.models()
     client.close()
     client.close()
-    with pytest.raises(CancelledError, match="closed"):
-        client.embed([b"a"])
+    for call in (client.models, client.health, client.wait_ready, lambda: client.embed([b"a"])):
+        with pytest.raises(CancelledError, match="closed"):
+            call()
+
+
+@pytest.mark.parametrize("images", [1, 40], ids=["one message", "several messages"])
+def test_closing_ends_the_calls_under_way(address: str, script: Script, images: int) -> None:
+    script.gate.clear()
+    with Client(address, limits=Limits(items=8)) as client, ThreadPoolExecutor(1) as threads:
+        call = threads.submit(client.embed, [b"a"] * images)
+        arrived(script)
+        client.close()
+        with pytest.raises(CancelledError):
+            call.result(10)
+
+
+@pytest.mark.parametrize("images", [1, 40], ids=["one message", "several messages"])
+def test_closing_ends_the_awaited_calls_under_way(address: str, script: Script, images: int) -> None:
+    script.gate.clear()
+
+    async def close_amid_a_call() -> None:
+        async with AsyncClient(address, limits=Limits(items=8)) as client:
+            call = asyncio.create_task(client.embed([b"a"] * images))
+            await asyncio.to_thread(arrived, script)
+            await client.close()
+            with pytest.raises(CancelledError, match="closed"):
+                await asyncio.wait_for(call, 10)
+
+    asyncio.run(close_amid_a_call())
+
+
+def test_a_pause_between_two_tries_ends_when_the_client_is_closed(address: str, script: Script) -> None:
+    script.failures = [status("RESOURCE_EXHAUSTED", "queue full", retry=30.0)]
+
+    async def close_amid_a_pause() -> None:
+        async with AsyncClient(address) as client:
+            call = asyncio.create_task(client.models())
+            await asyncio.to_thread(arrived, script)
+            await asyncio.sleep(0.2)
+            await client.close()
+            with pytest.raises(CancelledError, match="closed"):
+                await asyncio.wait_for(call, 10)
+
+    asyncio.run(close_amid_a_pause())
+
+
+def test_a_cancelled_task_is_cancelled(address: str, script: Script) -> None:
+    script.gate.clear()
+
+    async def cancel_a_call() -> None:
+        async with AsyncClient(address) as client:
+            call = asyncio.create_task(client.embed([b"a"]))
+            await asyncio.to_thread(arrived, script)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+
+    asyncio.run(cancel_a_call())
+
+
+def test_an_async_client_may_be_made_before_its_event_loop_runs(address: str) -> None:
+    client = AsyncClient(address)
+
+    async def use() -> int:
+        async with client:
+            return len(await client.models())
+
+    assert asyncio.run(use()) == 1
+
+
+def test_an_async_client_in_a_second_event_loop_says_what_is_wrong(address: str) -> None:
+    client = AsyncClient(address)
+    loop = asyncio.new_event_loop()
+    assert loop.run_until_complete(client.count("c")) == 0
+    for call in (client.models, client.health, client.close, lambda: client.embed([b"a", b"b"])):
+        with pytest.raises(FailedPreconditionError, match="make a client in each event loop"):
+            asyncio.run(call())
+    assert loop.run_until_complete(client.count("c")) == 0
+    loop.run_until_complete(client.close())
+    loop.close()
+
+
+def arrived(script: Script) -> None:
+    """Wait until the server works on a call."""
+    for _ in range(1000):
+        if script.calls:
+            return
+        time.sleep(0.01)
+    raise TimeoutError("no call has arrived")
 
 
 @pytest.mark.parametrize("options", [{"timeout": 0}, {"in_flight": 0}, {"address": ""}, {"address": "https://x:1"}])
@@ -282,11 +373,3 @@ def test_images_are_read_no_further_ahead_than_the_messages_under_way(address: s
             next(results)
         assert read <= 4 * (2 + 2)
         results.close()
-
-
-def test_both_clients_have_the_same_methods_with_the_same_parameters() -> None:
-    def surface(kind: type) -> dict[str, list[str]]:
-        methods = inspect.getmembers(kind, inspect.isfunction)
-        return {name: list(inspect.signature(method).parameters) for name, method in methods if name[0] != "_"}
-
-    assert surface(Client) == surface(AsyncClient)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagekin.client.retries import Failure, RetryPolicy, call_failure, status_failure
+from imagekin.client.retries import RetryPolicy, call_error, status_error
 from imagekin.errors import (
     ImagekinError,
     InvalidArgumentError,
@@ -21,10 +21,10 @@ POLICY = RetryPolicy(attempts=4, first=0.1, longest=1.0)
 @pytest.mark.parametrize("code", sorted(error_classes()))
 def test_every_code_has_its_class_rich_or_plain(code: str) -> None:
     kind = error_classes()[code]
-    rich = status_failure(status(code, "what to do", field_name="k")).error
+    rich = status_error(status(code, "what to do", field_name="k"))
     assert type(rich) is kind
     assert (str(rich), rich.field) == ("what to do", "k")
-    assert type(call_failure(code, "what to do", None, "host:1").error) is kind
+    assert type(call_error(code, "what to do", None, "host:1")) is kind
 
 
 @pytest.mark.parametrize("code", ["ABORTED", "OUT_OF_RANGE", "UNKNOWN"])
@@ -34,29 +34,40 @@ def test_a_code_that_no_class_owns_is_the_base_class(code: str) -> None:
         pass
 
     assert StrayError not in error_classes().values()
-    assert type(call_failure(code, "", None, "host:1").error) is ImagekinError
+    assert type(call_error(code, "", None, "host:1")) is ImagekinError
 
 
 def test_the_rich_details_win_over_the_plain_status() -> None:
     details = status("NOT_FOUND", "no collection", field_name="collection").SerializeToString()
-    error = call_failure("UNKNOWN", "", [("grpc-status-details-bin", details)], "host:1").error
+    error = call_error("UNKNOWN", "", [("grpc-status-details-bin", details)], "host:1")
     assert isinstance(error, NotFoundError)
     assert error.field == "collection"
 
 
 def test_the_retry_delay_is_read() -> None:
-    failure = status_failure(status("RESOURCE_EXHAUSTED", "full", retry=1.25))
-    assert failure.retry_after == 1.25
-    assert isinstance(failure.error, ResourceExhaustedError)
-    assert failure.error.retry_after == 1.25
+    error = status_error(status("RESOURCE_EXHAUSTED", "full", retry=1.25))
+    assert isinstance(error, ResourceExhaustedError)
+    assert error.retry_after == 1.25
+
+
+def test_a_retry_delay_in_the_past_is_none_at_all() -> None:
+    error = status_error(status("RESOURCE_EXHAUSTED", "full", retry=-5.0))
+    assert isinstance(error, ResourceExhaustedError)
+    assert error.retry_after == 0.0
+
+
+@given(st.binary(max_size=60))
+def test_details_of_any_bytes_are_an_error_of_the_project(details: bytes) -> None:
+    error = call_error("UNKNOWN", "odd", [("grpc-status-details-bin", details)], "host:1")
+    assert isinstance(error, ImagekinError)
 
 
 @given(st.floats(0, 60), st.integers(1, 10_000), st.floats(0, 1), st.floats(0, 100))
 def test_a_full_queue_is_never_tried_sooner_than_asked_nor_after_the_deadline(
     asked: float, attempt: int, jitter: float, left: float
 ) -> None:
-    failure = Failure(ResourceExhaustedError("full"), asked)
-    delay = POLICY.delay(failure, attempt, idempotent=False, left=left, jitter=lambda: jitter)
+    error = ResourceExhaustedError("full", retry_after=asked)
+    delay = POLICY.delay(error, attempt, idempotent=False, left=left, jitter=lambda: jitter)
     if delay is None:
         assert left <= asked + POLICY.longest
     else:
@@ -67,9 +78,7 @@ def test_a_full_queue_is_never_tried_sooner_than_asked_nor_after_the_deadline(
 def test_an_unreachable_server_is_tried_a_few_times_and_only_when_harmless(
     attempt: int, idempotent: bool, jitter: float
 ) -> None:
-    delay = POLICY.delay(
-        Failure(UnavailableError("gone")), attempt, idempotent=idempotent, left=60.0, jitter=lambda: jitter
-    )
+    delay = POLICY.delay(UnavailableError("gone"), attempt, idempotent=idempotent, left=60.0, jitter=lambda: jitter)
     if not idempotent or attempt >= POLICY.attempts:
         assert delay is None
     else:
@@ -79,4 +88,4 @@ def test_an_unreachable_server_is_tried_a_few_times_and_only_when_harmless(
 
 @pytest.mark.parametrize("error", [NotFoundError("no"), InvalidArgumentError("no"), ResourceExhaustedError("no")])
 def test_what_cannot_get_better_is_not_tried_again(error: ImagekinError) -> None:
-    assert POLICY.delay(Failure(error), 1, idempotent=True, left=60.0) is None
+    assert POLICY.delay(error, 1, idempotent=True, left=60.0) is None

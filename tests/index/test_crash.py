@@ -5,14 +5,13 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.types import SearchOptions
+from tests.disks import small_disk
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -31,24 +30,6 @@ def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
     assert seen["kills"] == 20
     assert seen["acknowledged_writes"] > 20
     assert seen["opened_from_segments"] > 0
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a file system of 3 MB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
-    try:
-        refused = subprocess.run(mount, capture_output=True, text=True, check=False).stderr
-    except FileNotFoundError:
-        refused = "there is no mount"
-    if refused:
-        pytest.skip(f"a small file system cannot be mounted here: {refused.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 # Fills the disk, goes on writing and reading, deletes, and says what was acknowledged.
@@ -89,13 +70,18 @@ FILL = textwrap.dedent(
 )
 
 
-def test_a_full_disk_loses_nothing(small_disk: Path) -> None:
-    ended = start("-c", FILL, str(small_disk))
+def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", megabytes=3) as folder:
+        check_a_full_disk(folder)
+
+
+def check_a_full_disk(folder: Path) -> None:
+    ended = start("-c", FILL, str(folder))
     assert ended.returncode == 0, ended.stderr
     said = json.loads(ended.stdout.splitlines()[-1])
     assert said["failed"] == 5
     assert len(said["kept"]) > 1000
-    with Catalog(small_disk, read_only=True) as catalog:
+    with Catalog(folder, read_only=True) as catalog:
         reading = catalog.open("shop")
         assert [item.key for item in reading.items()] == said["kept"]
         vectors = np.random.default_rng(3).standard_normal((50, 32)).astype(np.float32)
