@@ -86,7 +86,7 @@ INSIDE = {
         ("main",),
     ),
     "training": (
-        ("loop.seeds", "loop.process_errors", "loop.malloc", "loop.lars", "loop.gradient_cache", "loop.distributed"),
+        ("loop.seeds", "loop.process_errors", "loop.lars", "loop.gradient_cache", "loop.distributed"),
         ("data.storage", "data.arrays", "data.cifar", "data.mnist", "data.published"),
         ("settings", "evaluation.settings"),
         ("views.colour", "views.geometry", "views.worker_threads"),

@@ -1,13 +1,12 @@
 """Where a run trains: which device, how many threads, which number format."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from imagekin.errors import FailedPreconditionError, InvalidArgumentError
-from imagekin.training.loop.malloc import freed_memory_kept
 from imagekin.training.settings import TrainSettings
 
 
@@ -50,7 +49,6 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
 def torch_settings(settings: TrainSettings, device: torch.device) -> Iterator[None]:
     """Give torch the run's thread count, let cuDNN try its algorithms, and leave all and the generators as they were.
 
-    On a CPU the process also keeps the memory that tensors leave until then.
     Convolutions in float32 use TF32 on a GPU (torch's default); products do not, since the loss is to be exact.
     """
     threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
@@ -59,10 +57,7 @@ def torch_settings(settings: TrainSettings, device: torch.device) -> Iterator[No
     if settings.threads:
         torch.set_num_threads(settings.threads)
     try:
-        with ExitStack() as stack:
-            stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
-            if device.type == "cpu":
-                stack.enter_context(freed_memory_kept())
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
     finally:
         torch.set_num_threads(threads)
