@@ -5,9 +5,6 @@ no event loop. Every thread does both: it decodes images in the order of arrival
 suits the length of the queue, or no file is left to decode; it never waits for more. So a lone image stays in one
 thread all the way, and decoding and inference share the cores as the images need it. At most two batches of pixels
 wait, so that they do not pile up when inference is slower than decoding.
-
-Images that cost less than handing them over does (`imagekin.serving.embedding.prices`) are not handed over: the event
-loop's own thread does the same with them in one go, as long as nothing waits in front of them.
 """
 
 import asyncio
@@ -18,9 +15,7 @@ from collections import deque
 from collections.abc import Sequence
 from queue import SimpleQueue
 
-import numpy as np
-
-from imagekin.errors import DeadlineExceededError, ImagekinError
+from imagekin.errors import DeadlineExceededError
 from imagekin.serving.embedding.admission import Admission
 from imagekin.serving.embedding.image_jobs import DecodedImage, EmbedOutcome, Ended, File, Source, Work
 from imagekin.serving.embedding.stages import Runner, Stages
@@ -158,7 +153,7 @@ class Pipeline:
         with self._lock:
             self._files.extend([(work, position) for position in range(len(images))])
         # A thread is woken once for all requests of this turn of the event loop: it would only compete with the loop
-        # for the interpreter's lock meanwhile. And what costs little is worked off together.
+        # for the interpreter's lock meanwhile.
         if not self._arrived:
             work.loop.call_soon(self._announce)
         self._arrived += len(images)
@@ -190,45 +185,10 @@ class Pipeline:
                 work.done.set_exception(DeadlineExceededError("the deadline passed while the images were queued"))
 
     def _announce(self) -> None:
-        """See to the files that have arrived since the last turn of the event loop."""
-        arrived, self._arrived = self._arrived, 0
+        """Wake threads for the images that have arrived since the last turn of the event loop."""
         with self._lock:
-            if not (files := self._take_cheap(arrived)):
-                self._wake(arrived)
-        if files:
-            self._work_off(files)
-
-    def _take_cheap(self, arrived: int) -> list[File]:
-        """Take the files that have just arrived if they cost less than to wake a thread. Called with the lock held.
-
-        A session is taken with them. None are when others wait, or an inference would have to wait.
-        """
-        if self._pixels or not self._sessions or not 0 < len(self._files) <= min(arrived, self._max_batch):
-            return []
-        decoded = sum(isinstance(work.images[position], np.ndarray) for work, position in self._files)
-        if not self._stages.prices.are_low(len(self._files), len(self._files) - decoded):
-            return []
-        files = list(self._files)
-        self._files.clear()
-        self._sessions -= 1
-        return files
-
-    def _work_off(self, files: Sequence[File]) -> None:
-        """Decode and infer files here, on their event loop, but for those that take a thread after all."""
-        decoded: list[DecodedImage] = []
-        ended: list[Ended] = []
-        for work, position in files:
-            entry = self._stages.decode(work, position, self._stages.small_limits)
-            if isinstance(entry, DecodedImage):
-                decoded.append(entry)
-            elif isinstance(entry[2], ImagekinError):
-                # Perhaps it is only over the limits that hold here.
-                with self._lock:
-                    self._files.append((work, position))
-            else:
-                ended.append(entry)
-        ended += self._infer(decoded)
-        self._leave(self._end(ended))
+            self._wake(self._arrived)
+        self._arrived = 0
 
     def _wake(self, count: int) -> None:
         """Wake so many threads, if so many are idle. Called with the lock held."""
@@ -242,7 +202,7 @@ class Pipeline:
             if isinstance(task, list):
                 self._answer(self._end(self._infer(task)))
             else:
-                entry = self._stages.decode(*task, self._stages.limits)
+                entry = self._stages.decode(*task)
                 if isinstance(entry, DecodedImage):
                     with self._lock:
                         # This thread looks for what to do next right after, so nobody has to be woken for these.

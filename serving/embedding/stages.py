@@ -1,4 +1,4 @@
-"""The two stages of a pipeline, decoding and inference: each notes how it ended, how long it took and what it cost."""
+"""The two stages of a pipeline, decoding and inference: each notes how it ended and how long it took."""
 
 import hashlib
 import time
@@ -13,13 +13,8 @@ from imagekin.encoder.metadata import Metadata
 from imagekin.encoder.runtime.session import Outputs
 from imagekin.errors import ImagekinError
 from imagekin.serving.embedding.image_jobs import DecodedImage, EmbeddedImage, Ended, Work
-from imagekin.serving.embedding.prices import Prices
 from imagekin.serving.observability.metrics import Metrics
 from imagekin.serving.settings import Limits
-
-# An event loop decodes no image of more bytes or pixels, whatever others have cost: a header tells what one may cost.
-_SMALL_BYTES = 16 * 1024
-_SMALL_PIXELS = 128 * 128
 
 
 class Runner(Protocol):
@@ -51,30 +46,21 @@ class Stages:
         runner: the model.
         limits: ceilings.
         metrics: told of the stages; None for nobody.
-
-    Attributes:
-        limits: what a file may be.
-        small_limits: what it may be to be decoded on an event loop.
-        prices: what images have cost.
     """
 
     def __init__(self, runner: Runner, limits: Limits, metrics: Metrics | None = None) -> None:
         self._runner = runner
         self._metrics = metrics
-        self.limits = DecodeLimits(max_bytes=limits.max_image_bytes, max_pixels=limits.max_pixels)
-        self.small_limits = DecodeLimits(
-            max_bytes=min(_SMALL_BYTES, limits.max_image_bytes), max_pixels=min(_SMALL_PIXELS, limits.max_pixels)
-        )
-        self.prices = Prices()
+        self._limits = DecodeLimits(max_bytes=limits.max_image_bytes, max_pixels=limits.max_pixels)
 
-    def decode(self, work: Work, position: int, limits: DecodeLimits) -> DecodedImage | Ended:
+    def decode(self, work: Work, position: int) -> DecodedImage | Ended:
         """Decode a file, or say why it ends here."""
         if work.is_dead():
             return work, position, None
         image, content_hash, start = work.images[position], b"", time.monotonic()
         try:
             if not isinstance(image, np.ndarray):
-                pixels = self._runner.load_pixels(image, limits)
+                pixels = self._runner.load_pixels(image, self._limits)
                 content_hash = hashlib.sha256(image).digest() if work.hashes else b""
             else:
                 pixels = image
@@ -84,8 +70,6 @@ class Stages:
             work.failure = error
             return work, position, None
         end = time.monotonic()
-        if pixels is not image:
-            self.prices.decoding.note(end - start)
         if self._metrics is not None:
             self._metrics.stage("queue", start - work.began)
             self._metrics.stage("decode", end - start)
@@ -121,7 +105,6 @@ class Stages:
                 entry.work.failure = error
             return [(entry.work, entry.position, None) for entry in batch]
         seconds = max(time.monotonic() - start, 1e-6)
-        self.prices.inference.note(seconds, len(batch))
         self._note(batch, start, seconds)
         return [
             (

@@ -19,7 +19,6 @@ from imagekin.encoder.runtime.session import Outputs
 from imagekin.errors import DeadlineExceededError, FailedPreconditionError, ImageError, ResourceExhaustedError
 from imagekin.serving.embedding.image_jobs import EmbeddedImage
 from imagekin.serving.embedding.pipeline import Pipeline
-from imagekin.serving.embedding.prices import Price, Prices
 from imagekin.serving.settings import Limits
 
 SIDE = 2
@@ -126,73 +125,28 @@ def test_concurrent_requests_share_batches_and_keep_their_answers(pipeline: Pipe
     assert len(runner.batches) < 16
 
 
-class Watched(GatedRunner):
-    """A model that notes in which threads it decodes and infers, takes its time, and refuses what is over a limit."""
+def test_the_event_loop_neither_decodes_nor_infers(pipeline: Pipeline, runner: GatedRunner) -> None:
+    threads: set[int] = set()
+    load, run = runner.load_pixels, runner.run
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__()
-        self.seconds = seconds
-        self.threads: list[str] = []
+    def load_pixels(data: bytes | memoryview, limits: DecodeLimits) -> NDArray[np.uint8]:
+        threads.add(threading.get_ident())
+        return load(data, limits)
 
-    def load_pixels(self, data: bytes | memoryview, limits: DecodeLimits) -> NDArray[np.uint8]:
-        self.threads.append(threading.current_thread().name)
-        if len(data) > limits.max_bytes:
-            raise ImageError("too many bytes")
-        return super().load_pixels(data, limits)
+    def noted_run(pixels: NDArray[np.uint8]) -> Outputs:
+        threads.add(threading.get_ident())
+        return run(pixels)
 
-    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
-        self.threads.append(threading.current_thread().name)
-        time.sleep(self.seconds)
-        return super().run(pixels)
-
-
-def threads_of(runner: Watched, images: list[bytes]) -> set[str]:
-    """Return where the last of several requests was decoded and inferred."""
-
-    async def ask(pipeline: Pipeline) -> set[str]:
+    async def ask() -> None:
         for value in range(50):
             await pipeline.embed(files(value))
-        runner.threads.clear()
-        await pipeline.embed(images)
-        return {name.partition("-")[0] for name in runner.threads}
 
-    with opened(runner, 1) as pipeline:
-        return asyncio.run(ask(pipeline))
-
-
-def test_what_costs_less_than_handing_over_stays_on_the_event_loop() -> None:
-    assert threads_of(Watched(0), files(7)) == {"MainThread"}
-
-
-def test_what_costs_more_is_done_in_threads() -> None:
-    assert threads_of(Watched(0.002), files(7)) == {"pipeline"}
-
-
-def test_a_large_image_is_decoded_in_a_thread_however_cheap_all_others_were() -> None:
-    runner = Watched(0)
-    assert threads_of(runner, [bytes([7]) * 100_000]) == {"MainThread", "pipeline"}
-    assert runner.threads[-2:] == ["pipeline-0"] * 2
-    assert runner.decoded[-1] == 7
-
-
-def test_many_images_at_once_do_not_hold_the_event_loop_up() -> None:
-    prices = Prices()
-    prices.inference.note(1e-4)
-    assert prices.are_low(10, 0)
-    assert not prices.are_low(11, 0)
-    assert not prices.are_low(1, 1)  # what a file costs is not known
-
-
-def test_a_price_follows_what_is_measured() -> None:
-    price = Price()
-    price.note(8e-4, images=8)
-    assert price.seconds == 8e-4
-    price.note(2e-4)
-    assert price.seconds == 2e-4
-    price.note(4e-4, images=4)  # 1 to 4 each: nothing new
-    assert price.seconds == 2e-4
-    price.note(1.0)
-    assert price.seconds > 0.1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "load_pixels", load_pixels)
+        patch.setattr(runner, "run", noted_run)
+        asyncio.run(ask())
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 def test_a_short_queue_is_not_held_up_for_a_batch(runner: GatedRunner) -> None:
