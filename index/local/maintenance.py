@@ -214,7 +214,6 @@ class Maintenance:
             codes = snapshot.codes
             if codes is not None and codes.integers is None and (integers := integer_products()) is not None:
                 codes = replace(codes, integers=integers)
-                coded_top_k.prepare(codes)
                 self._store.use_codes(codes, lineage)
             # Takes longer, and searches go by the codes meanwhile.
             if codes is not None and (more := self._quickened(codes, snapshot, stop)) is not codes:
@@ -224,7 +223,6 @@ class Maintenance:
         """Return codes with short ones and packed, where that makes searches quicker."""
         more = packed(shortened(codes, snapshot.vectors, stop), stop)
         if more is not codes:
-            coded_top_k.prepare(more)
             # As much as the blocks take was used, between them, to make them.
             return_freed_memory()
         return more

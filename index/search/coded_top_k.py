@@ -15,14 +15,11 @@ on to codes of the vectors.
 
 A few queries are scanned by FAISS, one after the other. More of them ONNX Runtime multiplies
 (`imagekin.index.vectors.matmul_scan`). Reading a quarter of the bytes is what helps the former, and multiplying four
-times as fast the latter. How few are a few depends on the processor, on the width of the codes and on whether they are
-packed, and is measured once.
+times as fast the latter.
 """
 
-import functools
 import itertools
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,15 +43,8 @@ _NEARLY_ALL = 15 / 16
 # Nor are more candidates of one query than this share of the rows; of queries that are multiplied see
 # `imagekin.index.vectors.matmul_scan`.
 _MOST_SCANNED = 1 / 16
-# From so many queries on they are multiplied, whatever was measured; and fewer are never.
-_ALWAYS_MULTIPLIED, _FEWEST_MULTIPLIED = 8, 3
-# Queries that multiplying is measured with.
-_SAMPLED = 4
-# Codes to measure that with: more than a core's own caches hold.
-_SAMPLE_BYTES = 8 << 20
-_TRIALS = 3
-# The rest is what a scan costs besides, which multiplying does once for all.
-_SCANNED_SHARE = 0.8
+# From so many queries on they are multiplied: one pass over packed codes takes about as long as three scans.
+_MULTIPLIED_FROM = 3
 _QUERIES_AT_ONCE = 128
 # What a scan keeps in the hope that it holds every candidate: some neighbours' worth, and some more.
 _KEPT_A_PLACE, _KEPT = 4, 192
@@ -110,61 +100,12 @@ def top_k(queries: Vector, vectors: Vector, codes: Codes | None, k: int) -> tupl
     return products, rows
 
 
-def prepare(codes: Codes) -> None:
-    """Measure what the first search for a few queries would have to wait for."""
-    for each in (codes, codes.short):
-        if each is not None and each.integers is not None:
-            _multiplied_from(each.integers, each.room.shape[1], bool(each.packed))
-
-
-def _are_multiplied(queries: int, codes: Codes) -> bool:
-    """Return whether so many queries are multiplied, else scanned one after the other."""
-    if queries < _FEWEST_MULTIPLIED:
-        return False
-    if queries >= _ALWAYS_MULTIPLIED or codes.integers is None:
-        return True
-    return queries >= _multiplied_from(codes.integers, codes.room.shape[1], bool(codes.packed))
-
-
-@functools.cache
-def _multiplied_from(integers: IntegerProducts, width: int, packed: bool) -> float:
-    """Return how many queries take as long to scan for as to multiply, which takes as long for few as for some more."""
-    codes = np.resize(np.arange(256, dtype=np.uint8), (_SAMPLE_BYTES // width, width))
-    near, rows = np.full(_KEPT, -np.inf, np.float32), np.empty(_KEPT, np.int64)
-    query = np.zeros(width, np.float32)
-    with lent(width) as scanner:
-        scanning = _seconds(lambda: scanner.best(query, codes, near, rows))
-    return _SCANNED_SHARE * _seconds(_sampled(integers, codes, packed)) / scanning
-
-
-def _sampled(integers: IntegerProducts, codes: NDArray[np.uint8], packed: bool) -> Callable[[], None]:
-    """Return what multiplies codes by a few weights."""
-    weights = np.zeros((codes.shape[1], _SAMPLED), np.int8)
-    products = np.empty((len(codes), _SAMPLED), np.int32)
-    block = integers.pack(codes) if packed else None
-    if block is None:
-        return functools.partial(integers.multiply, codes, weights, products)
-    return functools.partial(
-        block.multiply, integers.lifted(weights).reshape(_SAMPLED, -1), products.reshape(_SAMPLED, -1)
-    )
-
-
-def _seconds(call: Callable[[], None]) -> float:
-    """Return the least processor time that a call took."""
-    times = []
-    for _ in range(_TRIALS):
-        start = time.thread_time()
-        call()
-        times.append(time.thread_time() - start)
-    return max(min(times), 1e-9)
-
-
 def _answered(queries: Vector, vectors: Vector, ways: Sequence[Codes], k: int) -> tuple[Products, Rows]:
     """Answer queries by the first of some codes, those in a crowd by the next ones where that helps, else by none."""
     if not ways:
         return brute_force.top_k(queries, vectors, k)
     codes = ways[0]
-    multiplied = _are_multiplied(len(queries), codes)
+    multiplied = len(queries) >= _MULTIPLIED_FROM
     even = EVEN if multiplied else 1
     n = min(codes.rows, len(vectors)) // even * even
     if n < max(CODED_FROM, k * _ROWS_A_PLACE):
