@@ -122,7 +122,7 @@ def test_a_missing_extra_is_named_with_the_command_that_brings_it(
         ),
         (["serve", "--model", "m.onnx", "--decode-workers", "-1"], 2, "--decode-workers must not be negative"),
         (["classify", "--collection", "c", "--method", "forest", "a.png"], 2, "knn, prototype, linear"),
-        (["classify", "--collection", "c", "none.png"], 1, "no file or folder none.png"),
+        (["classify", "--collection", "c", "none.png", "--address", "127.0.0.1:1"], 1, "no file or folder none.png"),
         (["collection", "list"], 2, "either --data-dir"),
         (["collection", "list", "--data-dir", "none"], 2, "no folder none"),
         (["index", "c", ".", "--model", "none.onnx", "--data-dir", "d"], 1, "none.onnx"),

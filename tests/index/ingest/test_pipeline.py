@@ -252,3 +252,11 @@ def test_hostile_files_are_embedded_or_listed(encoder: Encoder) -> None:
     assert report.written == len(sink.items) > 100
     assert report.failed_count == len(report.failed) > 10
     assert report.seen + source.ignored == 651
+
+
+def test_no_payload_and_an_empty_one_are_the_same() -> None:
+    sink = DictSink()
+    index_images(CountingModel(), [Record("none", b"1"), Record("empty", b"2", payload={})], sink)
+    again = [Record("none", b"1", payload={}), Record("empty", b"2")]
+    report = index_images(CountingModel(), again, sink)
+    assert (report.written, report.updated, report.skipped) == (0, 0, 2)

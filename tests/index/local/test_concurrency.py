@@ -1,6 +1,7 @@
 """Readers see one consistent snapshot and never wait; writers share commits and none loses its own."""
 
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from imagekin.errors import InvalidArgumentError
 from imagekin.index.local import store
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.storage import committer, yielding
+from imagekin.index.storage.schema import State, read_state
 from imagekin.index.storage.transactions import Transaction
 from imagekin.index.types import SearchOptions, VectorItem
 from imagekin.types import Outcome
@@ -276,3 +278,27 @@ def test_bulk_writes_beside_searches_lose_nothing(tmp_path: Path) -> None:
         assert collection.count() == 20 * yielding.BULK_FROM
         stop.set()
         assert 0 < searches.result() <= 20 * yielding.BULK_FROM
+
+
+def test_a_reader_that_began_before_a_compaction_does_not_read_what_came_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = False
+
+    def slowly(connection: sqlite3.Connection, name: str) -> State:
+        nonlocal begun
+        state = read_state(connection, name)
+        if not begun:
+            begun = True
+            collection.delete([f"k{n}" for n in range(50)])
+            collection.compact()
+        return state
+
+    with Catalog(tmp_path) as catalog:
+        collection = catalog.create("shop", space="ik1-a", dim=2)
+        collection.upsert([VectorItem(f"k{n}", np.array([1, n], np.float32)) for n in range(100)])
+        monkeypatch.setattr("imagekin.index.local.store.read_state", slowly)
+        with collection._store.reading() as (connection, snapshot):
+            assert begun
+            rows = connection.execute("SELECT count(*) FROM item").fetchone()[0]
+            assert rows == int(snapshot.alive().sum())

@@ -180,21 +180,20 @@ def test_pixels_need_no_decoding(pipeline: Pipeline, runner: GatedRunner) -> Non
 
 
 def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(pipeline: Pipeline, runner: GatedRunner) -> None:
-    async def overload() -> float:
+    async def overload() -> None:
         runner.running.clear()
         waiting = asyncio.create_task(pipeline.embed(files(*range(16))))
         await until(runner.run_began)
-        start = time.monotonic()
+        # At once: while the model still holds what is in the queue.
         with pytest.raises(ResourceExhaustedError) as refused:
             await pipeline.embed(files(1))
-        took = time.monotonic() - start
+        assert not runner.batches
         assert 0 < (refused.value.retry_after or 0.0) <= 30
         runner.running.set()
         assert len(await waiting) == 16
         assert len(await pipeline.embed(files(1))) == 1
-        return took
 
-    assert asyncio.run(overload()) < 0.1
+    asyncio.run(overload())
 
 
 def test_a_patient_caller_waits_for_room_and_leaves_some(pipeline: Pipeline, runner: GatedRunner) -> None:
