@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from imagekin.client import calls, channel, conversions, query_inputs, retries
+from imagekin.client import calls, connection, conversions, query_inputs, retries
 from imagekin.client.async_collections import AsyncCollectionCalls
 from imagekin.client.async_transport import AsyncTransport
 from imagekin.client.image_inputs import as_images
@@ -31,10 +31,10 @@ class AsyncClient(AsyncCollectionCalls):
         address: str = "localhost:50051",
         *,
         token: str | None = None,
-        tls: channel.TlsLike = False,
+        tls: connection.TlsLike = False,
         timeout: float = 60.0,
         in_flight: int = 4,
-        limits: calls.Limits | None = None,
+        limits: calls.MessageLimits | None = None,
         retry: retries.RetryPolicy | None = None,
     ) -> None:
         """Prepare a connection; nothing is sent yet.
@@ -45,12 +45,12 @@ class AsyncClient(AsyncCollectionCalls):
             tls: True for the system's certificates, a PEM file of certificates to trust, or `imagekin.Tls`.
             timeout: seconds that one message may take, tries after a failure included.
             in_flight: messages of one series that are under way at once.
-            limits: what one message may hold.
-            retry: when a failed call is tried again.
+            limits: bounds of one message, `imagekin.MessageLimits`.
+            retry: when a failed call is tried again, `imagekin.RetryPolicy`.
         """
-        connection = channel.connection(address, token, tls, timeout, in_flight, limits, retry)
-        self.address = connection.address
-        self._transport = AsyncTransport(connection)
+        checked = connection.checked(address, token, tls, timeout, in_flight, limits, retry)
+        self.address = checked.address
+        self._transport = AsyncTransport(checked)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r})"

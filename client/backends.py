@@ -14,8 +14,8 @@ from typing import Any, TypeAlias, TypeVar
 import grpc
 from grpc import aio
 
-from imagekin.client import channel
 from imagekin.client.calls import Call, Request, Response
+from imagekin.client.connection import CHANNEL_OPTIONS, Connection
 from imagekin.client.retries import rpc_error
 from imagekin.errors import CancelledError, FailedPreconditionError
 
@@ -28,7 +28,7 @@ Pending: TypeAlias = futures.Future[T]
 class AsyncBackend:
     """Waits on asyncio. The event loop of the first call is the one of all further calls."""
 
-    def __init__(self, connection: channel.Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._closed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -85,11 +85,11 @@ class AsyncBackend:
         if self._channel is None:
             # Not in __init__: a client may be made before its event loop runs.
             self._loop = asyncio.get_running_loop()
-            options, credentials = channel.channel_options(), self._connection.credentials
+            credentials = self._connection.credentials
             self._channel = (
-                aio.insecure_channel(self._connection.address, options)
+                aio.insecure_channel(self._connection.address, CHANNEL_OPTIONS)
                 if credentials is None
-                else aio.secure_channel(self._connection.address, credentials, options)
+                else aio.secure_channel(self._connection.address, credentials, CHANNEL_OPTIONS)
             )
         self._check_loop()
         return self._channel
@@ -105,13 +105,13 @@ class AsyncBackend:
 class Backend:
     """Blocks the calling thread. Safe to share between threads."""
 
-    def __init__(self, connection: channel.Connection) -> None:
-        options, credentials = channel.channel_options(), connection.credentials
+    def __init__(self, connection: Connection) -> None:
+        credentials = connection.credentials
         self._connection = connection
         self._channel = (
-            grpc.insecure_channel(connection.address, options)
+            grpc.insecure_channel(connection.address, CHANNEL_OPTIONS)
             if credentials is None
-            else grpc.secure_channel(connection.address, credentials, options)
+            else grpc.secure_channel(connection.address, credentials, CHANNEL_OPTIONS)
         )
         self._closed = threading.Event()
         self._lock = threading.Lock()

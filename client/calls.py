@@ -106,7 +106,7 @@ DROP_COLLECTION = Call(
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class MessageLimits:
     """Bounds of one message, below what a server takes by default.
 
     Attributes:
@@ -158,7 +158,7 @@ class Batch(Generic[Part]):
 
 
 def cut(
-    series: Series[Member, Part, Request, Response, Result], members: Iterable[Member], limits: Limits
+    series: Series[Member, Part, Request, Response, Result], members: Iterable[Member], limits: MessageLimits
 ) -> Iterator[Batch[Part]]:
     """Cut members into batches within the limits, reading no further ahead than one batch and one member."""
     most = max(1, min(limits.items, series.most))
@@ -171,6 +171,9 @@ def cut(
             weight = slot.ByteSize()
         except ImagekinError as error:
             slot, weight = error, 0
+        except UnicodeEncodeError as error:
+            # A file name of another encoding, for example, that was taken as a key.
+            slot, weight = InvalidArgumentError(f"{error.object[:200]!r} cannot be written as UTF-8"), 0
         if slots and (len(slots) >= most or size + weight > limits.bytes):
             yield Batch(slots)
             slots, size = [], 0
@@ -248,7 +251,7 @@ def search_series(noun: str, part: Callable[[Member], common.Query], asked: Sear
             diversity=asked.diversity,
         )
 
-    most = max(1, min(Limits().bytes // answer, NEIGHBOURS // asked.k))
+    most = max(1, min(MessageLimits().bytes // answer, NEIGHBOURS // asked.k))
     return Series(SEARCH, noun, part, build, conversions.neighbours_from, most)
 
 
@@ -316,7 +319,7 @@ def update_requests(collection: str, updates: Iterable[ItemUpdate]) -> Iterator[
     """Yield the requests that change labels and payloads, as many changes in each as a message holds."""
     series: list[collections.ItemUpdate] = []
     size = 0
-    limits = Limits()
+    limits = MessageLimits()
     for update in updates:
         message = conversions.update_message(update)
         if series and (len(series) >= limits.items or size + message.ByteSize() > limits.bytes):

@@ -1,7 +1,4 @@
-"""Builds requests and reads answers: pure functions between Python values and protobuf messages.
-
-The sync and the async client share all of it; neither touches a protobuf field itself.
-"""
+"""Convert Python values to protobuf messages, and the messages of an answer to Python values. Pure."""
 
 import json
 import math
@@ -180,7 +177,7 @@ def neighbour_from(message: searcher_pb2.Neighbour) -> Neighbour:
         key=message.key,
         similarity=message.similarity,
         label=message.label if message.HasField("label") else None,
-        payload=payload_from(message.payload_json),
+        payload=_payload_from(message.payload_json),
         vector=vector_from(message.vector.data, message.vector.dim) if message.HasField("vector") else None,
     )
 
@@ -188,12 +185,12 @@ def neighbour_from(message: searcher_pb2.Neighbour) -> Neighbour:
 def predictions_from(response: searcher_pb2.ClassifyResponse) -> list[Prediction | ImagekinError]:
     """Return the prediction or the error of each query."""
     return [
-        item_error(result.error) if result.HasField("error") else prediction_from(result.prediction)
+        item_error(result.error) if result.HasField("error") else _prediction_from(result.prediction)
         for result in response.results
     ]
 
 
-def prediction_from(message: searcher_pb2.Prediction) -> Prediction:
+def _prediction_from(message: searcher_pb2.Prediction) -> Prediction:
     """Return one prediction."""
     return Prediction(
         label=message.label if message.HasField("label") else None,
@@ -206,9 +203,15 @@ def prediction_from(message: searcher_pb2.Prediction) -> Prediction:
 def outcomes_from(response: collections_pb2.UpsertResponse) -> list[tuple[Outcome, int] | ImagekinError]:
     """Return the outcome of each item with the sequence number of the write, or the item's error."""
     return [
-        item_error(result.error) if result.HasField("error") else (_OUTCOMES[result.outcome], response.sequence)
+        item_error(result.error) if result.HasField("error") else (_outcome(result.outcome), response.sequence)
         for result in response.results
     ]
+
+
+def _outcome(number: collections_pb2.UpsertResult.Outcome.ValueType) -> Outcome:
+    if number not in _OUTCOMES:
+        raise InternalError(f"the answer holds an outcome that this version does not know ({number})")
+    return _OUTCOMES[number]
 
 
 def facets_from(response: collections_pb2.FacetResponse) -> list[FacetCount]:
@@ -227,7 +230,7 @@ def stored_from(message: common_pb2.Item) -> StoredItem:
     return StoredItem(
         key=message.key,
         label=message.label if message.HasField("label") else None,
-        payload=payload_from(message.payload_json),
+        payload=_payload_from(message.payload_json),
         content_hash=message.content_hash or None,
         sequence=message.sequence,
         vector=vector_from(message.vector.data, message.vector.dim) if message.HasField("vector") else None,
@@ -266,11 +269,11 @@ def model_from(message: embedder_pb2.Model) -> Model:
         image_height=message.image_height,
         image_width=message.image_width,
         class_names=tuple(message.class_names),
-        metadata=payload_from(message.metadata_json) or {},
+        metadata=_payload_from(message.metadata_json) or {},
     )
 
 
-def payload_from(text: str) -> dict[str, Any] | None:
+def _payload_from(text: str) -> dict[str, Any] | None:
     """Return a payload's JSON object, None for an empty text; raises InternalError when it is none."""
     if not text:
         return None

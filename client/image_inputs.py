@@ -1,4 +1,4 @@
-"""Turns what a caller calls an image into the bytes of an image file, which is what travels.
+"""Turn images in any form into the bytes of an image file, which is what travels.
 
 Files and bytes travel as they are, so that the server decodes exactly what a training run would; arrays and Pillow
 images are encoded without loss. Pillow is loaded only for the latter.

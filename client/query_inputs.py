@@ -1,4 +1,4 @@
-"""What a search or a classification is asked about: exactly one of images, vectors, keys and examples. Pure."""
+"""Choose the queries of a search or a classification: exactly one of images, vectors, keys and examples. Pure."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,7 +17,7 @@ def choose(
     keys: Iterable[str] | None,
     examples: Examples | Iterable[Examples] | None = None,
 ) -> tuple[str, Part, Iterable[Any]]:
-    """Return what members are called, how one becomes a query, and the members.
+    """Return the noun for the members, the function that makes a query of one, and the members.
 
     Raises:
         InvalidArgumentError: none is given, or more than one.

@@ -103,7 +103,7 @@ def call_error(
 
 
 def _hint(message: str) -> str:
-    """Return what to do about a server that cannot be reached, by gRPC's words."""
+    """Advise on a server that cannot be reached, by gRPC's words."""
     if "andshake failed" in message:
         return "its certificate is expired, for another name, or of an authority that is not trusted here"
     if "Socket closed" in message:

@@ -11,7 +11,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from imagekin.client import calls
 from imagekin.client.backends import Backend, Pending
-from imagekin.client.channel import Connection
+from imagekin.client.connection import Connection
 from imagekin.errors import DeadlineExceededError, ImagekinError, UnavailableError
 from imagekin.types import Errors
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from imagekin import errors, types
     from imagekin.client.async_client import AsyncClient
-    from imagekin.client.channel import Tls
+    from imagekin.client.calls import MessageLimits
+    from imagekin.client.connection import Tls
+    from imagekin.client.retries import RetryPolicy
     from imagekin.client.sync_client import Client
     from imagekin.errors import ImagekinError
     from imagekin.types import Examples, Item, ItemUpdate, Model, Neighbour, Prediction, StoredItem, Upserted
@@ -26,9 +28,11 @@ __all__ = [
     "ImagekinError",
     "Item",
     "ItemUpdate",
+    "MessageLimits",
     "Model",
     "Neighbour",
     "Prediction",
+    "RetryPolicy",
     "StoredItem",
     "Tls",
     "Upserted",
@@ -45,11 +49,13 @@ _HOMES = {
     "Item": ("imagekin.types", "Item"),
     "ItemUpdate": ("imagekin.types", "ItemUpdate"),
     "ImagekinError": ("imagekin.errors", "ImagekinError"),
+    "MessageLimits": ("imagekin.client.calls", "MessageLimits"),
     "Model": ("imagekin.types", "Model"),
     "Neighbour": ("imagekin.types", "Neighbour"),
     "Prediction": ("imagekin.types", "Prediction"),
+    "RetryPolicy": ("imagekin.client.retries", "RetryPolicy"),
     "StoredItem": ("imagekin.types", "StoredItem"),
-    "Tls": ("imagekin.client.channel", "Tls"),
+    "Tls": ("imagekin.client.connection", "Tls"),
     "Upserted": ("imagekin.types", "Upserted"),
     "__version__": ("imagekin.version", "VERSION"),
     "errors": ("imagekin.errors", ""),

@@ -55,7 +55,7 @@ class Credentials:
 
     def connect(self, address: str, timeout: float) -> "Client":
         """Return a client of the server at an address; `timeout` is that of one message, in seconds."""
-        from imagekin.client.channel import Tls
+        from imagekin.client.connection import Tls
         from imagekin.client.sync_client import Client
 
         own = self.client_cert is not None

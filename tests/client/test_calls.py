@@ -44,7 +44,7 @@ members = st.lists(st.binary(max_size=40) | st.just(ImageError("unreadable")), m
 def test_batches_hold_all_members_in_order_within_the_limits(
     images: list[bytes | ImageError], items: int, size: int
 ) -> None:
-    batches = list(calls.cut(SERIES, images, calls.Limits(items, size)))
+    batches = list(calls.cut(SERIES, images, calls.MessageLimits(items, size)))
     slots = [slot for batch in batches for slot in batch.slots]
     assert [slot if isinstance(slot, ImagekinError) else slot.data for slot in slots] == images
     assert [batch.is_last for batch in batches] == [False] * (len(batches) - 1) + [True] * (len(batches) > 0)
@@ -55,7 +55,7 @@ def test_batches_hold_all_members_in_order_within_the_limits(
 
 @given(members)
 def test_answers_find_the_places_of_their_members(images: list[bytes | ImageError]) -> None:
-    for batch in calls.cut(SERIES, images, calls.Limits(7, 1000)):
+    for batch in calls.cut(SERIES, images, calls.MessageLimits(7, 1000)):
         placed = calls.placed(batch, [part.data for part in batch.parts])
         assert placed == [slot if isinstance(slot, ImagekinError) else slot.data for slot in batch.slots]
 

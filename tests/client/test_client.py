@@ -1,6 +1,7 @@
 """Both clients keep the same promises: order, errors in their places, retries, tokens, clear failures."""
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from imagekin import AsyncClient, Client, Item
-from imagekin.client.calls import Limits
+from imagekin.client.calls import MessageLimits
 from imagekin.client.retries import RetryPolicy
 from imagekin.errors import (
     CancelledError,
@@ -49,7 +50,7 @@ def kind(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def client(kind: Any, address: str) -> Iterator[Any]:
-    with kind(address, timeout=10.0, retry=QUICK, limits=Limits(items=8, bytes=2**20)) as connected:
+    with kind(address, timeout=10.0, retry=QUICK, limits=MessageLimits(items=8, bytes=2**20)) as connected:
         yield connected
 
 
@@ -71,7 +72,7 @@ def test_messages_are_cut_by_bytes_too(client: Any, script: Script) -> None:
 def test_several_messages_are_under_way_at_once_and_no_more_than_asked(kind: Any, address: str, script: Script) -> None:
     script.gate.clear()
     threading.Timer(0.5, script.gate.set).start()
-    with kind(address, in_flight=3, limits=Limits(items=1)) as client:
+    with kind(address, in_flight=3, limits=MessageLimits(items=1)) as client:
         client.embed([str(number).encode() for number in range(9)])
     assert script.most_at_once == 3
 
@@ -161,6 +162,15 @@ def test_an_item_that_is_wrong_by_itself_is_an_error_in_its_place(client: Any) -
     assert [isinstance(outcome, InvalidArgumentError) for outcome in written.outcomes] == [True, True, True, False]
     with pytest.raises(InvalidArgumentError, match=r"items\[0\]: item 'a' needs an image or a vector"):
         client.upsert("c", items)
+
+
+def test_a_key_that_utf_8_cannot_hold_is_an_error_in_its_place(client: Any) -> None:
+    foreign = os.fsdecode(b"caf\xe9.jpg")
+    outcomes = client.upsert("c", [Item("a", b"x"), Item(foreign, b"y")], errors="return").outcomes
+    assert outcomes[0] is Outcome.INSERTED
+    assert isinstance(outcomes[1], InvalidArgumentError)
+    with pytest.raises(InvalidArgumentError, match=r"keys\[0\]: 'caf.*UTF-8"):
+        client.search(keys=[foreign], collection="c")
 
 
 def test_models_are_described(client: Any) -> None:
@@ -253,7 +263,7 @@ def test_a_closed_client_says_so(client: Any, address: str) -> None:
 @pytest.mark.parametrize("images", [1, 40], ids=["one message", "several messages"])
 def test_closing_ends_the_calls_under_way(address: str, script: Script, images: int) -> None:
     script.gate.clear()
-    with Client(address, limits=Limits(items=8)) as client, ThreadPoolExecutor(1) as threads:
+    with Client(address, limits=MessageLimits(items=8)) as client, ThreadPoolExecutor(1) as threads:
         call = threads.submit(client.embed, [b"a"] * images)
         arrived(script)
         client.close()
@@ -266,7 +276,7 @@ def test_closing_ends_the_awaited_calls_under_way(address: str, script: Script, 
     script.gate.clear()
 
     async def close_amid_a_call() -> None:
-        async with AsyncClient(address, limits=Limits(items=8)) as client:
+        async with AsyncClient(address, limits=MessageLimits(items=8)) as client:
             call = asyncio.create_task(client.embed([b"a"] * images))
             await asyncio.to_thread(arrived, script)
             await client.close()
@@ -367,7 +377,7 @@ def test_images_are_read_no_further_ahead_than_the_messages_under_way(address: s
             read += 1
             yield str(number).encode()
 
-    with Client(address, in_flight=2, limits=Limits(items=4)) as client:
+    with Client(address, in_flight=2, limits=MessageLimits(items=4)) as client:
         results = client.iter_embed(images())
         for _ in range(4):
             next(results)

@@ -73,6 +73,12 @@ def test_a_cut_off_vector_in_an_answer_is_an_error_and_not_a_shorter_vector() ->
         conversions.embeddings_from(response)
 
 
+def test_an_outcome_of_a_later_version_is_a_clear_error() -> None:
+    response = collections_pb2.UpsertResponse(results=[collections_pb2.UpsertResult()])
+    with pytest.raises(InternalError, match="does not know"):
+        conversions.outcomes_from(response)
+
+
 def test_absent_and_empty_are_told_apart() -> None:
     assert conversions.neighbour_from(searcher_pb2.Neighbour(key="a")).label is None
     assert conversions.neighbour_from(searcher_pb2.Neighbour(key="a", label="")).label == ""

@@ -73,7 +73,7 @@ INSIDE = {
         ("conversions",),
         ("query_inputs",),
         ("calls",),
-        ("channel",),
+        ("connection",),
         ("backends",),
         ("sync_transport", "async_transport"),
         ("sync_collections", "async_collections"),

@@ -1,4 +1,4 @@
-"""Settings of a connection: address, TLS, token, channel options, limits, retries. Shared by both clients."""
+"""Check what a client is told about its server: address, token, TLS files, limits. Shared by both clients."""
 
 import os
 import ssl
@@ -11,7 +11,7 @@ import grpc
 from imagekin.client import calls, conversions, retries
 from imagekin.errors import InvalidArgumentError, NotFoundError
 
-_OPTIONS: tuple[tuple[str, int], ...] = (
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     # The client asked for the answer, however large: k and with_vector bound it.
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -48,46 +48,41 @@ TlsLike: TypeAlias = bool | str | os.PathLike[str] | Tls
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """All that a client is told about its server, checked; the arguments of `Client` describe each."""
+    """Checked settings of a connection; the arguments of `Client` describe each."""
 
     address: str
     metadata: tuple[tuple[str, str], ...]
     credentials: grpc.ChannelCredentials | None
     timeout: float
     in_flight: int
-    limits: calls.Limits
+    limits: calls.MessageLimits
     retry: retries.RetryPolicy
 
 
-def connection(
+def checked(
     address: str,
     token: str | None,
     tls: TlsLike,
     timeout: float,
     in_flight: int,
-    limits: calls.Limits | None,
+    limits: calls.MessageLimits | None,
     retry: retries.RetryPolicy | None,
 ) -> Connection:
     """Check a client's arguments; raises InvalidArgumentError, or NotFoundError for a file that cannot be read."""
     conversions.bounded("timeout", timeout, 0.001)
     conversions.bounded("in_flight", in_flight, 1, 1024)
     return Connection(
-        check_address(address),
-        metadata_of(token),
-        credentials_of(tls),
+        _bare_address(address),
+        _metadata(token),
+        _credentials(tls),
         timeout,
         in_flight,
-        limits or calls.Limits(),
+        limits or calls.MessageLimits(),
         retry or retries.RetryPolicy(),
     )
 
 
-def channel_options() -> list[tuple[str, int]]:
-    """Return the options of every channel."""
-    return list(_OPTIONS)
-
-
-def metadata_of(token: str | None) -> tuple[tuple[str, str], ...]:
+def _metadata(token: str | None) -> tuple[tuple[str, str], ...]:
     """Return the metadata of every call; raises InvalidArgumentError for a token that no header can hold."""
     if not token:
         return ()
@@ -96,7 +91,7 @@ def metadata_of(token: str | None) -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {token}"),)
 
 
-def credentials_of(tls: TlsLike) -> grpc.ChannelCredentials | None:
+def _credentials(tls: TlsLike) -> grpc.ChannelCredentials | None:
     """Return the channel's credentials, None for plain text; raises NotFoundError for a file that cannot be read."""
     if tls is False:
         return None
@@ -104,11 +99,11 @@ def credentials_of(tls: TlsLike) -> grpc.ChannelCredentials | None:
     if (files.certificate is None) != (files.key is None):
         raise InvalidArgumentError("mutual TLS needs both a certificate and its key", field="tls")
     credentials = grpc.ssl_channel_credentials(_read(files.ca), _read(files.key), _read(files.certificate))
-    _check(files)
+    _check_files(files)
     return credentials
 
 
-def check_address(address: str) -> str:
+def _bare_address(address: str) -> str:
     """Return the address without a scheme; raises InvalidArgumentError when empty."""
     bare = address.strip().removeprefix("grpc://")
     if not bare or ("://" in bare and not bare.startswith(("dns://", "unix://"))):
@@ -116,8 +111,8 @@ def check_address(address: str) -> str:
     return bare
 
 
-def _check(files: Tls) -> None:
-    """Say what is wrong with files that gRPC would take, and fail with at the first call without a reason."""
+def _check_files(files: Tls) -> None:
+    """Refuse files that gRPC would take, only to fail at the first call without a reason."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if files.ca is not None:
         try:
