@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.artifacts import tiny_artifact
+from tests.e2e.processes import quiet_environment
+from tests.project.packages import FOLDERS, application, checkout
+
 ROOT = Path(__file__).resolve().parents[2]
 MEGABYTE = 2**20
 
@@ -18,11 +22,11 @@ def serving_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
         r"AS build-serve\nRUN /opt/imagekin/bin/pip (install .*)$", (ROOT / "Dockerfile").read_text(), re.M
     )
     assert line is not None
-    folder = tmp_path_factory.mktemp("serving")
+    folder, source = tmp_path_factory.mktemp("serving"), checkout(tmp_path_factory.mktemp("checkout"))
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=120)
     arguments = [word.strip("'") for word in line[1].split()]
     pip = [str(folder / "bin" / "python"), "-m", "pip", "--quiet", "--no-cache-dir"]
-    subprocess.run([*pip, *arguments], check=True, cwd=ROOT, timeout=600, capture_output=True)
+    subprocess.run([*pip, *arguments], check=True, cwd=source, timeout=600, capture_output=True)
     return folder / "bin" / "python"
 
 
@@ -41,6 +45,41 @@ def test_it_has_no_torch_and_still_has_the_command(serving_python: Path, tmp_pat
     command = str(serving_python.with_name("imagekin"))
     for arguments in (["--help"], ["serve", "--help"], ["index", "--help"]):
         subprocess.run([command, *arguments], check=True, capture_output=True, cwd=tmp_path, timeout=60)
+
+
+APPLICATION = """
+import subprocess, sys, time
+from pathlib import Path
+
+{imports}
+
+import numpy as np
+from imagekin import Client
+
+server = subprocess.Popen([sys.executable, "-m", "imagekin", "serve", *sys.argv[1:], "--port-file", "port"])
+try:
+    while not Path("port").exists() and server.poll() is None:
+        time.sleep(0.05)
+    with Client("127.0.0.1:" + Path("port").read_text()) as client:
+        client.wait_ready(60)
+        print(client.embed([np.zeros((32, 32, 3), np.uint8)]).shape)
+finally:
+    server.terminate()
+    assert server.wait(60) == 0
+"""
+
+
+def test_an_application_keeps_its_own_folders_of_our_names(serving_python: Path, tmp_path: Path) -> None:
+    app = application(tmp_path / "app")
+    imports = "\n".join(f"import {name}; assert {name}.OWNER == 'application'" for name in FOLDERS)
+    (app / "main.py").write_text(APPLICATION.format(imports=imports))
+    model = tiny_artifact(tmp_path / "model.onnx")
+    options = ["--model", str(model), "--data-dir", str(tmp_path / "data"), "--address", "127.0.0.1:0"]
+    environment = {name: value for name, value in quiet_environment().items() if name != "PYTHONPATH"}
+    command = [str(serving_python), "main.py", *options]
+    done = subprocess.run(command, cwd=app, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "(1, 16)\n"
 
 
 def test_training_there_says_what_to_install(serving_python: Path, tmp_path: Path) -> None:
