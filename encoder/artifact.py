@@ -1,4 +1,4 @@
-"""Reads, checks and writes model artifacts: one ONNX file with its metadata inside.
+"""Read, check and write model artifacts: one ONNX file with its metadata inside.
 
 The graph's promise: input `pixels` uint8 [N, H, W, 3], output `embedding` float32 [N, D] of unit length, optional
 output `logits` float32 [N, C]; N is dynamic and normalisation is part of the graph. Only `write` and `load_graph` need

@@ -1,4 +1,4 @@
-"""What a model artifact says about itself: how to prepare pixels, whose embeddings it makes, how it was trained.
+"""Read and write a model artifact's metadata: preprocessing, embedding space and origin.
 
 The artifact holds one JSON object under one key of the ONNX `metadata_props`. The text comes from a file that anybody
 may have written, so it is parsed strictly: sizes are bounded, and every field is checked and named when it is wrong.
@@ -30,7 +30,7 @@ MAX_SPACE_BYTES = 128
 
 @dataclass(frozen=True, slots=True)
 class Preprocess:
-    """How an upright RGB image becomes the model's input.
+    """The steps that turn an upright RGB image into the model's input.
 
     Attributes:
         height: rows of the input, 1 to 4,096 pixels.

@@ -42,5 +42,5 @@ def return_freed_memory() -> None:
 
 
 def is_first() -> bool:
-    """Say whether this process is the one that speaks for all, by what torchrun told it; alone it is."""
+    """Return True in the process of rank 0, by torchrun's environment; without torchrun, always."""
     return os.environ.get("RANK", "0") in ("", "0")

@@ -30,7 +30,7 @@ def progress(description: str, total: int | None) -> Iterator[Advance]:
 
 
 class _Bar:
-    """Draws nothing in its first second, so that quick work leaves the terminal alone."""
+    """A progress bar that appears after its first second, so that quick work leaves the terminal alone."""
 
     def __init__(self, description: str, total: int | None) -> None:
         from rich.console import Console

@@ -1,4 +1,4 @@
-"""What the client takes and gives back; frozen dataclasses, arrays and ImagekinErrors, never protobuf messages."""
+"""The values that the client takes and returns: frozen dataclasses and arrays, never protobuf messages."""
 
 import enum
 import os
@@ -58,7 +58,7 @@ Vector: TypeAlias = NDArray[np.float32]
 
 
 class Outcome(enum.Enum):
-    """What the write of an item did."""
+    """The effect of writing an item."""
 
     INSERTED = 1
     REPLACED = 2
@@ -81,7 +81,7 @@ class ItemUpdate:
 
 @dataclass(frozen=True, slots=True)
 class UpdateResult:
-    """What became of an update: how many items changed, the keys that do not exist, the sequence number (or 0)."""
+    """The result of an update: number of items changed, keys that do not exist, sequence number (or 0)."""
 
     updated: int
     missing: tuple[str, ...]
@@ -126,7 +126,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class FacetCount:
-    """How many items have a value of a field."""
+    """The number of items that have a value of a field."""
 
     value: str | int | float | bool
     count: int
@@ -224,7 +224,7 @@ class StoredItem:
 
 @dataclass(frozen=True, slots=True)
 class Upserted:
-    """What became of the items of an upsert.
+    """The result of an upsert.
 
     Attributes:
         outcomes: one for each item, in order; an error only with `errors="return"`.

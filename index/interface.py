@@ -1,4 +1,4 @@
-"""What a collection promises, whoever keeps it."""
+"""The interface of a collection, implemented by the local store and by Milvus."""
 
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -67,10 +67,10 @@ class Collection(Protocol):
         """Return the class of each query (float32 [N, D])."""
 
     def calibration(self, method: ClassifyMethod) -> Calibration | None:
-        """Return what classifications leave open, as `calibrate` saved it; None when it never did."""
+        """Return the defaults of classification that `calibrate` saved; None without any."""
 
     def close(self) -> None:
-        """Let go of the collection; it is safe to call this twice."""
+        """Close the collection; closing twice is safe."""
 
     def __enter__(self) -> Self:
         """Return itself, to be closed at the end of the block."""
@@ -154,7 +154,7 @@ class Collections(Protocol):
         """Make a collection from a snapshot."""
 
     def close(self) -> None:
-        """Let go of everything; it is safe to call this twice."""
+        """Close everything; closing twice is safe."""
 
     def __enter__(self) -> Self:
         """Return itself, to be closed at the end of the block."""

@@ -1,4 +1,4 @@
-"""Opens collections wherever they are kept: in a folder of this machine or in Milvus."""
+"""Open collections wherever they are kept: in a folder of this machine or in Milvus."""
 
 from pathlib import Path
 

@@ -48,7 +48,7 @@ class IndexedItem(VectorItem):
 
 @dataclass(frozen=True, slots=True)
 class UpsertResult:
-    """What became of the items of an upsert.
+    """The result of an upsert.
 
     Attributes:
         outcomes: one per item, in the order given.
@@ -60,7 +60,7 @@ class UpsertResult:
 
 
 class DeleteResult(NamedTuple):
-    """How many items existed and are gone, and the sequence number of the write (0 when none existed)."""
+    """The number of items deleted, and the sequence number of the write (0 when none existed)."""
 
     deleted: int
     sequence: int
@@ -68,7 +68,7 @@ class DeleteResult(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SearchOptions:
-    """Which neighbours to find.
+    """Options of a search.
 
     Attributes:
         k: neighbours per query, 1 to 10,000; fewer are returned only when fewer match. With `min_similarity`, and
@@ -97,7 +97,7 @@ class SearchOptions:
 
 
 class ClassifyMethod(enum.StrEnum):
-    """Where a class comes from."""
+    """The ways to determine a class."""
 
     KNN = "knn"
     PROTOTYPE = "prototype"
@@ -105,7 +105,7 @@ class ClassifyMethod(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ClassifyOptions:
-    """How to name classes.
+    """Options of a classification.
 
     Attributes:
         method: weighted kNN (Wu et al. 2018) or the nearest class mean.
@@ -130,7 +130,7 @@ class ClassifyOptions:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What a collection answers with where a classification leaves it open.
+    """The defaults of a collection's classification, as measured by `calibrate`.
 
     Attributes:
         temperature: softmax temperature at which confidence tells how often an answer is right.
@@ -147,7 +147,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateOptions:
-    """How to judge a collection by its own items.
+    """Options of evaluating a collection by its own items.
 
     Raises:
         InvalidArgumentError: a number is out of its bounds.
@@ -164,7 +164,7 @@ class EvaluateOptions:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """How well a collection classifies its own items, each left out in turn.
+    """The accuracy of a collection on its own items, each left out in turn.
 
     Attributes:
         items: how many were classified.
@@ -238,7 +238,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What a check found.
+    """The result of a verification.
 
     Attributes:
         items: rows that were read and are intact (or were restored).
@@ -260,7 +260,7 @@ class VerifyReport:
 
     @property
     def intact(self) -> bool:
-        """Whether nothing at all is wrong with what is the truth (segments are made again by themselves)."""
+        """True when the database is intact (segments are derived from it and rebuilt by themselves)."""
         return not (self.damaged or self.restored or self.problems or self.missing_writes)
 
 

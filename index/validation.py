@@ -1,4 +1,4 @@
-"""What may enter a collection: names, keys, labels, payloads, hashes and vectors, each checked once at the door.
+"""Validate names, keys, labels, payloads, hashes and vectors before they enter a collection.
 
 Every function returns the value in the form in which it is stored, or raises InvalidArgumentError in one line.
 """

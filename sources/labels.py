@@ -17,7 +17,7 @@ LOOK_AHEAD = 10_000
 
 
 class FolderLabels:
-    """Tells the label of a path.
+    """The rule that a path's folder is its label.
 
     Args:
         shared: leading folders that are no part of a label.

@@ -1,4 +1,4 @@
-"""Opens what a user names as a source: a folder, an archive, a table, a list, a pattern, a URL or an image file."""
+"""Open a user's source: a folder, an archive, a table, a list, a pattern, a URL or an image file."""
 
 import contextlib
 import os

@@ -27,7 +27,7 @@ def fixed_part(pattern: str) -> tuple[str, tuple[str, ...]]:
 
 
 def local_listing(root: str, parts: Sequence[str]) -> Listing:
-    """Return what lists the files that the parts of a pattern match below a folder, and all files in folders of that.
+    """Return a function that lists the files below a folder that a pattern matches.
 
     Folders that cannot hold a match are not looked into.
     """

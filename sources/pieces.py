@@ -1,4 +1,4 @@
-"""What a source can be taken apart into: pieces that are read apart from one another, by whoever gets them.
+"""Split a source into pieces that can be read independently, in other threads or processes.
 
 A piece is an iterable of records that can be sent to another process or machine, where its places must mean the same.
 Pieces come in the source's order, and cost little to make: what they stand for is read when they are iterated.

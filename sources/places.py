@@ -1,4 +1,4 @@
-"""Where bytes come from: a file of this machine, or a URL through fsspec."""
+"""Open the places that bytes come from: files of this machine, and URLs through fsspec."""
 
 import errno
 import io
@@ -27,12 +27,12 @@ class Place(Protocol):
 
     @property
     def name(self) -> str:
-        """See the class."""
+        """Last part of the path."""
         ...
 
     @property
     def shown(self) -> str:
-        """See the class."""
+        """Text for messages, without credentials."""
         ...
 
     def open(self) -> IO[bytes]:
@@ -44,7 +44,7 @@ class Place(Protocol):
         ...
 
     def beside(self, path: str) -> "Place":
-        """Return what a path means that stands in this file; raises InvalidArgumentError."""
+        """Return the place that a path in this file refers to; raises InvalidArgumentError."""
         ...
 
 
@@ -152,7 +152,7 @@ class RemotePlace:
         return ImageError(f"it has more than the {max_bytes:,} bytes it may have") if len(data) > max_bytes else data
 
     def beside(self, path: str) -> Place:
-        """Return what a URL, or a path relative to this one, means; never a file of this machine."""
+        """Return the place of a URL, or of a path relative to this one; never a file of this machine."""
         if is_url(path):
             return RemotePlace(path)
         if path.startswith("/") or ".." in path.split("/"):
@@ -163,7 +163,7 @@ class RemotePlace:
 
 
 class _Raw:
-    """Lets a file of fsspec stand below a BufferedReader, and turns what it raises into OSError."""
+    """An adapter of fsspec's files to BufferedReader that turns their exceptions into OSError."""
 
     closed = False
 

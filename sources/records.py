@@ -1,4 +1,4 @@
-"""What a source yields: one record per image or vector, good or bad, and the rules for names.
+"""The records of a source, one per image or vector, good or bad, and the rules for names.
 
 A key is what a collection knows an image by: its path below the source's root, with `/` between the parts, unless the
 source says otherwise.
@@ -58,7 +58,7 @@ class Record:
 
 
 class VectorInfo(NamedTuple):
-    """What a source says of its vectors: their number of components, and their embedding space ("" when unknown)."""
+    """The description of a source's vectors: number of components, and embedding space ("" when unknown)."""
 
     dim: int
     space: str
@@ -75,12 +75,12 @@ class Source(Protocol):
 
     @property
     def ignored(self) -> int:
-        """See the class."""
+        """Number of files that the last reading passed over."""
         ...
 
     @property
     def embedded(self) -> VectorInfo | None:
-        """See the class."""
+        """The description of its vectors; None when it holds images."""
         ...
 
     def __iter__(self) -> Iterator[Record]:

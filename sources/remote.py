@@ -1,4 +1,4 @@
-"""Lists the files behind a URL, for storage that can list: s3://, gs://, and what else of fsspec can."""
+"""List the files behind a URL, for storage that can list: s3://, gs:// and others of fsspec."""
 
 from collections.abc import Callable, Iterator
 
@@ -9,7 +9,7 @@ from imagekin.sources.records import Record, SourceError, record_of
 
 
 def remote_listing(url: str) -> tuple[Listing, Callable[[str], Place]]:
-    """Return what lists the files below a URL, or those that a pattern of it matches, and what tells where one is.
+    """Return a function that lists the files below a URL or pattern, and one that returns their places.
 
     Raises:
         InvalidArgumentError: the URL is of an unknown scheme.

@@ -1,4 +1,4 @@
-"""Makes a model artifact of an image encoder that was exported elsewhere: torchvision, timm, DINOv2, a CLIP tower.
+"""Make a model artifact of an image encoder that was exported elsewhere: torchvision, timm, DINOv2, a CLIP tower.
 
 The finished file is run on images beside the foreign model, which sees the same images one at a time and normalised by
 other code; only when both agree does the file get its name. Needs the onnx package.
@@ -35,7 +35,7 @@ _FIXED = "its batch size is fixed; export it with a dynamic one"
 
 @dataclass(frozen=True, slots=True)
 class PreprocessPreset:
-    """How a family of encoders wants its images.
+    """The preprocessing that a family of encoders expects.
 
     Attributes:
         mean: of each channel, red, green, blue, of pixels scaled to [0, 1].
@@ -63,7 +63,7 @@ PRESETS: dict[PresetName, PreprocessPreset] = {
 
 @dataclass(frozen=True, slots=True)
 class AdoptSettings:
-    """How a foreign encoder wants its images, and where its embedding is.
+    """Settings for adopting a foreign encoder: its preprocessing, and which output is the embedding.
 
     Attributes:
         mean: of each channel, red, green, blue, of pixels scaled to [0, 1].
@@ -97,7 +97,7 @@ class AdoptSettings:
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """What became of a foreign encoder.
+    """The result of adopting a foreign encoder.
 
     Attributes:
         model: the artifact.

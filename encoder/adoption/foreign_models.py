@@ -1,4 +1,4 @@
-"""Reads ONNX files that somebody else exported, believing nothing that they say.
+"""Read ONNX files from other exporters, which are not trusted.
 
 What comes back is one message that holds all its weights, has one image input, and uses only operators that ONNX
 Runtime brings. Weights kept in files beside the model are read from the model's own folder and from nowhere else.

@@ -1,4 +1,4 @@
-"""Puts a foreign image encoder between uint8 pixels and a unit-length embedding, as one ONNX graph.
+"""Wrap a foreign image encoder into one ONNX graph from uint8 pixels to a unit-length embedding.
 
 In front: transpose, cast and normalisation. Behind: pooling over tokens or places, cast, L2 norm. Every node added
 exists in the opset that the foreign graph is written in. Needs the onnx package.
@@ -170,7 +170,7 @@ def _add_end(build: "_Builder", source: str, rank: int, pool: Pool) -> None:
 
 
 class _Builder:
-    """Collects nodes and weights of an opset."""
+    """A builder of nodes and weights for one opset."""
 
     def __init__(self, opset: int) -> None:
         self.weights: list[onnx.TensorProto] = []

@@ -1,4 +1,4 @@
-"""Counts what a file is made of before Pillow makes an object of each piece.
+"""Count the parts of an image file before Pillow makes an object of each.
 
 Limits on bytes and pixels do not bound the time that Pillow spends on a file: it parses headers in Python, and a few
 bytes make a chunk, a strip or a number of its own. No real image comes near the counts refused here.

@@ -1,4 +1,4 @@
-"""Turns an image of any mode into plain 8-bit sRGB: bit depth, colour space, colour profile, transparency.
+"""Convert an image of any mode to plain 8-bit sRGB: bit depth, colour space, colour profile, transparency.
 
 Each rule follows from what the file declares, never from looking at neighbouring images, so one file always gives the
 same pixels. The exceptions are floating point and 32-bit integers, where no file says what white is.

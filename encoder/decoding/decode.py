@@ -71,7 +71,7 @@ _RESAMPLING = {
 
 @dataclass(frozen=True, slots=True)
 class DecodeLimits:
-    """What an image file may at most be; checked before it is decoded.
+    """Upper bounds of an image file, checked before it is decoded.
 
     Attributes:
         max_bytes: length of the file.

@@ -1,4 +1,4 @@
-"""Silences Pillow's warnings in the thread that decodes, and nowhere else.
+"""Silence Pillow's warnings in the thread that decodes, and nowhere else.
 
 Pillow warns about odd files, with texts that the file's author can vary without end. `warnings.catch_warnings` is no
 help: it swaps the filters of the whole process, so two threads that decode undo each other's work. Instead one filter
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class _DecodingHere:
-    """Stands in for the compiled regular expression of a warnings filter, of which only `match` is called."""
+    """A replacement of the compiled regular expression of a warnings filter, of which only `match` is called."""
 
     def __init__(self) -> None:
         self.local = threading.local()

@@ -1,4 +1,4 @@
-"""Runs a model on a GPU in batches of a few fixed sizes, its input and output in memory of their own.
+"""Run a model on a GPU in batches of a few fixed sizes, its input and output in memory of their own.
 
 A GPU chooses its kernels, and can record them as a CUDA graph, for one shape at a time. So a batch is filled up to the
 next of these sizes, each is run once before the first request, and input and output lie where they lay then. Nothing

@@ -1,4 +1,4 @@
-"""Runs a model artifact with ONNX Runtime: pixels in, embeddings out.
+"""Run a model artifact with ONNX Runtime: pixels in, embeddings out.
 
 An `Encoder` is opened once and shared by all threads. Opening it checks everything that can be checked without real
 images, a trial run included, so that a wrong file is refused at the start and not in the middle of the service.
@@ -38,7 +38,7 @@ _SILENT = 4  # ONNX Runtime's severity "fatal": its failures come as exceptions,
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What a model makes of N images.
+    """The outputs of a model for N images.
 
     Attributes:
         embeddings: float32 [N, D], unit length.
@@ -207,7 +207,7 @@ class Encoder:
 
 
 def cuda_options(*, graphs: bool = False) -> dict[str, str]:
-    """Return what ONNX Runtime's CUDA provider is told.
+    """Return the options of ONNX Runtime's CUDA provider.
 
     The default algorithm search runs anew for every batch size; the heuristic is as fast once warm. TF32 would keep 10
     bits of each factor: other embeddings than the CPU's, in the same space. Speed is what float16 is for.

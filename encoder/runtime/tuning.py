@@ -1,4 +1,4 @@
-"""How a model runs best on this machine: measured once, kept beside the model, used whenever it is served here.
+"""Measure the fastest way to run a model on this machine, and keep the result beside the model.
 
 Which number of inferences at one time, of threads for each and of images in a batch is best depends on the model and
 on the processor; no rule knows it. The file holds for the machine and the model file that it was measured with, and is
@@ -31,7 +31,7 @@ _ENDING = ".tuning.json"
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """How to run a model.
+    """The settings to run a model with.
 
     Attributes:
         sessions: inferences at one time.
@@ -61,7 +61,7 @@ class Measured:
 
 
 def default(device: str, usable: int) -> Tuning:
-    """Return what to do on a machine where nothing was measured: up to four threads an inference, all cores in use."""
+    """Return the settings for a machine without measurements: up to four threads an inference, all cores in use."""
     if device == "cuda":
         return Tuning(2, 1, 64)
     threads = 1 if usable <= 4 else 4
@@ -69,7 +69,7 @@ def default(device: str, usable: int) -> Tuning:
 
 
 def device_of(device: Device) -> str:
-    """Return what `auto` stands for here, before a model is opened."""
+    """Resolve the device `auto` for this machine, before a model is opened."""
     if device != "auto":
         return device
     return "cuda" if "CUDAExecutionProvider" in ort.get_available_providers() else "cpu"
@@ -209,5 +209,5 @@ def load(model: Path, device: str) -> Tuning | None:
 
 
 def _here(model: Path, device: str) -> dict[str, str | int]:
-    """Return what a tuning holds for."""
+    """Return the identity of model and machine that a tuning is valid for."""
     return {"model_bytes": model.stat().st_size, "device": device, "processor": processor(), "cores": cores()}

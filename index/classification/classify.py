@@ -1,4 +1,4 @@
-"""Names the class of a query from the labelled items: the votes of its nearest ones, or the nearest class mean."""
+"""Classify a query by the votes of its nearest labelled items, or by the nearest class mean."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ _BLOCK = 32_768
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClassSums:
-    """What class means are made of.
+    """The sums and counts from which class means are computed.
 
     Attributes:
         sums: float64 [C, D], sum of the class's embeddings; C counts all labels that ever occurred.

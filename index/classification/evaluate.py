@@ -1,4 +1,4 @@
-"""How well a collection classifies its own items, each left out in turn, and what makes its confidence honest.
+"""Measure how well a collection classifies its own items, each left out in turn, and calibrate its confidence.
 
 Every labelled item (or a sample of them) is classified by the others: neither itself nor an item of the same image file
 votes. From that come the accuracy, the temperature at which confidence tells how often an answer is right (least
@@ -30,7 +30,7 @@ _ROWS_AT_ONCE = 512
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Ballots:
-    """Who votes on each of n items: similarities, float64 [n, m] (-inf for nobody); codes, int64 [n, m]; truth [n]."""
+    """The voters of n items: similarities, float64 [n, m] (-inf for none); codes, int64 [n, m]; truth [n]."""
 
     similarities: NDArray[np.float64]
     codes: NDArray[np.int64]
@@ -147,7 +147,7 @@ def _ballots(snapshot: ColumnSnapshot, chosen: Slots, labelled: Slots, options: 
 
 
 class _Same:
-    """Which labelled slots are of the same image file."""
+    """The labelled slots grouped by image file."""
 
     def __init__(self, snapshot: ColumnSnapshot, labelled: Slots) -> None:
         self._hashes = snapshot.hashes

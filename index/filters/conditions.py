@@ -31,7 +31,7 @@ _INT64 = range(-(2**63), 2**63)
 
 
 class Operator(enum.Enum):
-    """How a field is tested. A field that an item lacks makes every test but NOT_EXISTS false."""
+    """The tests of a field. Every test but NOT_EXISTS is false for an item that lacks the field."""
 
     EQUAL = "="
     NOT_EQUAL = "!="

@@ -116,7 +116,7 @@ class _Token:
 
 
 class _Reader:
-    """Reads a condition by recursive descent, one token ahead."""
+    """A recursive-descent parser with one token of lookahead."""
 
     def __init__(self, text: str) -> None:
         self._text = text

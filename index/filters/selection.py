@@ -1,4 +1,4 @@
-"""Which slots of a snapshot meet a condition, and how often a field's values occur among them."""
+"""Select the slots of a snapshot that meet a condition, and count a field's values among them."""
 
 import sqlite3
 from collections.abc import Callable

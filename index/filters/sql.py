@@ -147,7 +147,7 @@ def _one(operator: Operator, other: Scalar, kind: str, value: str, names: list[s
 
 
 def _interleaved(names: list[str], uses: int, values: list[object]) -> list[object]:
-    """Return what to bind where a member is used `uses` times, each followed by its value if it has one."""
+    """Return the values to bind where a member is used `uses` times, each followed by its value if it has one."""
     bound: list[object] = []
     for use in range(uses):
         bound += [*names, *values[use : use + 1]]

@@ -1,4 +1,4 @@
-"""Turns image files into embeddings, piece by piece: reading, decoding and the model at work at the same time.
+"""Embed image files in batches, with reading, decoding and the model at work at the same time.
 
     read (one thread) ─▶ decode (many threads) ─▶ embed (a thread for each run of the model)
 
@@ -48,7 +48,7 @@ class EmbeddingModel(Protocol):
 
     @property
     def sessions(self) -> int:
-        """See the class."""
+        """Number of inferences that run at the same time."""
         ...
 
     def load_pixels(self, data: bytes, limits: DecodeLimits | None = None) -> NDArray[np.uint8]:
@@ -62,7 +62,7 @@ class EmbeddingModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EmbedSettings:
-    """How much is done at once.
+    """Settings of the embedding stage: threads, batches and memory.
 
     Attributes:
         batch_size: images that are being embedded, or are embedded and have not been dealt with, at most.

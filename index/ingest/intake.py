@@ -1,4 +1,4 @@
-"""Decides for each record of a source whether it has to be embedded and stored, by what is stored already."""
+"""Decide which records of a source have to be embedded and stored."""
 
 import hashlib
 import threading
@@ -45,7 +45,7 @@ class KnownMetadata(Protocol):
 
 
 class Sink(Protocol):
-    """Where items go: a collection here, or a client of a server. Its methods are called from two threads at once."""
+    """The destination of items: a local collection or a client of a server, called from two threads at once."""
 
     def content_hashes(self, keys: Sequence[str]) -> Mapping[str, bytes | None]:
         """Return the content hashes of those of the keys that exist."""
@@ -83,7 +83,7 @@ class New(NamedTuple):
 
 
 class Intake:
-    """Passes on what has to be stored, and counts the rest.
+    """A filter that passes on the records to store, and counts the rest.
 
     Args:
         sink: says what is stored.
@@ -172,7 +172,7 @@ class Intake:
 
 
 def content_hash(record: Record) -> bytes:
-    """Return what the source says is the SHA-256 of a record's content, else that of its image or vector."""
+    """Return the SHA-256 of a record's content that the source states, else that of its image or vector."""
     data = record.data
     assert not isinstance(data, ImagekinError)  # noqa: S101
     return record.content_hash or hashlib.sha256(data if isinstance(data, bytes) else data.tobytes()).digest()

@@ -1,4 +1,4 @@
-"""What a collection holds already, small enough to be sent to whoever has to leave it out."""
+"""Represent the items that a collection holds, small enough to be sent to the workers that skip them."""
 
 import hashlib
 from typing import TypeAlias
@@ -16,7 +16,7 @@ _PAGE = 1000
 
 
 def known_items(sink: Sink, on_conflict: Conflict) -> Digests:
-    """Return what need not be embedded: items by key and content or, where no other content replaces any, by key."""
+    """Return the items that need no embedding: by key and content or, where content is never replaced, by key."""
     found = bytearray()
     after = 0
     while page := sink.scroll(after, _PAGE):

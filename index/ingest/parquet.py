@@ -125,7 +125,7 @@ class ParquetItems:
             raise InvalidArgumentError(f"the Parquet file is damaged: {str(error).splitlines()[0][:200]}") from None
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
     def _items(self, batch: Any) -> list[VectorItem]:

@@ -1,4 +1,4 @@
-"""Embeds the images of a source and stores them: a pipeline that may be stopped, or killed, and run again.
+"""Embed and store the images of a source, in a pipeline that may be stopped, or killed, and run again.
 
     read and hash ─▶ leave out what is known ─▶ decode (many threads) ─▶ embed ─▶ store (durable, batch by batch)
 

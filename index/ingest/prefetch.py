@@ -1,4 +1,4 @@
-"""Runs a stage of a pipeline in a thread of its own, a bounded number of results ahead of whoever reads them."""
+"""Run a generator in its own thread, a bounded number of results ahead of its consumer."""
 
 import threading
 from collections import deque
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Prefetch(Generic[T]):
-    """Takes what a generator yields in its own thread.
+    """A generator that runs in its own thread.
 
     The generator's exception is raised here, after what it yielded before. Once abandoned, the generator is closed at
     its next result and there are no more; threads that wait on either side wake up.

@@ -1,4 +1,4 @@
-"""Reads, decodes and embeds the images of a source on the workers of a Ray cluster, by Ray Data.
+"""Read, decode and embed the images of a source on the workers of a Ray cluster, by Ray Data.
 
     list the source (here) ─▶ read, hash, leave out what is known, decode, embed (workers) ─▶ records of vectors (here)
 
@@ -249,14 +249,14 @@ class RayRecords:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What a worker needs to know, beside what lies in the object store."""
+    """The settings that are sent to a worker, apart from the objects in Ray's object store."""
 
     on_conflict: Conflict
     pace: EmbedSettings
 
 
 class _Worker:
-    """Reads and embeds chunks; lives in a process of its own."""
+    """A reader and embedder of chunks, in a process of its own."""
 
     def __init__(self, job: _Job, chunks: list[Any], open_model: Any, known: Any) -> None:
         self._job = job
@@ -343,7 +343,7 @@ def _check_reachable(address: str) -> None:
 
 
 def _translated(error: RayError) -> ImagekinError:
-    """Return what went wrong in one line; an error of ours that a worker raised stays what it is."""
+    """Return an error's cause in one line; an error of this project that a worker raised is returned unchanged."""
     cause: BaseException = error
     while isinstance(cause, RayError) and not isinstance(cause, RayActorError):
         within = cause.cause if isinstance(cause, RayTaskError) else cause.__cause__

@@ -1,4 +1,4 @@
-"""Counts what becomes of the records of a run."""
+"""Count the outcomes of a run's records."""
 
 import threading
 import time
@@ -24,7 +24,7 @@ class FailedRecord(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What a report table says of a record.
+    """The reason why a report table lists a record.
 
     Attributes:
         key: the record's.
@@ -40,7 +40,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class IndexReport:
-    """What became of the records of a run.
+    """The result of an indexing run: how many records were written, skipped, failed and deleted.
 
     Attributes:
         seen: records dealt with: `written`, `updated`, `skipped` and `failed_count` together.
@@ -103,7 +103,7 @@ class _Counts:
 
 
 class IngestTally:
-    """Counts from several threads, and tells the progress each time.
+    """The counts of a run, updated from several threads; each update is reported as progress.
 
     Args:
         total: how many records there are, None when unknown.
@@ -166,12 +166,12 @@ class IngestTally:
 
     @property
     def incomplete(self) -> bool:
-        """Whether part of the source could not be read."""
+        """True when part of the source could not be read."""
         with self._lock:
             return self._counts.incomplete > 0
 
     def report(self) -> IndexReport:
-        """Return what has been counted so far."""
+        """Return the counts so far."""
         with self._lock:
             counts = self._counts
             return IndexReport(

@@ -1,4 +1,4 @@
-"""Writes what a run found as a Parquet file: key, status and reason of each record that needs somebody's attention."""
+"""Write a run's findings as a Parquet file: key, status and reason of each record that needs attention."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Remembers the keys and contents of a run in bounded memory: what comes twice is noticed, and what came is known."""
+"""Find duplicate keys and contents within a run, in bounded memory."""
 
 import enum
 import hashlib
@@ -15,7 +15,7 @@ _AT_ONCE = 64
 
 
 class Seen(enum.Enum):
-    """What is known of a key."""
+    """The state of a key in this run."""
 
     NEW = 1
     SAME_CONTENT = 2
@@ -23,7 +23,7 @@ class Seen(enum.Enum):
 
 
 class Meeting(NamedTuple):
-    """What was known of a record when it was met: of its key, and the first key with its content if that is another."""
+    """The state of a record before this run came to it: of its key, and the first other key with its content."""
 
     seen: Seen
     first: str | None
@@ -84,7 +84,7 @@ class SeenKeys:
         return meetings
 
     def _held(self, table: str, rows: Sequence[tuple[bytes, Value]]) -> list[Value | None]:
-        """Return what a table held under each row's name before that row, None for nothing; then it holds them all."""
+        """Return each row's value in a table before that row (None for none), and store the new ones."""
         if not rows:
             return []
         names = [name for name, _ in rows]

@@ -83,7 +83,7 @@ class LocalCollection:
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
+        """True after `close`."""
         return self._store.closed
 
     def info(self) -> CollectionInfo:
@@ -280,7 +280,7 @@ class LocalCollection:
         return found
 
     def calibration(self, method: ClassifyMethod) -> Calibration | None:
-        """Return what classifications leave open, as `calibrate` saved it; None when it never did."""
+        """Return the defaults of classification that `calibrate` saved; None without any."""
         with self._store.reading() as (connection, _):
             return evaluation.read(connection, method)
 
@@ -316,7 +316,7 @@ class LocalCollection:
         self._store.compact()
 
     def close(self) -> None:
-        """Let go of the collection; it is safe to call this twice."""
+        """Close the collection; closing twice is safe."""
         self._store.close()
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What a store does by itself, on a thread of its own: seal, compact, and check what is sealed.
+"""Maintain a store on a background thread: seal segments, compact, keep indexes current, verify sealed files.
 
 The thread starts when there is something to do for it. Nothing that it does holds up a reader, and a writer only for
 the moment in which new columns take the place of old ones.
@@ -65,13 +65,13 @@ class MaintainedStore(Protocol):
         """Take note of what was sealed."""
 
     def use_index(self, approximate: Approximate, lineage: int) -> None:
-        """Let searches ask an index from now on."""
+        """Use an approximate index in searches from now on."""
 
     def use_resident(self, resident: Resident | None, lineage: int) -> None:
-        """Let searches look on a device from now on."""
+        """Use the vectors in a device's memory in searches from now on."""
 
     def use_codes(self, codes: Codes | None, lineage: int) -> None:
-        """Let searches go by codes of the vectors from now on."""
+        """Use codes of the vectors in searches from now on."""
 
     def replace_columns(self, fresh: Columns, since: int, lineage: int) -> bool:
         """Go on with other columns; False when the slots have been laid out anew meanwhile."""
@@ -81,7 +81,7 @@ class MaintainedStore(Protocol):
 
 
 class Maintenance:
-    """Keeps one store in order.
+    """Background maintenance of one store.
 
     Args:
         store: the store; a read-only one is checked, and never written.
@@ -104,7 +104,7 @@ class Maintenance:
 
     @property
     def is_checking(self) -> bool:
-        """Whether what was found sealed has not been checked yet."""
+        """True until the segments found at opening have been verified."""
         return self._unchecked is not None
 
     def consider(self, sequence: int) -> None:
@@ -292,7 +292,7 @@ class Maintenance:
         return "flat" if wanted == "auto" and on_device else kind_for(wanted, rows)
 
     def _keep_resident(self, stop: Callable[[], bool]) -> None:
-        """Let the device have what is sealed, when it is to be looked at row by row."""
+        """Copy the sealed vectors to the device, when it is to scan them."""
         with self._working:
             device = self._store.device
             snapshot, sealed, lineage = self._store.current()

@@ -122,7 +122,7 @@ class LocalStore:
 
     @property
     def closed(self) -> bool:
-        """Whether `close` was called."""
+        """True after `close`."""
         return self._closed
 
     @property
@@ -255,21 +255,21 @@ class LocalStore:
                 self.sealed = manifest
 
     def use_index(self, approximate: Approximate, lineage: int) -> None:
-        """Let searches ask an index from now on, unless the slots have been laid out anew since it was made."""
+        """Use an approximate index in searches from now on, unless the slots were renumbered since it was built."""
         with self._published:
             if lineage == self._lineage:
                 self._columns.approximate = approximate
                 self._show(self._state)
 
     def use_resident(self, resident: Resident | None, lineage: int) -> None:
-        """Let searches look on a device from now on, unless the slots have been laid out anew since it took them."""
+        """Use a device's vectors in searches from now on, unless the slots were renumbered since they were copied."""
         with self._published:
             if lineage == self._lineage:
                 self._columns.resident = resident
                 self._show(self._state)
 
     def use_codes(self, codes: Codes | None, lineage: int) -> None:
-        """Let searches go by codes of the vectors from now on, unless the slots have been laid out anew since."""
+        """Use codes of the vectors in searches from now on, unless the slots were renumbered since."""
         with self._published:
             if lineage == self._lineage:
                 self._columns.codes = codes

@@ -1,4 +1,4 @@
-"""Checks a collection from end to end, names what is damaged, and repairs what can be repaired.
+"""Check a whole collection, list damaged items, and repair what can be repaired.
 
 What is derived (segments, counters) is made again from the rows. A row whose vector is damaged gets it back from an
 intact segment when the row's checksum then agrees. What cannot be restored is named by its key, and taken out of the
@@ -107,7 +107,7 @@ class _Check:
     differs: bool = False
 
     def structure(self) -> None:
-        """Let SQLite check its pages and its index of keys."""
+        """Check the database's pages and its index of keys by SQLite."""
         for (line,) in self.connection.execute(f"PRAGMA integrity_check({_PROBLEMS})"):
             if line != "ok":
                 self.problems.append(" ".join(str(line).split()))
@@ -145,7 +145,7 @@ class _Check:
             self.problems.append(f"it should hold {self.state.count} items, it holds {found[0]}")
 
     def report(self) -> VerifyReport:
-        """Return what was found in the rows."""
+        """Return the problems found in the rows."""
         return VerifyReport(
             items=self.items,
             damaged=tuple(self.damaged.values()),

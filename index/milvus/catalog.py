@@ -143,7 +143,7 @@ class MilvusCatalog:
         raise _own_backup()
 
     def close(self) -> None:
-        """Let go of Milvus; it is safe to call this twice."""
+        """Close the connection to Milvus; closing twice is safe."""
         if not self._closed:
             self._closed = True
             self._connection.close()

@@ -14,7 +14,7 @@ _WRITER_BITS = 12
 
 
 class Clock:
-    """Gives sequence numbers; from any thread."""
+    """A source of sequence numbers, for any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

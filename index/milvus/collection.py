@@ -265,7 +265,7 @@ class MilvusCollection:
         yield from map(stored_item, self._rows.scan("", WHOLE, until))
 
     def close(self) -> None:
-        """Let go of the collection; it is safe to call this twice."""
+        """Close the collection; closing twice is safe."""
         self.closed = True
 
     def __enter__(self) -> Self:

@@ -33,7 +33,7 @@ _NO_INPUT = (5, 6, 1100)
 
 @dataclass(frozen=True, slots=True)
 class StoreAddress:
-    """Where collections are kept.
+    """The address of a store: a local folder or a Milvus server.
 
     Attributes:
         uri: what pymilvus connects to.
@@ -150,7 +150,7 @@ class MilvusConnection:
         )
 
     def close(self) -> None:
-        """Let go of the connection; the embedded engine of this process ends with it."""
+        """Close the connection; the embedded engine of this process ends with it."""
         self._client.close()
         if self.address.embedded:
             importlib.import_module("milvus_lite.server_manager").server_manager_instance.release_server(

@@ -152,7 +152,7 @@ def _finite(value: float) -> float:
 
 
 def _expression(condition: Condition, wanted: bool) -> str:
-    """Return what is true for the items for which the condition is as wanted."""
+    """Return an expression that is true for the items for which the condition is as wanted."""
     if isinstance(condition, Not):
         return _expression(condition.part, not wanted)
     if isinstance(condition, (AllOf, AnyOf)):

@@ -56,7 +56,7 @@ _FAISS: Any = faiss
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What an index file is.
+    """The description of an index file.
 
     Attributes:
         kind: `hnsw`, `ivf` or `pq`.
@@ -204,7 +204,7 @@ def build(
 
 
 def _parts(index: Any) -> tuple[Any, Coordinates | None]:
-    """Return what of FAISS's index searches, and the coordinates that it goes by; both live as long as the index."""
+    """Return FAISS's inner index and the coordinates that it uses; both live as long as the index."""
     if not isinstance(index, _FAISS.IndexPreTransform):
         return index, None
     transform = _FAISS.downcast_VectorTransform(index.chain.at(0))
@@ -325,7 +325,7 @@ def save(folder: Path, approximate: Approximate) -> Approximate:
 
 
 def describe(folder: Path) -> Description | None:
-    """Return what the index on disk is; None when there is none."""
+    """Read the description of the index on disk; None when there is none."""
     try:
         return Description(**json.loads((folder / "index-description").read_bytes()))
     except (OSError, ValueError, TypeError):

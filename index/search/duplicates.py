@@ -72,7 +72,7 @@ def _compare(snapshot: ColumnSnapshot, begin: int, rows: int, bound: float, pare
 
 
 def _roots(parents: NDArray[np.int64], slots: Slots) -> Slots:
-    """Return what the groups of slots go by."""
+    """Return the representative slot of each slot's group."""
     while True:
         slots, before = parents[slots], slots
         if np.array_equal(slots, before):

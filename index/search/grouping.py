@@ -1,4 +1,4 @@
-"""Searches that weigh neighbours against each other: at most so many of a group, and diverse ones."""
+"""Choose neighbours that depend on one another: at most some of each group, or diverse ones."""
 
 import numpy as np
 from numpy.typing import NDArray

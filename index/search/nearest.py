@@ -48,7 +48,7 @@ class NearestSlots:
 def neighbours(
     snapshot: ColumnSnapshot, queries: Vector, options: SearchOptions, mask: Mask | None = None
 ) -> list[NearestSlots]:
-    """Return what a search finds: `nearest`, less the excluded keys, cut at `k` and at `min_similarity`."""
+    """Return the neighbours of a search: `nearest`, less the excluded keys, cut at `k` and at `min_similarity`."""
     more = max((len(keys) for keys in options.exclude), default=0)
     if mask is None and len(queries) == 1 and snapshot.combiner is not None and len(snapshot) >= _COMBINED_FROM:
         answers = [snapshot.combiner.ask((snapshot, queries, options.k + more))]
@@ -229,7 +229,7 @@ def _by_approximation(
 def _proposed(
     snapshot: ColumnSnapshot, approximate: Proposer, queries: Vector, k: int, mask: Mask | None
 ) -> tuple[Slots, NDArray[np.float32]]:
-    """Return what an index proposes, int64 [N, m], and similarities, float32 [N, m], -inf where there is none."""
+    """Return the slots that an index proposes, int64 [N, m], and similarities, float32 [N, m], -inf for none."""
     bits = approximate.bits(snapshot, mask)
     slots = np.empty((len(queries), approximate.proposals(k)), np.int64)
     exact = np.empty(slots.shape, np.float32)

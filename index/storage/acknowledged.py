@@ -63,7 +63,7 @@ class Watermark:
         self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let go of the file; may be called twice."""
+        """Close the file; closing twice is safe."""
         if self._file is not None:
             os.close(self._file)
             self._file = None

@@ -58,7 +58,7 @@ class DeviceRows(Protocol):
 
     @property
     def failed(self) -> bool:
-        """Whether the device has failed and is of no use any more."""
+        """True once the device has failed and can no longer be used."""
 
     @property
     def rows(self) -> int:

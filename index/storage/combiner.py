@@ -1,4 +1,4 @@
-"""Lets single queries that come at the same time share one pass over the vectors.
+"""Batch concurrent calls of many threads into one.
 
 A query that finds nobody at work begins at once. Those that come meanwhile wait for a place, and whoever gets it takes
 all that wait along: many queries cost little more than one, because reading the vectors is what takes the time. Clients
@@ -32,7 +32,7 @@ class _Asked(Generic[Question, Answer]):
 
 
 class Combiner(Generic[Question, Answer]):
-    """Answers questions of many threads, those together that wait together.
+    """A function of many requests, called from many threads with one each.
 
     Args:
         work: answers some questions, in their order.

@@ -21,7 +21,7 @@ _Answer = tuple[Any, Exception | None]
 
 
 class Committer:
-    """Runs writes one transaction after the other, several to a transaction.
+    """The writer of a collection's database: runs writes in transactions, several to one.
 
     Args:
         connection: the writer's connection; the committer closes it.

@@ -1,4 +1,4 @@
-"""Brings a collection into columns: from its sealed segments and the rows since, or, without those, from every row.
+"""Load a collection into columns: from its sealed segments and the rows since or, without segments, from every row.
 
 Every row that is read from the database has its checksum checked. What the segments hold is not read: a few of their
 rows are compared with the database, so that segments of another history of the collection are not taken for its own.

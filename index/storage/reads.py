@@ -1,4 +1,4 @@
-"""Reads items from a collection's database; every row that is returned has passed its checksum."""
+"""Read items from a collection's database; every row that is returned has passed its checksum."""
 
 import json
 import sqlite3

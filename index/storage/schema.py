@@ -55,7 +55,7 @@ INSERT INTO state VALUES (1, 0, 0, 0, 0);
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What is pinned when a collection is made: embedding space, dimension, kind of index, time (s since the epoch)."""
+    """The description fixed at creation: embedding space, dimension, kind of index, time (s since the epoch)."""
 
     space: str
     dim: int
@@ -162,7 +162,7 @@ def disk_bytes(folder: Path) -> int:
 
 
 def read_identity(connection: sqlite3.Connection, collection: str) -> Identity:
-    """Return what the collection was made as.
+    """Read the description that the collection was created with.
 
     Raises:
         DataLossError: the file is not a collection's, or this part of it is damaged.

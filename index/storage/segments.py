@@ -57,7 +57,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What the files hold.
+    """The contents of the sealed files.
 
     Attributes:
         identity: checksum of the description of the collection that they were made from.

@@ -1,4 +1,4 @@
-"""What a write does to the database, inside a transaction that several writes may share.
+"""Apply writes to the database inside a transaction that several of them may share.
 
 Items are checked and encoded by the caller's thread (`prepare`), so that the one thread that writes has little left to
 do. Statements cover many rows at a time: each step of SQLite gives up the interpreter's lock, and getting it back from
@@ -119,7 +119,7 @@ def _vectors(items: list[VectorItem], dim: int) -> Vector:
 
 @dataclass(slots=True)
 class Changes:
-    """What a transaction did, for the columns in memory to follow once it is committed."""
+    """The changes of a transaction, to be applied to the columns in memory after its commit."""
 
     added: list[tuple[int, WriteBatch]] = field(default_factory=list)
     dead: list[int] = field(default_factory=list)
@@ -237,7 +237,7 @@ class Transaction:
 
 
 def outcomes(batch: WriteBatch, existed: list[bool]) -> tuple[Outcome, ...]:
-    """Return what became of each item as given: of equal keys the second one replaces the first."""
+    """Return the outcome of each item as given: of equal keys the second one replaces the first."""
     seen = {place for place, was_there in enumerate(existed) if was_there}
     results = []
     for place in batch.positions:

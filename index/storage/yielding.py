@@ -1,4 +1,4 @@
-"""Bulk work and background work let searches have the processor.
+"""Give searches priority over bulk writes and background work.
 
 A thread that becomes runnable while every processor is busy waits for the next tick of one of them, 4 ms on many a
 server: several times what a search takes. So while there are searches, bulk writes are worked on one after the other,
@@ -19,7 +19,7 @@ MOMENT = 0.1
 
 
 class Turns:
-    """What the threads that use one collection agree on; any number of them may use it."""
+    """The search priority of one collection; any number of threads may use it."""
 
     def __init__(self) -> None:
         self._until = 0.0
@@ -27,7 +27,7 @@ class Turns:
 
     @property
     def is_searched(self) -> bool:
-        """Whether there are searches now."""
+        """True while there are searches."""
         return time.monotonic() < self._until
 
     def note_search(self) -> None:
@@ -35,7 +35,7 @@ class Turns:
         self._until = time.monotonic() + MOMENT
 
     def give_way(self) -> None:
-        """Let a thread that waits for this processor go first, while there are searches."""
+        """Yield the processor to a waiting thread, while there are searches."""
         if not self.is_searched:
             return
         if hasattr(os, "sched_yield"):
@@ -44,5 +44,5 @@ class Turns:
             time.sleep(0)
 
     def of_write(self, items: int) -> contextlib.AbstractContextManager[object]:
-        """Return what a write of so many items is done within."""
+        """Return the context manager to run a write of so many items in."""
         return self._bulk if items >= BULK_FROM and self.is_searched else contextlib.nullcontext()

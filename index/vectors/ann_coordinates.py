@@ -33,7 +33,7 @@ _FAISS: Any = faiss
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Coordinates:
-    """How vectors become integers from -127 to 127.
+    """A quantiser of vectors to integers from -127 to 127.
 
     Attributes:
         transform: FAISS's linear transform to as many components as are kept, in units of one step.
@@ -43,7 +43,7 @@ class Coordinates:
 
     @property
     def width(self) -> int:
-        """How many integers stand for a vector."""
+        """Number of integers of a vector."""
         return int(self.transform.d_out)
 
     def of(self, vectors: Vector) -> Vector:

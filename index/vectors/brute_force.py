@@ -158,7 +158,7 @@ def _tournament(queries: Vector, vectors: Vector, products: Products, rows: Rows
 
 
 def best_of(queries: Vector, vectors: Vector, candidates: Rows, k: int) -> tuple[Products, Rows]:
-    """Return what `top_k` returns, when it is known to be among some rows of each query.
+    """Return the result of `top_k` when it is known to be among some rows of each query.
 
     Args:
         queries: float32 [N, D], C-contiguous.

@@ -1,4 +1,4 @@
-"""Scans codes for one query: the largest products and their rows, or every row above a bar, by FAISS."""
+"""Scan codes for one query with FAISS: the largest products and their rows, or every row above a threshold."""
 
 import contextlib
 import functools

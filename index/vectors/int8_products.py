@@ -31,7 +31,7 @@ _LENGTH = 64
 
 
 class IntegerProducts:
-    """Multiplies codes by weights; any number of threads may do so at once, each on the thread that calls.
+    """A multiplier of codes by weights, for any number of threads at once; each works on the calling thread.
 
     Attributes:
         most: weights between minus this and this are multiplied without an overflow; 0 when there is no such bound.
@@ -129,7 +129,7 @@ class PackedCodes:
 
 @functools.cache
 def integer_products() -> IntegerProducts | None:
-    """Return what multiplies integers; None where there is no ONNX Runtime, or it cannot be relied on."""
+    """Return a multiplier of integers; None without ONNX Runtime, or where its results are not exact."""
     try:
         products = IntegerProducts()
     except Exception as error:  # searches do without

@@ -232,7 +232,7 @@ def _together(picked: Sequence[_Picked]) -> _Picked:
 
 
 def _each(work: Callable[[Part], Done], parts: Sequence[Part], threads: int) -> list[Done]:
-    """Return what a function returns for each of some parts, of which every thread takes the next one.
+    """Apply a function to each of some parts, spread over threads, and return its results in order.
 
     Some blocks are longer than others, and some threads wait longer for a processor.
     """

@@ -1,4 +1,4 @@
-"""Projects vectors onto few components, which are looked at more quickly, with a bound for what is left out.
+"""Project vectors onto few components, which are faster to scan, with a bound for the error.
 
 Embeddings of an encoder hardly leave some dozens of directions of their space, and many lie about one mean. With an
 orthonormal basis B, whose first direction is that of the mean, and P = BBᵀ, Cauchy and Schwarz say that
@@ -198,7 +198,7 @@ def _precision(width: int, dim: int) -> float:
 
 
 def _cost(width: int, dim: int, candidates: NDArray[np.bool_]) -> float:
-    """Return what a search costs, in components a vector, if a sample's candidates [Q, m] are anything to go by."""
+    """Estimate the cost of a search, in components a vector, from a sample's candidates [Q, m]."""
     shares = candidates.mean(axis=1)
     after = np.where(shares > brute_force.CROWD, _PLAIN_COST * dim, shares * (_SCORING_COST * dim + _CANDIDATE_COST))
     return width + _ROW_COST + float(after.mean())

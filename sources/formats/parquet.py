@@ -34,7 +34,7 @@ _DAMAGE: tuple[type[Exception], ...] = (ImagekinError, OSError, pa.ArrowExceptio
 
 
 class _Columns(NamedTuple):
-    """Which columns of a file mean what; None when there is none."""
+    """The columns of a file by meaning; None for a column that it lacks."""
 
     data: str
     dim: int | None
@@ -87,7 +87,7 @@ class ParquetSource:
 
     @property
     def embedded(self) -> VectorInfo | None:
-        """What its vectors are like; None when it holds images, or cannot be read."""
+        """The description of its vectors; None when it holds images, or cannot be read."""
         return self._embedded
 
     def count(self) -> int | None:

@@ -1,4 +1,4 @@
-"""What stands beside an image of a WebDataset shard: its class (.cls), its payload (.json), its text (.txt)."""
+"""Read the members beside an image of a WebDataset shard: class (.cls), payload (.json), text (.txt)."""
 
 import json
 

@@ -16,7 +16,7 @@ PAYLOAD_COLUMN = "payload"
 
 
 class RowMetadata(NamedTuple):
-    """What a row says of an image beside its pixels."""
+    """The columns of a row beside its pixels."""
 
     label: str | None
     payload: Mapping[str, JSON] | None

@@ -171,7 +171,7 @@ class _Group:
 
     @property
     def full(self) -> bool:
-        """Whether it has as many members, or bytes, as may wait in memory."""
+        """True when it has as many members, or bytes, as may be buffered."""
         return len(self.images) + len(self.sidecars) >= _MAX_GROUP or (
             len(self.images) > 1 and sum(len(data) for _, data in self.images) > _MAX_GROUP_BYTES
         )
@@ -225,7 +225,7 @@ class _Member(tarfile.TarInfo):
 
 
 class _Gzip(gzip.GzipFile):
-    """Hands out what it has decompressed before it says that the rest is damaged."""
+    """A gzip file that returns everything decompressed so far before it raises for damage behind it."""
 
     def read(self, size: int | None = -1) -> bytes:
         """Read at most `size` bytes, possibly fewer; none at the end."""

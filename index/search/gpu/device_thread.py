@@ -1,4 +1,4 @@
-"""What looks through vectors in the processor's place: a device with its own memory, and the one thread that asks it.
+"""Search vectors in a device's memory, by way of the one thread that uses the device.
 
 A device is less than FAISS on a processor: one thread alone may call it, it finds at most so many neighbours, knows
 nothing of filters or dead slots, and its memory may run out. `imagekin.index.search.gpu.resident` makes good what it
@@ -78,7 +78,7 @@ class DeviceThread:
         self.most = self.submit(lambda: self.device.most).result()
 
     def submit(self, call: Callable[[], T]) -> "Future[T]":
-        """Let the thread call; the result is what it returned or raised.
+        """Run a function in the thread; the future has its result or its error.
 
         Raises:
             RuntimeError: the device was closed.
@@ -91,7 +91,7 @@ class DeviceThread:
         return future
 
     def let_go(self, held: list[Held]) -> None:
-        """Let the thread drop what the device holds, and empty the list; from anywhere, also once it is closed."""
+        """Free objects on the device in the thread, and empty the list; from any thread, even after closing."""
         self._calls.put((held.clear, Future()))
 
     def close(self) -> None:

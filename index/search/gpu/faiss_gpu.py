@@ -15,7 +15,7 @@ _MOST = 2048
 
 
 def is_built() -> bool:
-    """Say whether the installed FAISS can use GPUs at all."""
+    """Return True when the installed FAISS supports GPUs."""
     return hasattr(_FAISS, "StandardGpuResources")
 
 
