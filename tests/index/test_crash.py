@@ -41,14 +41,14 @@ FILL = textwrap.dedent(
     from imagekin.errors import ImagekinError
     from imagekin.index.local import maintenance
     from imagekin.index.local.catalog import Catalog
-    from imagekin.index.types import Item, SearchOptions
+    from imagekin.index.types import SearchOptions, VectorItem
     maintenance.SEAL_FROM = 500
     kept, failed, gone = [], 0, []
     with Catalog(Path(sys.argv[1])) as catalog:
         collection = catalog.create("shop", space="ik1-a", dim=32)
         for number in range(10_000):
             vectors = np.random.default_rng(number).standard_normal((50, 32)).astype(np.float32)
-            items = [Item(f"{number}-{n}", vector, str(number)) for n, vector in enumerate(vectors)]
+            items = [VectorItem(f"{number}-{n}", vector, str(number)) for n, vector in enumerate(vectors)]
             try:
                 collection.upsert(items)
                 kept += [item.key for item in items]
