@@ -1,7 +1,7 @@
-"""The values that go into a collection and come out of it.
+"""The values that a collection takes and returns.
 
-Vectors are float32 of shape [D]. They need not be of unit length on the way in (the collection normalises them) and are
-on the way out. Everything here is plain data: neither FAISS nor SQLite is imported.
+Vectors are float32 of shape [D]. Those given to a collection may have any length; those that it returns have unit
+length. Everything here is plain data: neither FAISS nor SQLite is imported.
 """
 
 import enum
@@ -18,13 +18,13 @@ MAX_K = 10_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VectorItem:
-    """One member of a collection.
+    """An item to be stored in a collection.
 
     Attributes:
         key: unique in its collection, 1 to 1,024 bytes of UTF-8 without control characters.
         vector: the embedding, float32 [D], finite and not all zero.
-        label: the class that the item is known to belong to, at most 1,024 bytes; None when unknown.
-        payload: a JSON object of the caller's own, at most 64 KiB as text; None when there is none.
+        label: the item's known class, at most 1,024 bytes; None when unknown.
+        payload: a JSON object of the caller's, at most 64 KiB as text; None for none.
         content_hash: SHA-256 of the image file (32 bytes), None when unknown.
     """
 
@@ -37,10 +37,10 @@ class VectorItem:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IndexedItem(VectorItem):
-    """An item as a collection holds it: its vector has unit length.
+    """An item as stored in a collection; its vector has unit length.
 
     Attributes:
-        sequence: the collection's sequence number at which the item was last written.
+        sequence: sequence number of the item's last write.
     """
 
     sequence: int = 0
@@ -52,7 +52,7 @@ class UpsertResult:
 
     Attributes:
         outcomes: one per item, in the order given.
-        sequence: a reader that sees this sequence number sees the items; 0 when there were none.
+        sequence: sequence number from which readers see the items; 0 when there were none.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -72,17 +72,17 @@ class SearchOptions:
 
     Attributes:
         k: neighbours per query, 1 to 10,000; fewer are returned only when fewer match. With `min_similarity`, and
-            neither groups nor diversity, up to 1,000,000: then everything so similar is found, exactly.
-        min_similarity: leaves out less similar neighbours, -1 to 1; None means no bound.
-        with_payload: fill in the neighbours' payloads.
-        with_vector: fill in the neighbours' vectors.
-        exclude: for each query the keys that its answer leaves out; empty when no query has any.
-        filter: only items that match are found; None means all.
-        group_by: at most `group_size` neighbours for each value of this field (`label` or `payload.` and a path), and
-            none that has no such value; empty means no grouping.
+            without groups and diversity, up to 1,000,000: the search is then an exact range search.
+        min_similarity: least similarity of a neighbour, -1 to 1; None for no bound.
+        with_payload: return the neighbours' payloads.
+        with_vector: return the neighbours' vectors.
+        exclude: for each query the keys to leave out of its neighbours; empty when no query has any.
+        filter: condition that the neighbours meet; None for all items.
+        group_by: return at most `group_size` neighbours for each value of this field (`label`, or `payload.` and a
+            path), and no items without a value; empty for no grouping.
         group_size: neighbours of one group, 1 to 100.
-        diversity: choose by maximal marginal relevance among the 10 × k (at least 100) nearest: 0 is only similarity,
-            1 only diversity. With it, k is at most 200.
+        diversity: weight of diversity when choosing by maximal marginal relevance among the 10 × k (at least 100)
+            nearest: 0 is similarity alone, 1 diversity alone. If it is not 0, k is at most 200.
     """
 
     k: int = 10
@@ -111,11 +111,11 @@ class ClassifyOptions:
         method: weighted kNN (Wu et al. 2018) or the nearest class mean.
         k: neighbours that vote, 1 to 10,000; only for kNN.
         temperature: softmax temperature, greater than 0.
-        min_similarity: answer "unknown" when the nearest labelled item or prototype is less similar; None means never.
-        min_confidence: answer "unknown" when the confidence is lower, 0 to 1.
+        min_similarity: return "unknown" when the nearest labelled item or prototype is less similar; None for never.
+        min_confidence: return "unknown" when the confidence is lower, 0 to 1.
         exclude_hashes: for each query the SHA-256 whose items do not vote, or None; empty when no query has any.
         exclude_keys: for each query the keys that do not vote; empty when no query has any.
-        filter: only items that match vote; None means all labelled items.
+        filter: condition that the voters meet; None for all labelled items.
     """
 
     method: ClassifyMethod = ClassifyMethod.KNN
@@ -133,10 +133,10 @@ class Calibration:
     """The defaults of a collection's classification, as measured by `calibrate`.
 
     Attributes:
-        temperature: softmax temperature at which confidence tells how often an answer is right.
+        temperature: softmax temperature at which confidence matches accuracy.
         min_similarity: a query is unknown when the nearest labelled item or prototype is less similar.
-        true_positive_rate: share of the collection's own items, each left out in turn, that this bound keeps.
-        sequence: the collection's sequence number when this was measured.
+        true_positive_rate: share of the collection's own items, each left out in turn, that `min_similarity` keeps.
+        sequence: the collection's sequence number at the time of the measurement.
     """
 
     temperature: float
@@ -153,7 +153,7 @@ class EvaluateOptions:
         InvalidArgumentError: a number is out of its bounds.
     """
 
-    method: ClassifyMethod = option(ClassifyMethod.KNN, "Where a class comes from.")
+    method: ClassifyMethod = option(ClassifyMethod.KNN, "Way to determine a class.")
     k: int = option(20, "Neighbours that vote; only for knn.", least=1, most=MAX_K)
     sample: int = option(10_000, "Labelled items to classify at most, drawn evenly.", least=2)
     true_positive_rate: float = option(0.95, "Share of known items to keep when rejecting.", least=0, most=1)
@@ -167,13 +167,13 @@ class Evaluation:
     """The accuracy of a collection on its own items, each left out in turn.
 
     Attributes:
-        items: how many were classified.
-        classes: how many classes the collection has.
-        accuracy: share of right answers, nothing rejected.
-        ece: expected calibration error in 15 bins; the temperature was fitted on other items than those it is of.
-        temperature: the calibrated softmax temperature, fitted on all of them.
-        min_similarity: similarity of the nearest labelled item that the stated share of the items reaches.
-        confusion: true class, answer (None for no vote) and how often, by true class, the most frequent answer first.
+        items: number of items classified.
+        classes: number of classes of the collection.
+        accuracy: share of right predictions, without rejection.
+        ece: expected calibration error in 15 bins, cross-validated: no item's temperature was fitted on that item.
+        temperature: the calibrated softmax temperature, fitted on all items.
+        min_similarity: the nearest labelled item's similarity that `true_positive_rate` of the items reach.
+        confusion: true class, predicted class (None for no vote) and count; by true class, largest count first.
     """
 
     items: int
@@ -187,13 +187,13 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """An item of a group.
+    """An item of a group of near-duplicates.
 
     Attributes:
         key: its key.
         label: its label, None when unknown.
-        similarity: to the group's first item; may be below the bound, when others lie between the two.
-        same_file: its content hash is that of an item before it in the group.
+        similarity: to the group's first item; may be below the threshold when they are linked by other items.
+        same_file: True when an earlier item of the group has the same content hash.
     """
 
     key: str
@@ -207,18 +207,18 @@ Group = tuple[Duplicate, ...]
 
 @dataclass(frozen=True, slots=True)
 class SnapshotInfo:
-    """A snapshot.
+    """The description of a snapshot.
 
     Attributes:
-        name: `COLLECTION/TIME-SEQUENCE`, below the data folder's `snapshots`.
-        collection: name of the collection that was copied.
+        name: `COLLECTION/TIME-SEQUENCE`, relative to the data folder's `snapshots`.
+        collection: name of the collection.
         space: id of the embedding space of its vectors.
         dim: number of components of its vectors.
         count: number of items.
-        sequence: sequence number of the last write that it holds.
-        disk_bytes: bytes that it takes on disk.
-        created_at: when it was taken, seconds since the epoch.
-        sha256: of the database file.
+        sequence: sequence number of the last write in it.
+        disk_bytes: size on disk.
+        created_at: time of creation, seconds since the epoch.
+        sha256: SHA-256 of the database file.
     """
 
     name: str
@@ -232,7 +232,7 @@ class SnapshotInfo:
     sha256: str
 
 
-# Called with how many rows were looked at.
+# Called with the number of rows checked so far.
 Progress = Callable[[int], None]
 
 
@@ -241,13 +241,13 @@ class VerifyReport:
     """The result of a verification.
 
     Attributes:
-        items: rows that were read and are intact (or were restored).
-        damaged: keys whose rows are damaged and cannot be restored; bytes that are no text are shown as `�`.
-        restored: keys whose vectors came back from a segment.
-        problems: what else is wrong with the database, one line each; the first 20.
+        items: number of rows that are intact (or were restored).
+        damaged: keys of rows that are damaged beyond repair; invalid UTF-8 is shown as `�`.
+        restored: keys of rows whose vectors were restored from a segment.
+        problems: other faults of the database, one line each; the first 20.
         segments: `intact`, `damaged` or `none`.
-        missing_writes: acknowledged writes that the database does not reach.
-        repaired: whether a repair was asked for, and what is damaged has been dealt with.
+        missing_writes: number of acknowledged writes that the database lacks.
+        repaired: True after a repair.
     """
 
     items: int = 0
@@ -265,4 +265,4 @@ class VerifyReport:
 
 
 class StoppedError(Exception):
-    """Work in the background was called off."""
+    """Background work was cancelled."""

@@ -115,8 +115,8 @@ class LocalCollection:
         Raises:
             InvalidArgumentError: an item cannot be stored; nothing is written.
         """
-        with self._store.turns.of_write(len(items)):
-            batch = transactions.prepare(items, self.dim, self._store.turns)
+        with self._store.priority.writing(len(items)):
+            batch = transactions.prepare(items, self.dim, self._store.priority)
             if not batch.rows:
                 return UpsertResult((), 0)
 
@@ -227,7 +227,7 @@ class LocalCollection:
             InvalidArgumentError: a query or an option is out of its range.
         """
         units = validation.search(queries, options, self.dim, validation.MAX_WITHIN)
-        self._store.turns.note_search()
+        self._store.priority.note_search()
         if options.filter is None and not (options.with_payload or options.group_by or options.diversity):
             snapshot = self._store.snapshot()
             found = _found(snapshot, units, options)
@@ -250,7 +250,7 @@ class LocalCollection:
             InvalidArgumentError: a query or an option is out of its range.
         """
         units = validation.classification(queries, options, self.dim)
-        self._store.turns.note_search()
+        self._store.priority.note_search()
         snapshot, mask, excluded = self._left_out(options, len(units))
         if options.method is ClassifyMethod.KNN:
             return by_votes(snapshot, units, options, mask, excluded)

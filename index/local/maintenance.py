@@ -19,7 +19,7 @@ from imagekin.index.search.gpu.resident import RESIDENT_FROM, Resident, extended
 from imagekin.index.storage.columns import Columns, ColumnSnapshot
 from imagekin.index.storage.schema import Identity
 from imagekin.index.storage.segments import Manifest, Segments
-from imagekin.index.storage.yielding import Turns
+from imagekin.index.storage.search_priority import SearchPriority
 from imagekin.index.types import StoppedError
 from imagekin.index.vectors.codes import Codes, coded, like, packed, shortened
 from imagekin.index.vectors.int8_products import integer_products
@@ -50,7 +50,7 @@ class MaintainedStore(Protocol):
     name: str
     read_only: bool
     device: DeviceThread | None
-    turns: Turns
+    priority: SearchPriority
     identity: Identity
     segments: Segments
     sealed: Manifest | None
@@ -244,7 +244,7 @@ class Maintenance:
             # Rows that were damaged on disk must not be copied into columns that pass for whole.
             self._scrub(self._is_stopped)
             snapshot, _, lineage = self._store.current()
-            fresh = Columns.of_live(snapshot, self._store.turns)
+            fresh = Columns.of_live(snapshot, self._store.priority)
             # Searches go on as quickly with the new ones.
             fresh.codes = self._coded(replace(fresh.snapshot(snapshot.sequence), codes=None), self._never).codes
             if fresh.codes is not None and snapshot.codes is not None:
@@ -327,12 +327,12 @@ class Maintenance:
 
     def _is_stopped(self) -> bool:
         """Give way to searches, then say whether to stop: asked between two pieces of work."""
-        self._store.turns.give_way()
+        self._store.priority.yield_processor()
         return self._stop.is_set()
 
     def _never(self) -> bool:
         """Give way to searches, and go on."""
-        self._store.turns.give_way()
+        self._store.priority.yield_processor()
         return False
 
     def _paced(self) -> Callable[[], bool]:

@@ -30,7 +30,7 @@ from imagekin.index.storage.loading import load, load_sealed, load_since
 from imagekin.index.storage.schema import State, read_identity, read_state, translated
 from imagekin.index.storage.segments import Manifest, Segments
 from imagekin.index.storage.transactions import Changes, Transaction
-from imagekin.index.storage.yielding import Turns
+from imagekin.index.storage.search_priority import SearchPriority
 from imagekin.index.vectors.brute_force import THREADS
 from imagekin.index.vectors.codes import Codes
 from imagekin.machine import cores
@@ -66,7 +66,7 @@ class LocalStore:
     def __init__(self, folder: Path, name: str, *, read_only: bool, device: DeviceThread | None = None) -> None:
         self.name = name
         self.device = device
-        self.turns = Turns()
+        self.priority = SearchPriority()
         self.read_only = read_only
         self._path = folder / DATABASE
         if not folder.is_dir():
@@ -113,7 +113,7 @@ class LocalStore:
                     state,
                     reserve=self._reserve,
                     publish=self._publish,
-                    turns=self.turns,
+                    priority=self.priority,
                     collection=name,
                 )
             undo.pop_all()
@@ -280,12 +280,12 @@ class LocalStore:
         snapshot, _, now = self.current()
         if lineage != now:
             return False
-        fresh.catch_up(snapshot, since, self.turns)
+        fresh.catch_up(snapshot, since, self.priority)
         with self._published:
             if lineage != self._lineage:
                 return False
             # What little came meanwhile; the rest was caught up with while writers went on.
-            fresh.catch_up(self._columns.snapshot(self._state.sequence), snapshot.sequence, self.turns)
+            fresh.catch_up(self._columns.snapshot(self._state.sequence), snapshot.sequence, self.priority)
             self._lay_out(fresh)
             self._show(self._state)
             return True
@@ -353,7 +353,7 @@ class LocalStore:
     def _compact(self, state: State) -> None:
         # Not before what was found sealed has been checked: damaged rows must not be copied and pass for whole.
         if self._columns.size < COMPACT_APART_FROM and self.wants_compaction() and not self._maintenance.is_checking:
-            self._lay_out(Columns.of_live(self._columns.snapshot(state.sequence), self.turns))
+            self._lay_out(Columns.of_live(self._columns.snapshot(state.sequence), self.priority))
 
     def _lay_out(self, columns: Columns, sealed: Manifest | None = None) -> None:
         columns.combiner = self._combiner

@@ -31,7 +31,7 @@ from imagekin.index.search.grouping import diverse, pool_size
 from imagekin.index.search.nearest import NearestSlots
 from imagekin.index.storage import transactions, updates
 from imagekin.index.storage.columns import Columns, ColumnSnapshot
-from imagekin.index.storage.yielding import Turns
+from imagekin.index.storage.search_priority import SearchPriority
 from imagekin.index.types import (
     Calibration,
     ClassifyMethod,
@@ -117,7 +117,7 @@ class MilvusCollection:
         Raises:
             InvalidArgumentError: an item cannot be stored; nothing is written.
         """
-        batch = transactions.prepare(items, self.dim, Turns())
+        batch = transactions.prepare(items, self.dim, SearchPriority())
         if not batch.rows:
             return UpsertResult((), 0)
         known = self._rows.by_key([row.key for row in batch.rows], ["sequence"])

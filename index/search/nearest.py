@@ -51,7 +51,7 @@ def neighbours(
     """Return the neighbours of a search: `nearest`, less the excluded keys, cut at `k` and at `min_similarity`."""
     more = max((len(keys) for keys in options.exclude), default=0)
     if mask is None and len(queries) == 1 and snapshot.combiner is not None and len(snapshot) >= _COMBINED_FROM:
-        answers = [snapshot.combiner.ask((snapshot, queries, options.k + more))]
+        answers = [snapshot.combiner.call((snapshot, queries, options.k + more))]
     else:
         answers = nearest(snapshot, queries, options.k + more, mask)
     return [cut(found, options.min_similarity) for found in excluding(snapshot, answers, options)]

@@ -1,8 +1,8 @@
-"""The last acknowledged sequence number, kept outside the database's log.
+"""The last acknowledged sequence number, kept outside the database's write-ahead log.
 
-A log that was cut off and one with a damaged frame look alike to SQLite: it ends where the first frame fails. The first
-is what a killed process leaves; the second loses acknowledged writes, which this number tells. It is written after the
-commit is on disk and is not itself forced there: it may be behind the database, never ahead of it.
+SQLite ends a log at its first invalid frame, and cannot tell a log that a killed process left unfinished from one with
+a damaged frame. In the second case acknowledged writes are lost, which this number detects. It is written after the
+commit is on disk, without fsync: it may be behind the database, but never ahead of it.
 """
 
 import os
@@ -17,7 +17,7 @@ _NUMBER = struct.Struct("<QI")
 
 
 class Watermark:
-    """The number of one collection.
+    """The file that holds the number of one collection.
 
     Args:
         folder: the collection's folder.
@@ -33,7 +33,7 @@ class Watermark:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
     def read(self) -> int:
-        """Return the number; 0 when it is not known."""
+        """Return the number; 0 when it is unknown."""
         try:
             number, checksum = _NUMBER.unpack(self._path.read_bytes())
         except (OSError, struct.error):
@@ -41,9 +41,9 @@ class Watermark:
         return int(number) if checksum == _checksum(number) else 0
 
     def check(self, sequence: int) -> None:
-        """Raise DataLossError unless the database reaches as far as what was acknowledged."""
+        """Raise DataLossError when the database, at `sequence`, lacks acknowledged writes."""
         number = self.read()
-        # A reader's transaction may begin before the writer's latest commit; only the writer can tell.
+        # A reader's transaction may begin before the writer's latest commit, so only the writer can check.
         if self._file is not None and number > sequence:
             raise DataLossError(
                 f"collection {self._collection!r} is damaged: its writes {sequence + 1} to {number} were acknowledged"
@@ -51,7 +51,7 @@ class Watermark:
             )
 
     def write(self, sequence: int) -> None:
-        """Note that everything up to `sequence` was acknowledged; a disk that refuses is no reason to fail a write."""
+        """Record that all writes up to `sequence` were acknowledged; errors of the disk are ignored."""
         if self._file is not None:
             try:
                 os.pwrite(self._file, _NUMBER.pack(sequence, _checksum(sequence)), 0)
@@ -59,7 +59,7 @@ class Watermark:
                 return
 
     def forget(self) -> None:
-        """Go on without what is missing."""
+        """Remove the file, which accepts the loss of missing writes."""
         self._path.unlink(missing_ok=True)
 
     def close(self) -> None:

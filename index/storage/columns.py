@@ -1,8 +1,8 @@
-"""The items in memory: growing columns, one slot an item, and the immutable snapshots that readers hold.
+"""The items in memory: growing columns with one slot an item, and the immutable snapshots that readers hold.
 
-Slots are in the order of their sequence numbers and never change, but for one thing: `died`, the sequence number at
-which the slot's item was replaced or deleted. A snapshot of sequence number S sees the slots written up to S that did
-not die up to S, so a writer can go on appending to, and marking, the very arrays that readers are looking at.
+Slots are in the order of their sequence numbers. Only one thing about a slot ever changes: `died`, the sequence number
+at which its item was replaced or deleted. A snapshot of sequence number S sees the slots that were written up to S and
+did not die up to S, so a writer may append to, and mark, the same arrays that readers use.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagekin.index.storage.combiner import Combiner
-from imagekin.index.storage.yielding import Turns
+from imagekin.index.storage.search_priority import SearchPriority
 from imagekin.index.vectors.codes import Codes
 from imagekin.types import Vector
 
@@ -29,11 +29,11 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 class Proposer(Protocol):
-    """An approximate index over the first slots, as `index.search.ann` makes them; columns only carry it along."""
+    """An approximate index over the first slots, as built by `index.search.ann`; columns only hold a reference."""
 
     @property
     def rows(self) -> int:
-        """It holds the slots below this one."""
+        """Number of slots that it holds, from the first on."""
 
     @property
     def kind(self) -> str:
@@ -41,7 +41,7 @@ class Proposer(Protocol):
 
     @property
     def recall(self) -> float:
-        """Share of the true neighbours that it finds, as measured."""
+        """Measured share of the true neighbours that it finds."""
 
     def proposals(self, k: int) -> int:
         """Return how many slots are proposed for `k` neighbours."""
@@ -54,7 +54,7 @@ class Proposer(Protocol):
 
 
 class DeviceRows(Protocol):
-    """The first slots in a device's memory, as `index.search.gpu.resident` holds them; columns only carry it along."""
+    """The first slots in a device's memory, as in `index.search.gpu.resident`; columns only hold a reference."""
 
     @property
     def failed(self) -> bool:
@@ -62,7 +62,7 @@ class DeviceRows(Protocol):
 
     @property
     def rows(self) -> int:
-        """It holds the slots below this one."""
+        """Number of slots that it holds, from the first on."""
 
     @property
     def most(self) -> int:
@@ -80,19 +80,19 @@ class ColumnSnapshot:
         vectors: float32 [n, D], the slots' embeddings.
         sequences: int64 [n], ascending.
         died: int64 [n], sequence number of the slot's death, ALIVE for none.
-        labels: int32 [n], position in `label_names`, or UNLABELLED.
+        labels: int32 [n], index into `label_names`, or UNLABELLED.
         hashes: uint64 [n], short form of the content hash (`short_hash`), 0 for none.
         key_ends: int64 [n], where each key ends in `key_bytes` (it begins where the one before ends).
         key_bytes: uint8, all keys in UTF-8.
-        label_names: every label that occurred.
-        sequence: what the snapshot is as of.
-        floor: sequence numbers below it cannot be looked back to: what died before was dropped.
+        label_names: every label that ever occurred.
+        sequence: sequence number of the snapshot.
+        floor: the earliest sequence number that `at` accepts; slots that died before it have been dropped.
         live: number of slots that this snapshot sees.
         labelled: how many of those have a label.
-        combiner: lets single searches of all threads come together; None when they do not.
-        approximate: what proposes neighbours among the first slots; None when every slot is looked at.
-        resident: the first slots on a device that looks at every one of them; None when the processor does.
-        codes: 8-bit codes of the first slots (maybe of later ones, too), by which they are looked at more quickly.
+        combiner: batches the single searches of all threads; None when they are not batched.
+        approximate: an index that proposes neighbours among the first slots; None when search is exhaustive.
+        resident: the first slots in the memory of a device that scans them; None when the processor does.
+        codes: 8-bit codes of the first slots (and maybe of later ones), which make scanning faster.
     """
 
     vectors: Vector
@@ -144,11 +144,11 @@ class ColumnSnapshot:
         return None if code == UNLABELLED else self.label_names[code]
 
     def slots_of(self, sequences: NDArray[np.int64]) -> Slots:
-        """Return the slots of those of `sequences` that the columns hold."""
+        """Return the slots of the given sequence numbers; those that have no slot are left out."""
         return np.searchsorted(self.sequences, sequences[self.holds(sequences)])
 
     def holds(self, sequences: NDArray[np.int64]) -> Mask:
-        """Return which of the sequence numbers are a slot's."""
+        """Return which of the sequence numbers have a slot, bool [n]."""
         if not len(self):
             return np.zeros(len(sequences), np.bool_)
         slots = np.minimum(np.searchsorted(self.sequences, sequences), len(self) - 1)
@@ -156,7 +156,7 @@ class ColumnSnapshot:
         return held
 
     def keys_utf8(self, slots: Slots) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Return the keys of slots, one after the other in UTF-8, and the length of each in bytes."""
+        """Return the keys of slots, concatenated in UTF-8, and the length of each in bytes."""
         ends = self.key_ends[slots]
         begins = np.where(slots > 0, self.key_ends[slots - 1], 0)
         lengths = ends - begins
@@ -164,7 +164,7 @@ class ColumnSnapshot:
         return self.key_bytes[places], lengths
 
     def at(self, sequence: int) -> "ColumnSnapshot":
-        """Return the collection as of an earlier sequence number, at least `floor`."""
+        """Return the snapshot of an earlier sequence number, at least `floor`."""
         if sequence == self.sequence:
             return self
         end = int(np.searchsorted(self.sequences, sequence, side="right"))
@@ -190,7 +190,7 @@ class ColumnSnapshot:
 
 
 class Columns:
-    """The growing columns. One thread at a time may change them; snapshots are for any thread."""
+    """The growing columns. One thread at a time may change them; any thread may use snapshots."""
 
     def __init__(self, dim: int, capacity: int = 0, label_names: Sequence[str] = ()) -> None:
         size = max(capacity, _FIRST_CAPACITY)
@@ -231,9 +231,9 @@ class Columns:
         labelled: int,
         codes: Codes | None = None,
     ) -> "Columns":
-        """Return columns over arrays that hold `rows` rows already, as of `sequence`, of which the slots `dead` died.
+        """Make columns of arrays that already hold `rows` rows, as of `sequence`, of which the slots `dead` are dead.
 
-        The arrays become the columns' own; what they hold after the first `rows` rows is room to grow.
+        The columns take over the arrays; what follows the first `rows` rows is spare capacity.
         """
         columns = cls(vectors.shape[1], 0, label_names)
         columns._size, columns._key_size, columns._floor = rows, key_size, sequence
@@ -248,9 +248,9 @@ class Columns:
         return columns
 
     def reserve(self, items: int, key_bytes: int) -> None:
-        """Make room, so that the next `append` of as much cannot fail for want of memory."""
+        """Allocate room, so that the next `append` of as much cannot run out of memory."""
         if self._size + items > len(self._sequences):
-            # Twice as large: pages that are not yet touched take no memory.
+            # Doubling costs little: pages that were never written take no memory.
             capacity = max(2 * len(self._sequences), self._size + items)
             self._vectors = _grown(self._vectors, self._size, capacity)
             self._sequences = _grown(self._sequences, self._size, capacity)
@@ -270,7 +270,7 @@ class Columns:
         hashes: list[bytes | None],
         vectors: Vector,
     ) -> None:
-        """Append items with ascending sequence numbers above all there are; snapshots do not see them yet."""
+        """Append items with ascending sequence numbers, above all present ones; existing snapshots do not see them."""
         text = b"".join(keys)
         self.reserve(len(keys), len(text))
         new = slice(self._size, self._size + len(keys))
@@ -293,15 +293,15 @@ class Columns:
         self._labelled -= int(np.count_nonzero(self._labels[slots] != UNLABELLED))
 
     def holds(self, sequences: NDArray[np.int64]) -> Mask:
-        """Return which of the sequence numbers are a slot's."""
+        """Return which of the sequence numbers have a slot, bool [n]."""
         return self.snapshot(0).holds(sequences)
 
     def forget_before(self, sequence: int) -> None:
-        """Declare that what died before `sequence` is not here, so that no snapshot looks back beyond it."""
+        """Set the earliest sequence number for snapshots, because slots that died before it are missing."""
         self._floor = sequence
 
     def snapshot(self, sequence: int) -> ColumnSnapshot:
-        """Return the items as of `sequence`, the last one appended or killed."""
+        """Return the snapshot of `sequence`, the latest one appended or killed."""
         size = self._size
         return ColumnSnapshot(
             vectors=self._vectors[:size],
@@ -338,29 +338,29 @@ class Columns:
         return self._size
 
     @classmethod
-    def of_live(cls, view: ColumnSnapshot, turns: Turns) -> "Columns":
-        """Return columns of what a snapshot sees; to be brought up to a later one with `catch_up`."""
+    def of_live(cls, view: ColumnSnapshot, priority: SearchPriority) -> "Columns":
+        """Copy the live slots of a snapshot into new columns; `catch_up` adds what is written later."""
         live = np.flatnonzero(view.alive())
-        fresh = cls(view.vectors.shape[1], len(live), view.label_names)  # the same codes: who knows them goes on
+        fresh = cls(view.vectors.shape[1], len(live), view.label_names)  # the labels keep their codes
         fresh.forget_before(view.sequence)
-        fresh._copy(view, live, turns)
+        fresh._copy(view, live, priority)
         return fresh
 
-    def catch_up(self, view: ColumnSnapshot, since: int, turns: Turns) -> None:
-        """Take over what was written up to a snapshot of other columns after `since`, which these are as of."""
-        self._copy(view, np.arange(np.searchsorted(view.sequences, since, side="right"), len(view)), turns)
+    def catch_up(self, view: ColumnSnapshot, since: int, priority: SearchPriority) -> None:
+        """Copy the writes after `since`, the sequence number of these columns, from a snapshot of other columns."""
+        self._copy(view, np.arange(np.searchsorted(view.sequences, since, side="right"), len(view)), priority)
         died = np.flatnonzero((view.died > since) & (view.died <= view.sequence))
         self.kill(view.sequences[died], view.died[died])
 
-    def _copy(self, view: ColumnSnapshot, slots: Slots, turns: Turns) -> None:
-        """Append slots of other columns, as live ones."""
+    def _copy(self, view: ColumnSnapshot, slots: Slots, priority: SearchPriority) -> None:
+        """Append slots of other columns as live ones."""
         codes = np.array([self._label_code(name) for name in list(view.label_names)] + [UNLABELLED], np.int32)
         for begin in range(0, len(slots), _COPIED_AT_ONCE):
             self._copy_some(view, slots[begin : begin + _COPIED_AT_ONCE], codes)
-            turns.give_way()
+            priority.yield_processor()
 
     def _copy_some(self, view: ColumnSnapshot, slots: Slots, codes: NDArray[np.int32]) -> None:
-        """Append slots of other columns, whose labels have other codes here."""
+        """Append slots of other columns; `codes` maps their label codes to the codes here."""
         text, lengths = view.keys_utf8(slots)
         self.reserve(len(slots), len(text))
         new = slice(self._size, self._size + len(slots))
@@ -386,7 +386,7 @@ class Columns:
 
 
 def short_hash(value: bytes | None) -> int:
-    """Return eight bytes that stand for a content hash in memory, 0 for none."""
+    """Return a content hash shortened to 64 bits, as it is kept in memory; 0 for none."""
     return int.from_bytes(hashlib.blake2b(value, digest_size=8).digest(), "big") if value else 0
 
 

@@ -1,4 +1,4 @@
-"""Group commit: a write that finds nobody writing commits in its own thread; what comes meanwhile shares the next."""
+"""Group commit: writes that arrive while another one is being committed share the next transaction."""
 
 import sqlite3
 import threading
@@ -9,14 +9,14 @@ from imagekin.errors import FailedPreconditionError, ImagekinError, UnavailableE
 from imagekin.index.storage.combiner import Combiner
 from imagekin.index.storage.schema import State, as_imagekin
 from imagekin.index.storage.transactions import Changes, Transaction
-from imagekin.index.storage.yielding import Turns
+from imagekin.index.storage.search_priority import SearchPriority
 
 T = TypeVar("T")
-# Bounds what one failure takes with it, and how long the first of many waits for the last.
+# Bounds the writes that a failed commit takes with it, and how long the first of a batch waits for the last.
 MAX_SHARED = 256
 
 _Write = Callable[[Transaction], Any]
-# What a write returned, or what it raised.
+# The value that a write returned, and the exception that it raised.
 _Answer = tuple[Any, Exception | None]
 
 
@@ -26,9 +26,9 @@ class Committer:
     Args:
         connection: the writer's connection; the committer closes it.
         state: the counters as the database holds them.
-        reserve: called with a transaction's changes before it is committed; may fail (want of memory).
+        reserve: called with a transaction's changes before it is committed; may raise MemoryError.
         publish: called with the changes and the new counters once they are on disk, before the writes return.
-        turns: asked in between to give way to searches.
+        priority: asked to yield to searches between two steps.
         collection: the collection's name, for messages.
     """
 
@@ -39,16 +39,16 @@ class Committer:
         *,
         reserve: Callable[[Changes], None],
         publish: Callable[[Changes, State], None],
-        turns: Turns,
+        priority: SearchPriority,
         collection: str,
     ) -> None:
         self._connection = connection
         self._state = state
         self._reserve = reserve
         self._publish = publish
-        self._turns = turns
+        self._priority = priority
         self._collection = collection
-        self._combiner: Combiner[_Write, _Answer] = Combiner(self._commit, most=MAX_SHARED)
+        self._combiner: Combiner[_Write, _Answer] = Combiner(self._commit, max_batch=MAX_SHARED)
         self._left = threading.Condition()
         self._inside = 0
         self._closed = False
@@ -56,20 +56,20 @@ class Committer:
 
     @property
     def state(self) -> State:
-        """The counters as of the last commit."""
+        """Counters as of the last commit."""
         return self._state
 
     def run(self, write: Callable[[Transaction], T]) -> T:
-        """Run `write` in a transaction, return what it returned once that is on disk.
+        """Run `write` in a transaction, and return its value once the transaction is on disk.
 
-        A write that raises is undone alone; those that shared its transaction are not touched.
+        A write that raises is rolled back by itself; the others of its transaction are unaffected.
         """
         with self._left:
             if self._closed:
                 raise FailedPreconditionError(f"collection {self._collection!r} is closed")
             self._inside += 1
         try:
-            value, refusal = self._combiner.ask(write)
+            value, refusal = self._combiner.call(write)
         finally:
             with self._left:
                 self._inside -= 1
@@ -80,7 +80,7 @@ class Committer:
         return answer
 
     def close(self) -> None:
-        """Finish what is waiting, then let go of the database."""
+        """Finish the waiting writes, then close the database."""
         with self._left:
             self._closed = True
             self._left.wait_for(lambda: not self._inside)
@@ -100,8 +100,8 @@ class Committer:
 
     def _write(self, shared: Sequence[_Write]) -> list[_Answer]:
         self._connection.execute("BEGIN IMMEDIATE")
-        transaction = Transaction(self._connection, self._state, self._turns)
-        # What fails alone takes its transaction with it.
+        transaction = Transaction(self._connection, self._state, self._priority)
+        # A single write needs no savepoint: when it fails, the whole transaction is rolled back.
         attempt = _attempt if len(shared) > 1 else _alone
         answers = [attempt(transaction, write) for write in shared]
         transaction.store_state()
@@ -113,7 +113,7 @@ class Committer:
         except sqlite3.Error:
             raise
         except BaseException:
-            # On disk, but not in memory: a further write would build on what memory does not know.
+            # It is on disk, but not in memory: another write would work with stale counters.
             self._failure = UnavailableError(f"collection {self._collection!r} must be opened again")
             raise
         return answers

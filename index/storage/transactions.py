@@ -15,7 +15,7 @@ import numpy as np
 from imagekin.errors import InvalidArgumentError
 from imagekin.index import validation
 from imagekin.index.storage.schema import State, payload_checksum, row_checksum
-from imagekin.index.storage.yielding import Turns
+from imagekin.index.storage.search_priority import SearchPriority
 from imagekin.index.types import VectorItem
 from imagekin.types import Outcome, Vector
 
@@ -53,7 +53,7 @@ class WriteBatch:
     positions: list[int]
 
 
-def prepare(items: Sequence[VectorItem], dim: int, turns: Turns) -> WriteBatch:
+def prepare(items: Sequence[VectorItem], dim: int, priority: SearchPriority) -> WriteBatch:
     """Check and encode items; of equal keys the last one counts.
 
     Raises:
@@ -70,7 +70,7 @@ def prepare(items: Sequence[VectorItem], dim: int, turns: Turns) -> WriteBatch:
     for place, position in enumerate(last.values()):
         item = items[position]
         if place % _ENCODED_AT_ONCE == _ENCODED_AT_ONCE - 1:
-            turns.give_way()
+            priority.yield_processor()
         try:
             rows.append(
                 encode(item, item.key, validation.payload_text(item.payload), data[place * width : (place + 1) * width])
@@ -138,9 +138,9 @@ class Mark:
 class Transaction:
     """An open transaction: writes take sequence numbers from it and tell it what they changed."""
 
-    def __init__(self, connection: sqlite3.Connection, state: State, turns: Turns) -> None:
+    def __init__(self, connection: sqlite3.Connection, state: State, priority: SearchPriority) -> None:
         self.connection = connection
-        self._turns = turns
+        self._priority = priority
         self.changes = Changes()
         self._before = state
         self.sequence = state.sequence
@@ -226,7 +226,7 @@ class Transaction:
                 flat = [value for row in rows[begin : begin + step] for value in row]
                 self.connection.execute(f"INSERT INTO {table} VALUES {values}", flat)  # noqa: S608 (question marks)
                 begin += step
-                self._turns.give_way()
+                self._priority.yield_processor()
 
     @staticmethod
     def _item_values(batch: WriteBatch, first: int) -> list[tuple[object, ...]]:

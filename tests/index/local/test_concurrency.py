@@ -14,7 +14,7 @@ import pytest
 from imagekin.errors import InvalidArgumentError
 from imagekin.index.local import store
 from imagekin.index.local.catalog import Catalog
-from imagekin.index.storage import committer, yielding
+from imagekin.index.storage import committer, search_priority
 from imagekin.index.storage.schema import State, read_state
 from imagekin.index.storage.transactions import Transaction
 from imagekin.index.types import SearchOptions, VectorItem
@@ -243,7 +243,7 @@ def test_what_is_done_in_bulk_gives_way_to_searches_and_to_nobody_else(
             if searched:
                 collection.search(vector(0)[None], SearchOptions(k=1))
             else:
-                time.sleep(yielding.MOMENT)
+                time.sleep(search_priority.ACTIVE_SECONDS)
             offers.clear()
             work()
             return len(offers)
@@ -263,21 +263,21 @@ def test_bulk_writes_beside_searches_lose_nothing(tmp_path: Path) -> None:
             while not stop.is_set():
                 (found,) = collection.search(vector(0)[None], SearchOptions(k=1_000))
                 # Whole writes only.
-                assert len(found) % yielding.BULK_FROM == 0
+                assert len(found) % search_priority.BULK_FROM == 0
                 most = max(most, len(found))
             return most
 
         def write(writer: int) -> None:
             for batch in range(10):
-                names = [f"{writer}/{batch}/{number}" for number in range(yielding.BULK_FROM)]
+                names = [f"{writer}/{batch}/{number}" for number in range(search_priority.BULK_FROM)]
                 collection.upsert([VectorItem(name, vector(writer + batch)) for name in names])
 
         searches = threads.submit(search)
         for done in [threads.submit(write, writer) for writer in range(2)]:
             done.result()
-        assert collection.count() == 20 * yielding.BULK_FROM
+        assert collection.count() == 20 * search_priority.BULK_FROM
         stop.set()
-        assert 0 < searches.result() <= 20 * yielding.BULK_FROM
+        assert 0 < searches.result() <= 20 * search_priority.BULK_FROM
 
 
 def test_a_reader_that_began_before_a_compaction_does_not_read_what_came_of_it(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from imagekin.index.search import nearest as search
 from imagekin.index.search.nearest import nearest
 from imagekin.index.storage.columns import Columns, ColumnSnapshot
-from imagekin.index.storage.yielding import Turns
+from imagekin.index.storage.search_priority import SearchPriority
 from imagekin.index.types import SearchOptions
 from imagekin.index.vectors import brute_force
 from imagekin.index.vectors.brute_force import top_k
@@ -211,5 +211,5 @@ def test_a_snapshot_looks_back(tmp_path: Path) -> None:
     assert counts == {0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 4, 7: 3}
     assert np.flatnonzero(views[6].alive()).tolist() == [0, 2, 3, 4]
     assert views[6].labelled == 4
-    compacted = Columns.of_live(filled.snapshot(7), Turns()).snapshot(7)
+    compacted = Columns.of_live(filled.snapshot(7), SearchPriority()).snapshot(7)
     assert (compacted.live, compacted.floor) == (3, 7)

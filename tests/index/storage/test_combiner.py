@@ -1,4 +1,4 @@
-"""Questions that wait together are answered together; each gets its own answer, or its error."""
+"""Calls that wait together run as one batch; each returns its own result, or raises its error."""
 
 import threading
 import time
@@ -11,13 +11,13 @@ import pytest
 
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.search import nearest as nearest_search
-from imagekin.index.storage import combiner as combine
+from imagekin.index.storage import combiner as combining
 from imagekin.index.storage.combiner import Combiner
 from imagekin.index.types import SearchOptions, VectorItem
 from tests.index.reference import assert_agree, nearest
 
 
-def test_what_waits_is_answered_in_one_go() -> None:
+def test_calls_that_wait_run_as_one_batch() -> None:
     batches: list[int] = []
     held, go = threading.Event(), threading.Event()
 
@@ -28,22 +28,22 @@ def test_what_waits_is_answered_in_one_go() -> None:
             go.wait(30)
         return [-question for question in questions]
 
-    combiner: Combiner[int, int] = Combiner(work, at_once=1)
+    combiner: Combiner[int, int] = Combiner(work, concurrency=1)
     with ThreadPoolExecutor(21) as pool:
-        first = pool.submit(combiner.ask, 1000)
+        first = pool.submit(combiner.call, 1000)
         assert held.wait(30)
-        others = [pool.submit(combiner.ask, number) for number in range(20)]
+        others = [pool.submit(combiner.call, number) for number in range(20)]
         while len(combiner._waiting) < 20:
             time.sleep(0.001)
         go.set()
         assert first.result() == -1000
         assert [other.result() for other in others] == [-number for number in range(20)]
     assert batches == [1, 20]
-    assert combiner.ask(5) == -5
+    assert combiner.call(5) == -5
 
 
 def test_those_answered_together_are_waited_for_and_one_alone_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(combine, "_LINGER", 50.0)
+    monkeypatch.setattr(combining, "_LINGER", 50.0)
     batches: list[int] = []
     ready = threading.Barrier(4)
 
@@ -55,13 +55,13 @@ def test_those_answered_together_are_waited_for_and_one_alone_is_not(monkeypatch
     combiner: Combiner[int, int] = Combiner(work)
     start = time.perf_counter()
     for number in range(10):
-        assert combiner.ask(number) == number
+        assert combiner.call(number) == number
     assert time.perf_counter() - start < 5  # it would be a second more each
 
     def ask(number: int) -> None:
         ready.wait(30)
         for _ in range(5):
-            assert combiner.ask(number) == number
+            assert combiner.call(number) == number
 
     batches.clear()
     with ThreadPoolExecutor(4) as pool:
@@ -69,18 +69,18 @@ def test_those_answered_together_are_waited_for_and_one_alone_is_not(monkeypatch
     assert batches.count(4) >= 3
 
 
-@pytest.mark.parametrize("at_once", [1, 3])
-def test_no_question_is_forgotten(at_once: int) -> None:
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_no_call_is_lost(concurrency: int) -> None:
     def work(questions: Sequence[int]) -> list[int]:
         if any(question % 50 == 7 for question in questions):
             raise ValueError("seven")
         return list(questions)
 
-    combiner: Combiner[int, int] = Combiner(work, at_once)
+    combiner: Combiner[int, int] = Combiner(work, concurrency)
 
     def ask(number: int) -> bool:
         try:
-            assert combiner.ask(number) == number
+            assert combiner.call(number) == number
         except ValueError:
             return True
         return False
@@ -88,7 +88,7 @@ def test_no_question_is_forgotten(at_once: int) -> None:
     with ThreadPoolExecutor(16) as pool:
         failed = list(pool.map(ask, range(3000)))
     assert all(failed[number] for number in range(7, 3000, 50))
-    assert combiner._free == at_once
+    assert combiner._free == concurrency
     assert not combiner._waiting
 
 
