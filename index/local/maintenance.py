@@ -18,8 +18,8 @@ from imagekin.index.search.gpu.device_thread import DeviceThread
 from imagekin.index.search.gpu.resident import RESIDENT_FROM, Resident, extended
 from imagekin.index.storage.columns import Columns, ColumnSnapshot
 from imagekin.index.storage.schema import Identity
-from imagekin.index.storage.segments import Manifest, Segments
 from imagekin.index.storage.search_priority import SearchPriority
+from imagekin.index.storage.segments import Manifest, Segments
 from imagekin.index.types import StoppedError
 from imagekin.index.vectors.codes import Codes, coded, like, packed, shortened
 from imagekin.index.vectors.int8_products import integer_products

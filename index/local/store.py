@@ -28,9 +28,9 @@ from imagekin.index.storage.combiner import Combiner
 from imagekin.index.storage.committer import Committer
 from imagekin.index.storage.loading import load, load_sealed, load_since
 from imagekin.index.storage.schema import State, read_identity, read_state, translated
+from imagekin.index.storage.search_priority import SearchPriority
 from imagekin.index.storage.segments import Manifest, Segments
 from imagekin.index.storage.transactions import Changes, Transaction
-from imagekin.index.storage.search_priority import SearchPriority
 from imagekin.index.vectors.brute_force import THREADS
 from imagekin.index.vectors.codes import Codes
 from imagekin.machine import cores

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from imagekin.errors import FailedPreconditionError, ImagekinError, UnavailableError
 from imagekin.index.storage.combiner import Combiner
 from imagekin.index.storage.schema import State, as_imagekin
-from imagekin.index.storage.transactions import Changes, Transaction
 from imagekin.index.storage.search_priority import SearchPriority
+from imagekin.index.storage.transactions import Changes, Transaction
 
 T = TypeVar("T")
 # Bounds the writes that a failed commit takes with it, and how long the first of a batch waits for the last.
