@@ -42,7 +42,7 @@ from imagekin.index.storage.columns import Columns
 from imagekin.index.storage.schema import read_identity, row_checksum
 from imagekin.index.storage.segments import Segments
 from imagekin.index.types import SearchOptions, VectorItem
-from imagekin.index.vectors.codes import coded
+from imagekin.index.vectors.codes import encode_vectors
 from imagekin.machine import cores
 
 _NAME = "rows"
@@ -256,7 +256,7 @@ def fill(folder: Path, vectors: Vectors) -> None:
         connection.execute("COMMIT")
         connection.execute("PRAGMA journal_mode = WAL")
     snapshot = columns.snapshot(count)
-    Segments(place.parent, identity).seal(replace(snapshot, codes=coded(snapshot.vectors, None)), None)
+    Segments(place.parent, identity).seal(replace(snapshot, codes=encode_vectors(snapshot.vectors, None)), None)
 
 
 def note(what: str, start: float) -> None:

@@ -21,7 +21,7 @@ from imagekin.index.storage.schema import Identity
 from imagekin.index.storage.search_priority import SearchPriority
 from imagekin.index.storage.segments import Manifest, Segments
 from imagekin.index.types import StoppedError
-from imagekin.index.vectors.codes import Codes, coded, like, packed, shortened
+from imagekin.index.vectors.codes import Codes, encode_vectors, packed, with_settings_of, with_short_codes
 from imagekin.index.vectors.int8_products import integer_products
 from imagekin.machine import return_freed_memory
 
@@ -188,7 +188,7 @@ class Maintenance:
     def _wants_codes(self, snapshot: ColumnSnapshot) -> bool:
         """Return whether searches go by codes: those that look at every slot of a collection that is not small."""
         kind = kind_for(self._store.identity.index_kind, len(snapshot))
-        wanted = len(snapshot) >= coded_top_k.CODED_FROM and self._store.identity.dim >= coded_top_k.SHORTEST
+        wanted = len(snapshot) >= coded_top_k.MIN_ROWS and self._store.identity.dim >= coded_top_k.MIN_DIM
         return wanted and kind == "flat"
 
     def _is_uncoded(self, snapshot: ColumnSnapshot) -> bool:
@@ -221,7 +221,7 @@ class Maintenance:
 
     def _quickened(self, codes: Codes, snapshot: ColumnSnapshot, stop: Callable[[], bool]) -> Codes:
         """Return codes with short ones and packed, where that makes searches quicker."""
-        more = packed(shortened(codes, snapshot.vectors, stop), stop)
+        more = packed(with_short_codes(codes, snapshot.vectors, stop), stop)
         if more is not codes:
             # As much as the blocks take was used, between them, to make them.
             return_freed_memory()
@@ -230,7 +230,7 @@ class Maintenance:
     def _coded(self, snapshot: ColumnSnapshot, stop: Callable[[], bool]) -> ColumnSnapshot:
         """Return a snapshot with a code of every slot, or with none when searches do not go by them."""
         wanted = self._wants_codes(snapshot)
-        return replace(snapshot, codes=coded(snapshot.vectors, snapshot.codes, stop) if wanted else None)
+        return replace(snapshot, codes=encode_vectors(snapshot.vectors, snapshot.codes, stop) if wanted else None)
 
     def _seal(self, stop: Callable[[], bool]) -> None:
         with self._working:
@@ -248,7 +248,7 @@ class Maintenance:
             # Searches go on as quickly with the new ones.
             fresh.codes = self._coded(replace(fresh.snapshot(snapshot.sequence), codes=None), self._never).codes
             if fresh.codes is not None and snapshot.codes is not None:
-                codes = like(fresh.codes, snapshot.codes)
+                codes = with_settings_of(fresh.codes, snapshot.codes)
                 fresh.codes = self._quickened(codes, fresh.snapshot(snapshot.sequence), self._never)
             self._store.replace_columns(fresh, snapshot.sequence, lineage)
 

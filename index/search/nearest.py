@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from imagekin.index.search import coded_top_k
 from imagekin.index.storage.columns import ColumnSnapshot, DeviceRows, Mask, Proposer, Slots
 from imagekin.index.types import SearchOptions
-from imagekin.index.vectors.brute_force import THREADS, rounding, shared_out, taken, threads_for, top_k
+from imagekin.index.vectors.brute_force import THREADS, rounding, run_parallel, take_columns, threads_for, top_k
 from imagekin.types import Vector
 
 _MARGIN = 8
@@ -181,7 +181,7 @@ def _by_proposals(
             part = slice(start, min(start + step, end))
             exact[part] = _scored(snapshot, queries[part], slots[part])
 
-    shared_out(score, len(queries), threads_for(1, slots.size * queries.shape[1]))
+    run_parallel(score, len(queries), threads_for(1, slots.size * queries.shape[1]))
     exact[~matches] = -np.inf
     bounds = bounds + rounding(queries.shape[1])
     return _settled(snapshot, slots, exact, k, np.count_nonzero(exact > bounds[:, None], axis=1) >= k)
@@ -239,7 +239,7 @@ def _proposed(
         found[found >= len(snapshot)] = -1  # the snapshot is of before
         slots[begin:end], exact[begin:end] = found, _matching(snapshot, queries[begin:end], found, mask)
 
-    shared_out(propose, len(queries), min(THREADS, len(queries) // _QUERIES_A_THREAD))
+    run_parallel(propose, len(queries), min(THREADS, len(queries) // _QUERIES_A_THREAD))
     return slots, exact
 
 
@@ -294,8 +294,8 @@ def _settled(
 ) -> list[NearestSlots | None]:
     """Return the k most similar of each row's slots, ties by key; None for rows that are not proven to hold them."""
     order = np.argsort(-exact, axis=1, kind="stable")
-    slots = taken(slots, order)
-    exact = taken(exact, order)
+    slots = take_columns(slots, order)
+    exact = take_columns(exact, order)
     tied = np.any(exact[:, 1 : k + 1] == exact[:, :k][:, : exact.shape[1] - 1], axis=1)
     best, near = slots[:, :k], exact[:, :k]
     answers: list[NearestSlots | None] = [NearestSlots(*pair) for pair in zip(best, near, strict=True)]

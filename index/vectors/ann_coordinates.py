@@ -1,9 +1,8 @@
-"""Vectors as few small integers, close enough to propose neighbours by.
+"""Reduce vectors to a few 8-bit integers, for approximate indexes.
 
-Embeddings seldom use all of their components: most of what sets them apart lies along a few directions (principal
-components), the more so the better they were trained. Distances along those alone, rounded to 8 bits, name candidates
-in less time; candidates are scored exactly. Vectors that differ in every direction gain nothing, and have no such
-coordinates.
+Most of the variance of embeddings lies along a few principal components. Distances along these alone, rounded to 8
+bits, find candidates in less time; candidates are then scored exactly. Vectors that vary in every direction gain
+nothing and are not reduced.
 """
 
 from dataclasses import dataclass
@@ -14,17 +13,17 @@ import numpy as np
 
 from imagekin.types import Vector
 
-# FAISS multiplies 8-bit codes of such a width as integers.
+# FAISS multiplies 8-bit codes of a multiple of this width as integers.
 _WIDTH = 16
-# Longer vectors would take too long to analyse.
+# The principal components of longer vectors would take too long to compute.
 _LONGEST = 2048
-# As many integers as this share of the components, or fewer, are worth it.
+# Reducing pays when at most this share of the components is left.
 _WORTH_IT = 0.75
-# Share of the variance that may be left out.
+# Share of the variance that may be dropped.
 _LEFT_OUT = 0.03
 _FITTED_TO = 8_192
 _MOST = 127
-# A little larger coordinates than were seen keep their value; those beyond are cut.
+# Room for coordinates that are slightly larger than those of the sample; larger ones are clipped.
 _ROOM = 1.03
 _SMALLEST = 1e-6
 # FAISS's own type hints lack much of what is used here.
@@ -36,7 +35,7 @@ class Coordinates:
     """A quantiser of vectors to integers from -127 to 127.
 
     Attributes:
-        transform: FAISS's linear transform to as many components as are kept, in units of one step.
+        transform: FAISS's linear transform to the components kept, in units of one step.
     """
 
     transform: Any
@@ -55,7 +54,7 @@ class Coordinates:
 
 
 def fitted(vectors: Vector) -> Coordinates | None:
-    """Return coordinates for vectors that resemble those given, float32 [n, D]; None when they are not worth it."""
+    """Fit coordinates to vectors, float32 [n, D]; None when reducing does not pay."""
     dim = vectors.shape[1]
     if dim > _LONGEST:
         return None
@@ -63,12 +62,12 @@ def fitted(vectors: Vector) -> Coordinates | None:
     mean = sample.mean(axis=0)
     sample -= mean
     variances, directions = np.linalg.eigh(sample.T @ sample)
-    # Ascending: what may be left out comes first.
+    # Variances are ascending: the components to drop come first.
     left_out = min(int(np.count_nonzero(np.cumsum(variances) <= _LEFT_OUT * variances.sum())), dim - 1)
     width = -(-(dim - left_out) // _WIDTH) * _WIDTH
     if width > _WORTH_IT * dim:
         return None
-    # The largest variances last, as many as there is room for.
+    # The largest variances come last.
     directions = directions[:, -width:]
     largest = max(float(np.abs(sample @ directions).max()), _SMALLEST)
     matrix = directions.T * (_MOST / (_ROOM * largest))

@@ -1,14 +1,14 @@
-"""8-bit codes of vectors, a quarter of their bytes, and how far a code may be from its vector.
+"""Encode vectors as 8-bit codes, a quarter of their bytes, with a bound for the error of a code.
 
-The code of a component is its multiple of a step that is the same for the whole collection, so that products of codes
-compare as they are. With x̂ = step × code, one bound holds for all of them: `error` ≥ ‖x − x̂‖.
+A code is a component divided by a step, rounded. The step is the same for the whole collection, so products of codes
+can be compared directly. With x̂ = step × code, one bound holds for all vectors: `error` ≥ ‖x − x̂‖.
 
-Codes of projections have their own bounds as one component more, their margin. With q̂ for what a query's code stands
-for,
+Codes of projections hold a bound of their own in an additional component, the margin. If q̂ is the decoded code of a
+query,
 
     ⟨q, x⟩ ≤ ⟨q̂, x̂⟩ + ‖q − q̂‖ ‖x̂‖ + ‖q‖ ‖x − x̂‖ ≤ ⟨q̂, x̂⟩ + max(‖q − q̂‖ / share, ‖q‖) (share ‖x̂‖ + ‖x − x̂‖),
 
-where the last factor is the margin: again an inner product, so that no product of codes is below that of the vectors.
+where the last factor is the margin. The right side is again an inner product, and never below that of the vectors.
 """
 
 import itertools
@@ -24,28 +24,28 @@ from imagekin.index.vectors.int8_products import ZERO, IntegerProducts, PackedCo
 from imagekin.index.vectors.projection import Projection, projection_for
 from imagekin.types import Vector
 
-MOST = 127
-# FAISS scans codes of such a width with the processor's vector instructions; the rest is filled up with zeros.
+MAX_CODE = 127
+# FAISS scans codes of a multiple of this width with vector instructions; codes are padded with zeros.
 _WIDTH = 16
 _CODED_AT_ONCE = 1024
-# About the error of a query's code in its length. Any share makes for a bound, this one for a close one.
-SHARE = 0.008
-# A step leaves so much room above the largest component: components that are a little larger come without coding all of
-# them anew, of which there is an end (none is above 1).
+# Typical error of a query's code, relative to its length. Any value gives a valid bound, this one a close bound.
+ERROR_SHARE = 0.008
+# The step leaves this much room above the largest component, so that slightly larger components do not require encoding
+# all vectors again. Since no component exceeds 1, that can happen only a limited number of times.
 _ROOM = 1.03
 _SMALLEST = 1e-6
-# … and the same for the lengths of projections.
+# The same room for the lengths of projections.
 _LONGER = 1.1
-# For the rounding of the lengths themselves.
+# Covers the rounding of the lengths themselves.
 _SLACK = 1.0 + 1e-4
-# Shorter codes are multiplied as quickly as they are.
+# Packing does not make shorter codes faster.
 _PACKED_FROM = 256
-# What is packed together: larger blocks take longer to pack, smaller ones longer to multiply, one call after the other.
+# Size of a packed block: larger blocks take longer to pack, smaller ones longer to multiply, for the number of calls.
 _PACKED_BYTES = 8 << 20
-# Projections are looked for once more when there are so many times as many vectors.
+# A new projection is computed when the number of vectors has grown by this factor.
 _CONSIDERED_AGAIN = 2
-# Blocks of codes are of a multiple of so many rows.
-EVEN = 256
+# The number of rows of a block is a multiple of this.
+BLOCK_MULTIPLE = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,17 +53,17 @@ class Codes:
     """The codes of a collection's first slots.
 
     Attributes:
-        room: uint8 [capacity, width], the codes, each plus `ZERO`, and behind them room for more.
+        room: uint8 [capacity, width], the codes, each plus `ZERO`, followed by spare capacity.
         rows: number of codes.
-        step: what a code of one stands for.
-        error: the largest distance of a vector from what its code stands for; codes of projections say their own.
-        integers: what multiplies codes; None where nothing does, or not yet.
-        packed: the first codes once more, as they are multiplied more quickly, in blocks of a multiple of 256.
-        longest: no projection is longer.
-        margin: what a margin of one stands for; 0 where codes have none.
-        projection: what vectors are projected by before they are coded; None for not at all.
-        short: codes of the vectors' projections, by which searches go first; None where there are none that help.
-        considered: number of vectors that were considered when projections were last looked for.
+        step: the component that a code of 1 stands for.
+        error: the largest distance of a vector from its decoded code; codes of projections have margins instead.
+        integers: multiplier of codes; None if there is none (yet).
+        packed: a copy of the first codes, laid out for faster multiplication, in blocks of a multiple of 256 rows.
+        longest: upper bound of the projections' lengths.
+        margin: the length that a margin of 1 stands for; 0 for codes without margins.
+        projection: the projection of vectors before encoding; None for none.
+        short: codes of the vectors' projections, which searches use first; None when there are none that help.
+        considered: number of vectors when a projection was last computed.
     """
 
     room: NDArray[np.uint8]
@@ -80,18 +80,18 @@ class Codes:
 
 
 def width_of(dim: int) -> int:
-    """Return the bytes of a code."""
+    """Return the number of bytes of a code."""
     return -(-dim // _WIDTH) * _WIDTH
 
 
-def coded(vectors: Vector, known: Codes | None = None, stop: Callable[[], bool] = lambda: False) -> Codes:
-    """Return codes of vectors, float32 [n, D] of unit length.
+def encode_vectors(vectors: Vector, known: Codes | None = None, stop: Callable[[], bool] = lambda: False) -> Codes:
+    """Encode vectors, float32 [n, D] of unit length.
 
     Args:
         vectors: the vectors.
-        known: codes of the first of them, whose room is used where it is large enough, and by whose projection they
-            are coded. What is packed stays so as long as the step stays the same.
-        stop: asked now and then whether to give up.
+        known: codes of the first of them. They are kept as long as the step suits all vectors; their spare capacity
+            and their projection are used again.
+        stop: asked between two parts whether to stop.
 
     Raises:
         StoppedError: `stop` said so.
@@ -99,24 +99,24 @@ def coded(vectors: Vector, known: Codes | None = None, stop: Callable[[], bool] 
     known = known if known is not None else _none(vectors)
     if known.rows:
         largest, longest = _extent(_parts(vectors, known, stop))
-        if largest <= MOST * known.step and (known.projection is None or longest <= known.longest):
+        if largest <= MAX_CODE * known.step and (known.projection is None or longest <= known.longest):
             return _coded(vectors, known, stop)
     fresh = replace(_none(vectors, known.projection), integers=known.integers)
     largest, longest = _extent(_parts(vectors, fresh, stop))
-    fresh = replace(fresh, step=float(np.float32(_ROOM * max(largest, _SMALLEST) / MOST)))
+    fresh = replace(fresh, step=float(np.float32(_ROOM * max(largest, _SMALLEST) / MAX_CODE)))
     if fresh.projection is not None:
         off, longest = _most_off(fresh), _LONGER * longest
-        fresh = replace(fresh, longest=longest, margin=(SHARE * (longest + off) + off) / MOST)
+        fresh = replace(fresh, longest=longest, margin=(ERROR_SHARE * (longest + off) + off) / MAX_CODE)
     return replace(_coded(vectors, fresh, stop), short=known.short, considered=known.considered)
 
 
-def shortened(codes: Codes, vectors: Vector, stop: Callable[[], bool] = lambda: False) -> Codes:
-    """Return codes with short codes of as many vectors, where those make searches quicker.
+def with_short_codes(codes: Codes, vectors: Vector, stop: Callable[[], bool] = lambda: False) -> Codes:
+    """Add short codes for all coded vectors, if those make searches faster.
 
     Args:
-        codes: codes of the first vectors. Short codes that there are already are used again.
+        codes: codes of the first vectors. Their short codes are kept.
         vectors: float32 [n, D] of unit length, C-contiguous.
-        stop: asked now and then whether to give up.
+        stop: asked between two parts whether to stop.
 
     Raises:
         StoppedError: `stop` said so.
@@ -128,23 +128,22 @@ def shortened(codes: Codes, vectors: Vector, stop: Callable[[], bool] = lambda: 
         codes = replace(codes, short=short, considered=codes.rows)
     if codes.short is None or codes.short.rows == codes.rows:
         return codes
-    return replace(codes, short=coded(vectors, codes.short, stop))
+    return replace(codes, short=encode_vectors(vectors, codes.short, stop))
 
 
-def like(codes: Codes, known: Codes) -> Codes:
-    """Return codes that are used as others are, which are of some of the same vectors in other places."""
+def with_settings_of(codes: Codes, known: Codes) -> Codes:
+    """Return codes with the multiplier and the projection of other codes, whose vectors are at other rows."""
     short = None if known.short is None else replace(known.short, rows=0, packed=())
     return replace(codes, integers=known.integers, short=short, considered=known.considered)
 
 
 def packed(codes: Codes, stop: Callable[[], bool] = lambda: False) -> Codes:
-    """Return codes that are packed but for the last 255 or fewer, where that makes searches quicker.
+    """Pack codes, all but the last 255 or fewer, if that makes searches faster.
 
     Args:
-        codes: the codes. Blocks that are packed already stay as they are, but for short ones at the end, which are
-            packed anew with what has come since when that is more. Where there are short codes, they are packed: hardly
-            a search goes by the others.
-        stop: asked between two blocks whether to give up.
+        codes: the codes. Packed blocks are kept, except for small ones at the end, which are packed again together
+            with the codes added since. If there are short codes, only these are packed, as most searches use them.
+        stop: asked between two blocks whether to stop.
 
     Raises:
         StoppedError: `stop` said so.
@@ -152,7 +151,7 @@ def packed(codes: Codes, stop: Callable[[], bool] = lambda: False) -> Codes:
     if codes.short is not None:
         short = packed(codes.short, stop)
         return codes if short is codes.short and not codes.packed else replace(codes, short=short, packed=())
-    width, end, blocks = codes.room.shape[1], codes.rows // EVEN * EVEN, list(codes.packed)
+    width, end, blocks = codes.room.shape[1], codes.rows // BLOCK_MULTIPLE * BLOCK_MULTIPLE, list(codes.packed)
     begin = sum(map(len, blocks))
     if codes.integers is None or width < _PACKED_FROM or begin >= end:
         return codes
@@ -170,24 +169,24 @@ def packed(codes: Codes, stop: Callable[[], bool] = lambda: False) -> Codes:
 
 
 def threads_for(queries: int, size: int) -> int:
-    """Return among how many threads so many bytes of codes are worth sharing out: vectors have four times as many."""
+    """Return the number of threads that pays for so many bytes of codes (vectors have four times as many)."""
     return brute_force.threads_for(queries, size // 4)
 
 
 def edges(rows: int, threads: int, most: int) -> list[int]:
-    """Return where blocks of at most about so many rows begin and end, as many for each thread, multiples of 256."""
-    parts = min(rows // EVEN, threads * -(-rows // (threads * max(most, EVEN))))
-    return [rows // EVEN * part // parts * EVEN for part in range(parts + 1)]
+    """Return the edges of blocks of about `most` rows or fewer: multiples of 256, as many blocks for each thread."""
+    parts = min(rows // BLOCK_MULTIPLE, threads * -(-rows // (threads * max(most, BLOCK_MULTIPLE))))
+    return [rows // BLOCK_MULTIPLE * part // parts * BLOCK_MULTIPLE for part in range(parts + 1)]
 
 
 def _none(vectors: Vector, projection: Projection | None = None) -> Codes:
-    """Return no codes, but room for them: pages that are not yet touched take no memory."""
+    """Allocate room for codes; pages that were never written take no memory."""
     width = width_of(vectors.shape[1] if projection is None else projection.width + 1)
     return Codes(np.empty((len(vectors) * 3 // 2, width), np.uint8), 0, 0.0, 0.0, projection=projection)
 
 
 def _parts(vectors: Vector, codes: Codes, stop: Callable[[], bool]) -> Iterator[Vector]:
-    """Yield the vectors that have no code yet, some of them at a time, as they are coded."""
+    """Yield the vectors that have no code yet in parts, projected if the codes are of projections."""
     for begin in range(codes.rows, len(vectors), _CODED_AT_ONCE):
         if stop():
             raise StoppedError
@@ -196,7 +195,7 @@ def _parts(vectors: Vector, codes: Codes, stop: Callable[[], bool]) -> Iterator[
 
 
 def _extent(parts: Iterable[Vector]) -> tuple[float, float]:
-    """Return the largest component there is, and a length that no vector exceeds."""
+    """Return the largest absolute component, and an upper bound of the vectors' lengths."""
     largest = longest = 0.0
     for part in parts:
         largest = max(largest, float(part.max()), -float(part.min()))
@@ -212,24 +211,24 @@ def _coded(vectors: Vector, known: Codes, stop: Callable[[], bool]) -> Codes:
     for part in _parts(vectors, known, stop):
         end, dim = begin + len(part), part.shape[1]
         rounded = np.rint(part * np.float32(1 / known.step))
-        with np.errstate(invalid="ignore"):  # of vectors that are damaged on disk, until that is found out
+        with np.errstate(invalid="ignore"):  # vectors may be damaged on disk before they have been verified
             room[begin:end, :dim] = rounded + ZERO
             room[begin:end, dim:] = ZERO
             rounded *= np.float32(known.step)
             off = _lengths(rounded - part)
             if known.projection is not None:
-                margins = (SHARE * _lengths(rounded) + off) / known.margin
+                margins = (ERROR_SHARE * _lengths(rounded) + off) / known.margin
                 room[begin:end, dim] = np.ceil(margins) + ZERO
         error, begin = max(error, float(off.max())), end
     return replace(known, room=room, rows=len(vectors), error=error)
 
 
 def _most_off(codes: Codes) -> float:
-    """Return by how much a code can be off: by half a step in every component."""
+    """Return the largest possible error of a code: half a step in every component."""
     return 0.5 * codes.step * float(np.sqrt(codes.room.shape[1])) * _SLACK + 1e-6
 
 
 def _lengths(vectors: Vector) -> Vector:
-    """Return lengths that vectors do not exceed, float32 [n]."""
+    """Return upper bounds of the vectors' lengths, float32 [n]."""
     lengths: Vector = np.sqrt(np.einsum("nd,nd->n", vectors, vectors)) * np.float32(_SLACK) + np.float32(1e-6)
     return lengths

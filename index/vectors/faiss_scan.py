@@ -18,7 +18,7 @@ _FAISS: Any = faiss
 class Scanner:
     """FAISS's scanner of signed codes, for one thread at a time.
 
-    Where their width is a multiple of 16 bytes, the query is integers as well.
+    If the width is a multiple of 16 bytes, FAISS converts the query to integers as well.
     """
 
     def __init__(self, width: int) -> None:
@@ -33,12 +33,12 @@ class Scanner:
             len(codes), _FAISS.swig_ptr(codes), None, _FAISS.swig_ptr(products), _FAISS.swig_ptr(rows), len(rows)
         )
 
-    def above(self, query: Products, codes: NDArray[np.uint8], bar: float) -> Rows:
-        """Return the rows whose products are above a bar."""
+    def above(self, query: Products, codes: NDArray[np.uint8], threshold: float) -> Rows:
+        """Return the rows whose products are above a threshold, in no order."""
         self._scanner.set_query(_FAISS.swig_ptr(query))
         result = _FAISS.RangeSearchResult(1)
         partial = _FAISS.RangeSearchPartialResult(result)
-        self._scanner.scan_codes_range(len(codes), _FAISS.swig_ptr(codes), None, bar, partial.new_result(0))
+        self._scanner.scan_codes_range(len(codes), _FAISS.swig_ptr(codes), None, threshold, partial.new_result(0))
         partial.finalize()
         count = int(_FAISS.rev_swig_ptr(result.lims, 2)[1])
         rows: Rows = _FAISS.rev_swig_ptr(result.labels, count).copy() if count else np.empty(0, np.int64)
@@ -46,10 +46,10 @@ class Scanner:
 
 
 @contextlib.contextmanager
-def lent(width: int) -> Iterator[Scanner]:
-    """Lend a scanner of codes of so many bytes.
+def borrow_scanner(width: int) -> Iterator[Scanner]:
+    """Borrow a scanner of codes of so many bytes for the block.
 
-    To make one takes several calls of FAISS, each of which gives up the interpreter's lock.
+    Scanners are reused because each call to FAISS that makes one releases the interpreter's lock.
     """
     idle = _idle(width)
     try:

@@ -1,7 +1,7 @@
-"""ONNX models of one node that multiplies 8-bit integers, `MatMulInteger`, written without the `onnx` package.
+"""Write ONNX models of a single `MatMulInteger` node, without the `onnx` package.
 
-That package is no part of what serves, and the models are a hundred bytes or so: the fields of ONNX' protobuf messages
-are numbers below.
+That package is not a dependency of serving, and the models have only about a hundred bytes. The numbers below are the
+field numbers of ONNX's protobuf messages.
 """
 
 _UINT8, _INT8, _INT32 = 2, 3, 6  # element types
@@ -12,12 +12,12 @@ _ZERO = "zero"
 
 
 def multiplication(zero: int, right: tuple[int, int] | None = None) -> bytes:
-    """Return a model of `products = (left - zero) @ right`.
+    """Return a model of `products = (left - zero) @ right`, with left uint8 [n, D] and right int8 [D, N].
 
     Args:
-        zero: what stands for zero on the left, which is uint8 [n, D]; on the right there is int8 [D, N].
-        right: the shape of the right side where it is a constant, which a session is handed as an external initialiser;
-            None where it is an input.
+        zero: zero point of the left side.
+        right: shape of the right side, if it is a constant that the session gets as an external initialiser; None if
+            it is an input.
     """
     names = (*((1, name) for name in (LEFT, RIGHT, _ZERO)), (2, PRODUCTS), (4, "MatMulInteger"))
     graph = _part(1, b"".join(_text(*name) for name in names)) + _text(2, "products")
@@ -32,7 +32,7 @@ def multiplication(zero: int, right: tuple[int, int] | None = None) -> bytes:
 
 
 def _value(name: str, kind: int) -> bytes:
-    """Return a description of a matrix of any size."""
+    """Return the description of a matrix of any size."""
     shape = b"".join(_part(1, _text(2, f"{name}-{axis}")) for axis in range(2))
     return _text(1, name) + _part(2, _part(1, _number(1, kind) + _part(2, shape)))
 

@@ -1,12 +1,12 @@
-"""Products of 8-bit integers, as many a second as the processor can: ONNX Runtime's `MatMulInteger`.
+"""Multiply matrices of 8-bit integers with ONNX Runtime's `MatMulInteger`.
 
-A float32 product of as many numbers takes up to four times as long where the processor has instructions for integers of
-8 bits (VNNI). Without them, some processors add pairs of products in 16 bits, which overflow when both factors use all
-of their bits; what is multiplied therefore stays within a bound that is found by trying.
+On processors with 8-bit dot products (VNNI) this is up to four times as fast as float32. Without these instructions,
+some processors add pairs of products in 16 bits, which overflow when both factors use all of their bits; the weights
+therefore stay within a bound that is found by a trial.
 
-ONNX Runtime brings both sides of a product into an order that suits the processor, in every call, which takes several
-times as long as multiplying wide codes by a few weights. A constant right side it brings into that order once, and
-keeps it: packed codes are the right side of products of their own.
+ONNX Runtime packs both sides of a product into a layout that suits the processor in every call, which takes several
+times as long as multiplying wide codes by a few weights. It packs a constant right side only once: `PackedCodes` are
+such constants.
 """
 
 import functools
@@ -24,7 +24,7 @@ Codes = NDArray[np.uint8]
 Weights = NDArray[np.int8]
 Integers = NDArray[np.int32]
 
-# What stands for zero among codes, which have no signs.
+# Zero point of codes, which are unsigned.
 ZERO = 128
 _MOST = (127, 63)
 _LENGTH = 64
@@ -34,8 +34,8 @@ class IntegerProducts:
     """A multiplier of codes by weights, for any number of threads at once; each works on the calling thread.
 
     Attributes:
-        most: weights between minus this and this are multiplied without an overflow; 0 when there is no such bound.
-        packs: whether codes can be packed as well.
+        most: largest absolute weight that is multiplied without an overflow; 0 when there is none.
+        packs: True when codes can be packed.
     """
 
     def __init__(self) -> None:
@@ -59,21 +59,18 @@ class IntegerProducts:
         self._session.run_with_iobinding(binding)
 
     def pack(self, codes: Codes) -> "PackedCodes | None":
-        """Return a copy of codes, uint8 [n, D], that is multiplied more quickly and takes as much memory as they do.
-
-        None where `packs` is False, or becomes so.
-        """
+        """Return a copy of codes, uint8 [n, D], in a layout for faster multiplication; None when packing fails."""
         if not self.packs:
             return None
         try:
             return PackedCodes(codes, self.most)
-        except Exception as error:  # searches do without
+        except Exception as error:  # searches work without
             log.warning("codes are multiplied as they are, ONNX Runtime cannot pack them: %s", error)
             self.packs = False
             return None
 
     def lifted(self, weights: Weights) -> Codes:
-        """Return weights of any shape as packed codes are multiplied by them, without signs."""
+        """Return weights of any shape in the unsigned form that `PackedCodes.multiply` takes."""
         return (weights.astype(np.int16) + self.most).astype(np.uint8)
 
     def _is_right(self, most: int) -> bool:
@@ -94,11 +91,11 @@ class IntegerProducts:
 
 
 class PackedCodes:
-    """Codes that never change, in the order in which the processor multiplies them. Any number of threads may do so.
+    """Constant codes in the layout that the processor multiplies; any number of threads may use them.
 
     Args:
         codes: uint8 [n, D].
-        most: weights are between minus this and this.
+        most: largest absolute weight.
     """
 
     def __init__(self, codes: Codes, most: int) -> None:
@@ -106,8 +103,7 @@ class PackedCodes:
 
         signed = np.empty((codes.shape[1], len(codes)), np.int8)
         np.bitwise_xor(codes.T, ZERO, out=signed.view(np.uint8))
-        # ONNX Runtime copies what it is handed, and drops the copy when it has packed it. A model that held the codes
-        # it would keep besides.
+        # ONNX Runtime drops an external initialiser once it is packed, but would keep one inside the model.
         self._session = _session(multiplication(most, signed.shape), {RIGHT: OrtValue.ortvalue_from_numpy(signed)})
         self._rows = len(codes)
 
@@ -132,7 +128,7 @@ def integer_products() -> IntegerProducts | None:
     """Return a multiplier of integers; None without ONNX Runtime, or where its results are not exact."""
     try:
         products = IntegerProducts()
-    except Exception as error:  # searches do without
+    except Exception as error:  # searches work without
         log.warning("searches multiply floats, ONNX Runtime cannot be used: %s", error)
         return None
     return products if products.most else None
@@ -150,7 +146,7 @@ def _session(model: bytes, constants: dict[str, Any] | None = None) -> Any:
 
 
 def _loud(most: int) -> Weights:
-    """Return weights, int8 [64, 64], whose products are as large as they get before they are added up."""
+    """Return weights, int8 [64, 64], that produce the largest intermediate sums."""
     weights = np.full((_LENGTH, _LENGTH), most, np.int8)
     weights[:, 1::2] = -most
     return weights

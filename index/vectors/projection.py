@@ -1,14 +1,14 @@
 """Project vectors onto few components, which are faster to scan, with a bound for the error.
 
-Embeddings of an encoder hardly leave some dozens of directions of their space, and many lie about one mean. With an
-orthonormal basis B, whose first direction is that of the mean, and P = BBᵀ, Cauchy and Schwarz say that
+The variance of an encoder's embeddings is usually concentrated in a few dozen directions, around one mean. With an
+orthonormal basis B, whose first direction is that of the mean, and P = BBᵀ, the Cauchy–Schwarz inequality gives
 
     ⟨q, x⟩ = ⟨Bᵀq, Bᵀx⟩ + ⟨q − Pq, x − Px⟩ ≤ ⟨Bᵀq, Bᵀx⟩ + ‖q − Pq‖ ‖x − Px‖.
 
-The right side is an inner product of vectors of one component more. What all vectors have in common of the first
-component, `level`, adds the same to every product with a query, and is left out; the rest of it is small, while the
-query's is not, so that one is multiplied and the other divided by `scale` until both are of a size. Short vectors make
-for small errors when they are coded (`imagekin.index.vectors.codes`).
+The right side is an inner product of vectors with one more component. The mean of the vectors' first component,
+`level`, adds the same to every product with a query, and is subtracted. The remainder is small and the query's first
+component is not; the one is multiplied and the other divided by `scale`, so that both have a similar size. Shorter
+vectors have smaller errors when they are encoded (`imagekin.index.vectors.codes`).
 """
 
 from typing import Any
@@ -20,24 +20,23 @@ from numpy.typing import NDArray
 from imagekin.index.vectors import brute_force
 from imagekin.types import Vector
 
-# Bytes of a code to choose from, one of which is its margin: what integers of 8 bits are multiplied in.
+# Candidates for the width of a code in bytes, one of which is its margin; multiples suit 8-bit vector instructions.
 _WIDTHS = (32, 48, 64, 96, 128, 192, 256)
 _SAMPLED, _SAMPLED_COMPONENTS = 8192, 1 << 24
 _ASKED = 64
 _NEIGHBOURS = 10
-# Directions are turned towards the principal ones so often; what they lack then, the bound pays for.
+# Rounds of subspace iteration towards the principal directions; fewer loosen the bound, but never invalidate it.
 _TURNS = 3
 _SMALLEST = 1e-3
-# By how much the code of one vector is off, as a share of the lengths of both; an estimate. The step of those that are
-# searched among suits the longest.
+# Estimated error of a code, relative to the lengths of query and vector.
 _CODING_ERROR = 0.008
-# … and in that of the components, by how much of the largest one they are on average.
+# Estimated mean absolute component, relative to the largest.
 _SPREAD = 0.3
-# What a search costs, in components of codes that it looks at: every vector besides its code, and those that are scored
-# after all, each and by their own components; when they are so many, it goes on without codes, at so much a component.
-# Between what was measured of 4 queries and of 64.
+# Cost of a search, in components of codes scanned: per vector besides its code; per candidate, and per component of a
+# candidate; and per component of a vector when the search is repeated without codes. The values lie between those
+# measured with 4 and with 64 queries.
 _ROW_COST, _CANDIDATE_COST, _SCORING_COST, _PLAIN_COST = 100, 10_000, 60, 5
-# A projection that saves less of it is not worth its memory.
+# A projection with a higher share of the cost of plain codes does not justify its memory.
 _WORTH_IT = 0.7
 _FAISS: Any = faiss
 
@@ -47,20 +46,20 @@ class Projection:
 
     Args:
         basis: float32 [m, D], m orthonormal vectors.
-        level: what is subtracted from the first component of vectors that are searched among.
-        scale: what that is multiplied by.
-        usual: what the vectors that it was made for have at most outside of the basis, a length.
+        level: subtracted from the first component of the vectors to search.
+        scale: factor of the difference.
+        usual: largest residual length ‖x − Px‖ of the vectors that the projection was computed from.
 
     Attributes:
         width: number of components of a projected vector, m + 1.
-        error: for want of precision, an inner product of projections may be below that of the vectors nevertheless: by
-            this, and by this share of both projections' lengths.
+        error: bound of the rounding error: an inner product of projections may be below that of the vectors by this
+            much, absolutely and relative to the product of the projections' lengths.
     """
 
     def __init__(self, basis: Vector, level: float, scale: float, usual: float) -> None:
         components, dim = basis.shape
         self.width = components + 1
-        # One step of codes suits components that are alike: they are mixed, which no product notices.
+        # A rotation makes components similar in size, as suits a common step, and leaves inner products unchanged.
         random = np.random.default_rng(0).standard_normal((self.width, self.width))
         mixing = np.linalg.qr(random)[0].astype(np.float32)
         self.error = _precision(self.width, dim) + 4.0 * (_defect(basis) + _defect(mixing))
@@ -68,20 +67,20 @@ class Projection:
         self._reducing, self._mixing = _transform(basis), _transform(mixing)
 
     def of_vectors(self, vectors: Vector) -> Vector:
-        """Return projections, float32 [n, width], of vectors to search among, unit float32 [n, D], C-contiguous."""
+        """Project the vectors to search, float32 [n, D] of unit length, C-contiguous, to float32 [n, width]."""
         projected = self._reduced(vectors)
         projected[:, 0] = (projected[:, 0] - self._level) * self._scale
         return _applied(self._mixing, projected)
 
     def of_queries(self, queries: Vector) -> tuple[Vector, NDArray[np.float64]]:
-        """Return projections of queries, as `of_vectors`, and what all their inner products with those lack, [N]."""
+        """Project queries likewise; also return the constant to add to each query's inner products, float64 [N]."""
         projected = self._reduced(queries)
         lacking = projected[:, 0] * np.float64(self._level)
         projected[:, 0] /= self._scale
         return _applied(self._mixing, projected), lacking
 
     def are_foreign(self, queries: Vector) -> NDArray[np.bool_]:
-        """Return of which queries more is outside of the basis than is usual, so that it says little of them, [N]."""
+        """Return which queries have a larger residual than the vectors, so that bounds are loose, bool [N]."""
         foreign: NDArray[np.bool_] = self._reduced(queries)[:, -1] > self._usual
         return foreign
 
@@ -93,7 +92,7 @@ class Projection:
 
 
 def _defect(basis: Vector) -> float:
-    """Return how far vectors are from being orthonormal."""
+    """Return the deviation of vectors from being orthonormal, ‖BᵀB − I‖."""
     exact = basis.astype(np.float64)
     return float(np.linalg.norm(exact @ exact.T - np.eye(len(basis)), 2))
 
@@ -106,17 +105,17 @@ def _transform(basis: Vector) -> Any:
 
 
 def _applied(transform: Any, vectors: Vector) -> Vector:
-    _FAISS.omp_set_num_threads(1)  # counts for this thread alone
+    _FAISS.omp_set_num_threads(1)  # applies to this thread only
     applied = np.empty((len(vectors), transform.d_out), np.float32)
     transform.apply_noalloc(len(vectors), _FAISS.swig_ptr(vectors), _FAISS.swig_ptr(applied))
     return applied
 
 
 def projection_for(vectors: Vector) -> Projection | None:
-    """Return a projection by which vectors are searched much more quickly, None where there is none.
+    """Compute a projection that makes searching vectors much faster; None if there is none.
 
-    How many components are best is found by what a sample's vectors, asked for their neighbours in it, would leave to
-    be looked at: a pass over the projections, and whoever they cannot rule out.
+    The number of components is chosen by the estimated cost of searching a sample for neighbours of its own vectors:
+    a scan of the projections, and the scoring of the candidates that remain.
 
     Args:
         vectors: float32 [n, D] of unit length, C-contiguous.
@@ -127,11 +126,11 @@ def projection_for(vectors: Vector) -> Projection | None:
     sample = vectors[np.linspace(0, n - 1, min(n, _SAMPLED, _SAMPLED_COMPONENTS // dim)).astype(np.int64)]
     asked = slice(None, None, -(-len(sample) // _ASKED))
     products = sample[asked] @ sample.T
-    if not np.isfinite(products).all():  # they are damaged on disk, and not found out yet
+    if not np.isfinite(products).all():  # damaged on disk, and not verified yet
         return None
-    # A query is its own nearest neighbour; of the next ones there are fewer in a sample.
+    # A query is its own nearest neighbour; a sample has fewer of the others.
     place = min(len(sample), 1 + max(1, round(_NEIGHBOURS * len(sample) / n)))
-    bars = np.partition(products, -place, axis=1)[:, -place, None]
+    thresholds = np.partition(products, -place, axis=1)[:, -place, None]
     basis = _basis(sample, min(_WIDTHS[-1], dim) - 2)
     components = sample @ basis.T
     level = float(components[:, 0].mean())
@@ -142,11 +141,11 @@ def projection_for(vectors: Vector) -> Projection | None:
         if width <= dim:
             precision = np.float32(_precision(width, dim))
             bounds = _bounds(components[:, : width - 2], asked, level, scale, precision)
-            costs[width] = _cost(width, dim, bounds >= bars - precision)
+            costs[width] = _cost(width, dim, bounds >= thresholds - precision)
     width = min(costs, key=lambda width: costs[width])
-    # Codes of the vectors themselves have the step of the largest component, however little the others need it.
+    # The step of codes of the vectors themselves depends on the largest component alone.
     off = np.float32(2.0 * _CODING_ERROR * _SPREAD * np.sqrt(dim) * np.abs(sample).max())
-    if costs[width] > _WORTH_IT * _cost(dim, dim, products >= bars - off):
+    if costs[width] > _WORTH_IT * _cost(dim, dim, products >= thresholds - off):
         return None
     basis, within = basis[: width - 2], components[:, : width - 2]
     usual = float(np.sqrt(max(1.0 - np.square(within).sum(axis=1).min(), 0.0) + _precision(width, dim)))
@@ -154,14 +153,14 @@ def projection_for(vectors: Vector) -> Projection | None:
 
 
 def _basis(sample: Vector, size: int) -> Vector:
-    """Return orthonormal vectors, float32 [size, D]: along the mean, and then as the sample varies most."""
+    """Return orthonormal vectors, float32 [size, D]: the mean's direction, then the principal ones."""
     mean = sample.mean(axis=0, dtype=np.float64)
     mean = mean / max(float(np.linalg.norm(mean)), _SMALLEST)
     random = np.random.default_rng(0).standard_normal((sample.shape[1], size - 1))
 
     def turned(directions: NDArray[np.float64]) -> NDArray[np.float64]:
         orthonormal, lengths = np.linalg.qr(np.concatenate([mean[:, None], directions], axis=1))
-        return orthonormal * np.where(np.diag(lengths) < 0, -1.0, 1.0)  # not against the mean
+        return orthonormal * np.where(np.diag(lengths) < 0, -1.0, 1.0)  # the first one must not be opposite to the mean
 
     directions = turned(random)
     for _ in range(_TURNS):
@@ -173,14 +172,14 @@ def _basis(sample: Vector, size: int) -> Vector:
 
 
 def _bounds(components: Vector, asked: slice, level: float, scale: float, precision: np.float32) -> Vector:
-    """Return about what codes will say of inner products at the most, float32 [Q, m].
+    """Estimate the upper bounds of inner products that codes will give, float32 [Q, m].
 
     Args:
-        components: of unit vectors by a basis, float32 [m, components].
-        asked: those that are queries.
-        level: as of a `Projection`.
+        components: components of unit vectors in a basis, float32 [m, components].
+        asked: the vectors that are queries.
+        level: as for `Projection`.
         scale: likewise.
-        precision: about its `error`.
+        precision: its approximate `error`.
     """
     squares = np.square(components)
     left = np.sqrt(np.maximum(1.0 - squares.sum(axis=1), 0.0) + precision)
@@ -193,12 +192,13 @@ def _bounds(components: Vector, asked: slice, level: float, scale: float, precis
 
 
 def _precision(width: int, dim: int) -> float:
-    """Return how far inner products of projections may be off for want of precision."""
+    """Return a bound for the rounding error of inner products of projections."""
     return 6.0 * float(np.sqrt(width)) * brute_force.rounding(dim)
 
 
 def _cost(width: int, dim: int, candidates: NDArray[np.bool_]) -> float:
     """Estimate the cost of a search, in components a vector, from a sample's candidates [Q, m]."""
     shares = candidates.mean(axis=1)
-    after = np.where(shares > brute_force.CROWD, _PLAIN_COST * dim, shares * (_SCORING_COST * dim + _CANDIDATE_COST))
+    scoring = shares * (_SCORING_COST * dim + _CANDIDATE_COST)
+    after = np.where(shares > brute_force.MAX_CANDIDATE_SHARE, _PLAIN_COST * dim, scoring)
     return width + _ROW_COST + float(after.mean())

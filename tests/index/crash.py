@@ -278,8 +278,8 @@ def _hurry() -> None:
     """Let the store do by itself, all the time, what it does now and then."""
     maintenance.SEAL_FROM, maintenance.SEAL_WHEN_IDLE_FROM = 100, 50
     maintenance._SCRUB_AFTER_SECONDS, maintenance._RESTS = 0.0, 0.0
-    coded_top_k.CODED_FROM = coded_top_k._ROWS_A_PLACE = maintenance._CODE_FROM = 16
-    coded_top_k.SHORTEST = DIM
+    coded_top_k.MIN_ROWS = coded_top_k._ROWS_PER_NEIGHBOUR = maintenance._CODE_FROM = 16
+    coded_top_k.MIN_DIM = DIM
     store.COMPACT_FROM, store.COMPACT_APART_FROM, store.KEPT_TOMBSTONES = 64, 128, 300
 
 

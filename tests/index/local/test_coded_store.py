@@ -29,7 +29,7 @@ DIM, COUNT = 40, 3000
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coded_top_k, "CODED_FROM", 512)
+    monkeypatch.setattr(coded_top_k, "MIN_ROWS", 512)
     monkeypatch.setattr(coding, "_PACKED_FROM", 1)
     monkeypatch.setattr(coding, "_PACKED_BYTES", 1)
     monkeypatch.setattr(maintenance, "_CODE_FROM", 200)
@@ -152,7 +152,7 @@ def test_segments_of_before_there_were_codes_are_opened_and_get_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as before:
-        before.setattr(coded_top_k, "SHORTEST", DIM + 1)
+        before.setattr(coded_top_k, "MIN_DIM", DIM + 1)
         with Catalog(tmp_path) as catalog:
             catalog.create("shop", space="ik1-a", dim=DIM).upsert(items(0, COUNT))
     folder = tmp_path / "collections" / "shop"
@@ -261,7 +261,7 @@ def test_embeddings_of_few_directions_get_short_codes_that_follow_them(
         collection = catalog.open("shop")
         eventually(lambda: has_short_codes(1600))
         found = answered()
-        monkeypatch.setattr(coded_top_k, "CODED_FROM", 10**9)
+        monkeypatch.setattr(coded_top_k, "MIN_ROWS", 10**9)
         assert found == answered()
 
 

@@ -15,7 +15,7 @@ from imagekin.index.search.nearest import nearest
 from imagekin.index.types import StoppedError
 from imagekin.index.vectors import brute_force, matmul_scan, projection
 from imagekin.index.vectors import codes as coding
-from imagekin.index.vectors.codes import MOST, Codes, coded, like, packed, shortened
+from imagekin.index.vectors.codes import MAX_CODE, Codes, encode_vectors, packed, with_settings_of, with_short_codes
 from imagekin.index.vectors.int8_products import ZERO, IntegerProducts, integer_products
 from imagekin.types import Vector
 from tests.index.reference import unit
@@ -27,8 +27,8 @@ KINDS = ("random", "clustered", "flattish", "alike", "duplicated", "hardly diffe
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coded_top_k, "CODED_FROM", 256)
-    monkeypatch.setattr(coded_top_k, "_ROWS_A_PLACE", 20)
+    monkeypatch.setattr(coded_top_k, "MIN_ROWS", 256)
+    monkeypatch.setattr(coded_top_k, "_ROWS_PER_NEIGHBOUR", 20)
     monkeypatch.setattr(coding, "_PACKED_FROM", 1)
     monkeypatch.setattr(coding, "_PACKED_BYTES", 1)  # blocks of 256 rows
     monkeypatch.setattr(projection, "_WIDTHS", (3, 8, 32))
@@ -111,10 +111,10 @@ def test_a_search_by_codes_answers_as_one_without(
     plain = columns(vectors, np.flatnonzero(random.random(count) < dead))
     mask = None if matching is None else plain.alive() & (random.random(count) < matching)
     # Rows that are packed, rows that have codes, and rows that have none.
-    codes = with_integers(coded(vectors[: max(1, count - lacking - unpacked)]))
-    codes = packed(shortened(codes, vectors) if short else codes)
-    codes = coded(vectors[: max(1, count - lacking)], codes)
-    codes = shortened(codes, vectors) if short and unpacked > 300 else codes
+    codes = with_integers(encode_vectors(vectors[: max(1, count - lacking - unpacked)]))
+    codes = packed(with_short_codes(codes, vectors) if short else codes)
+    codes = encode_vectors(vectors[: max(1, count - lacking)], codes)
+    codes = with_short_codes(codes, vectors) if short and unpacked > 300 else codes
     found = nearest(replace(plain, codes=codes), asked, k, mask)
     for one, other in zip(found, nearest(plain, asked, k, mask), strict=True):
         assert one.slots.tolist() == other.slots.tolist()
@@ -124,7 +124,7 @@ def test_a_search_by_codes_answers_as_one_without(
 def test_few_queries_are_answered_as_many_are() -> None:
     random = np.random.default_rng(5)
     vectors, asked = drawn("random", 3000, 40, random), drawn("random", 9, 40, random)
-    codes = with_integers(coded(vectors))
+    codes = with_integers(encode_vectors(vectors))
     for count, some in itertools.product(range(1, 10), (codes, packed(codes))):
         products, rows = coded_top_k.top_k(asked[:count], vectors, some, 10)
         expected = brute_force.top_k(asked[:count], vectors, 10)
@@ -142,7 +142,7 @@ def test_large_parts_and_small_ones_find_the_same(
     vectors, asked = drawn("random", 20_000, 40, random), drawn("random", queries, 40, random)
     # The worst order for a bar that rises on the way.
     vectors = np.ascontiguousarray(vectors[np.argsort(vectors @ asked[0])])
-    codes = with_integers(coded(vectors))
+    codes = with_integers(encode_vectors(vectors))
     if block_bytes is not None:
         monkeypatch.setattr(coding, "_PACKED_BYTES", block_bytes)
         codes = packed(codes)
@@ -162,7 +162,7 @@ def test_only_few_vectors_are_scored_where_they_differ(monkeypatch: pytest.Monke
     random = np.random.default_rng(0)
     vectors, asked = drawn("random", 20_000, 64, random), drawn("random", 64, 64, random)
     scored = counted_scores(monkeypatch)
-    codes = with_integers(coded(vectors))
+    codes = with_integers(encode_vectors(vectors))
     for count, some in ((1, codes), (64, codes), (64, packed(codes))):
         coded_top_k.top_k(asked[:count], vectors[:19_968], some, 10)
         assert scored.pop() < 300 * count
@@ -177,7 +177,7 @@ def test_short_codes_leave_few_vectors_where_embeddings_hardly_leave_some_direct
     noise = 0.2 * random.standard_normal((20_000, 256)) + 3.0
     some = unit((random.standard_normal((20_000, 16)) @ space + noise).astype(np.float32))
     asked, vectors = some[:count].copy(), some[count : count + 19_712].copy()
-    codes = packed(shortened(with_integers(coded(vectors)), vectors))
+    codes = packed(with_short_codes(with_integers(encode_vectors(vectors)), vectors))
     assert codes.short is not None
     assert codes.short.room.shape[1] <= 32
     assert codes.short.packed
@@ -192,25 +192,25 @@ def test_short_codes_leave_few_vectors_where_embeddings_hardly_leave_some_direct
 def test_queries_unlike_the_vectors_go_on_to_codes_of_the_vectors(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     random = np.random.default_rng(0)
     vectors = drawn("flattish", 19_712, 64, random)
-    codes = packed(shortened(with_integers(coded(vectors)), vectors))
+    codes = packed(with_short_codes(with_integers(encode_vectors(vectors)), vectors))
     asked = np.zeros((count, 64), np.float32)
     asked[:, 40:] = drawn("random", count, 24, random)  # where the vectors have next to nothing
     asked[:, 0] = 0.01
     asked = unit(asked)
     tried: list[tuple[int, list[bool]]] = []
-    expected, answered = brute_force.top_k(asked, vectors, 10), coded_top_k._answered
+    expected, answered = brute_force.top_k(asked, vectors, 10), coded_top_k._search
 
     def noted(queries: Vector, vectors: Vector, ways: Sequence[Codes], k: int) -> tuple[Vector, NDArray[np.int64]]:
         tried.append((len(queries), [way.projection is not None for way in ways]))
         return answered(queries, vectors, ways, k)
 
-    monkeypatch.setattr(coded_top_k, "_answered", noted)
+    monkeypatch.setattr(coded_top_k, "_search", noted)
     assert coded_top_k.top_k(asked, vectors, codes, 10)[1].tolist() == expected[1].tolist()
     assert tried[:2] == [(count, [True, False]), (count, [False])]
 
 
 @pytest.mark.parametrize(("queries", "are_packed"), [(1, False), (8, False), (8, True)])
-def test_a_query_amid_a_crowd_is_answered_without_codes(
+def test_a_query_amid_nearly_equal_vectors_is_answered_without_codes(
     monkeypatch: pytest.MonkeyPatch, queries: int, are_packed: bool
 ) -> None:
     vectors = drawn("hardly different", 5120, 32, np.random.default_rng(1))
@@ -222,7 +222,7 @@ def test_a_query_amid_a_crowd_is_answered_without_codes(
         return top_k(queries, vectors, k)
 
     monkeypatch.setattr(brute_force, "top_k", counted)
-    codes = with_integers(coded(vectors))
+    codes = with_integers(encode_vectors(vectors))
     coded_top_k.top_k(vectors[:queries], vectors, packed(codes) if are_packed else codes, 5)
     assert asked == [queries]
 
@@ -244,32 +244,32 @@ def test_no_vector_is_further_from_its_code_than_said(
         vectors[-1] = np.eye(dim)[0]  # beyond the range of what was coded before
     known: Codes | None = None
     for end in np.cumsum(parts).tolist():
-        known = coded(vectors[:end], known)
+        known = encode_vectors(vectors[:end], known)
         assert known.rows == end
         stands_for = (known.room[:end, :dim].astype(np.float64) - ZERO) * known.step
         assert np.linalg.norm(vectors[:end] - stands_for, axis=1).max() <= known.error
         assert (known.room[:end, dim:] == ZERO).all()
         assert known.error <= 0.5 * known.step * np.sqrt(dim) * 1.001 + 1e-5  # nothing is cut off
     assert known is not None
-    assert known.step <= 1.04 / MOST
+    assert known.step <= 1.04 / MAX_CODE
 
 
 def test_short_codes_follow_the_vectors_and_their_projection_is_looked_for_again_when_they_are_twice_as_many() -> None:
     vectors = drawn("flattish", 3000, 70, np.random.default_rng(0))
-    first = shortened(with_integers(coded(vectors[:1000])), vectors)
+    first = with_short_codes(with_integers(encode_vectors(vectors[:1000])), vectors)
     assert first.short is not None
     assert (first.short.rows, first.considered) == (1000, 1000)
     assert first.short.integers is first.integers
-    assert shortened(first, vectors) is first
-    more = shortened(coded(vectors[:1900], first), vectors)
+    assert with_short_codes(first, vectors) is first
+    more = with_short_codes(encode_vectors(vectors[:1900], first), vectors)
     assert more.short is not None
     assert more.short.rows == 1900
     assert more.short.projection is first.short.projection
-    most = shortened(coded(vectors, more), vectors)
+    most = with_short_codes(encode_vectors(vectors, more), vectors)
     assert most.short is not None
     assert (most.short.rows, most.considered) == (3000, 3000)
     assert most.short.projection is not first.short.projection
-    fewer = shortened(like(coded(vectors[1000:]), most), vectors[1000:])
+    fewer = with_short_codes(with_settings_of(encode_vectors(vectors[1000:]), most), vectors[1000:])
     assert fewer.short is not None
     assert fewer.short.rows == 2000
     assert fewer.short.projection is most.short.projection
@@ -278,9 +278,9 @@ def test_short_codes_follow_the_vectors_and_their_projection_is_looked_for_again
 def test_short_codes_are_looked_for_once_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(projection, "_WORTH_IT", 0.0)
     vectors = drawn("random", 3000, 70, np.random.default_rng(0))
-    codes = shortened(coded(vectors), vectors)
+    codes = with_short_codes(encode_vectors(vectors), vectors)
     assert codes.short is None
-    assert shortened(codes, vectors) is codes
+    assert with_short_codes(codes, vectors) is codes
 
 
 @settings(max_examples=60, deadline=None)
@@ -299,12 +299,12 @@ def test_no_product_of_codes_is_below_the_inner_product_by_more_than_the_error(
     random = np.random.default_rng(seed)
     vectors = drawn(kind, count, dim, random)
     queries = vectors[: min(count, 20)] if near else drawn("random", 20, dim, random)
-    codes = coded(vectors[: count // 2 + 1])
-    codes = shortened(coded(vectors, shortened(codes, vectors)), vectors)
+    codes = encode_vectors(vectors[: count // 2 + 1])
+    codes = with_short_codes(encode_vectors(vectors, with_short_codes(codes, vectors)), vectors)
     if short:
         assert codes.short is not None
         codes = codes.short
-    asked = coded_top_k._questions(queries, codes, most)
+    asked = coded_top_k._encode_queries(queries, codes, most)
     products = asked.codes.astype(np.int64) @ (codes.room[:count].astype(np.int64) - ZERO).T
     bound = products * asked.scales[:, None] + (asked.offsets + asked.errors)[:, None]
     assert (bound >= queries.astype(np.float64) @ vectors.T.astype(np.float64)).all()
@@ -312,27 +312,27 @@ def test_no_product_of_codes_is_below_the_inner_product_by_more_than_the_error(
 
 def test_coding_can_be_called_off() -> None:
     with pytest.raises(StoppedError):
-        coded(np.eye(4, dtype=np.float32), stop=lambda: True)
+        encode_vectors(np.eye(4, dtype=np.float32), stop=lambda: True)
 
 
 def test_blocks_are_packed_once_and_as_long_as_their_codes_stay() -> None:
     vectors = drawn("random", 1000, 40, np.random.default_rng(2))
-    first = packed(with_integers(coded(vectors[:600])))
+    first = packed(with_integers(encode_vectors(vectors[:600])))
     assert [len(block) for block in first.packed] == [256, 256]
     assert packed(first) is first
-    more = packed(coded(vectors, first))
+    more = packed(encode_vectors(vectors, first))
     assert more.packed[:2] == first.packed
     assert sum(map(len, more.packed)) == 768
     vectors[-1] = np.eye(40)[0]  # beyond the range of the step
-    assert coded(vectors, first).packed == ()
+    assert encode_vectors(vectors, first).packed == ()
 
 
 def test_short_blocks_at_the_end_are_packed_anew_with_what_has_come_since(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coding, "_PACKED_BYTES", 48 * 2048)
     vectors = drawn("random", 6000, 40, np.random.default_rng(2))
-    codes, lengths = packed(with_integers(coded(vectors[:1600]))), []
+    codes, lengths = packed(with_integers(encode_vectors(vectors[:1600]))), []
     for rows in (1700, 1900, 2100, 2900, 3500, 6000):
-        codes = packed(coded(vectors[:rows], codes))
+        codes = packed(encode_vectors(vectors[:rows], codes))
         lengths.append([len(block) for block in codes.packed])
     assert lengths == [[1536], [1536, 256], [1536, 512], [1536, 1280], [1536, 1280, 512], [1536, 1280, 1536, 1536]]
 
@@ -340,14 +340,14 @@ def test_short_blocks_at_the_end_are_packed_anew_with_what_has_come_since(monkey
 def test_a_search_of_before_looks_at_no_later_row_of_a_packed_block() -> None:
     random = np.random.default_rng(3)
     vectors, asked = drawn("random", 3000, 40, random), drawn("random", 8, 40, random)
-    codes = packed(with_integers(coded(vectors)))
+    codes = packed(with_integers(encode_vectors(vectors)))
     for rows in (2999, 1000, 600):
         expected = brute_force.top_k(asked, vectors[:rows], 5)
         assert coded_top_k.top_k(asked, vectors[:rows], codes, 5)[1].tolist() == expected[1].tolist()
 
 
 def test_packing_can_be_called_off_between_two_blocks() -> None:
-    codes = with_integers(coded(drawn("random", 1000, 40, np.random.default_rng(2))))
+    codes = with_integers(encode_vectors(drawn("random", 1000, 40, np.random.default_rng(2))))
     answers = iter([False, True])
     with pytest.raises(StoppedError):
         packed(codes, lambda: next(answers))
@@ -363,7 +363,7 @@ def test_codes_that_cannot_be_packed_are_multiplied_as_they_are(monkeypatch: pyt
     monkeypatch.setattr("imagekin.index.vectors.int8_products.PackedCodes", Refused)
     integers = IntegerProducts()
     assert not integers.packs
-    codes = packed(replace(coded(vectors), integers=integers))
+    codes = packed(replace(encode_vectors(vectors), integers=integers))
     assert codes.packed == ()
     assert coded_top_k.top_k(asked, vectors, codes, 5)[1].tolist() == brute_force.top_k(asked, vectors, 5)[1].tolist()
 

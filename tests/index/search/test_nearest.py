@@ -181,7 +181,7 @@ def test_what_fails_on_another_thread_fails_the_call() -> None:
             raise MemoryError
 
     with pytest.raises(MemoryError):
-        brute_force.shared_out(work, 4, 2)
+        brute_force.run_parallel(work, 4, 2)
 
 
 def test_the_bound_on_similarity_includes_itself(tmp_path: Path) -> None:
