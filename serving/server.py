@@ -25,6 +25,7 @@ from imagekin.serving.reload import Reloader
 from imagekin.serving.services.admin import AdminService
 from imagekin.serving.services.collections import CollectionsService
 from imagekin.serving.services.embedder import EMBED, READERS, EmbedderService
+from imagekin.serving.services.health import Health
 from imagekin.serving.services.kserve import INFER, InferenceService
 from imagekin.serving.services.searcher import SearcherService
 from imagekin.serving.settings import Settings
@@ -75,7 +76,7 @@ class Server:
         self.port = 0
         self._serving = False
         self._hurry = asyncio.Event()
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
         self.metrics_port = 0
         self._exposition: Exposition | None = None
         self._following: asyncio.Task[None] | None = None
@@ -87,9 +88,7 @@ class Server:
         self._metrics = None if settings.metrics_address is None else Metrics()
         limits = settings.limits
         self._tracer = None if settings.otlp_endpoint is None else Tracer(settings.otlp_endpoint)
-        self._calls = Calls(
-            limits.max_message_bytes, limits.max_concurrent_calls, self._guard, self._metrics, self._tracer, READERS
-        )
+        self._calls = Calls(limits, self._guard, self._metrics, self._tracer, READERS)
         self.models = Models(())
         self.store = CollectionStore(settings, self._metrics)
         self._reloader = self._make_reloader()
@@ -199,6 +198,7 @@ class Server:
             await asyncio.get_running_loop().run_in_executor(None, self._exposition.close)
         await self._reloader.finish()
         await self.store.close()
+        self._calls.close()
         await asyncio.get_running_loop().run_in_executor(None, self.models.close)
         if self._tracer is not None:
             await asyncio.get_running_loop().run_in_executor(None, self._tracer.close)

@@ -53,8 +53,9 @@ class Limits:
     max_keys: int = option(10_000, "Keys of one Get or Delete, items of one Scroll page.", flag="", least=1)
     max_neighbours: int = option(100_000, "Neighbours of one answer, over all its queries.", flag="", least=1)
     max_message_bytes: int = option(
-        64 * MEBIBYTE, "Bytes of one message or answer; gRPC itself refuses one of twice as many.", flag="", least=1
+        64 * MEBIBYTE, "Bytes of one message or answer; gRPC itself refuses one of a quarter more.", flag="", least=1
     )
+    max_held_bytes: int = option(512 * MEBIBYTE, "Bytes of all requests in work, unpacked.", flag="", least=1)
     max_queue: int = option(2_048, "Images waiting or in work, per model.", flag="", least=1)
     max_queue_bytes: int = option(256 * MEBIBYTE, "Bytes of those images.", flag="", least=1)
     max_queued_searches: int = option(4_096, "Queries waiting, per collection.", flag="", least=1)

@@ -1,10 +1,16 @@
 """Filters of requests as the conditions that collections take."""
 
+import asyncio
+import itertools
+from collections.abc import Iterator
+
 from google.protobuf.message import Message
 
 from imagekin.errors import InvalidArgumentError
 from imagekin.index.filters.conditions import (
     MAX_LEVELS,
+    MAX_NODES,
+    MAX_VALUES,
     AllOf,
     AnyOf,
     Comparison,
@@ -33,6 +39,10 @@ _OPERATORS = {
 }
 
 
+# A filter of so few bytes is read sooner than handed to a thread.
+_READ_HERE_BYTES = 2_000
+
+
 def read_filter(message: common_pb2.Filter) -> Condition:
     """Return the condition of a filter that a request holds.
 
@@ -44,29 +54,37 @@ def read_filter(message: common_pb2.Filter) -> Condition:
         if form == "text":
             return parse(message.text)
         if form == "condition":
-            return check(_condition(message.condition, 1))
+            return check(_condition(message.condition, 1, itertools.count(1)))
         raise InvalidArgumentError("the filter is empty: set text or condition, or leave the filter out")
 
 
-def given_filter(request: Message) -> Condition | None:
+async def given_filter(request: Message) -> Condition | None:
     """Return the condition of a request that has a field `filter`, None when that is absent.
 
     Raises:
         InvalidArgumentError: see `read_filter`.
     """
-    return read_filter(request.filter) if request.HasField("filter") else None  # type: ignore[attr-defined]
+    if not request.HasField("filter"):
+        return None
+    message: common_pb2.Filter = request.filter  # type: ignore[attr-defined]
+    if message.ByteSize() <= _READ_HERE_BYTES:
+        return read_filter(message)
+    return await asyncio.to_thread(read_filter, message)
 
 
-def _condition(message: common_pb2.Condition, level: int) -> Condition:
+def _condition(message: common_pb2.Condition, level: int, nodes: Iterator[int]) -> Condition:
     if level > MAX_LEVELS:
         raise InvalidArgumentError(f"a filter has at most {MAX_LEVELS} levels")
+    # Counted on the way, so that no more of them are ever made.
+    if next(nodes) > MAX_NODES:
+        raise InvalidArgumentError(f"a filter has at most {MAX_NODES:,} nodes")
     node = message.WhichOneof("node")
     if node == "all":
-        return AllOf(tuple(_condition(part, level + 1) for part in message.all.parts))
+        return AllOf(tuple(_condition(part, level + 1, nodes) for part in message.all.parts))
     if node == "any":
-        return AnyOf(tuple(_condition(part, level + 1) for part in message.any.parts))
+        return AnyOf(tuple(_condition(part, level + 1, nodes) for part in message.any.parts))
     if node == "not":
-        return Not(_condition(getattr(message, "not"), level + 1))
+        return Not(_condition(getattr(message, "not"), level + 1, nodes))
     if node == "comparison":
         return _comparison(message.comparison)
     raise InvalidArgumentError("a node of the filter is empty: set all, any, not or comparison")
@@ -76,6 +94,8 @@ def _comparison(message: common_pb2.Comparison) -> Comparison:
     operator = _OPERATORS.get(message.operator)
     if operator is None:
         raise InvalidArgumentError(f"the filter's test of {message.field[:80]!r} has no operator")
+    if len(message.values) > MAX_VALUES:
+        raise InvalidArgumentError(f"the filter's test of {message.field[:80]!r} has more than {MAX_VALUES:,} values")
     return Comparison(message.field, operator, tuple(_value(value) for value in message.values))
 
 

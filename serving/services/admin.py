@@ -3,7 +3,7 @@
 # ruff: noqa: N802, D102 (the contract names and describes the methods)
 
 from imagekin.serving.reload import Reloader
-from imagekin.serving.transport.calls import Context
+from imagekin.serving.transport.call_info import Context
 from imagekin.v1 import admin_pb2, admin_pb2_grpc
 
 

@@ -13,7 +13,7 @@ from imagekin.serving.embedding.models import Models
 from imagekin.serving.messages import check_count, read_updates, write_collection, write_item
 from imagekin.serving.searching.filters import given_filter, write_value
 from imagekin.serving.settings import Limits
-from imagekin.serving.transport.calls import Context
+from imagekin.serving.transport.call_info import Context
 from imagekin.serving.transport.streams import in_order
 from imagekin.v1 import collections_pb2 as pb
 from imagekin.v1 import collections_pb2_grpc, common_pb2
@@ -94,7 +94,7 @@ class CollectionsService(collections_pb2_grpc.CollectionsServicer):
     async def Delete(self, request: pb.DeleteRequest, context: Context) -> pb.DeleteResponse:
         if bool(request.keys) == request.HasField("filter"):
             raise InvalidArgumentError("give exactly one of keys and filter", field="keys")
-        condition = given_filter(request)
+        condition = await given_filter(request)
         if condition is None:
             check_count(request.keys, self._limits.max_keys, "keys")
         self._store.check_writable()
@@ -121,7 +121,7 @@ class CollectionsService(collections_pb2_grpc.CollectionsServicer):
         return await entry.read(get)
 
     async def Scroll(self, request: pb.ScrollRequest, context: Context) -> pb.ScrollResponse:
-        condition = given_filter(request)
+        condition = await given_filter(request)
         size = request.page_size or DEFAULT_PAGE
         if size > self._limits.max_keys:
             raise InvalidArgumentError(f"page_size must be at most {self._limits.max_keys}", field="page_size")
@@ -144,12 +144,12 @@ class CollectionsService(collections_pb2_grpc.CollectionsServicer):
         return await entry.read(page)
 
     async def Count(self, request: pb.CountRequest, context: Context) -> pb.CountResponse:
-        condition = given_filter(request)
+        condition = await given_filter(request)
         entry = await self._store.get(request.collection)
         return pb.CountResponse(count=await entry.read(lambda: entry.collection.count(condition)))
 
     async def Facet(self, request: pb.FacetRequest, context: Context) -> pb.FacetResponse:
-        condition = given_filter(request)
+        condition = await given_filter(request)
         limit = request.limit or DEFAULT_FACETS
         entry = await self._store.get(request.collection)
         found = await entry.read(lambda: entry.collection.facet(request.field, condition, limit))

@@ -12,7 +12,7 @@ from imagekin.serving.embedding.image_jobs import EmbedOutcome
 from imagekin.serving.embedding.models import Models, ServedModel
 from imagekin.serving.messages import check_count
 from imagekin.serving.settings import Limits
-from imagekin.serving.transport.calls import Context
+from imagekin.serving.transport.call_info import Context
 from imagekin.serving.transport.status import item_error
 from imagekin.serving.transport.streams import in_order
 from imagekin.serving.transport.wire import (

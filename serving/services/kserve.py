@@ -14,7 +14,7 @@ from imagekin.serving.embedding.image_jobs import EmbeddedImage, Source
 from imagekin.serving.embedding.models import Models, ServedModel
 from imagekin.serving.messages import check_count
 from imagekin.serving.settings import Limits
-from imagekin.serving.transport.calls import Context
+from imagekin.serving.transport.call_info import Context
 from imagekin.version import installed_version
 
 VERSION = "1"

@@ -17,7 +17,7 @@ from imagekin.serving.searching.filters import given_filter
 from imagekin.serving.searching.linear import predict
 from imagekin.serving.searching.queries import Resolution, Resolved, model_for, resolve
 from imagekin.serving.settings import Limits
-from imagekin.serving.transport.calls import Context
+from imagekin.serving.transport.call_info import Context
 from imagekin.serving.transport.status import item_error
 from imagekin.v1 import searcher_pb2, searcher_pb2_grpc
 
@@ -62,7 +62,7 @@ class SearcherService(searcher_pb2_grpc.SearcherServicer):
             min_similarity=bound,
             with_payload=request.with_payload,
             with_vector=request.with_vector,
-            filter=given_filter(request),
+            filter=await given_filter(request),
             group_by=request.group_by,
             group_size=_group_size(request),
             diversity=check_range(request.diversity, 0, 1, "diversity"),
@@ -111,7 +111,7 @@ class SearcherService(searcher_pb2_grpc.SearcherServicer):
             temperature=temperature,
             min_similarity=bound,
             min_confidence=check_range(request.min_confidence, 0, 1, "min_confidence"),
-            filter=given_filter(request),
+            filter=await given_filter(request),
         )
         resolved = await resolve(
             request.queries, entry, self._models, timeout=context.time_remaining(), hashes=request.leave_one_out

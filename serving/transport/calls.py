@@ -13,53 +13,33 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, TypeAlias, cast
+from typing import Any, Protocol, cast
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError, EncodeError, Message
+from google.protobuf.message import EncodeError, Message
 
 from imagekin.errors import (
+    DeadlineExceededError,
     ImagekinError,
     InvalidArgumentError,
     ResourceExhaustedError,
     UnauthenticatedError,
-    UnavailableError,
 )
 from imagekin.serving.observability.logs import REQUEST_ID, request_id
 from imagekin.serving.observability.metrics import CallOutcome, Metrics, Reason
 from imagekin.serving.observability.tracing import Tracer
-from imagekin.serving.transport.access import Guard
-from imagekin.serving.transport.status import public_error, to_status
+from imagekin.serving.settings import Limits
+from imagekin.serving.transport.access import SCOPES, Guard, Scope
+from imagekin.serving.transport.bodies import Bodies, Reader
+from imagekin.serving.transport.call_info import CallInfo, Context, Handler, abort, going_away
 
-# As text, because these classes are generic in their type stubs only.
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-
-_DETAILS_KEY = "grpc-status-details-bin"
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
 _LAST_WRITE_SECONDS = 0.1
 _UNWATCHED = contextlib.nullcontext()
 _EARLY_SECONDS = 0.05
+_PROBE_SECONDS = 1.0
 
-
-log = logging.getLogger("imagekin.client.calls")
-
-
-class CallInfo(NamedTuple):
-    """One call.
-
-    Attributes:
-        method: `/package.Service/Method`.
-        request_id: the caller's own id for it, or a new one.
-        began: `time.monotonic()` when it came.
-        metadata: what the caller sent with it.
-    """
-
-    method: str
-    request_id: str
-    began: float
-    metadata: Any
+log = logging.getLogger("imagekin.serving.calls")
 
 
 class _Unary:
@@ -87,36 +67,37 @@ class Calls(grpc.GenericRpcHandler):
     """Every method of the server, wrapped. Services are added to it as to a server, and it to the server.
 
     Args:
-        max_message_bytes: ceiling on a request's message and on an answer.
-        max_calls: calls at one time, those for health and reflection not counted.
+        limits: ceilings; calls for health and reflection do not count as calls at one time.
         guard: says who may call what; None lets everyone.
         metrics: told of every call but those for health and reflection; None for nobody.
         tracer: told likewise.
-        readers: what parses the requests of a method, in place of the protobuf library.
+        readers: what reads the plain form of a method's requests, see `imagekin.serving.transport.bodies`.
     """
 
     def __init__(
         self,
-        max_message_bytes: int,
-        max_calls: int,
+        limits: Limits,
         guard: Guard | None = None,
         metrics: Metrics | None = None,
         tracer: Tracer | None = None,
-        readers: Mapping[str, Callable[[bytes], object]] = MappingProxyType({}),
+        readers: Mapping[str, Reader] = MappingProxyType({}),
     ) -> None:
         self._guard = guard
         self._tracer = tracer
         self._metrics = metrics
-        self._max_bytes = max_message_bytes
-        self._max_calls = max_calls
+        self._max_bytes = limits.max_message_bytes
+        self._max_calls = limits.max_concurrent_calls
+        self._bodies = Bodies(limits, readers)
         self._calls = 0
         self._idle = asyncio.Event()
         self._draining = asyncio.Event()
         self._held: asyncio.Event | None = None
         self._reading: set[asyncio.Task[Any]] = set()
         self._handlers: dict[str, Any] = {}
-        self._readers = readers
         self._doors: dict[str, Door] = {}
+        # Methods whose requests are not read before their handlers are called, and those whose requests say nothing.
+        self._unread: set[str] = set()
+        self._empty: set[str] = set()
 
     @property
     def in_flight(self) -> int:
@@ -133,6 +114,10 @@ class Calls(grpc.GenericRpcHandler):
             task.cancel()
         if self._calls:
             await self._idle.wait()
+
+    def close(self) -> None:
+        """Stop the threads that read requests, when none is in work any more."""
+        self._bodies.close()
 
     def watch_door(self, method: str, door: Door) -> None:
         """Ask a door before the requests of a unary method are read."""
@@ -151,9 +136,13 @@ class Calls(grpc.GenericRpcHandler):
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Handler]) -> None:
         """Take the methods of a service; what generated code calls on a server."""
         for name, handler in method_handlers.items():
-            method, wrapped = f"/{service_name}/{name}", cast(Any, handler)
-            reader = self._readers.get(method, wrapped.request_deserializer)
-            self._handlers[method] = wrapped._replace(request_deserializer=reader)
+            method = f"/{service_name}/{name}"
+            self._handlers[method] = handler
+            kind = getattr(cast(Any, handler).request_deserializer, "__self__", None)
+            if kind is not None and not kind.DESCRIPTOR.fields:
+                self._empty.add(method)
+            if method in self._empty or SCOPES.get(method, Scope.ADMIN) is None:
+                self._unread.add(method)
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Do nothing: generated code gives the same methods in this form, too."""
@@ -172,8 +161,10 @@ class Calls(grpc.GenericRpcHandler):
                 return self._refuse(error, call)
         if not handler.response_streaming:
             door = self._doors.get(call.method)
-            if door is not None and door.is_crowded():
-                return self._wrap_crowded(handler, call, door)
+            if door is not None and not door.is_crowded():
+                door = None
+            if door is not None or call.method in self._unread:
+                return self._wrap_unread(handler, call, door)
             return self._wrap_unary(handler, call)
         inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
         if inspect.isasyncgenfunction(inner):
@@ -198,8 +189,8 @@ class Calls(grpc.GenericRpcHandler):
 
         return cast(Handler, _Unary(answer))
 
-    def _wrap_crowded(self, handler: Any, call: CallInfo, door: Door) -> Handler:
-        """Wrap a unary method as a stream, which has not read its request yet when the door is asked."""
+    def _wrap_unread(self, handler: Any, call: CallInfo, door: Door | None) -> Handler:
+        """Wrap a unary method as a stream, which has not read its request yet when its handler is called."""
 
         async def answer(raw: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
             yield await self._answer(handler, call, context, raw, door)
@@ -222,8 +213,12 @@ class Calls(grpc.GenericRpcHandler):
                     if door is not None and (refusal := door.refusal(context.time_remaining())) is not None:
                         self._rejected("queue_full")
                         raise refusal
-                    data = raw if isinstance(raw, bytes) else await anext(raw, b"")
-                    response = await handler.unary_unary(_parse(handler, data, self._max_bytes), context)
+                    data = raw if isinstance(raw, bytes) else await self._only_message(call.method, raw)
+                    body = await self._bodies.read(call.method, handler.request_deserializer, data)
+                    try:
+                        response = await handler.unary_unary(body.message, context)
+                    finally:
+                        self._bodies.release(body.size)
                 finally:
                     self._leave(call.method)
                 answer = self._serialise(handler, response)
@@ -237,16 +232,15 @@ class Calls(grpc.GenericRpcHandler):
         async def requests(raw: AsyncIterator[bytes]) -> AsyncIterator[Message]:
             messages = aiter(raw)
             while (data := await self._read(messages)) is not None:
-                yield _parse(handler, data, self._max_bytes)
+                yield await self._bodies.parse(call.method, handler.request_deserializer, data)
 
         async def answers(raw: Any, context: Context) -> AsyncIterator[bytes]:
             context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
-            given = requests(raw) if handler.request_streaming else _parse(handler, raw, self._max_bytes)
             try:
                 with self._watched(call, context, streamed=True):
                     await self._enter(call.method)
                     try:
-                        async with contextlib.aclosing(inner(given, context)) as responses:
+                        async with contextlib.aclosing(inner(requests(raw), context)) as responses:
                             async for response in responses:
                                 yield self._serialise(handler, response)
                     finally:
@@ -254,16 +248,19 @@ class Calls(grpc.GenericRpcHandler):
             except Exception as error:
                 await abort(context, error, call)
 
-        if handler.request_streaming:
-            return grpc.stream_stream_rpc_method_handler(answers)
-        return grpc.unary_stream_rpc_method_handler(answers)
+        return grpc.stream_stream_rpc_method_handler(answers)
 
     def _wrap_writer(self, handler: Any, write: Callable[..., Awaitable[None]], call: CallInfo) -> Handler:
         """Wrap a stream that writes by itself and has no end: health's Watch."""
 
-        async def watch(raw: bytes, context: Context) -> None:
+        async def watch(raw: AsyncIterator[bytes], context: Context) -> None:
+            try:
+                data = await self._only_message(call.method, raw)
+                request = await self._bodies.parse(call.method, handler.request_deserializer, data)
+            except ImagekinError as error:
+                await abort(context, error, call)
             drain = asyncio.ensure_future(self._draining.wait())
-            writer = asyncio.ensure_future(write(_parse(handler, raw, self._max_bytes), context))
+            writer = asyncio.ensure_future(write(request, context))
             try:
                 await asyncio.wait((writer, drain), return_when=asyncio.FIRST_COMPLETED)
                 # The last status, NOT_SERVING, goes out before the stream ends.
@@ -273,7 +270,7 @@ class Calls(grpc.GenericRpcHandler):
                 writer.cancel()
             await abort(context, going_away(), call)
 
-        return grpc.unary_stream_rpc_method_handler(watch, response_serializer=handler.response_serializer)
+        return grpc.stream_stream_rpc_method_handler(watch, response_serializer=handler.response_serializer)
 
     def _watched(self, call: CallInfo, context: Context, *, streamed: bool) -> contextlib.AbstractContextManager[None]:
         """Count and, if the log is that fine, write down how a call ended."""
@@ -342,6 +339,23 @@ class Calls(grpc.GenericRpcHandler):
         finally:
             self._reading.discard(task)
 
+    async def _only_message(self, method: str, raw: AsyncIterator[bytes]) -> bytes:
+        """Return the one message of a call that is read as a stream, empty where it says nothing.
+
+        Raises:
+            DeadlineExceededError: it is for everyone to send, and does not come.
+        """
+        if method in self._empty:
+            return b""
+        if method not in self._unread:
+            return await anext(raw, b"")
+        # A stranger's message may be as large as the largest of all: so it gets no time to come in.
+        try:
+            async with asyncio.timeout(_PROBE_SECONDS):
+                return await anext(raw, b"")
+        except TimeoutError:
+            raise DeadlineExceededError(f"the request did not come within {_PROBE_SECONDS:g} s") from None
+
     def _serialise(self, handler: Any, message: Any) -> bytes:
         """Return an answer's bytes; some handlers give them themselves."""
         try:
@@ -354,26 +368,3 @@ class Calls(grpc.GenericRpcHandler):
 
     def _too_large(self) -> InvalidArgumentError:
         return InvalidArgumentError(f"the answer is larger than {self._max_bytes} bytes: ask for less at a time")
-
-
-def _parse(handler: Any, data: bytes, most: int) -> Any:
-    if len(data) > most:
-        raise InvalidArgumentError(f"a message of {len(data)} bytes is over the limit of {most}", field="request")
-    try:
-        return handler.request_deserializer(data)
-    except DecodeError:
-        raise InvalidArgumentError("the request is no valid protobuf message of this method") from None
-
-
-async def abort(context: Context, error: Exception, call: CallInfo) -> None:
-    """End a call with the status of an error. Always raises."""
-    if isinstance(error, grpc.aio.AbortError):
-        raise error
-    status = to_status(public_error(error, call.method, call.request_id))
-    metadata = ((_DETAILS_KEY, status.SerializeToString()), (REQUEST_ID, call.request_id))
-    await context.abort(_CODES[status.code], status.message, metadata)
-
-
-def going_away() -> UnavailableError:
-    """Return the error that refuses calls and ends streams when the server drains."""
-    return UnavailableError("the server is going away: connect again; go on with a stream after its last answer")

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from imagekin.errors import InvalidArgumentError
 from imagekin.v1 import common_pb2, embedder_pb2
 
 # A field's number and wire type; images, batches, vectors and results are length-delimited. The first field it is of
@@ -58,28 +59,24 @@ class _OtherFormError(Exception):
     """The message is not of the plain form."""
 
 
-def read_embed(data: bytes) -> AnyEmbed:
-    """Return an EmbedRequest.
+def read_embed(data: bytes, most: int) -> EmbedView | None:
+    """Return an EmbedRequest as views, None when it is not of the plain form.
 
     Raises:
-        google.protobuf.message.DecodeError: it is none.
+        InvalidArgumentError: it has more than `most` images.
     """
     try:
-        return _embed(data, 0, len(data))
+        return _embed(data, 0, len(data), most)
     except (_OtherFormError, IndexError):
-        return embedder_pb2.EmbedRequest.FromString(data)
+        return None
 
 
-def read_embed_stream(data: bytes) -> AnyEmbedStream:
-    """Return an EmbedStreamRequest.
-
-    Raises:
-        google.protobuf.message.DecodeError: it is none.
-    """
+def read_embed_stream(data: bytes, most: int) -> EmbedStreamView | None:
+    """Return an EmbedStreamRequest, likewise."""
     try:
-        return _embed_stream(data)
+        return _embed_stream(data, most)
     except (_OtherFormError, IndexError):
-        return embedder_pb2.EmbedStreamRequest.FromString(data)
+        return None
 
 
 def write_embed(results: Sequence[Result], dim: int, space: str) -> bytes:
@@ -134,9 +131,9 @@ def _number(key: int, value: int) -> bytes:
     return bytes(encoded)
 
 
-def _embed_stream(data: bytes) -> EmbedStreamView:
+def _embed_stream(data: bytes, most: int) -> EmbedStreamView:
     start, end = _field(data, 0, len(data), _FIRST)
-    batch, tag = _embed(data, start, end), 0
+    batch, tag = _embed(data, start, end, most), 0
     if end < len(data):
         if data[end] != _TAG:
             raise _OtherFormError
@@ -146,7 +143,7 @@ def _embed_stream(data: bytes) -> EmbedStreamView:
     return EmbedStreamView(batch, tag)
 
 
-def _embed(data: bytes, at: int, end: int) -> EmbedView:
+def _embed(data: bytes, at: int, end: int, most: int) -> EmbedView:
     images: list[ImageView] = []
     view = memoryview(data)
     while at < end and data[at] == _FIRST:
@@ -156,6 +153,9 @@ def _embed(data: bytes, at: int, end: int) -> EmbedView:
             inner, last = _field(data, start, at, _FIRST)
             if last != at:
                 raise _OtherFormError
+        if len(images) == most:
+            # The rest is not looked at: a message has room for millions of empty images.
+            raise InvalidArgumentError(f"images must hold 1 to {most} members", field="images")
         images.append(ImageView(view[inner:at]))
     model = ""
     if at < end:

@@ -13,7 +13,6 @@ import asyncio
 import json
 import os
 import random
-import socket
 import statistics
 import struct
 import sys
@@ -34,9 +33,10 @@ from imagekin.serving.server import SERVICES
 from imagekin.v1 import collections_pb2, common_pb2, embedder_pb2, searcher_pb2
 from tests.artifacts import tiny_artifact
 from tests.e2e.processes import Server, running_server
+from tests.serving import http2
 from tests.serving.running import image
 
-EMBED = "/imagekin.v1.Embedder/Embed"
+EMBED = http2.EMBED
 SEARCH = "/imagekin.v1.Searcher/Search"
 LIST = "/imagekin.v1.Collections/ListCollections"
 RELOAD = "/imagekin.v1.Admin/Reload"
@@ -184,7 +184,7 @@ class Abuser:
         """Connections that say hello and then nothing: others are served meanwhile."""
         with ExitStack() as stack:
             for _ in range(count):
-                stack.enter_context(_connected(self.server.address)).sendall(_hello())
+                stack.enter_context(http2.connected(self.server.address)).sendall(http2.hello())
             await asyncio.sleep(0.5)
             self.findings.figures["descriptors_with_idle"] = _descriptors(self.server)
             await self.check_answers(f"with {count} idle connections")
@@ -254,7 +254,9 @@ class Abuser:
 
     async def _half_sent(self) -> None:
         """Begin a call on a connection of its own, and hang up in the middle of it."""
-        whole = _hello() + _begun_call(self.server.address, len(self.good)) + self.good[:100]
+        whole = (
+            http2.hello() + http2.headers(self.server.address) + http2.begun_message(len(self.good)) + self.good[:100]
+        )
         host, _, port = self.server.address.rpartition(":")
         _, writer = await asyncio.open_connection(host, int(port))
         writer.write(whole[: self.random.randint(1, len(whole))])
@@ -378,40 +380,6 @@ async def _drain(call: AsyncIterator[bytes]) -> None:
 def _own_connection(number: int) -> list[tuple[str, int]]:
     """Return options that keep the channel from sharing another one's connection."""
     return [("grpc.use_local_subchannel_pool", 1), ("imagekin.number", number)]
-
-
-def _connected(address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    return socket.create_connection((host, int(port)))
-
-
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    """Return an HTTP/2 frame (RFC 9113, section 4.1)."""
-    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
-
-
-def _hello() -> bytes:
-    """Return what a client says first: the preface and empty settings."""
-    return b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(0x4, 0, 0, b"")
-
-
-def _begun_call(address: str, length: int) -> bytes:
-    """Return the headers of an Embed call and the beginning of its only message of `length` bytes."""
-    headers = {
-        ":method": "POST",
-        ":scheme": "http",
-        ":path": EMBED,
-        ":authority": address,
-        "te": "trailers",
-        "content-type": "application/grpc",
-    }
-    # HPACK, literal fields without indexing and with new names (RFC 7541, section 6.2.2).
-    block = b"".join(
-        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
-        for name, value in headers.items()
-    )
-    message = b"\0" + struct.pack(">I", length)
-    return _frame(0x1, 0x4, 1, block) + struct.pack(">I", length + 5)[1:] + struct.pack(">BBI", 0, 1, 1) + message
 
 
 def _descriptors(server: Server) -> int:

@@ -10,6 +10,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status  # type: ignore[import-untyped]
 
 from imagekin.errors import ImagekinError, ResourceExhaustedError
+from imagekin.serving.settings import Limits
 from imagekin.serving.transport.calls import Calls
 
 METHOD = "/imagekin.test.Echo/Echo"
@@ -39,7 +40,7 @@ async def _served(call: Any, gate: Gate) -> list[bytes]:
         read.append(data)
         return data
 
-    calls = Calls(1000, 10)
+    calls = Calls(Limits(max_message_bytes=1000, max_concurrent_calls=10))
     handler = grpc.unary_unary_rpc_method_handler(echo, request_deserializer=parse, response_serializer=bytes)
     calls.add_registered_method_handlers("imagekin.test.Echo", {"Echo": handler})
     calls.watch_door(METHOD, gate)

@@ -277,3 +277,32 @@ def test_a_hostile_name_shows_no_path_and_makes_no_file(server: Running, name: s
         assert code(failed.value) not in BUGS
         assert str(data_dir) not in str(failed.value)
     assert {path.name for path in sorted(data_dir.rglob("*"))} <= {path.name for path in before} | {".lock"}
+
+
+def test_a_flat_tree_of_half_a_million_comparisons_is_refused_unread(server: Running) -> None:
+    comparison = common_pb2.Comparison(
+        field="payload.a",
+        operator=common_pb2.Comparison.Operator.OPERATOR_EQUAL,
+        values=[common_pb2.Value(int_value=1)],
+    )
+    whole = common_pb2.Filter()
+    whole.condition.all.parts.extend([common_pb2.Condition(comparison=comparison)] * 500_000)
+    count = collections_pb2.CountRequest(collection="none", filter=whole)
+    search = searcher_pb2.SearchRequest(collection="none", filter=whole, queries=[common_pb2.Query(key="a")])
+    for call, wanted in (
+        (lambda: server.collections.Count(count, timeout=60), "over the limit of 1048576"),
+        (lambda: server.searcher.Search(search, timeout=60), "at most 50,000 fields"),
+    ):
+        with pytest.raises(grpc.RpcError) as failed:
+            call()
+        assert code(failed.value) == grpc.StatusCode.INVALID_ARGUMENT
+        assert wanted in details(failed.value).message
+
+
+def test_a_tree_of_too_many_nodes_is_refused_before_it_is_built(server: Running) -> None:
+    whole = common_pb2.Filter()
+    exists = common_pb2.Comparison(field="label", operator=common_pb2.Comparison.Operator.OPERATOR_EXISTS)
+    whole.condition.all.parts.extend([common_pb2.Condition(comparison=exists)] * 10_000)
+    with pytest.raises(grpc.RpcError) as failed:
+        server.collections.Count(collections_pb2.CountRequest(collection="none", filter=whole), timeout=60)
+    assert "at most 1,000 nodes" in details(failed.value).message

@@ -1,5 +1,6 @@
 """Health and reflection: what load balancers and generic clients rely on."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (  # ty
 
 from imagekin.serving.server import SERVICES
 from imagekin.v1 import embedder_pb2
+from tests.serving import http2
 from tests.serving.running import Running, code, image, png, running
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -29,6 +31,12 @@ def test_every_service_has_its_own_health(server: Running) -> None:
     with pytest.raises(grpc.RpcError) as failed:
         stub.Check(health_pb2.HealthCheckRequest(service="imagekin.v1.None"))
     assert code(failed.value) == grpc.StatusCode.NOT_FOUND
+
+
+def test_all_services_are_listed_with_their_health(server: Running) -> None:
+    stub = health_pb2_grpc.HealthStub(server.channel)
+    listed = stub.List(health_pb2.HealthListRequest(), timeout=20).statuses
+    assert {name: status.status for name, status in listed.items()} == dict.fromkeys(("", *SERVICES), SERVING)
 
 
 def test_a_watcher_sees_the_status_at_once(server: Running) -> None:
@@ -75,3 +83,21 @@ def test_health_goes_before_the_server_does(server: Running) -> None:
         assert code(failed.value) == grpc.StatusCode.UNAVAILABLE
         assert time.monotonic() - start < 5, "an open watch held up the drain"
         assert not other.server.is_serving()
+
+
+def test_keepalives_end_no_connection(server: Running) -> None:
+    address = f"127.0.0.1:{server.server.port}"
+    watch = http2.headers(address, "/grpc.health.v1.Health/Watch") + http2.frame(0x0, 1, 1, bytes(5))
+    with http2.connected(address) as connection:
+        connection.sendall(http2.hello() + watch)
+        for _ in range(5):
+            time.sleep(1.1)
+            connection.sendall(http2.frame(http2.PING, 0, 0, bytes(8)))
+        connection.settimeout(0.5)
+        received = b""
+        with contextlib.suppress(TimeoutError):
+            while part := connection.recv(65_536):
+                received += part
+        kinds = [kind for kind, _, _ in http2.frames(received)]
+        assert kinds.count(http2.PING) >= 5
+        assert http2.GOAWAY not in kinds

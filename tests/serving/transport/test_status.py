@@ -14,7 +14,9 @@ import grpc.aio
 import pytest
 
 from imagekin.errors import ImageError, ImagekinError, InternalError, ResourceExhaustedError
-from imagekin.serving.transport.calls import Calls, Context
+from imagekin.serving.settings import Limits
+from imagekin.serving.transport.call_info import Context
+from imagekin.serving.transport.calls import Calls
 from imagekin.serving.transport.status import item_error, public_error, to_status
 from imagekin.v1 import embedder_pb2, embedder_pb2_grpc
 from tests.serving.running import code, details, fields, retry_seconds
@@ -61,7 +63,7 @@ def failing() -> Iterator[tuple[Failing, embedder_pb2_grpc.EmbedderStub]]:
     thread.start()
 
     async def start() -> tuple[grpc.aio.Server, int]:
-        server, calls = grpc.aio.server(), Calls(1000, 10)
+        server, calls = grpc.aio.server(), Calls(Limits(max_message_bytes=1000, max_concurrent_calls=10))
         embedder_pb2_grpc.add_EmbedderServicer_to_server(servicer, cast(grpc.aio.Server, calls))
         server.add_generic_rpc_handlers((calls,))
         port = server.add_insecure_port("127.0.0.1:0")
