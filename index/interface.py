@@ -25,7 +25,7 @@ from imagekin.types import CollectionInfo, FacetCount, ItemUpdate, Neighbour, Pr
 
 
 class Collection(Protocol):
-    """A named set of items, all embedded by one model. Every method may be called from any thread."""
+    """A named set of items, all embedded by one model; any thread may call its methods."""
 
     def info(self) -> CollectionInfo:
         """Return the collection's state."""
@@ -49,16 +49,16 @@ class Collection(Protocol):
         """Return the items of `keys` in their order, None for a key that does not exist."""
 
     def content_hashes(self, keys: Sequence[str]) -> dict[str, bytes | None]:
-        """Return the content hash of each of `keys` that exists; None when it is not known."""
+        """Return the content hash of each of `keys` that exists; None when it is unknown."""
 
     def scroll(self, after_sequence: int, limit: int, condition: Condition | None = None) -> list[IndexedItem]:
-        """Return the first `limit` items, or of those that match, above a sequence number and in its order."""
+        """Return the first `limit` matching items after a sequence number, in the order of sequence numbers."""
 
     def count(self, condition: Condition | None = None) -> int:
         """Return the number of items, or of those that match."""
 
     def facet(self, field: str, condition: Condition | None = None, limit: int = 100) -> list[FacetCount]:
-        """Return how often each value of a field occurs, the most frequent first, ties by value."""
+        """Count the values of a field, the most frequent first, ties by value."""
 
     def search(self, queries: Vector, options: SearchOptions) -> list[list[Neighbour]]:
         """Return the neighbours of each query (float32 [N, D]), most similar first, ties by key."""
@@ -82,7 +82,7 @@ class Collection(Protocol):
 
 
 class KeptCollection(Collection, Protocol):
-    """A collection that this process opened itself."""
+    """A collection that this process has opened itself."""
 
     @property
     def name(self) -> str:
@@ -97,28 +97,28 @@ class KeptCollection(Collection, Protocol):
         """Number of components of its vectors."""
 
     def items(self) -> Iterator[IndexedItem]:
-        """Yield all items as of now in the order of their last write."""
+        """Yield all items of one point in time, in the order of their last write."""
 
     def evaluate(self, options: EvaluateOptions) -> Evaluation:
-        """Classify the labelled items, each by the others."""
+        """Classify the labelled items, each by the others, and measure the result."""
 
     def calibrate(self, options: EvaluateOptions) -> Evaluation:
-        """Evaluate, and keep temperature and bound for the classifications to come."""
+        """Evaluate, and save temperature and similarity bound as defaults of classification."""
 
     def duplicates(
         self, min_similarity: float = 0.98, on_progress: Callable[[int], object] | None = None
     ) -> list[Group]:
-        """Return groups of items that are nearly the same, the largest first."""
+        """Return groups of near-duplicates, the largest first."""
 
 
 class Collections(Protocol):
-    """The collections of one place. Every method may be called from any thread.
+    """The collections of one store; any thread may call its methods.
 
-    What a place cannot do is refused with FailedPreconditionError, which says what does it instead.
+    A method that a store does not support raises FailedPreconditionError with an alternative.
     """
 
     def create(self, name: str, *, space: str, dim: int, index_kind: str = "auto") -> KeptCollection:
-        """Make an empty collection and open it."""
+        """Create an empty collection and open it."""
 
     def open(self, name: str) -> KeptCollection:
         """Open a collection."""
@@ -133,25 +133,25 @@ class Collections(Protocol):
         """Return the state of a collection without loading it."""
 
     def created_at(self, name: str) -> float:
-        """Return when a collection was made, seconds since the epoch, without opening it."""
+        """Return the time of a collection's creation, seconds since the epoch, without opening it."""
 
     def drop(self, name: str) -> int:
-        """Remove a collection for good and return how many items it held."""
+        """Delete a collection, and return the number of its items."""
 
     def verify(self, name: str, *, repair: bool = False, on_progress: Progress | None = None) -> VerifyReport:
-        """Check everything that is stored of a collection."""
+        """Check everything that is stored of a collection, and optionally repair it."""
 
     def compact(self, name: str) -> tuple[int, int]:
-        """Give back the space of what was deleted; return the bytes on disk before and after."""
+        """Free the disk space of deleted items; return the bytes on disk before and after."""
 
     def snapshot(self, name: str) -> SnapshotInfo:
-        """Copy a collection as of now."""
+        """Take a snapshot of a collection."""
 
     def snapshots(self) -> tuple[SnapshotInfo, ...]:
         """Return all snapshots, the oldest first."""
 
     def restore(self, snapshot: str, name: str | None = None, *, replace: bool = False) -> CollectionInfo:
-        """Make a collection from a snapshot."""
+        """Create a collection from a snapshot."""
 
     def close(self) -> None:
         """Close everything; closing twice is safe."""

@@ -23,20 +23,20 @@ from imagekin.types import Vector
 
 MAX_SPACE_BYTES = 128
 MAX_DIM = 65_536
-# … of a search that has a least similarity, in the local store.
+# Largest k of a search with a least similarity, in the local store.
 MAX_WITHIN = 1_000_000
-# … of a search for diverse ones.
+# Largest k of a search for diverse neighbours.
 MAX_DIVERSE = 200
 INDEX_KINDS = ("auto", "flat", "hnsw", "ivf", "pq")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _HASH_BYTES = 32
-# A vector this close to unit length is stored bit for bit, so that what comes out can go in again unchanged.
+# A vector this close to unit length is stored unchanged, so that a vector read from a collection can be stored again.
 _UNIT_TOLERANCE = 1e-6
 
 
 def collection_name(name: str) -> str:
-    """Return `name` when it can name a collection (and therefore can never lead out of the data folder)."""
+    """Return `name` if it is valid for a collection (and therefore a path inside the data folder)."""
     if not _NAME.fullmatch(name):
         raise InvalidArgumentError(
             f"{name[:80]!r} cannot name a collection: use 1 to 64 of a-z, 0-9, '_' and '-', beginning with a letter or"
@@ -47,7 +47,7 @@ def collection_name(name: str) -> str:
 
 
 def content_hash(value: bytes | None) -> bytes | None:
-    """Return the hash, None for an empty one; else it must be the 32 bytes of a SHA-256."""
+    """Return the hash, which must be the 32 bytes of a SHA-256; None for an empty one."""
     if not value:
         return None
     if len(value) != _HASH_BYTES:
@@ -79,7 +79,7 @@ def neighbours(k: int, most: int = MAX_K) -> int:
 
 
 def index_kind(value: str) -> str:
-    """Return the kind of index to keep."""
+    """Return the kind of index, one of `INDEX_KINDS`."""
     if value not in INDEX_KINDS:
         raise InvalidArgumentError(
             f"{value[:80]!r} is no kind of index here: use {' or '.join(INDEX_KINDS)}", field="index_kind"
@@ -88,11 +88,11 @@ def index_kind(value: str) -> str:
 
 
 def unit_vectors(values: ArrayLike, dim: int) -> Vector:
-    """Return vectors at unit length.
+    """Scale vectors to unit length.
 
     Args:
         values: numbers of shape [N, D], or [D] for one vector.
-        dim: the D that is expected.
+        dim: the expected D.
 
     Returns:
         float32 [N, D], C-contiguous.
@@ -109,7 +109,7 @@ def unit_vectors(values: ArrayLike, dim: int) -> Vector:
             raise InvalidArgumentError(
                 f"vectors must have {dim} components, these have shape {list(vectors.shape)}", field="vector"
             )
-        # float64, so that neither large nor tiny components overflow or vanish in their squares.
+        # In float64, so that squares neither overflow nor underflow.
         norms: NDArray[np.float64] = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
     bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
     if bad.size:
@@ -123,13 +123,13 @@ def unit_vectors(values: ArrayLike, dim: int) -> Vector:
 
 
 def search(values: Vector, options: SearchOptions, dim: int, most_within: int = MAX_K) -> Vector:
-    """Return the queries of a search at unit length, float32 [N, dim].
+    """Check a search, and return its queries at unit length, float32 [N, dim].
 
     Args:
         values: the queries, [N, dim].
-        options: what is asked for.
+        options: the options to check.
         dim: number of components.
-        most_within: neighbours per query of a search that has a least similarity.
+        most_within: largest k of a search with a least similarity.
 
     Raises:
         InvalidArgumentError: a query or an option is out of its range.
@@ -147,7 +147,7 @@ def search(values: Vector, options: SearchOptions, dim: int, most_within: int = 
 
 
 def classification(values: Vector, options: ClassifyOptions, dim: int) -> Vector:
-    """Return the queries of a classification at unit length, float32 [N, dim].
+    """Check a classification, and return its queries at unit length, float32 [N, dim].
 
     Raises:
         InvalidArgumentError: a query or an option is out of its range.
@@ -174,13 +174,13 @@ def queries(values: Vector, dim: int) -> Vector:
 
 
 def in_range(field: str, value: float | None, low: float, high: float) -> None:
-    """Raise InvalidArgumentError unless a value is `low` to `high`, or not given."""
+    """Raise InvalidArgumentError unless a value is None, or from `low` to `high`."""
     if value is not None and not low <= value <= high:
         raise InvalidArgumentError(f"{field} must be {low:g} to {high:g}, it is {value:g}", field=field)
 
 
 def same_space(collection: str, own: str, other: str) -> None:
-    """Raise FailedPreconditionError, naming both, unless a collection's embedding space is the other one."""
+    """Raise FailedPreconditionError, naming both, if a collection's embedding space is not the other one."""
     if other != own:
         raise FailedPreconditionError(
             f"collection {collection!r} holds embeddings of space {own!r}, not of {other!r}: use the model"

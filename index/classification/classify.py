@@ -21,8 +21,8 @@ class ClassSums:
     """The sums and counts from which class means are computed.
 
     Attributes:
-        sums: float64 [C, D], sum of the class's embeddings; C counts all labels that ever occurred.
-        counts: int64 [C], number of items of the class, 0 for a label no longer in use.
+        sums: float64 [C, D], sum of each class's embeddings; C is the number of labels that ever occurred.
+        counts: int64 [C], number of items of each class, 0 for a label that is no longer in use.
     """
 
     sums: NDArray[np.float64]
@@ -30,7 +30,7 @@ class ClassSums:
 
 
 def voters(snapshot: ColumnSnapshot, matching: Mask | None) -> Mask | None:
-    """Return which slots may vote: live, labelled and matching; None when that is every live slot."""
+    """Return the slots that may vote, bool [n]: live, labelled and matching ones; None for every live slot."""
     if matching is None and snapshot.labelled == snapshot.live:
         return None
     labelled: Mask = snapshot.labels != UNLABELLED
@@ -38,7 +38,7 @@ def voters(snapshot: ColumnSnapshot, matching: Mask | None) -> Mask | None:
 
 
 def slots_of_hash(snapshot: ColumnSnapshot, content_hash: bytes | None) -> Slots:
-    """Return the live slots made from the image file of this SHA-256 (compared by 64 bits)."""
+    """Return the live slots with this content hash (compared by 64 bits)."""
     if not content_hash:
         return np.empty(0, np.int64)
     slots = np.flatnonzero(snapshot.hashes == np.uint64(short_hash(content_hash)))
@@ -72,11 +72,11 @@ def by_votes(
 
 
 def vote(labels: Sequence[str], similarities: NDArray[np.float32], options: ClassifyOptions) -> Prediction:
-    """Return the class that the nearest labelled items of a query elect.
+    """Predict the class of a query from its nearest labelled items.
 
     Args:
-        labels: theirs, the nearest first.
-        similarities: float32 [k], to the query.
+        labels: the items' labels, the nearest first.
+        similarities: float32 [k], the items' similarities to the query.
         options: temperature and thresholds.
     """
     shares: dict[str, float] = {}
@@ -87,7 +87,7 @@ def vote(labels: Sequence[str], similarities: NDArray[np.float32], options: Clas
 
 
 def class_sums(snapshot: ColumnSnapshot, matching: Mask | None) -> ClassSums:
-    """Return the sums and counts of the voters of every class."""
+    """Sum the embeddings of the voters of every class."""
     mask = voters(snapshot, matching)
     slots = np.flatnonzero(snapshot.alive() if mask is None else mask)
     classes = len(snapshot.label_names)
@@ -109,7 +109,7 @@ def by_prototypes(
         snapshot: the collection.
         queries: float32 [N, D] of unit length.
         options: temperature and thresholds.
-        classes: of the voters, see `class_sums`.
+        classes: sums of the voters, see `class_sums`.
         excluded: for each query the slots that do not count; empty when no query has any.
     """
     predictions = []
@@ -138,9 +138,9 @@ def prototypes(
     Args:
         snapshot: the collection.
         query: float32 [D] of unit length.
-        classes: of the voters, see `class_sums`.
-        excluded: slots of the voters that do not count.
-        means: the classes' means, float64 [C, D], when they are known already.
+        classes: sums of the voters, see `class_sums`.
+        excluded: slots that do not count; None for none.
+        means: the classes' means, float64 [C, D], if they have been computed before.
     """
     counts = classes.counts
     if means is None or (excluded is not None and len(excluded)):
@@ -180,6 +180,6 @@ def _softmax(similarity: NDArray[np.float64], temperature: float) -> NDArray[np.
 
 def _unit(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     norms = np.linalg.norm(sums, axis=1, keepdims=True)
-    # Rounding leaves something of a sum that cancels out; it points nowhere.
+    # A sum that cancels out leaves a rounding error, whose direction is meaningless.
     means: NDArray[np.float64] = np.divide(sums, norms, out=np.zeros_like(sums), where=norms > 1e-9)
     return means

@@ -1,9 +1,8 @@
 """Measure how well a collection classifies its own items, each left out in turn, and calibrate its confidence.
 
-Every labelled item (or a sample of them) is classified by the others: neither itself nor an item of the same image file
-votes. From that come the accuracy, the temperature at which confidence tells how often an answer is right (least
-negative log likelihood), the expected calibration error, and the similarity below which a query is rejected while the
-stated share of known items is kept.
+Every labelled item (or a sample of them) is classified by the others; items of the same image file do not vote. The
+results are the accuracy, the temperature with the least negative log likelihood, the expected calibration error, and
+the similarity bound that rejects queries but keeps the stated share of known items.
 """
 
 import json
@@ -23,7 +22,7 @@ from imagekin.index.types import Calibration, ClassifyMethod, EvaluateOptions, E
 
 _TEMPERATURES = np.geomspace(0.003, 2.0, 81)
 _BINS = 15
-# What the true class gets at least, shared by all classes: a class without a vote must not cost infinitely much.
+# Probability spread over all classes, so that the loss of an item without a vote for its true class stays finite.
 _FLOOR = 1e-3
 _ROWS_AT_ONCE = 512
 
@@ -40,7 +39,7 @@ class _Ballots:
         return _Ballots(self.similarities[rows], self.codes[rows], self.truth[rows])
 
     def weights(self, temperature: float) -> NDArray[np.float64]:
-        """Return each voter's share, float64 [n, m]; zero where nobody votes."""
+        """Return each voter's share, float64 [n, m]; zero for items without voters."""
         best = self.similarities.max(axis=1, keepdims=True)
         raw = np.exp((self.similarities - np.where(np.isfinite(best), best, 0.0)) / temperature)
         total = raw.sum(axis=1, keepdims=True)
@@ -49,10 +48,10 @@ class _Ballots:
 
 
 def evaluate(snapshot: ColumnSnapshot, options: EvaluateOptions) -> Evaluation:
-    """Classify the labelled items of a snapshot, each by the others.
+    """Classify the labelled items of a snapshot, each by the others, and measure the result.
 
     Raises:
-        FailedPreconditionError: there are not two labelled items of two classes.
+        FailedPreconditionError: fewer than two classes have labelled items.
     """
     labelled = np.flatnonzero((snapshot.labels != UNLABELLED) & snapshot.alive())
     classes = len(np.unique(snapshot.labels[labelled]))
@@ -64,15 +63,15 @@ def evaluate(snapshot: ColumnSnapshot, options: EvaluateOptions) -> Evaluation:
     chosen = labelled
     if len(labelled) > options.sample:
         chosen = np.sort(np.random.default_rng(0).choice(labelled, options.sample, replace=False))
-    ballots = _ballots(snapshot, chosen, labelled, options)
-    # What a temperature was fitted on does not judge it: each half is judged by the other half's.
+    ballots = _collect_ballots(snapshot, chosen, labelled, options)
+    # Cross-validation: each half is evaluated with the temperature that was fitted on the other half.
     order = np.random.default_rng(1).permutation(len(chosen))
     halves = [np.sort(order[::2]), np.sort(order[1::2])]
     predicted = np.empty(len(chosen), np.int64)
     confidence = np.empty(len(chosen))
     for fitted, judged in (halves, halves[::-1]):
         temperature = _fit(ballots.part(fitted), classes)
-        predicted[judged], confidence[judged] = _answers(ballots.part(judged), temperature)
+        predicted[judged], confidence[judged] = _predict(ballots.part(judged), temperature)
     nearest_similarity = ballots.similarities.max(axis=1)
     found = nearest_similarity[np.isfinite(nearest_similarity)]
     right = predicted == ballots.truth
@@ -93,7 +92,7 @@ def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_])
 
     Args:
         confidence: float64 [n], 0 to 1.
-        right: bool [n], whether the answers were.
+        right: bool [n], True for correct predictions.
     """
     bins = np.minimum((confidence * _BINS).astype(np.int64), _BINS - 1)
     gaps = np.abs(np.bincount(bins, right, _BINS) - np.bincount(bins, confidence, _BINS))
@@ -108,7 +107,7 @@ def save(connection: sqlite3.Connection, method: ClassifyMethod, calibration: Ca
 
 
 def read(connection: sqlite3.Connection, method: ClassifyMethod) -> Calibration | None:
-    """Return the calibration that was saved last, None when there is none or it is damaged."""
+    """Read the saved calibration; None when there is none or it is damaged."""
     row = connection.execute("SELECT value FROM meta WHERE name = ?", (_name(method),)).fetchone()
     if row is None:
         return None
@@ -116,15 +115,15 @@ def read(connection: sqlite3.Connection, method: ClassifyMethod) -> Calibration 
         checksum, text = json.loads(row[0])
         return Calibration(**json.loads(text)) if zlib.crc32(text.encode()) == checksum else None
     except (ValueError, TypeError, AttributeError):
-        return None  # it can be made again, and never decides what is found
+        return None  # no error: it can be measured again, and does not affect which neighbours are found
 
 
 def _name(method: ClassifyMethod) -> str:
     return f"calibration_{method.value}"
 
 
-def _ballots(snapshot: ColumnSnapshot, chosen: Slots, labelled: Slots, options: EvaluateOptions) -> _Ballots:
-    same = _Same(snapshot, labelled)
+def _collect_ballots(snapshot: ColumnSnapshot, chosen: Slots, labelled: Slots, options: EvaluateOptions) -> _Ballots:
+    same = _SameFile(snapshot, labelled)
     truth = snapshot.labels[chosen].astype(np.int64)
     if options.method is ClassifyMethod.PROTOTYPE:
         sums = class_sums(snapshot, None)
@@ -146,7 +145,7 @@ def _ballots(snapshot: ColumnSnapshot, chosen: Slots, labelled: Slots, options: 
     return _Ballots(similarities, codes, truth)
 
 
-class _Same:
+class _SameFile:
     """The labelled slots grouped by image file."""
 
     def __init__(self, snapshot: ColumnSnapshot, labelled: Slots) -> None:
@@ -155,7 +154,7 @@ class _Same:
         self._sorted = snapshot.hashes[self._slots]
 
     def of(self, slot: int) -> Slots:
-        """Return the slot and those of the same file; without a content hash the slot alone."""
+        """Return a slot and those of the same file; without a content hash only the slot."""
         value = self._hashes[slot]
         if not value:
             return np.array([slot])
@@ -164,7 +163,7 @@ class _Same:
 
 
 def _fit(ballots: _Ballots, classes: int) -> float:
-    """Return the temperature with the least negative log likelihood."""
+    """Fit the temperature by the least negative log likelihood."""
     supports = ballots.codes == ballots.truth[:, None]
     losses = []
     for temperature in _TEMPERATURES.tolist():
@@ -173,8 +172,8 @@ def _fit(ballots: _Ballots, classes: int) -> float:
     return float(_TEMPERATURES[int(np.argmin(losses))])
 
 
-def _answers(ballots: _Ballots, temperature: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the class and its share of the votes for each item."""
+def _predict(ballots: _Ballots, temperature: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the predicted class of each item, int64 [n], and its share of the votes, float64 [n]."""
     weights = ballots.weights(temperature)
     predicted, confidence = np.empty(len(weights), np.int64), np.empty(len(weights))
     for row, (codes, shares) in enumerate(zip(ballots.codes, weights, strict=True)):

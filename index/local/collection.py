@@ -21,9 +21,9 @@ from imagekin.index.filters.sql import matching_rows
 from imagekin.index.local.store import LocalStore
 from imagekin.index.search import duplicates
 from imagekin.index.search.gpu.device_thread import DeviceThread
-from imagekin.index.search.grouping import diverse, grouped, pool_size
+from imagekin.index.search.grouping import nearest_per_group, pool_size, select_diverse
 from imagekin.index.search.nearest import NearestSlots, cut, excluding, neighbours
-from imagekin.index.search.radius import within
+from imagekin.index.search.radius import search_radius
 from imagekin.index.storage import reads, transactions, updates
 from imagekin.index.storage.columns import ColumnSnapshot, Mask, Slots
 from imagekin.index.types import (
@@ -349,9 +349,11 @@ class LocalCollection:
             if groups is None:
                 (found,) = neighbours(snapshot, query[None], SearchOptions(wanted), left)
             else:
-                found = grouped(snapshot, query, wanted, left, groups, options.group_size)
+                found = nearest_per_group(snapshot, query, wanted, left, groups, options.group_size)
             found = cut(found, options.min_similarity)
-            answers.append(diverse(snapshot, found, options.k, options.diversity) if options.diversity else found)
+            answers.append(
+                select_diverse(snapshot, found, options.k, options.diversity) if options.diversity else found
+            )
         return answers
 
     def _left_out(self, options: ClassifyOptions, count: int) -> tuple[ColumnSnapshot, Mask | None, list[Slots]]:
@@ -398,7 +400,7 @@ def _found(
     if options.min_similarity is None or options.k <= _FEW:
         return neighbours(snapshot, queries, options, mask)
     more = max((len(keys) for keys in options.exclude), default=0)
-    answers = within(snapshot, queries, options.k + more, options.min_similarity, mask)
+    answers = search_radius(snapshot, queries, options.k + more, options.min_similarity, mask)
     return excluding(snapshot, answers, options)
 
 

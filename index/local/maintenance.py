@@ -15,7 +15,7 @@ from imagekin.errors import ImagekinError
 from imagekin.index.search import coded_top_k
 from imagekin.index.search.ann import Approximate, Description, build, describe, kind_for, load, save
 from imagekin.index.search.gpu.device_thread import DeviceThread
-from imagekin.index.search.gpu.resident import RESIDENT_FROM, Resident, extended
+from imagekin.index.search.gpu.resident import RESIDENT_FROM, Resident, extend
 from imagekin.index.storage.columns import Columns, ColumnSnapshot
 from imagekin.index.storage.schema import Identity
 from imagekin.index.storage.search_priority import SearchPriority
@@ -304,7 +304,7 @@ class Maintenance:
                 self._too_large = lineage
                 self._store.use_resident(None, lineage)
             elif self._kind(rows, lineage) == "flat" and (known is None or known.rows < rows) and not stop():
-                fresh = extended(device, known, snapshot.vectors[:rows], self._store.name)
+                fresh = extend(device, known, snapshot.vectors[:rows], self._store.name)
                 if fresh is None or fresh.rows < rows:
                     self._too_large = lineage
                 # Of what an index would be built for, a part does not help.

@@ -20,7 +20,7 @@ from imagekin.index.local.maintenance import Maintenance
 from imagekin.index.search.ann import Approximate
 from imagekin.index.search.gpu.device_thread import DeviceThread
 from imagekin.index.search.gpu.resident import Resident
-from imagekin.index.search.nearest import NearestSlots, nearest_of_all
+from imagekin.index.search.nearest import NearestSlots, nearest_batched
 from imagekin.index.storage import schema
 from imagekin.index.storage.acknowledged import Watermark
 from imagekin.index.storage.columns import Columns, ColumnSnapshot
@@ -97,7 +97,7 @@ class LocalStore:
                 self._columns, self.sealed = self._load(connection, state, manifest)
                 connection.execute("COMMIT")
             self._combiner: Combiner[tuple[ColumnSnapshot, Vector, int], NearestSlots] = Combiner(
-                nearest_of_all, max(1, cores() // THREADS)
+                nearest_batched, max(1, cores() // THREADS)
             )
             self._columns.combiner = self._combiner
             self._snapshot = self._columns.snapshot(state.sequence)

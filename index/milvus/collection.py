@@ -27,7 +27,7 @@ from imagekin.index.milvus.rows import (
     rows_of,
     stored_item,
 )
-from imagekin.index.search.grouping import diverse, pool_size
+from imagekin.index.search.grouping import pool_size, select_diverse
 from imagekin.index.search.nearest import NearestSlots
 from imagekin.index.storage import transactions, updates
 from imagekin.index.storage.columns import Columns, ColumnSnapshot
@@ -325,7 +325,7 @@ class MilvusCollection:
         if not options.diversity:
             return found
         snapshot = _snapshot([row["key"] for row in found.rows], [None] * len(found.rows), found.vectors)
-        chosen = diverse(
+        chosen = select_diverse(
             snapshot, NearestSlots(np.arange(len(found.rows)), found.similarities), options.k, options.diversity
         )
         return found.part(chosen.slots.tolist())

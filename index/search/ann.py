@@ -1,14 +1,14 @@
-"""Approximate indexes over a collection's sealed rows: they propose slots, whose similarities are computed exactly.
+"""Build, load and search approximate indexes over a collection's sealed rows.
 
     hnsw   graph over vectors in bfloat16 (Malkov and Yashunin 2018)
-    ivf    inverted lists, 8 bits a component
-    pq     inverted lists, product quantisation to a quarter of a byte a component (Jégou et al. 2011)
+    ivf    inverted lists, 8 bits per component
+    pq     inverted lists, product quantisation to 2 bits per component (Jégou et al. 2011)
 
-Where a few coordinates set the vectors apart, lists hold those in their place (`index/vectors/ann_coordinates.py`). All
-kinds are smaller than the vectors, which stay where they are, mapped. An index is built in the background and its
-effort (`efSearch`, `nprobe`, number of proposals) raised until its recall is what it should be. That is measured with
-vectors that are not in the index yet and come in last: what is in a graph already is found much more easily. The file's
-SHA-256 is checked before it is loaded; without an index, searches are exact.
+An index proposes slots, whose similarities are then computed exactly. If a few principal components hold most of the
+variance, lists hold these instead of the vectors (`index/vectors/ann_coordinates.py`). The vectors themselves stay
+mapped. An index is built in the background, and its effort (`efSearch`, `nprobe`, number of proposals) is raised until
+its recall is high enough. Recall is measured with vectors that are added last, because those already in a graph are
+much easier to find. The file's SHA-256 is checked before loading; without an index, searches are exact.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from imagekin.index.storage.columns import ColumnSnapshot, Mask
 from imagekin.index.storage.segments import sync_folder, write_whole
 from imagekin.index.types import StoppedError
-from imagekin.index.vectors.ann_coordinates import Coordinates, fitted
+from imagekin.index.vectors.ann_coordinates import Coordinates, fit_coordinates
 from imagekin.index.vectors.brute_force import THREADS, top_k
 from imagekin.types import Vector
 
@@ -35,21 +35,21 @@ AUTO_FROM = 200_000
 BUILD_FROM = 5_000
 _AUTO_KIND = "ivf"
 _GOOD_RECALL = 0.97
-_ASKED = 400
+_QUERIES = 400
 _K = 10
 _ADDED_AT_ONCE = 20_000
 _LINKS = 16
-_TRAINED_ON = 40  # vectors a centroid
+_TRAINED_ON = 40  # vectors per centroid
 _EFFORTS = {
     "hnsw": (16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256, 512),
     "ivf": (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256),
     "pq": (2, 4, 8, 16, 32, 64, 128),
 }
-# Candidates that are scored exactly, a neighbour, and how many besides: the coarser the codes, the more.
+# Candidates that are scored exactly, per neighbour and in addition: the coarser the codes, the more.
 _PROPOSALS = {"hnsw": (1.0,), "ivf": (1.0, 4.0, 16.0), "pq": (8.0, 32.0)}
 _SPARE = {"hnsw": 4, "ivf": 10, "pq": 10}
-# An effort that adds no more to the recall than this finds what there is to be found among so many candidates.
-_NOTHING = 0.0005
+# If raising the effort adds no more recall than this, only more candidates can help.
+_MIN_GAIN = 0.0005
 # FAISS's own type hints lack much of what is used here.
 _FAISS: Any = faiss
 
@@ -60,13 +60,13 @@ class Description:
 
     Attributes:
         kind: `hnsw`, `ivf` or `pq`.
-        generation: of the segments whose slots it holds.
-        rows: it holds the slots below this one.
+        generation: generation of the segments whose slots it holds.
+        rows: number of slots that it holds, from the first on.
         effort: `efSearch` or `nprobe`.
-        proposals: candidates a neighbour.
-        recall: recall@10 for vectors of the collection that were not in the index then.
-        sha256: of the file.
-        last: those vectors' slots, ascending; in the index they come after all others.
+        proposals: candidates per neighbour.
+        recall: recall@10, measured with vectors of the collection before they were added.
+        sha256: SHA-256 of the file.
+        last: slots of these vectors, ascending; in the index they come after all others.
     """
 
     kind: str
@@ -80,26 +80,26 @@ class Description:
 
 
 class Approximate:
-    """An index in memory. Any number of threads may ask it.
+    """An index in memory; any number of threads may use it.
 
     Args:
         index: FAISS's index.
-        description: what it is.
+        description: its description.
     """
 
     def __init__(self, index: Any, description: Description) -> None:
         self._index = index
-        self._searched, self._coordinates = _parts(index)
+        self._searched, self._coordinates = _unwrap(index)
         self.description = description
         last = np.array(description.last, np.int64)
-        # Of each place of the index the slot; the last one is for -1, no place.
+        # The slot of each position in the index; the last entry maps -1, no position, to -1.
         self._slots = np.concatenate((np.delete(np.arange(self.rows), last), last, [-1]))
         self._lock = threading.Lock()
         self._live: tuple[int, NDArray[np.uint8]] | None = None
 
     @property
     def rows(self) -> int:
-        """It holds the slots below this one."""
+        """Number of slots that it holds, from the first on."""
         return self.description.rows
 
     @property
@@ -109,7 +109,7 @@ class Approximate:
 
     @property
     def recall(self) -> float:
-        """Recall@10 as measured, see `Description`."""
+        """Measured recall@10, see `Description`."""
         return self.description.recall
 
     def proposals(self, k: int) -> int:
@@ -119,12 +119,12 @@ class Approximate:
     def propose(self, queries: Vector, k: int, bits: NDArray[np.uint8] | None) -> NDArray[np.int64]:
         """Return slots that may be among the `k` nearest, int64 [N, proposals(k)]; -1 where fewer were found.
 
-        All of it happens on the thread that calls.
+        The search runs in the calling thread alone.
 
         Args:
             queries: float32 [N, D] of unit length, C-contiguous.
-            k: neighbours that are wanted.
-            bits: which slots may be proposed, see `bits`.
+            k: number of neighbours wanted.
+            bits: the slots that may be proposed, see `bits`.
         """
         count = self.proposals(k)
         selector = None
@@ -134,13 +134,13 @@ class Approximate:
             options = _FAISS.SearchParametersHNSW(efSearch=max(self.description.effort, count), sel=selector)
         else:
             options = _FAISS.SearchParametersIVF(nprobe=self.description.effort, sel=selector)
-        _FAISS.omp_set_num_threads(1)  # counts for this thread alone
+        _FAISS.omp_set_num_threads(1)  # applies to this thread only
         asked = queries if self._coordinates is None else self._coordinates.of(queries)
         places: NDArray[np.int64] = self._searched.search(asked, count, params=options)[1]
         return np.take(self._slots, places)
 
     def bits(self, snapshot: ColumnSnapshot, mask: Mask | None) -> NDArray[np.uint8] | None:
-        """Return which slots may be proposed as FAISS's bitmap; None for all of them."""
+        """Return the slots that may be proposed as a bitmap for FAISS; None for all of them."""
         if mask is not None:
             return self._packed(mask)
         if snapshot.live == len(snapshot):
@@ -160,7 +160,7 @@ class Approximate:
 
 
 def kind_for(wanted: str, rows: int) -> str:
-    """Return the kind of index that a collection of so many rows should have."""
+    """Return the kind of index for a collection of so many rows; `flat` for none."""
     if wanted == "auto":
         return _AUTO_KIND if rows >= AUTO_FROM else "flat"
     return wanted if rows >= BUILD_FROM else "flat"
@@ -169,21 +169,21 @@ def kind_for(wanted: str, rows: int) -> str:
 def build(
     kind: str, generation: str, snapshot: ColumnSnapshot, rows: int, stop: Callable[[], bool] = lambda: False
 ) -> Approximate:
-    """Build an index over the first `rows` slots and measure it.
+    """Build an index over the first `rows` slots and measure its recall.
 
     Raises:
         StoppedError: `stop` said so.
     """
-    _FAISS.omp_set_num_threads(max(1, THREADS // 2))  # counts for this thread alone
+    _FAISS.omp_set_num_threads(max(1, THREADS // 2))  # applies to this thread only
     random = np.random.default_rng(0)
     lists = _lists(rows)
     count = min(rows, _TRAINED_ON * lists)
     sample = snapshot.vectors[np.sort(random.choice(rows, count, replace=False))]
-    coordinates = fitted(sample) if kind == "ivf" else None
+    coordinates = fit_coordinates(sample) if kind == "ivf" else None
     if coordinates is None:
-        index = searched = _empty(kind, snapshot.vectors.shape[1], lists)
+        index = searched = _new_index(kind, snapshot.vectors.shape[1], lists)
     else:
-        searched = _empty_of_integers(coordinates.width, lists)
+        searched = _new_integer_index(coordinates.width, lists)
         index = _FAISS.IndexPreTransform(coordinates.transform, searched)
     searched.train(sample if coordinates is None else coordinates.of(sample))
 
@@ -192,18 +192,18 @@ def build(
         searched.add(vectors if coordinates is None else coordinates.of(vectors))
 
     live = np.flatnonzero(snapshot.died[:rows] > snapshot.sequence)
-    last = np.sort(random.choice(live, min(_ASKED, len(live) // 2), replace=False))
+    last = np.sort(random.choice(live, min(_QUERIES, len(live) // 2), replace=False))
     rest = np.delete(np.arange(rows), last)
     for begin in range(0, len(rest), _ADDED_AT_ONCE):
         if stop():
             raise StoppedError
         add(rest[begin : begin + _ADDED_AT_ONCE])
-    found = _tuned(index, Description(kind, generation, len(rest), 0, 0.0, 0.0, ""), snapshot, rest, last, stop)
+    found = _tune(index, Description(kind, generation, len(rest), 0, 0.0, 0.0, ""), snapshot, rest, last, stop)
     add(last)
     return Approximate(index, replace(found, rows=rows, last=tuple(last.tolist())))
 
 
-def _parts(index: Any) -> tuple[Any, Coordinates | None]:
+def _unwrap(index: Any) -> tuple[Any, Coordinates | None]:
     """Return FAISS's inner index and the coordinates that it uses; both live as long as the index."""
     if not isinstance(index, _FAISS.IndexPreTransform):
         return index, None
@@ -215,17 +215,17 @@ def _lists(rows: int) -> int:
     return int(2 ** np.clip(np.floor(np.log2(min(4 * np.sqrt(rows), rows / _TRAINED_ON))), 0, 16))
 
 
-def _empty_of_integers(width: int, lists: int) -> Any:
-    # Along some directions alone, distances are closer to what they are along all than products are.
+def _new_integer_index(width: int, lists: int) -> Any:
+    # When components are dropped, distances change less than products do.
     index = _FAISS.index_factory(width, f"IVF{lists},SQ8_direct_signed", _FAISS.METRIC_L2)
     index.by_residual = False
     _train_quickly(index)
     return index
 
 
-def _empty(kind: str, dim: int, lists: int) -> Any:
+def _new_index(kind: str, dim: int, lists: int) -> Any:
     if kind == "hnsw":
-        # Distances order unit vectors as products do, and a graph made by them finds more for the same effort.
+        # For unit vectors, distances and products give the same order; a graph built by distances has a higher recall.
         index = _FAISS.IndexHNSWSQ(dim, _FAISS.ScalarQuantizer.QT_bf16, _LINKS, _FAISS.METRIC_L2)
         index.hnsw.efConstruction = 80
         return index
@@ -234,20 +234,20 @@ def _empty(kind: str, dim: int, lists: int) -> Any:
     _train_quickly(index)
     if kind == "pq":
         _train_quickly(index.pq)
-        index.do_polysemous_training = False  # orders the codes for a search that is not ours, and takes minutes
+        index.do_polysemous_training = False  # only for polysemous search, which is not used here, and takes minutes
     return index
 
 
 def _train_quickly(trained: Any) -> None:
     trained.cp.niter = 8
-    trained.cp.min_points_per_centroid = 1  # else it warns on standard error
+    trained.cp.min_points_per_centroid = 1  # or FAISS warns on standard error
 
 
 def _subquantisers(dim: int) -> int:
     return next(parts for parts in range(max(1, dim // 4), 0, -1) if dim % parts == 0)
 
 
-def _tuned(
+def _tune(
     index: Any,
     description: Description,
     snapshot: ColumnSnapshot,
@@ -255,15 +255,15 @@ def _tuned(
     asked: NDArray[np.int64],
     stop: Callable[[], bool],
 ) -> Description:
-    """Raise the effort until the recall is good, and say what it is.
+    """Raise the effort until the recall is high enough, and return the description with both.
 
     Args:
         index: FAISS's index.
-        description: what it is.
+        description: its description, without effort and recall.
         snapshot: the collection.
         rest: the slots in the index, in its order.
-        asked: slots that are not in it.
-        stop: asked now and then whether to give up.
+        asked: slots that are not in it, to measure the recall with.
+        stop: asked between two measurements whether to stop.
     """
     queries = snapshot.vectors[asked]
     near = top_k(queries, snapshot.vectors[: len(rest) + len(asked)], min(len(rest), _K + len(asked)))[1]
@@ -279,7 +279,7 @@ def _tuned(
             if found.recall >= _GOOD_RECALL:
                 return found
             best = max(best, found, key=lambda one: one.recall)
-            if found.recall - before <= _NOTHING:
+            if found.recall - before <= _MIN_GAIN:
                 break
             before = found.recall
     return best
@@ -333,7 +333,7 @@ def describe(folder: Path) -> Description | None:
 
 
 def load(folder: Path, stop: Callable[[], bool] = lambda: False) -> Approximate | None:
-    """Load the index from disk; None when there is none that is whole.
+    """Load the index from disk; None when there is none, or it is damaged.
 
     Raises:
         StoppedError: `stop` said so.

@@ -1,8 +1,8 @@
-"""Groups of items that are nearly the same: every pair is compared, in bounded memory.
+"""Group near-duplicates by single linkage: compare every pair of items, in bounded memory.
 
-Blocks of items are multiplied by the blocks that come after them. Pairs as similar as asked for join their groups at
-once and are forgotten, so that a thousand copies of one image take no more memory than two; what is a group is what
-hangs together (single linkage). Products too near the bound for float32 to tell are computed once more in float64.
+Blocks of items are multiplied by the blocks that follow them. A pair of at least the given similarity merges its two
+groups at once and is not stored, so that a thousand copies of an image take no more memory than two. Products too close
+to the bound for float32 are computed again in float64.
 """
 
 import threading
@@ -24,15 +24,15 @@ _CHECKED_AT_ONCE = 16_384
 def groups(
     snapshot: ColumnSnapshot, min_similarity: float, on_progress: Callable[[int], object] | None = None
 ) -> list[Group]:
-    """Return groups of two and more items that are nearly the same, the largest first.
+    """Return the groups of two and more near-duplicates, the largest first.
 
     Args:
         snapshot: the collection.
-        min_similarity: of two items, for them to be in one group; above 0.
-        on_progress: called with the number of slots that were compared since the last call.
+        min_similarity: least similarity of two items that links them; above 0.
+        on_progress: called with the number of slots compared since the last call.
 
     Returns:
-        Groups, each in the order in which its items were written; of equal size the one written first comes first.
+        Groups, each with its items in the order of their writes; groups of equal size in the order of their first item.
     """
     parents = np.arange(len(snapshot))
     for begin in range(0, len(snapshot), _ROWS_AT_ONCE):
@@ -48,11 +48,11 @@ def groups(
 
 
 def _compare(snapshot: ColumnSnapshot, begin: int, rows: int, bound: float, parents: NDArray[np.int64]) -> None:
-    """Compare the `rows` slots from `begin` on with each other and all that follow, and join what is near."""
+    """Compare the `rows` slots from `begin` on with one another and all later slots, and join near pairs."""
     queries, vectors = snapshot.vectors[begin : begin + rows], snapshot.vectors[begin:]
     alive, slack, lock = snapshot.alive(), rounding(vectors.shape[1]), threading.Lock()
 
-    def look(first: int, products: NDArray[np.float32]) -> None:
+    def join(first: int, products: NDArray[np.float32]) -> None:
         near = np.flatnonzero(products.reshape(-1) >= np.float32(bound - slack))
         other, one = np.divmod(near, rows)
         one, other = one + begin, other + begin + first
@@ -68,7 +68,7 @@ def _compare(snapshot: ColumnSnapshot, begin: int, rows: int, bound: float, pare
         with lock:
             _join(parents, one[stays], other[stays])
 
-    each_block(queries, vectors, _BLOCK_ROWS, look)
+    each_block(queries, vectors, _BLOCK_ROWS, join)
 
 
 def _roots(parents: NDArray[np.int64], slots: Slots) -> Slots:
@@ -80,10 +80,10 @@ def _roots(parents: NDArray[np.int64], slots: Slots) -> Slots:
 
 
 def _join(parents: NDArray[np.int64], one: Slots, other: Slots) -> None:
-    """Make one group of the groups of each pair; the smallest slot is what a group goes by."""
+    """Merge the groups of each pair; the smallest slot of a group is its representative."""
     while True:
         first, second = _roots(parents, one), _roots(parents, other)
-        parents[one], parents[other] = first, second  # the way is shorter next time
+        parents[one], parents[other] = first, second  # path compression
         apart = first != second
         if not apart.any():
             return
@@ -98,7 +98,7 @@ def _group(snapshot: ColumnSnapshot, slots: Slots) -> Group:
             for part in np.array_split(slots, 1 + len(slots) // _CHECKED_AT_ONCE)
         ]
     )
-    seen: set[int] = {0}  # stands for no content hash
+    seen: set[int] = {0}  # 0 is no content hash
     members = []
     for key, slot, similarity in zip(snapshot.keys(slots), slots.tolist(), near.tolist(), strict=True):
         known = int(snapshot.hashes[slot])

@@ -1,4 +1,4 @@
-"""Choose neighbours that depend on one another: at most some of each group, or diverse ones."""
+"""Choose neighbours that depend on one another: a limited number of each group, or diverse ones."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +8,7 @@ from imagekin.index.search.nearest import NearestSlots, nearest, similarities
 from imagekin.index.storage.columns import ColumnSnapshot, Mask, Slots
 from imagekin.types import Vector
 
-# Diversity chooses among this many nearest neighbours: ten times as many as are wanted, and not too few.
+# Diverse neighbours are chosen among ten times as many nearest ones, and at least a hundred.
 _POOL = 10
 _LEAST_POOL = 100
 _ROUNDS = 3
@@ -16,25 +16,24 @@ _BLOCK = 32_768
 
 
 def pool_size(k: int) -> int:
-    """Return among how many nearest neighbours diversity chooses `k`."""
+    """Return the number of nearest neighbours from which `k` diverse ones are chosen."""
     return max(_LEAST_POOL, _POOL * k)
 
 
-def grouped(
+def nearest_per_group(
     snapshot: ColumnSnapshot, query: Vector, k: int, mask: Mask, groups: NDArray[np.int64], group_size: int
 ) -> NearestSlots:
-    """Return the k nearest slots of which at most `group_size` are of one group.
+    """Return the k nearest slots with at most `group_size` of each group.
+
+    The result is that of a pass over all matching slots, nearest first, that skips slots of full groups.
 
     Args:
         snapshot: the collection.
         query: float32 [D] of unit length.
-        k: how many.
+        k: number of slots.
         mask: bool [n], the slots that match.
-        groups: int64 [n], the slots' groups; slots of a negative one are left out.
-        group_size: how many of one group.
-
-    Returns:
-        What going through all matching slots from the nearest on, and passing over those of full groups, would find.
+        groups: int64 [n], the slots' groups; slots with a negative number are left out.
+        group_size: largest number of slots of a group.
     """
     left = mask & (groups >= 0)
     room: dict[int, int] = {}
@@ -54,11 +53,11 @@ def grouped(
         take(found)
         if len(slots) == k or not len(found.slots):
             break
-        # What is left is further away than what was found; of full groups nothing more is wanted.
+        # The remaining slots are less similar than those found; full groups are excluded.
         left[found.slots] = False
         left &= ~np.isin(groups, [group for group, free in room.items() if not free])
     else:
-        # The nearest are all of a few groups: rank once the nearest ones of every group.
+        # The nearest slots belong to a few groups: rank the nearest ones of every group at once.
         take(_best_of_each(snapshot, query, np.flatnonzero(left), groups, group_size))
     return NearestSlots(np.array(slots, np.int64), np.array(values, np.float32))
 
@@ -66,7 +65,7 @@ def grouped(
 def _best_of_each(
     snapshot: ColumnSnapshot, query: Vector, slots: Slots, groups: NDArray[np.int64], group_size: int
 ) -> NearestSlots:
-    """Return, most similar first and ties by key, slots among which are the `group_size` nearest of every group."""
+    """Return slots that include the `group_size` nearest of every group, most similar first, ties by key."""
     exact = np.concatenate(
         [np.empty(0, np.float32)]
         + [
@@ -77,21 +76,21 @@ def _best_of_each(
     order = np.lexsort((-exact, groups[slots]))
     of = groups[slots][order]
     firsts = np.searchsorted(of, of)
-    # The last that has room in its group, and whatever is as similar: keys decide between those.
+    # The last one that fits into its group, and those of equal similarity, among which keys decide.
     lasts = np.minimum(firsts + group_size - 1, np.searchsorted(of, of, side="right") - 1)
     chosen = order[exact[order] >= exact[order][lasts]]
     ranked = sorted(chosen.tolist(), key=lambda place: (-exact[place], snapshot.key_utf8(int(slots[place]))))
     return NearestSlots(slots[ranked], exact[ranked])
 
 
-def diverse(snapshot: ColumnSnapshot, found: NearestSlots, k: int, diversity: float) -> NearestSlots:
+def select_diverse(snapshot: ColumnSnapshot, found: NearestSlots, k: int, diversity: float) -> NearestSlots:
     """Choose k of the neighbours by maximal marginal relevance (Carbonell and Goldstein, 1998).
 
-    The first is the nearest; each further one has the largest (1 - diversity) × similarity to the query - diversity ×
-    largest similarity to those chosen, the nearer one of equals.
+    The first choice is the nearest. Each further choice maximises (1 - diversity) × similarity to the query - diversity
+    × largest similarity to those chosen before; of equal ones, the nearer is chosen.
 
     Returns:
-        The chosen ones, most similar to the query first.
+        The chosen neighbours, most similar to the query first.
     """
     vectors = snapshot.vectors[found.slots].astype(np.float64)
     relevance = (1 - diversity) * found.similarities.astype(np.float64)
@@ -108,15 +107,15 @@ def diverse(snapshot: ColumnSnapshot, found: NearestSlots, k: int, diversity: fl
     return NearestSlots(found.slots[order], found.similarities[order])
 
 
-def combine(positive: Vector, negative: Vector) -> Vector:
-    """Return the query that examples stand for: mean(positive) - mean(negative), of unit length, float32 [D].
+def combine_examples(positive: Vector, negative: Vector) -> Vector:
+    """Combine examples into one query: mean(positive) - mean(negative), scaled to unit length, float32 [D].
 
     Args:
-        positive: float32 [P, D], what the answer should resemble; at least one.
-        negative: float32 [N, D], what it should not resemble; may be empty.
+        positive: float32 [P, D], examples that neighbours should resemble; at least one.
+        negative: float32 [N, D], examples that they should not resemble; may be empty.
 
     Raises:
-        InvalidArgumentError: there is no positive one, or they cancel out.
+        InvalidArgumentError: there is no positive example, or the means cancel out.
     """
     if not len(positive):
         raise InvalidArgumentError("examples need at least one positive one", field="examples")
@@ -124,7 +123,7 @@ def combine(positive: Vector, negative: Vector) -> Vector:
     if len(negative):
         mean = mean - negative.mean(axis=0, dtype=np.float64)
     norm = float(np.linalg.norm(mean))
-    # Rounding leaves something of means that cancel out; it points nowhere.
+    # Means that cancel out leave a rounding error, whose direction is meaningless.
     if norm < 1e-6:
         raise InvalidArgumentError("the positive and the negative examples cancel out", field="examples")
     unit: Vector = (mean / norm).astype(np.float32)

@@ -1,8 +1,8 @@
-"""Exact nearest neighbours in a snapshot: never a dead item, never fewer than k, ties by key.
+"""Find the exact nearest neighbours in a snapshot: no dead items, never fewer than k, ties by key.
 
-FAISS proposes somewhat more candidates than asked for; their similarities are then computed once more, in float64, so
-that an answer depends neither on the kernel nor on how many queries came together. When the candidates cannot prove
-that they hold the true k (many dead or unmatched slots among them, or a tie that goes on), every slot is scored.
+A kernel proposes more candidates than are wanted. Their similarities are then computed again in float64, so that a
+result depends neither on the kernel nor on the number of queries. If the candidates are not proven to contain the true
+k nearest (many of them are dead or do not match, or a tie extends beyond them), every slot is scored.
 """
 
 from collections.abc import Sequence
@@ -18,22 +18,22 @@ from imagekin.index.vectors.brute_force import THREADS, rounding, run_parallel, 
 from imagekin.types import Vector
 
 _MARGIN = 8
-# Below this share of matching slots it is cheaper to gather them than to propose enough.
+# Below this share of matching slots, gathering them is cheaper than proposing enough candidates.
 _GATHER_BELOW = 0.5
-# … and the same where proposing is done by a device, which is quicker at it than the processor at gathering.
+# The same share where a device proposes, which is faster than the processor at gathering.
 _GATHER_BELOW_ON_DEVICE = 0.02
 _BLOCK = 32_768
-# Fewer matching slots than this, or more neighbours, are not worth an approximate answer.
+# An approximate index is used from this many matching slots on, and for at most this many neighbours.
 _APPROXIMATE_FROM = 20_000
 _APPROXIMATE_TO = 1_000
-# Below, a pass is so quick that waiting for each other costs more than it saves.
+# In collections with fewer slots, batching concurrent searches costs more than it saves.
 _COMBINED_FROM = 2_000
-# An index is asked by as many threads as there are, each with at least so many queries.
+# Least number of queries per thread that searches an index.
 _QUERIES_A_THREAD = 2
 _RESCORED_AT_ONCE = 1 << 21  # components
 
 
-@dataclass(slots=True, eq=False)  # not frozen: that makes it three times slower to make
+@dataclass(slots=True, eq=False)  # frozen would make construction three times slower
 class NearestSlots:
     """The neighbours of one query: slots, int64 [m], and similarities, float32 [m]; most similar first, ties by key."""
 
@@ -58,7 +58,7 @@ def neighbours(
 
 
 def excluding(snapshot: ColumnSnapshot, answers: list[NearestSlots], options: SearchOptions) -> list[NearestSlots]:
-    """Return the answers less each query's excluded keys, cut at `k`."""
+    """Remove each query's excluded keys from the answers, and cut them at `k`."""
     if not any(options.exclude):
         return answers
     return [
@@ -67,15 +67,15 @@ def excluding(snapshot: ColumnSnapshot, answers: list[NearestSlots], options: Se
 
 
 def cut(found: NearestSlots, min_similarity: float | None) -> NearestSlots:
-    """Return the neighbours that are at least so similar."""
+    """Return the neighbours with at least this similarity."""
     if min_similarity is None:
         return found
-    # float32, as the similarities are: an item exactly at the bound stays.
+    # Compared in float32, as the similarities are: an item exactly at the bound stays.
     return found.first(int(np.count_nonzero(found.similarities >= np.float32(min_similarity))))
 
 
-def nearest_of_all(asked: Sequence[tuple[ColumnSnapshot, Vector, int]]) -> list[NearestSlots]:
-    """Answer single queries, each with its snapshot and its k; those of one snapshot together."""
+def nearest_batched(asked: Sequence[tuple[ColumnSnapshot, Vector, int]]) -> list[NearestSlots]:
+    """Search for single queries, each with its own snapshot and k; queries of one snapshot run as one search."""
     answers: dict[int, NearestSlots] = {}
     places: dict[int, list[int]] = {}
     for place, (snapshot, _, _) in enumerate(asked):
@@ -104,38 +104,38 @@ def nearest(snapshot: ColumnSnapshot, queries: Vector, k: int, mask: Mask | None
     if k == 0 or not len(queries):
         return [NearestSlots(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
     if snapshot.approximate is not None and k <= _APPROXIMATE_TO and matching >= _APPROXIMATE_FROM:
-        return _by_approximation(snapshot, snapshot.approximate, queries, k, mask)
+        return _search_index(snapshot, snapshot.approximate, queries, k, mask)
     if snapshot.resident is not None and snapshot.resident.rows <= len(snapshot) and not snapshot.resident.failed:
-        answers = _by_device(snapshot, snapshot.resident, queries, k, mask, matching)
+        answers = _search_device(snapshot, snapshot.resident, queries, k, mask, matching)
         if answers is not None:
-            return _completed(snapshot, queries, k, mask, answers)
+            return _complete(snapshot, queries, k, mask, answers)
     if matching < _GATHER_BELOW * len(snapshot):
-        return _by_scoring(snapshot, queries, k, np.flatnonzero(snapshot.alive() if mask is None else mask))
-    proposed = _enough(snapshot, k, matching)
+        return _score_all(snapshot, queries, k, np.flatnonzero(snapshot.alive() if mask is None else mask))
+    proposed = _proposal_count(snapshot, k, matching)
     step = max(1, _RESCORED_AT_ONCE // (proposed * queries.shape[1]))
     products, slots = coded_top_k.top_k(queries, snapshot.vectors, snapshot.codes, proposed)
     answers = []
     for begin in range(0, len(queries), step):
         part = slice(begin, begin + step)
-        answers += _by_candidates(snapshot, queries[part], k, mask, products[part], slots[part])
-    return _completed(snapshot, queries, k, mask, answers)
+        answers += _rank_candidates(snapshot, queries[part], k, mask, products[part], slots[part])
+    return _complete(snapshot, queries, k, mask, answers)
 
 
-def _enough(snapshot: ColumnSnapshot, k: int, matching: int) -> int:
-    """Return how many slots to propose so that k of them most likely match, and some more."""
+def _proposal_count(snapshot: ColumnSnapshot, k: int, matching: int) -> int:
+    """Return the number of slots to propose so that k of them most likely match, with a margin."""
     spare = _MARGIN if matching < len(snapshot) else 0
     return min(len(snapshot), int(np.ceil((k + _MARGIN) * len(snapshot) / matching)) + spare)
 
 
-def _by_device(
+def _search_device(
     snapshot: ColumnSnapshot, resident: DeviceRows, queries: Vector, k: int, mask: Mask | None, matching: int
 ) -> list[NearestSlots | None] | None:
-    """Rank what a device proposes, which knows neither filters nor dead slots: as often as it takes, more of them.
+    """Rank the proposals of a device, which ignores filters and dead slots; repeat with more of them as needed.
 
     Returns:
-        One answer per query, None for those that are not proven; None for all when the device is of no use here.
+        One answer per query, None for those that are not proven; None instead when the device cannot be used.
     """
-    proposed = _enough(snapshot, k, matching)
+    proposed = _proposal_count(snapshot, k, matching)
     most = min(resident.most, len(snapshot))
     if proposed > most or matching < _GATHER_BELOW_ON_DEVICE * len(snapshot):
         return None
@@ -145,7 +145,7 @@ def _by_device(
         found = resident.top_k(queries[missing], snapshot.vectors, proposed)
         if found is None:
             return None
-        ranks = _by_proposals(snapshot, queries[missing], k, mask, *found, considered)
+        ranks = _rank_proposals(snapshot, queries[missing], k, mask, *found, considered)
         for place, answer in zip(missing.tolist(), ranks, strict=True):
             answers[place] = answer
         missing = np.array([place for place in missing if answers[place] is None], np.int64)
@@ -155,7 +155,7 @@ def _by_device(
     return answers
 
 
-def _by_proposals(
+def _rank_proposals(
     snapshot: ColumnSnapshot,
     queries: Vector,
     k: int,
@@ -164,9 +164,9 @@ def _by_proposals(
     slots: Slots,
     considered: int,
 ) -> list[NearestSlots | None]:
-    """Rank the first proposals of each query that match; None where they do not prove to hold the k nearest."""
+    """Rank the first matching proposals of each query; None where they are not proven to contain the k nearest."""
     matches = snapshot.died[slots] > snapshot.sequence if mask is None else mask[slots]
-    # What was not proposed, or is not considered, is at most as similar as the last one that was, but for rounding.
+    # Slots not proposed, or not considered, are at most as similar as the last one considered, except for rounding.
     bounds = np.full(len(queries), -np.inf) if slots.shape[1] == len(snapshot) else products[:, -1]
     if considered < slots.shape[1]:
         first = np.argsort(~matches, axis=1, kind="stable")[:, :considered]
@@ -179,31 +179,31 @@ def _by_proposals(
     def score(begin: int, end: int) -> None:
         for start in range(begin, end, step):
             part = slice(start, min(start + step, end))
-            exact[part] = _scored(snapshot, queries[part], slots[part])
+            exact[part] = _score(snapshot, queries[part], slots[part])
 
     run_parallel(score, len(queries), threads_for(1, slots.size * queries.shape[1]))
     exact[~matches] = -np.inf
     bounds = bounds + rounding(queries.shape[1])
-    return _settled(snapshot, slots, exact, k, np.count_nonzero(exact > bounds[:, None], axis=1) >= k)
+    return _select_top(snapshot, slots, exact, k, np.count_nonzero(exact > bounds[:, None], axis=1) >= k)
 
 
-def _completed(
+def _complete(
     snapshot: ColumnSnapshot, queries: Vector, k: int, mask: Mask | None, answers: list[NearestSlots | None]
 ) -> list[NearestSlots]:
-    """Return the answers; those that are missing are found by scoring every slot that matches."""
+    """Return the answers; missing ones are computed by scoring every slot that matches."""
     missing = [place for place, answer in enumerate(answers) if answer is None]
     if missing:
-        rest = _by_scoring(snapshot, queries[missing], k, np.flatnonzero(snapshot.alive() if mask is None else mask))
+        rest = _score_all(snapshot, queries[missing], k, np.flatnonzero(snapshot.alive() if mask is None else mask))
         for place, answer in zip(missing, rest, strict=True):
             answers[place] = answer
     return [answer for answer in answers if answer is not None]
 
 
-def _by_approximation(
+def _search_index(
     snapshot: ColumnSnapshot, approximate: Proposer, queries: Vector, k: int, mask: Mask | None
 ) -> list[NearestSlots]:
-    """Rank what an index proposes, and what is not in the index yet; every slot where that is too little."""
-    slots, exact = _proposed(snapshot, approximate, queries, k, mask)
+    """Rank an index's proposals and the slots that are not in it yet; score every slot where these are too few."""
+    slots, exact = _propose(snapshot, approximate, queries, k, mask)
     begin = min(approximate.rows, len(snapshot))
     newer = int(np.count_nonzero(snapshot.died[begin:] > snapshot.sequence if mask is None else mask[begin:]))
     tail, proposed = None, slots.shape[1]
@@ -215,18 +215,19 @@ def _by_approximation(
         exact = np.concatenate((exact, _matching(snapshot, queries, later, mask)), axis=1)
     elif newer:
         places = np.flatnonzero(snapshot.died[begin:] > snapshot.sequence if mask is None else mask[begin:]) + begin
-        tail = _by_scoring(snapshot, queries, min(k, newer), places)
+        tail = _score_all(snapshot, queries, min(k, newer), places)
     if tail is not None:
         slots = np.concatenate((slots, np.stack([found.slots for found in tail])), axis=1)
         exact = np.concatenate((exact, np.stack([found.similarities for found in tail])), axis=1)
-    # -inf where nothing was proposed, or nothing that matches.
+    # Similarities are -inf where nothing was proposed, or nothing that matches.
     found = np.count_nonzero(exact >= -1.0, axis=1) >= k
-    found &= np.count_nonzero(exact[:, proposed:] >= -1.0, axis=1) >= min(k, newer)  # the dead did not hide any
-    answers = _settled(snapshot, slots, exact, k, found)
-    return _completed(snapshot, queries, k, mask, answers)
+    # Dead slots among the newer ones may have displaced matching ones.
+    found &= np.count_nonzero(exact[:, proposed:] >= -1.0, axis=1) >= min(k, newer)
+    answers = _select_top(snapshot, slots, exact, k, found)
+    return _complete(snapshot, queries, k, mask, answers)
 
 
-def _proposed(
+def _propose(
     snapshot: ColumnSnapshot, approximate: Proposer, queries: Vector, k: int, mask: Mask | None
 ) -> tuple[Slots, NDArray[np.float32]]:
     """Return the slots that an index proposes, int64 [N, m], and similarities, float32 [N, m], -inf for none."""
@@ -236,7 +237,7 @@ def _proposed(
 
     def propose(begin: int, end: int) -> None:
         found = approximate.propose(queries[begin:end], k, bits)
-        found[found >= len(snapshot)] = -1  # the snapshot is of before
+        found[found >= len(snapshot)] = -1  # the index may be newer than the snapshot
         slots[begin:end], exact[begin:end] = found, _matching(snapshot, queries[begin:end], found, mask)
 
     run_parallel(propose, len(queries), min(THREADS, len(queries) // _QUERIES_A_THREAD))
@@ -247,14 +248,14 @@ def _matching(snapshot: ColumnSnapshot, queries: Vector, slots: Slots, mask: Mas
     """Return the similarity of each query to each of its slots, -inf where a slot does not match or is -1."""
     matches = snapshot.died[slots] > snapshot.sequence if mask is None else mask[slots]
     matches &= slots >= 0
-    exact = _scored(snapshot, queries, slots)
+    exact = _score(snapshot, queries, slots)
     exact[~matches] = -np.inf
     return exact
 
 
-def _scored(snapshot: ColumnSnapshot, queries: Vector, slots: Slots) -> NDArray[np.float32]:
+def _score(snapshot: ColumnSnapshot, queries: Vector, slots: Slots) -> NDArray[np.float32]:
     """Return the similarity of each query to each of its own slots, float32 [N, m]."""
-    # Quicker than indexing, the more so where the caches hold none of it.
+    # Faster than indexing, especially when the vectors are not in the caches.
     return similarities(queries, np.take(snapshot.vectors, slots, axis=0))
 
 
@@ -277,22 +278,22 @@ def _without(snapshot: ColumnSnapshot, found: NearestSlots, keys: frozenset[str]
     return NearestSlots(found.slots[stay], found.similarities[stay])
 
 
-def _by_candidates(
+def _rank_candidates(
     snapshot: ColumnSnapshot, queries: Vector, k: int, mask: Mask | None, products: NDArray[np.float32], slots: Slots
 ) -> list[NearestSlots | None]:
-    """Rank each query's candidates; None where they do not prove to hold the k nearest."""
+    """Rank each query's candidates; None where they are not proven to contain the k nearest."""
     exact = _matching(snapshot, queries, slots, mask)
-    # What was not proposed is at most as similar as the last one that was, but for the kernel's rounding.
+    # Slots not proposed are at most as similar as the last one proposed, except for the kernel's rounding.
     bounds = products[:, -1] + rounding(queries.shape[1])
     if slots.shape[1] == len(snapshot):
         bounds = np.full(len(queries), -np.inf, np.float32)
-    return _settled(snapshot, slots, exact, k, np.count_nonzero(exact > bounds[:, None], axis=1) >= k)
+    return _select_top(snapshot, slots, exact, k, np.count_nonzero(exact > bounds[:, None], axis=1) >= k)
 
 
-def _settled(
+def _select_top(
     snapshot: ColumnSnapshot, slots: Slots, exact: NDArray[np.float32], k: int, proven: Mask
 ) -> list[NearestSlots | None]:
-    """Return the k most similar of each row's slots, ties by key; None for rows that are not proven to hold them."""
+    """Return the k most similar of each row's slots, ties by key; None for rows that are not proven."""
     order = np.argsort(-exact, axis=1, kind="stable")
     slots = take_columns(slots, order)
     exact = take_columns(exact, order)
@@ -300,14 +301,14 @@ def _settled(
     best, near = slots[:, :k], exact[:, :k]
     answers: list[NearestSlots | None] = [NearestSlots(*pair) for pair in zip(best, near, strict=True)]
     for row in np.flatnonzero(tied & proven).tolist():
-        answers[row] = ranked(snapshot, slots[row], exact[row], k)
+        answers[row] = rank(snapshot, slots[row], exact[row], k)
     for row in np.flatnonzero(~proven).tolist():
         answers[row] = None
     return answers
 
 
-def _by_scoring(snapshot: ColumnSnapshot, queries: Vector, k: int, matching: Slots) -> list[NearestSlots]:
-    """Score every matching slot, block by block, and keep what may be among the k nearest."""
+def _score_all(snapshot: ColumnSnapshot, queries: Vector, k: int, matching: Slots) -> list[NearestSlots]:
+    """Score every matching slot, block by block, and keep those that may be among the k nearest."""
     kept: list[tuple[Slots, NDArray[np.float32]]] = [
         (np.empty(0, np.int64), np.empty(0, np.float32)) for _ in range(len(queries))
     ]
@@ -326,13 +327,13 @@ def _by_scoring(snapshot: ColumnSnapshot, queries: Vector, k: int, matching: Slo
                 candidates, values = candidates[stay], values[stay]
             kept[row] = (candidates, values)
     return [
-        ranked(snapshot, slots, similarities(query[None], snapshot.vectors[slots][None])[0], k)
+        rank(snapshot, slots, similarities(query[None], snapshot.vectors[slots][None])[0], k)
         for query, (slots, _) in zip(queries, kept, strict=True)
     ]
 
 
-def ranked(snapshot: ColumnSnapshot, slots: Slots, exact: NDArray[np.float32], k: int) -> NearestSlots:
-    """Return the k most similar of the slots, equal ones in the order of their keys."""
+def rank(snapshot: ColumnSnapshot, slots: Slots, exact: NDArray[np.float32], k: int) -> NearestSlots:
+    """Return the k most similar of the slots, ties by key."""
     bound = np.partition(exact, len(exact) - k)[len(exact) - k]
     near = np.flatnonzero(exact >= bound)
     ranked = sorted(near.tolist(), key=lambda place: (-exact[place], snapshot.key_utf8(int(slots[place]))))[:k]

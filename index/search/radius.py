@@ -1,31 +1,31 @@
-"""Everything within a similarity: the answer to a search whose `k` is large because its bound is what counts."""
+"""Find every item of at least some similarity, for searches with a bound and a large `k`."""
 
 import threading
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imagekin.index.search.nearest import NearestSlots, ranked, similarities
+from imagekin.index.search.nearest import NearestSlots, rank, similarities
 from imagekin.index.storage.columns import ColumnSnapshot, Mask, Slots
 from imagekin.index.vectors.brute_force import each_block, rounding
 from imagekin.types import Vector
 
 _BLOCK_ROWS = 1024
 _QUERIES_AT_ONCE = 64
-# Bounds what is remembered when nearly everything is within.
+# Bounds the memory for results when nearly every slot reaches the bound.
 _PRODUCTS_AT_ONCE = 1 << 24
 _SCORED_AT_ONCE = 16_384
 
 
-def within(
+def search_radius(
     snapshot: ColumnSnapshot, queries: Vector, k: int, bound: float, mask: Mask | None = None
 ) -> list[NearestSlots]:
-    """Return every live slot that is at least so similar; of more than `k` of them the most similar ones.
+    """Return every live slot of at least some similarity; if they are more than `k`, the most similar ones.
 
     Args:
         snapshot: the collection.
         queries: float32 [N, D] of unit length, C-contiguous.
-        k: slots of an answer, at most.
+        k: most slots of an answer.
         bound: the least similarity, -1 to 1.
         mask: bool [n], the slots that match (live ones only); None means every live slot.
 
@@ -40,18 +40,18 @@ def within(
         rows, slots = _near(snapshot, part, bound - rounding(queries.shape[1]), matching)
         edges = np.searchsorted(rows, np.arange(len(part) + 1))
         for number, query in enumerate(part):
-            answers.append(_settled(snapshot, query, slots[edges[number] : edges[number + 1]], k, bound))
+            answers.append(_select_top(snapshot, query, slots[edges[number] : edges[number + 1]], k, bound))
     return answers
 
 
 def _near(
     snapshot: ColumnSnapshot, queries: Vector, bound: float, matching: Mask
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the queries' numbers, ascending, and for each a slot whose product reaches the bound; slots ascend too."""
+    """Return pairs of a query's number and a slot whose product reaches the bound, in ascending order."""
     rows, slots = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     lock = threading.Lock()
 
-    def look(first: int, products: NDArray[np.float32]) -> None:
+    def collect(first: int, products: NDArray[np.float32]) -> None:
         near, row = np.divmod(np.flatnonzero(products.reshape(-1) >= np.float32(bound)), len(queries))
         near += first
         stays = matching[near]
@@ -60,22 +60,22 @@ def _near(
             slots.append(near[stays])
 
     if len(snapshot):
-        each_block(queries, snapshot.vectors, _BLOCK_ROWS, look)
+        each_block(queries, snapshot.vectors, _BLOCK_ROWS, collect)
     row, slot = np.concatenate(rows), np.concatenate(slots)
     order = np.lexsort((slot, row))
     return row[order], slot[order]
 
 
-def _settled(snapshot: ColumnSnapshot, query: Vector, slots: Slots, k: int, bound: float) -> NearestSlots:
+def _select_top(snapshot: ColumnSnapshot, query: Vector, slots: Slots, k: int, bound: float) -> NearestSlots:
     pieces = [
         similarities(query[None], snapshot.vectors[slots[begin : begin + _SCORED_AT_ONCE]][None])[0]
         for begin in range(0, len(slots), _SCORED_AT_ONCE)
     ]
     exact = np.concatenate(pieces) if pieces else np.empty(0, np.float32)
-    # float32, as the similarities are: an item exactly at the bound stays.
+    # Compared in float32, as the similarities are: an item exactly at the bound stays.
     inside = exact >= np.float32(bound)
     slots, exact = slots[inside], exact[inside]
     order = np.argsort(-exact, kind="stable")
     if len(exact) > 1 and np.any(np.diff(exact[order]) == 0):
-        return ranked(snapshot, slots, exact, min(k, len(slots)))
+        return rank(snapshot, slots, exact, min(k, len(slots)))
     return NearestSlots(slots[order[:k]], exact[order[:k]])

@@ -53,7 +53,7 @@ class Coordinates:
         return np.clip(found, -_MOST, _MOST, out=found)
 
 
-def fitted(vectors: Vector) -> Coordinates | None:
+def fit_coordinates(vectors: Vector) -> Coordinates | None:
     """Fit coordinates to vectors, float32 [n, D]; None when reducing does not pay."""
     dim = vectors.shape[1]
     if dim > _LONGEST:

@@ -7,7 +7,7 @@ import numpy as np
 
 from imagekin.errors import FailedPreconditionError, ImagekinError, InvalidArgumentError, NotFoundError
 from imagekin.index.interface import Collection
-from imagekin.index.search.grouping import combine
+from imagekin.index.search.grouping import combine_examples
 from imagekin.serving.collections.open_collections import OpenCollection
 from imagekin.serving.embedding.image_jobs import EmbeddedImage
 from imagekin.serving.embedding.models import Models, ServedModel
@@ -153,7 +153,7 @@ def read_examples(
                 rows = [stored[name] for name in names] + [read_vector(one, dim, where) for one in vectors]
                 sides.append(np.stack(rows) if rows else np.empty((0, dim), np.float32))
             with located(field):
-                found[position] = Resolved(combine(*sides), keys)
+                found[position] = Resolved(combine_examples(*sides), keys)
         except (InvalidArgumentError, NotFoundError) as error:
             found[position] = error
     return found

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from imagekin.index.local.maintenance import Maintenance
-from imagekin.index.search.gpu.device_thread import Held
+from imagekin.index.search.gpu.device_thread import DeviceVectors
 from imagekin.index.vectors.brute_force import Products, Rows
 from imagekin.types import Vector
 
@@ -40,7 +40,7 @@ class LimitedDevice:
         self.strangers: list[str] = []
         self.broken = False
 
-    def hold(self, vectors: Vector) -> Held:
+    def hold(self, vectors: Vector) -> DeviceVectors:
         self.check("hold")
         if self.held + len(vectors) > self.memory:
             raise RuntimeError("Error in cudaMalloc at gpu.cu:1: Error: 'err == cudaSuccess' failed: out of memory")
@@ -52,7 +52,7 @@ class LimitedDevice:
 
 
 class LimitedVectors:
-    """See `imagekin.index.search.gpu.device_thread.Held`."""
+    """See `imagekin.index.search.gpu.device_thread.DeviceVectors`."""
 
     def __init__(self, device: LimitedDevice, vectors: Vector) -> None:
         self._device = device

@@ -1,8 +1,8 @@
 """Search vectors in a device's memory, by way of the one thread that uses the device.
 
-A device is less than FAISS on a processor: one thread alone may call it, it finds at most so many neighbours, knows
-nothing of filters or dead slots, and its memory may run out. `imagekin.index.search.gpu.resident` makes good what it
-lacks.
+A device has limits that FAISS on a processor does not have: only one thread may call it, it finds a limited number of
+neighbours, ignores filters and dead slots, and its memory may run out. `imagekin.index.search.gpu.resident` works
+around them.
 """
 
 import logging
@@ -20,32 +20,32 @@ T = TypeVar("T")
 log = logging.getLogger("imagekin.index")
 
 
-class Held(Protocol):
-    """Vectors that a device holds; they never change."""
+class DeviceVectors(Protocol):
+    """Constant vectors in a device's memory."""
 
     def top_k(self, queries: Vector, k: int) -> tuple[Products, Rows]:
-        """Return the `k` largest inner products of each query, largest first, and where they are.
+        """Return the `k` largest inner products of each query, largest first, and their rows.
 
         Args:
             queries: float32 [N, D], C-contiguous.
-            k: 1 to the number of vectors and to what the device finds at most.
+            k: 1 to the number of vectors, and at most the device's `most`.
 
         Returns:
             Inner products, float32 [N, k], and rows of the vectors, int64 [N, k].
 
         Raises:
-            RuntimeError: the device fails, or has no memory left to work in.
+            RuntimeError: the device fails, or its memory does not suffice.
         """
 
 
 class Device(Protocol):
-    """A device; one thread alone may call it and what it holds."""
+    """A device; only one thread may call it and the vectors that it holds."""
 
     @property
     def most(self) -> int:
         """The largest `k` that it finds."""
 
-    def hold(self, vectors: Vector) -> Held:
+    def hold(self, vectors: Vector) -> DeviceVectors:
         """Copy vectors, float32 [n, D], C-contiguous, into the device's memory.
 
         Raises:
@@ -54,7 +54,7 @@ class Device(Protocol):
 
 
 class DeviceThread:
-    """The one thread that a device is called from.
+    """The only thread that calls a device.
 
     Args:
         opened: opens the device; called in that thread.
@@ -64,7 +64,7 @@ class DeviceThread:
     """
 
     def __init__(self, opened: Callable[[], Device]) -> None:
-        # A queue that may be put to from anywhere, also while Python collects garbage in the middle of a `put`.
+        # SimpleQueue.put is reentrant: the garbage collector may call `release` during a `put`.
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
@@ -90,12 +90,12 @@ class DeviceThread:
             self._calls.put((call, future))
         return future
 
-    def let_go(self, held: list[Held]) -> None:
+    def release(self, held: list[DeviceVectors]) -> None:
         """Free objects on the device in the thread, and empty the list; from any thread, even after closing."""
         self._calls.put((held.clear, Future()))
 
     def close(self) -> None:
-        """Finish what waits, and end the thread. May be called twice."""
+        """Finish the waiting calls, and end the thread; closing twice is safe."""
         with self._lock:
             if self._closed:
                 return
@@ -106,13 +106,13 @@ class DeviceThread:
     def _serve(self) -> None:
         while (request := self._calls.get()) is not None:
             _answer(*request)
-            del request  # else what it holds would live on until the next one
+            del request  # do not keep its objects alive until the next request
 
 
 def _answer(call: Callable[[], Any], future: "Future[Any]") -> None:
     try:
         future.set_result(call())
-    except BaseException as error:  # it belongs to whoever waits
-        # What the device holds must not live on in the frames, to be let go by another thread.
+    except BaseException as error:  # raised in the thread that waits
+        # Frames must not keep device objects alive, which another thread would then release.
         traceback.clear_frames(error.__traceback__)
         future.set_exception(error)

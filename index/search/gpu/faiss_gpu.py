@@ -1,11 +1,11 @@
-"""Vectors in a GPU's memory, and the largest inner products among them, by `faiss-gpu`."""
+"""Hold vectors in a GPU's memory and find the largest inner products, with `faiss-gpu`."""
 
 from typing import Any
 
 import faiss
 import numpy as np
 
-from imagekin.index.search.gpu.device_thread import Held
+from imagekin.index.search.gpu.device_thread import DeviceVectors
 from imagekin.index.vectors.brute_force import Products, Rows
 from imagekin.types import Vector
 
@@ -20,15 +20,15 @@ def is_built() -> bool:
 
 
 def gpu_count() -> int:
-    """Return the number of GPUs that a FAISS built for them sees."""
+    """Return the number of GPUs that FAISS finds; only for a FAISS built with GPU support."""
     return int(_FAISS.get_num_gpus())
 
 
 def open_gpu() -> "Gpu":
-    """Return the first GPU.
+    """Open the first GPU.
 
     Raises:
-        RuntimeError: there is none that FAISS can use.
+        RuntimeError: FAISS cannot use a GPU.
     """
     if not is_built():
         raise RuntimeError("FAISS was built without GPUs")
@@ -38,14 +38,14 @@ def open_gpu() -> "Gpu":
 
 
 class Gpu:
-    """The first GPU. See `imagekin.index.search.gpu.device_thread.Device`."""
+    """The first GPU; implements `imagekin.index.search.gpu.device_thread.Device`."""
 
     most = _MOST
 
     def __init__(self) -> None:
         self._resources = _FAISS.StandardGpuResources()
 
-    def hold(self, vectors: Vector) -> Held:
+    def hold(self, vectors: Vector) -> DeviceVectors:
         """Copy vectors into the GPU's memory, in float32."""
         config = _FAISS.GpuIndexFlatConfig()
         config.device = 0

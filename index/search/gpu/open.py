@@ -11,14 +11,14 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 def open_device(wanted: str) -> DeviceThread | None:
-    """Return the device that is to be searched on; None for the processor.
+    """Open the device to search on; None for the processor.
 
     Args:
-        wanted: `auto` takes a GPU where there is one that FAISS can use, `cuda` insists on it, `cpu` takes none.
+        wanted: `auto` for a GPU if FAISS can use one, `cuda` to require it, `cpu` for none.
 
     Raises:
-        InvalidArgumentError: it is none of these.
-        FailedPreconditionError: `cuda` is wanted, and there is none.
+        InvalidArgumentError: another value.
+        FailedPreconditionError: `cuda` is wanted, and FAISS cannot use a GPU.
     """
     if wanted not in DEVICES:
         raise InvalidArgumentError(f"the index's device must be {', '.join(DEVICES)}", field="index_device")
@@ -34,7 +34,7 @@ def open_device(wanted: str) -> DeviceThread | None:
                 f"no GPU can be searched on ({error}): check the driver and that the extra gpu is installed in"
                 " place of cpu, or search on the processor with --index-device cpu"
             ) from None
-        # Whoever installed FAISS for processors knows.
+        # Without GPU support in FAISS, this is expected.
         level = logging.INFO if faiss_gpu.is_built() else logging.DEBUG
         log.log(level, "collections are searched on the processor: %s", error)
         return None

@@ -1,9 +1,9 @@
-"""The sealed rows of a collection in a device's memory, beside the vectors that stay mapped.
+"""Keep a copy of a collection's sealed rows in a device's memory; the vectors stay mapped as well.
 
-What a device holds never changes: newer rows come in parts of their own, small parts are put together to larger ones
-now and then, and a reader keeps the parts that its snapshot came with. A device only proposes: dead slots and filters
-are looked at afterwards, and similarities come from the mapped vectors, as without it. Rows that are not on the device
-are looked through by the processor at the same time.
+The copy consists of parts that never change: newer rows are added as new parts, small parts are occasionally merged,
+and a reader keeps the parts of its snapshot. A device only proposes: dead slots and filters are handled afterwards, and
+similarities are computed from the mapped vectors, as without a device. Rows that are not on the device are scanned by
+the processor at the same time.
 """
 
 import logging
@@ -14,39 +14,39 @@ from functools import partial
 
 import numpy as np
 
-from imagekin.index.search.gpu.device_thread import DeviceThread, Held
+from imagekin.index.search.gpu.device_thread import DeviceThread, DeviceVectors
 from imagekin.index.vectors.brute_force import Products, Rows, rounding, top_k
 from imagekin.types import Vector
 
 log = logging.getLogger("imagekin.index")
 
-# From so many sealed rows on the way to the device and back is worth it.
+# From this many sealed rows on, the transfer to the device and back pays.
 RESIDENT_FROM = 10_000
-# Bounds what a device needs for a moment beyond what it holds in the end.
+# Bounds the device memory that is needed temporarily while a part is copied.
 PART_BYTES = 4 << 30
 _PROBED = 64
 _PROBED_K = 32
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
-class Part:
-    """A run of slots that the device holds: where it begins and ends, and the one element that holds it."""
+class ResidentPart:
+    """A run of slots on the device, from `begin` to `end`; `held` has one element, the vectors there."""
 
     begin: int
     end: int
-    held: list[Held]
+    held: list[DeviceVectors]
 
 
 class Resident:
-    """The first slots of a collection on a device. Any number of threads may ask it.
+    """The first slots of a collection on a device; any number of threads may use it.
 
     Args:
         thread: the device's thread.
-        parts: runs of slots, one after the other from slot 0.
+        parts: consecutive runs of slots, from slot 0 on.
         collection: the collection's name, for messages.
     """
 
-    def __init__(self, thread: DeviceThread, parts: Sequence[Part], collection: str) -> None:
+    def __init__(self, thread: DeviceThread, parts: Sequence[ResidentPart], collection: str) -> None:
         self._thread = thread
         self._collection = collection
         self.parts = tuple(parts)
@@ -54,7 +54,7 @@ class Resident:
 
     @property
     def rows(self) -> int:
-        """It holds the slots below this one."""
+        """Number of slots that it holds, from the first on."""
         return self.parts[-1].end if self.parts else 0
 
     @property
@@ -63,18 +63,18 @@ class Resident:
         return self._thread.most
 
     def top_k(self, queries: Vector, vectors: Vector, k: int) -> tuple[Products, Rows] | None:
-        """Return the `k` largest inner products of each query, largest first, and where they are.
+        """Return the `k` largest inner products of each query, largest first, and their slots.
 
         Args:
             queries: float32 [N, D], C-contiguous.
-            vectors: float32 [n, D], all the slots; the first `rows` of them are on the device.
+            vectors: float32 [n, D], all slots; the first `rows` of them are on the device.
             k: 1 to `most` and to n.
 
         Returns:
             Inner products, float32 [N, k], and slots, int64 [N, k]; None when the device has failed.
         """
         try:
-            # In one go, so that nobody else's question comes between.
+            # One call for all parts, so that no other search is served in between.
             pending = self._thread.submit(
                 lambda: [part.held[0].top_k(queries, min(k, part.end - part.begin)) for part in self.parts]
             )
@@ -100,17 +100,17 @@ def _newer(queries: Vector, vectors: Vector, begin: int, k: int) -> list[tuple[P
     return [(products, rows + begin)]
 
 
-def extended(thread: DeviceThread, known: Resident | None, vectors: Vector, collection: str) -> Resident | None:
-    """Return slots on the device: fewer when its memory does not suffice for all, None when it cannot be used.
+def extend(thread: DeviceThread, known: Resident | None, vectors: Vector, collection: str) -> Resident | None:
+    """Copy slots to the device: only some of them when its memory does not suffice, None when it cannot be used.
 
     Args:
         thread: the device's thread.
-        known: what is there already, of the same slots; None for nothing.
-        vectors: float32 [n, D], the slots that ought to be on the device.
+        known: the first slots that are there already; None for none.
+        vectors: float32 [n, D], the slots to have on the device.
         collection: the collection's name, for messages.
     """
     parts = list(known.parts) if known else []
-    kept, runs = plan([(part.begin, part.end) for part in parts], len(vectors), vectors[0].nbytes)
+    kept, runs = plan_parts([(part.begin, part.end) for part in parts], len(vectors), vectors[0].nbytes)
     del parts[kept:]
     for begin, end in runs:
         try:
@@ -121,22 +121,22 @@ def extended(thread: DeviceThread, known: Resident | None, vectors: Vector, coll
                 *(collection, f"{len(vectors) - begin:,}", f"{len(vectors):,}", _line(error)),
             )
             break
-        part = Part(begin, end, held)
-        weakref.finalize(part, thread.let_go, held).atexit = False
+        part = ResidentPart(begin, end, held)
+        weakref.finalize(part, thread.release, held).atexit = False
         parts.append(part)
     resident = Resident(thread, parts, collection)
     return resident if parts and _is_right(resident, vectors, collection) else None
 
 
-def plan(held: Sequence[tuple[int, int]], rows: int, row_bytes: int) -> tuple[int, list[tuple[int, int]]]:
-    """Return how many of the runs that are held stay as they are, and which runs come after them.
+def plan_parts(held: Sequence[tuple[int, int]], rows: int, row_bytes: int) -> tuple[int, list[tuple[int, int]]]:
+    """Return the number of runs to keep, and the runs to copy after them.
 
-    A run that is no longer than what comes after it is copied once more together with it: so there are few of them,
-    and no vector is copied often.
+    A run that is no longer than what follows is copied again together with it. That keeps the number of runs small, and
+    copies no vector often.
 
     Args:
-        held: beginning and end of each run, one after the other from 0.
-        rows: where the last one ought to end.
+        held: beginning and end of each consecutive run, from 0 on.
+        rows: end of the last run to have.
         row_bytes: bytes of a row.
     """
     most = max(1, PART_BYTES // max(1, row_bytes))
@@ -164,5 +164,5 @@ def _is_right(resident: Resident, vectors: Vector, collection: str) -> bool:
 
 
 def _line(error: RuntimeError) -> str:
-    """Return the last line of what FAISS says, which is long and names its source files."""
+    """Return the last line of FAISS's message, which is long and names its source files."""
     return str(error).strip().rpartition("Error: ")[2].splitlines()[-1] if str(error).strip() else "no reason given"

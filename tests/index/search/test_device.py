@@ -249,7 +249,7 @@ def test_parts_are_few_and_follow_each_other(steps: list[int], most: int) -> Non
     rows = copied = 0
     for step in steps:
         rows += step
-        kept, more = resident.plan(runs, rows, resident.PART_BYTES // most)
+        kept, more = resident.plan_parts(runs, rows, resident.PART_BYTES // most)
         limit = resident.PART_BYTES // (resident.PART_BYTES // most)
         copied += sum(end - begin for begin, end in more)
         runs = [*runs[:kept], *more]

@@ -10,7 +10,7 @@ from imagekin.index.filters.parser import parse
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.local.collection import LocalCollection
 from imagekin.index.search import grouping
-from imagekin.index.search.grouping import combine
+from imagekin.index.search.grouping import combine_examples
 from imagekin.index.types import SearchOptions, VectorItem
 from imagekin.types import Vector
 from tests.index.reference import nearest, unit
@@ -140,9 +140,9 @@ def test_examples_are_the_difference_of_their_means() -> None:
     positive: Vector = unit(QUERIES[:2])
     negative: Vector = unit(QUERIES[2:])
     expected = positive.mean(axis=0) - negative.mean(axis=0)
-    np.testing.assert_allclose(combine(positive, negative), expected / np.linalg.norm(expected), atol=1e-6)
-    np.testing.assert_allclose(combine(positive[:1], negative[:0]), positive[0], atol=1e-6)
+    np.testing.assert_allclose(combine_examples(positive, negative), expected / np.linalg.norm(expected), atol=1e-6)
+    np.testing.assert_allclose(combine_examples(positive[:1], negative[:0]), positive[0], atol=1e-6)
     with pytest.raises(InvalidArgumentError, match="cancel out"):
-        combine(positive, positive)
+        combine_examples(positive, positive)
     with pytest.raises(InvalidArgumentError, match="at least one"):
-        combine(positive[:0], negative)
+        combine_examples(positive[:0], negative)

@@ -13,7 +13,7 @@ from imagekin.index.filters.parser import parse
 from imagekin.index.local import collection
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.search import radius
-from imagekin.index.search.radius import within
+from imagekin.index.search.radius import search_radius
 from imagekin.index.storage.columns import Columns, ColumnSnapshot
 from imagekin.index.types import SearchOptions, VectorItem
 from imagekin.index.vectors import brute_force
@@ -50,7 +50,7 @@ def test_as_numpy_in_float64(seed: int, count: int, queries: int, k: int, bound:
     asked = unit(random.standard_normal((queries, 6)).astype(np.float32))
     mask = snapshot.alive() & (random.random(count) < 0.8) if seed % 2 else None
     left = np.flatnonzero(snapshot.alive() if mask is None else mask)
-    found = within(snapshot, asked, k, bound, mask)
+    found = search_radius(snapshot, asked, k, bound, mask)
     for query, one in zip(asked, found, strict=True):
         exact = np.clip(vectors[left].astype(np.float64) @ query.astype(np.float64), -1, 1).astype(np.float32)
         order = sorted(
@@ -69,12 +69,12 @@ def test_pieces_and_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     random = np.random.default_rng(2)
     snapshot = columns(unit(random.standard_normal((3000, 16)).astype(np.float32)), np.arange(0, 3000, 7))
     asked = unit(random.standard_normal((9, 16)).astype(np.float32))
-    before = [one.slots.tolist() for one in within(snapshot, asked, 10**6, 0.1)]
+    before = [one.slots.tolist() for one in search_radius(snapshot, asked, 10**6, 0.1)]
     monkeypatch.setattr(radius, "_PRODUCTS_AT_ONCE", 6000)
     monkeypatch.setattr(radius, "_SCORED_AT_ONCE", 100)
     monkeypatch.setattr(brute_force, "THREADS", 3)
     monkeypatch.setattr(brute_force, "_READ_A_THREAD", 1)
-    assert [one.slots.tolist() for one in within(snapshot, asked, 10**6, 0.1)] == before
+    assert [one.slots.tolist() for one in search_radius(snapshot, asked, 10**6, 0.1)] == before
     assert min(len(slots) for slots in before) > 500
 
 

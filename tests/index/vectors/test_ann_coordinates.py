@@ -8,7 +8,7 @@ import pytest
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.search import ann, nearest
 from imagekin.index.types import SearchOptions, VectorItem
-from imagekin.index.vectors.ann_coordinates import fitted
+from imagekin.index.vectors.ann_coordinates import fit_coordinates
 from imagekin.types import Vector
 from tests.index.reference import unit
 
@@ -26,7 +26,7 @@ def flat_vectors(count: int, seed: int, noise: float = 0.02) -> Vector:
 
 def test_they_are_few_small_integers_that_keep_distances() -> None:
     values = flat_vectors(COUNT, 0)
-    coordinates = fitted(values)
+    coordinates = fit_coordinates(values)
     assert coordinates is not None
     assert coordinates.width == 16
     found = coordinates.of(values)
@@ -40,7 +40,7 @@ def test_they_are_few_small_integers_that_keep_distances() -> None:
 
 def test_what_lies_beyond_all_that_was_seen_is_cut_not_wrapped() -> None:
     values = flat_vectors(COUNT, 0)
-    coordinates = fitted(values)
+    coordinates = fit_coordinates(values)
     assert coordinates is not None
     assert np.abs(coordinates.of(-100 * values)).max() == 127
 
@@ -48,11 +48,11 @@ def test_what_lies_beyond_all_that_was_seen_is_cut_not_wrapped() -> None:
 @pytest.mark.parametrize("dim", [8, 24, DIM])
 def test_vectors_that_differ_in_every_direction_have_none(dim: int) -> None:
     values = unit(np.random.default_rng(0).standard_normal((2000, dim)).astype(np.float32))
-    assert fitted(values) is None
+    assert fit_coordinates(values) is None
 
 
 def test_vectors_that_are_all_the_same_are_no_trouble() -> None:
-    coordinates = fitted(np.repeat(flat_vectors(1, 0), 1000, axis=0))
+    coordinates = fit_coordinates(np.repeat(flat_vectors(1, 0), 1000, axis=0))
     assert coordinates is not None
     assert np.isfinite(coordinates.of(flat_vectors(10, 1))).all()
 
