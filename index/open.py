@@ -1,4 +1,4 @@
-"""Open collections wherever they are kept: in a folder of this machine or in Milvus."""
+"""Open the collections of a store: a folder of this machine, or Milvus."""
 
 from pathlib import Path
 
@@ -7,17 +7,17 @@ from imagekin.index.local.catalog import Catalog
 
 
 def open_collections(place: Path | str, *, read_only: bool = False, device: str = "cpu") -> Collections:
-    """Return the collections of a place.
+    """Open the collections of a store.
 
     Args:
-        place: a data folder, or the address of a store as `--store` takes it.
-        read_only: make, change and drop nothing.
-        device: `auto`, `cpu` or `cuda`: where a data folder's collections are searched; a store minds that itself.
+        place: a data folder, or the address of a store as for `--store`.
+        read_only: create, change and drop nothing.
+        device: device to search a data folder's collections on: `auto`, `cpu` or `cuda`; ignored for other stores.
 
     Raises:
-        InvalidArgumentError: the address names no store.
+        InvalidArgumentError: the address is invalid.
         UnavailableError: the store cannot be reached.
-        FailedPreconditionError: what it takes to speak to the store is not installed.
+        FailedPreconditionError: the store's client library is not installed.
     """
     if isinstance(place, Path):
         return Catalog(place, read_only=read_only, device=device)

@@ -1,8 +1,8 @@
-"""Conditions on an item's key, label and payload: the tree that search, classify, delete, scroll and count share.
+"""Conditions on an item's key, label and payload: the expression tree of every filter.
 
 Values are typed and never coerced: the text "10" is not the number 10, and true is not 1. Integers and floating-point
-numbers are compared by their exact values. What a condition means is said once, by `matches`; the translation to SQL
-and the columns in memory answer as it does. The text form is in `imagekin.index.filters.parser`.
+numbers are compared by their exact values. `matches` defines the meaning of a condition; the translation to SQL and the
+columns in memory give the same results. The text form is in `imagekin.index.filters.parser`.
 """
 
 import enum
@@ -22,7 +22,7 @@ MAX_LEVELS = 16
 MAX_NODES = 1_000
 MAX_VALUES = 1_000
 MAX_NAMES = 16
-# Each takes a pass over all payloads when it is used for the first time, and memory from then on.
+# The first use of a field takes a pass over all payloads, and memory from then on.
 MAX_FIELDS = 16
 MISSING: Any = object()
 
@@ -53,10 +53,10 @@ class Comparison:
     """A test of one field.
 
     Attributes:
-        field: `key`, `label` or `payload.` followed by a dotted path of names; a name may stand in double quotes (a
-            JSON string), so that it can hold any character.
+        field: `key`, `label` or `payload.` followed by a dotted path of names; a name may be a JSON string in double
+            quotes, so that it can contain any character.
         operator: the test.
-        values: what to compare with: none for EXISTS and NOT_EXISTS, one to 1,000 for IN, else exactly one.
+        values: the values to compare with: none for EXISTS and NOT_EXISTS, 1 to 1,000 for IN, else exactly one.
     """
 
     field: str
@@ -66,21 +66,21 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class AllOf:
-    """True when every part is true."""
+    """A condition that is true when every part is true."""
 
     parts: tuple["Condition", ...]
 
 
 @dataclass(frozen=True, slots=True)
 class AnyOf:
-    """True when at least one part is true."""
+    """A condition that is true when at least one part is true."""
 
     parts: tuple["Condition", ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Not:
-    """True when the part is false."""
+    """A condition that is true when its part is false."""
 
     part: "Condition"
 
@@ -89,10 +89,10 @@ Condition: TypeAlias = Comparison | AllOf | AnyOf | Not
 
 
 def check(condition: Condition) -> Condition:
-    """Return `condition` when it is within the limits and every test in it has values that it can take.
+    """Check that a condition is within the limits and that every test has valid values, and return it.
 
     Raises:
-        InvalidArgumentError: it is not; the field of the error is `filter`.
+        InvalidArgumentError: the check fails; the field of the error is `filter`.
     """
     nodes = 0
     paths: set[tuple[str, ...]] = set()
@@ -120,7 +120,7 @@ def path_of(field: str) -> tuple[str, ...]:
     """Return the names of a payload field's path; empty for `key` and `label`.
 
     Raises:
-        InvalidArgumentError: it names no field.
+        InvalidArgumentError: it is not a valid field.
     """
     if field in ("key", "label"):
         return ()
@@ -154,14 +154,14 @@ def path_of(field: str) -> tuple[str, ...]:
 
 
 def field_of(path: tuple[str, ...]) -> str:
-    """Return the field of a payload path, names quoted where they must be."""
+    """Return the field of a payload path, with names in quotes where necessary."""
     return ".".join(
         ["payload", *(json.dumps(n, ensure_ascii=False) if not n or set(n) & set('."') else n for n in path)]
     )
 
 
 def matches(condition: Condition, key: str, label: str | None, payload: Mapping[str, Any] | None) -> bool:
-    """Return whether an item meets a condition: the meaning of all the other ways to answer that."""
+    """Return whether an item meets a condition; all other implementations agree with this one."""
     if isinstance(condition, AllOf):
         return all(matches(part, key, label, payload) for part in condition.parts)
     if isinstance(condition, AnyOf):
@@ -169,16 +169,16 @@ def matches(condition: Condition, key: str, label: str | None, payload: Mapping[
     if isinstance(condition, Not):
         return not matches(condition.part, key, label, payload)
     if condition.field == "key":
-        return meets(key, condition)
+        return passes(key, condition)
     if condition.field == "label":
-        return meets(MISSING if label is None else label, condition)
-    return meets(look_up(payload, path_of(condition.field)), condition)
+        return passes(MISSING if label is None else label, condition)
+    return passes(value_at(payload, path_of(condition.field)), condition)
 
 
-def look_up(payload: Mapping[str, Any] | None, path: tuple[str, ...]) -> Any:
-    """Return the value at a path of a payload, MISSING when there is none.
+def value_at(payload: Mapping[str, Any] | None, path: tuple[str, ...]) -> Any:
+    """Return the value at a path of a payload; MISSING when there is none.
 
-    An integer beyond 64 bits counts as the nearest floating-point number.
+    An integer of more than 64 bits is returned as the nearest floating-point number.
     """
     value: Any = payload
     for name in path:
@@ -193,7 +193,7 @@ def look_up(payload: Mapping[str, Any] | None, path: tuple[str, ...]) -> Any:
     return value
 
 
-def meets(value: Any, comparison: Comparison) -> bool:
+def passes(value: Any, comparison: Comparison) -> bool:
     """Return whether a field's value (MISSING for none) passes a test."""
     operator = comparison.operator
     if value is MISSING:
@@ -217,7 +217,7 @@ def meets(value: Any, comparison: Comparison) -> bool:
 
 
 def is_number(value: object) -> bool:
-    """Return whether a value is a number, which a truth value is not."""
+    """Return whether a value is a number; a truth value is not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -234,7 +234,7 @@ def _kind(value: object) -> str | None:
 
 
 def _check_comparison(comparison: Comparison) -> tuple[str, ...]:
-    """Return the path of the field that a test within the limits is about."""
+    """Check a test, and return the path of its field."""
     path = path_of(comparison.field)
     operator, values = comparison.operator, comparison.values
     if operator in (Operator.EXISTS, Operator.NOT_EXISTS):

@@ -1,4 +1,4 @@
-"""The text form of a filter: `label = "shoe" AND (payload.price < 10 OR NOT payload.sold EXISTS)`.
+"""Parse and write the text form of a filter: `label = "shoe" AND (payload.price < 10 OR NOT payload.sold EXISTS)`.
 
     condition  = every { OR every }
     every      = part { AND part }
@@ -8,7 +8,7 @@
     field      = "key" | "label" | "payload" { "." ( name | JSON string ) }
     value      = JSON string | 'text, a quotation mark in it doubled' | number | true | false
 
-Words such as AND may be written in any case; names are letters, digits, `_` and `-`. Errors say in which column.
+Words such as AND may be written in any case; names are letters, digits, `_` and `-`. Errors name the column.
 """
 
 import json
@@ -59,10 +59,10 @@ _SYMBOLS = {
 
 
 def parse(text: str) -> Condition:
-    """Return the condition that a text states.
+    """Parse a filter's text.
 
     Raises:
-        InvalidArgumentError: it states none, or is too large; the message names the column, counted from 1.
+        InvalidArgumentError: the text is invalid or too large; the message names the column, counted from 1.
     """
     try:
         size = len(text.encode())
@@ -72,7 +72,7 @@ def parse(text: str) -> Condition:
         raise InvalidArgumentError(
             f"the filter has {size:,} bytes, at most {MAX_TEXT_BYTES:,} are read", field="filter"
         )
-    reader = _Reader(text)
+    reader = _Parser(text)
     condition = reader.condition(1)
     if reader.token.kind != "end":
         reader.fail("expected AND, OR or the end")
@@ -80,7 +80,7 @@ def parse(text: str) -> Condition:
 
 
 def to_text(condition: Condition) -> str:
-    """Return a text that `parse` reads back as the same condition (groups of one part become that part)."""
+    """Return a text that `parse` turns into the same condition (groups of one part become that part)."""
     if isinstance(condition, Comparison):
         return _comparison_text(condition)
     if isinstance(condition, Not):
@@ -115,7 +115,7 @@ class _Token:
     begin: int
 
 
-class _Reader:
+class _Parser:
     """A recursive-descent parser with one token of lookahead."""
 
     def __init__(self, text: str) -> None:
@@ -189,7 +189,7 @@ class _Reader:
         while not names or self.token.text == ".":
             if self.token.text != ".":
                 self.fail("expected a dot and a name after payload")
-            # Read by hand: after a dot, digits and words such as `in` are names too.
+            # Not by `_TOKEN`: after a dot, digits and words such as `in` are names too.
             name = _NAME.match(self._text, self._end)
             if name:
                 self._end = name.end()

@@ -1,8 +1,8 @@
-"""Fields of the payloads as columns in memory, so that a filter costs a few passes over arrays and no reading of JSON.
+"""Keep fields of payloads as columns in memory, so that a filter takes a few array operations and parses no JSON.
 
-A row of the database never changes, so what was once read of it stays true: a column is read when a filter first
-needs it and then only grows. A slot whose row was gone when the column was read is unknown to it; for a reader who
-still sees that slot, the row is read in the reader's own transaction.
+A row of the database never changes, and so a value once read stays valid: a column is read when a filter first needs
+it, and then only grows. A slot whose row had been deleted when the column was read is unknown; if a reader's snapshot
+still has that slot, its row is read in the reader's own transaction.
 """
 
 import json
@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagekin.errors import DataLossError
-from imagekin.index.filters.conditions import MISSING, Comparison, Operator, Scalar, is_number, look_up
+from imagekin.index.filters.conditions import MISSING, Comparison, Operator, Scalar, is_number, value_at
 from imagekin.index.storage.columns import ColumnSnapshot, Mask
 from imagekin.index.storage.schema import payload_checksum
 from imagekin.index.storage.transactions import as_json
 
-# What a slot holds, where it is no text (or integer without an exact float64), whose code is its place in `values`.
+# Codes of slots. Texts, and integers without an exact float64, have their index in `values` as code instead.
 ABSENT, UNKNOWN, OTHER, FALSE, TRUE, NUMBER = -1, -2, -3, -4, -5, -6
 MAX_COLUMNS = 32
 _TESTS: dict[Operator, Callable[[Any, Any], bool]] = {
@@ -40,9 +40,9 @@ class Column:
 
     Attributes:
         sequences: int64 [n], the slots' sequence numbers.
-        codes: int32 [n], place in `values`, or one of the negative constants above.
-        numbers: float64 [n], the slot's number, NaN where there is none.
-        values: distinct texts, and integers that float64 cannot hold exactly.
+        codes: int32 [n], index into `values`, or one of the negative constants above.
+        numbers: float64 [n], the slot's number, NaN for none.
+        values: distinct texts, and integers that float64 cannot represent exactly.
     """
 
     def __init__(self, sequences: NDArray[np.int64]) -> None:
@@ -53,7 +53,7 @@ class Column:
         self._places: dict[str | int, int] = {}
 
     def fill(self, slots: NDArray[np.int64], found: Iterable[Any]) -> None:
-        """Set slots to the values that were found there."""
+        """Set the values of slots."""
         codes, numbers = [], []
         for value in found:
             code, number = self._encode(value)
@@ -63,12 +63,12 @@ class Column:
         self.numbers[slots] = numbers
 
     def over(self, sequences: NDArray[np.int64]) -> "Column":
-        """Return the column of other slots; this one stays as it is."""
+        """Return a copy of this column for other slots."""
         moved = Column(sequences)
         moved.values, moved._places = self.values, self._places
         shared = min(len(sequences), len(self.sequences))
         if not shared or sequences[shared - 1] == self.sequences[shared - 1]:
-            # Slots were only appended (compaction removes some, and so would have moved the last one).
+            # Slots were only appended: compaction, which removes some, would have moved the last one.
             moved.codes[:shared] = self.codes[:shared]
             moved.numbers[:shared] = self.numbers[:shared]
             return moved
@@ -79,7 +79,7 @@ class Column:
         return moved
 
     def mask(self, comparison: Comparison) -> Mask:
-        """Return which slots pass a test, bool [n]; anything where they are unknown."""
+        """Return which slots pass a test, bool [n]; the result is undefined for unknown slots."""
         operator, values = comparison.operator, comparison.values
         present: Mask
         if operator is Operator.NOT_EXISTS:
@@ -102,7 +102,7 @@ class Column:
         return among
 
     def counts(self, mask: Mask) -> list[tuple[Scalar, int]]:
-        """Return how often each text, number or truth value occurs where `mask` is true; in no order."""
+        """Count each text, number and truth value where `mask` is true, in no order."""
         codes = self.codes[mask]
         found: list[tuple[Scalar, int]] = []
         for value, code in ((False, FALSE), (True, TRUE)):
@@ -117,7 +117,7 @@ class Column:
         return found
 
     def scalars(self) -> NDArray[np.int64]:
-        """Return for each slot a number that equal values share, int64 [n]; negative where there is no such value."""
+        """Return a number for each slot that is the same for equal values, int64 [n]; negative for no such value."""
         groups = np.where(self.codes >= 0, self.codes.astype(np.int64), -1)
         base = len(self.values)
         groups[self.codes == FALSE], groups[self.codes == TRUE] = base, base + 1
@@ -141,7 +141,7 @@ class Column:
         return place, np.nan
 
     def _among(self, chosen: list[bool]) -> Mask:
-        # The constants are negative and so count from the table's end.
+        # The constants are negative, and so index from the table's end.
         table = np.zeros(len(chosen) + 6, np.bool_)
         table[: len(chosen)] = chosen
         mask: Mask = table[self.codes]
@@ -171,14 +171,14 @@ class Column:
     def _ordered(self, operator: Operator, other: Scalar) -> Mask:
         bound = float(other)
         if isinstance(other, int) and int(bound) != other:
-            # No float64 lies between the integer and its nearest float64, so that only "or equal" may need a change.
+            # No float64 lies between the integer and its nearest float64, so only "or equal" may have to change.
             below = int(bound) < other
             if operator in (Operator.LESS, Operator.LESS_OR_EQUAL):
                 operator = Operator.LESS_OR_EQUAL if below else Operator.LESS
             else:
                 operator = Operator.GREATER if below else Operator.GREATER_OR_EQUAL
         found: Mask
-        # NaN, where there is no number, compares as false.
+        # Comparisons with NaN, which stands for no number, are false.
         if operator is Operator.LESS:
             found = self.numbers < bound
         elif operator is Operator.LESS_OR_EQUAL:
@@ -190,8 +190,8 @@ class Column:
         return found
 
 
-class Fields:
-    """The columns of the payload fields that filters asked for lately. Every method may be called from any thread.
+class PayloadColumns:
+    """A cache of the columns of payload fields that filters used most recently; any thread may call its methods.
 
     Args:
         collection: the collection's name, for messages.
@@ -203,7 +203,7 @@ class Fields:
         self._columns: OrderedDict[tuple[str, ...], Column] = OrderedDict()
 
     def column(self, path: tuple[str, ...], connection: sqlite3.Connection, snapshot: ColumnSnapshot) -> Column:
-        """Return the column of a field for the snapshot's slots; the connection's transaction agrees with it."""
+        """Return the column of a field for a snapshot's slots; the connection's transaction matches the snapshot."""
         with self._lock:
             known = self._columns.get(path)
             end = 0 if known is None or not len(known.sequences) else int(known.sequences[-1])
@@ -238,15 +238,15 @@ class Fields:
             present = [payload for payload in payloads if payload is not None]
             if list(map(payload_checksum, present)) != [checksum for checksum in checksums if checksum is not None]:
                 raise self._damage(connection, page)
-            # As one text, because most of what a small one takes is the call.
+            # Parsed as one text: for small payloads, most of the time is the overhead of a call.
             parsed = iter(json.loads(b"[%b]" % b",".join(present)))
-            found = (MISSING if payload is None else look_up(next(parsed), path) for payload in payloads)
+            found = (MISSING if payload is None else value_at(next(parsed), path) for payload in payloads)
             column.fill(np.searchsorted(column.sequences, sequences), found)
 
     def _damage(
         self, connection: sqlite3.Connection, page: list[tuple[int, bytes | None, int | None]]
     ) -> DataLossError:
-        """Return the error that names the first of the rows whose payload fails its checksum."""
+        """Return the error for the first row whose payload fails its checksum."""
         bad = next(
             sequence
             for sequence, payload, checksum in page

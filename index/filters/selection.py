@@ -6,21 +6,23 @@ from collections.abc import Callable
 import numpy as np
 
 from imagekin.errors import InvalidArgumentError
-from imagekin.index.filters.conditions import MISSING, AllOf, Comparison, Condition, Not, Scalar, meets, path_of
-from imagekin.index.filters.payload_columns import Fields
+from imagekin.index.filters.conditions import MISSING, AllOf, Comparison, Condition, Not, Scalar, passes, path_of
+from imagekin.index.filters.payload_columns import PayloadColumns
 from imagekin.index.filters.sql import to_sql
 from imagekin.index.storage.columns import UNLABELLED, ColumnSnapshot, Mask
 from imagekin.types import FacetCount
 
 
-def select(connection: sqlite3.Connection, snapshot: ColumnSnapshot, fields: Fields, condition: Condition) -> Mask:
+def select(
+    connection: sqlite3.Connection, snapshot: ColumnSnapshot, fields: PayloadColumns, condition: Condition
+) -> Mask:
     """Return which slots are alive and meet a condition, bool [n].
 
     Args:
-        connection: inside a transaction that agrees with the snapshot.
+        connection: a connection in a transaction that matches the snapshot.
         snapshot: the collection.
         fields: the collection's columns of payload fields.
-        condition: what the items must meet; checked already.
+        condition: the condition, already checked.
     """
 
     def test(comparison: Comparison) -> Mask:
@@ -31,18 +33,18 @@ def select(connection: sqlite3.Connection, snapshot: ColumnSnapshot, fields: Fie
         return fields.column(path_of(comparison.field), connection, snapshot).mask(comparison)
 
     alive = snapshot.alive()
-    return _combined(condition, test) & alive if len(alive) else alive
+    return _evaluate(condition, test) & alive if len(alive) else alive
 
 
 def count_values(
-    connection: sqlite3.Connection, snapshot: ColumnSnapshot, fields: Fields, field: str, mask: Mask, limit: int
+    connection: sqlite3.Connection, snapshot: ColumnSnapshot, fields: PayloadColumns, field: str, mask: Mask, limit: int
 ) -> list[FacetCount]:
     """Return the most frequent values of a field where `mask` is true, ties by value.
 
-    Of different types, truth values come first, then numbers.
+    Values of different types are in the order truth values, numbers, texts.
 
     Raises:
-        InvalidArgumentError: the field is none whose values can be counted.
+        InvalidArgumentError: values of this field cannot be counted.
     """
     if field == "key":
         raise InvalidArgumentError(
@@ -55,17 +57,17 @@ def count_values(
         found = [(snapshot.label_names[code], int(often[code])) for code in np.flatnonzero(often).tolist()]
     else:
         found = fields.column(payload_path(field), connection, snapshot).counts(mask)
-    found.sort(key=rank)
+    found.sort(key=facet_order)
     return [FacetCount(value, count) for value, count in found[:limit]]
 
 
 def groups_of(
-    connection: sqlite3.Connection, snapshot: ColumnSnapshot, fields: Fields, field: str
+    connection: sqlite3.Connection, snapshot: ColumnSnapshot, fields: PayloadColumns, field: str
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    """Return for each slot a number that slots with the same value of a field share; negative where there is no value.
+    """Return a group number for each slot, the same for slots with the same value of a field; negative for no value.
 
     Raises:
-        InvalidArgumentError: the field is none by which items can be grouped.
+        InvalidArgumentError: items cannot be grouped by this field.
     """
     if field == "key":
         raise InvalidArgumentError("keys are unique: group by label or by payload. and a path", field="group_by")
@@ -75,43 +77,43 @@ def groups_of(
 
 
 def payload_path(field: str, of: str = "field") -> tuple[str, ...]:
-    """Return the path of a payload's field; `of` is the request's field at fault when it is none."""
+    """Return the path of a payload's field; `of` is the field that errors name."""
     try:
         return path_of(field)
     except InvalidArgumentError as error:
         raise InvalidArgumentError(str(error).partition(": ")[2], field=of) from None
 
 
-def rank(found: tuple[Scalar, int]) -> tuple[int, int, Scalar]:
-    """Return the order of values and their counts: the most frequent first; truth values, then numbers, then texts."""
+def facet_order(found: tuple[Scalar, int]) -> tuple[int, int, Scalar]:
+    """Return a sort key of a value and its count: most frequent first, then truth values, numbers, texts."""
     value, count = found
     return -count, 2 if isinstance(value, str) else 0 if isinstance(value, bool) else 1, value
 
 
-def _combined(condition: Condition, test: Callable[[Comparison], Mask]) -> Mask:
+def _evaluate(condition: Condition, test: Callable[[Comparison], Mask]) -> Mask:
     if isinstance(condition, Comparison):
         return test(condition)
     if isinstance(condition, Not):
-        return ~_combined(condition.part, test)
-    mask = _combined(condition.parts[0], test)
+        return ~_evaluate(condition.part, test)
+    mask = _evaluate(condition.parts[0], test)
     for part in condition.parts[1:]:
         if isinstance(condition, AllOf):
-            mask &= _combined(part, test)
+            mask &= _evaluate(part, test)
         else:
-            mask |= _combined(part, test)
+            mask |= _evaluate(part, test)
     return mask
 
 
 def _by_label(snapshot: ColumnSnapshot, comparison: Comparison) -> Mask:
-    # The last entry is that of UNLABELLED, which is -1 and so counts from the end.
+    # The last entry is for UNLABELLED, which is -1 and so indexes from the end.
     names = list(snapshot.label_names)
-    table = np.array([*(meets(name, comparison) for name in names), meets(MISSING, comparison)])
+    table = np.array([*(passes(name, comparison) for name in names), passes(MISSING, comparison)])
     mask: Mask = table[snapshot.labels]
     return mask
 
 
 def _by_key(connection: sqlite3.Connection, snapshot: ColumnSnapshot, comparison: Comparison) -> Mask:
-    # The database has an index of the keys.
+    # By SQL, because the database has an index of the keys.
     text, values = to_sql(comparison)
     rows = connection.execute(f"SELECT sequence FROM item WHERE {text}", values)  # noqa: S608 (see to_sql)
     mask = np.zeros(len(snapshot), np.bool_)

@@ -1,7 +1,7 @@
-"""A condition as SQL over the table `item`, with every value and every name bound, none written into the text.
+"""Translate a condition to SQL over the table `item`, with every value and every name as a bound parameter.
 
-SQLite narrows the rows down and `matches` decides: SQLite cuts a text at a NUL character, and some versions are off by
-one bit in the last place of a floating-point number.
+SQLite preselects rows, and `matches` decides: SQLite cuts a text at a NUL character, and some versions are wrong in the
+last bit of a floating-point number.
 """
 
 import json
@@ -30,21 +30,21 @@ _NEVER: Sql = ("0", [])
 
 
 def to_sql(condition: Condition) -> Sql:
-    """Return an expression over `item`, NULL or 0 where the condition is false, and the values to bind."""
+    """Return an expression over `item` that is NULL or 0 where the condition is false, and the values to bind."""
     if isinstance(condition, Comparison):
         return _comparison(condition)
     if isinstance(condition, Not):
         inner, values = to_sql(condition.part)
         return f"NOT ifnull(({inner}), 0)", values
-    return _joined([to_sql(part) for part in condition.parts], "AND" if isinstance(condition, AllOf) else "OR")
+    return _join([to_sql(part) for part in condition.parts], "AND" if isinstance(condition, AllOf) else "OR")
 
 
 def matching_rows(connection: sqlite3.Connection, condition: Condition, after: int = -1) -> Iterator[tuple[int, str]]:
-    """Yield sequence number and key of the rows above `after` that match, as of the connection's transaction."""
+    """Yield sequence number and key of the matching rows after `after`, as of the connection's transaction."""
     text, values = to_sql(condition)
     if len(values) > _MOST_VALUES:
         raise InvalidArgumentError("the filter cannot be used: it has too many tests of long paths", field="filter")
-    # Keys and labels hold no NUL; without this, an index of keys serves a condition on the key.
+    # Keys and labels contain no NUL. Only added for payloads, because it keeps SQLite from using the index of keys.
     cut = " OR instr(payload, '\\u0000')" if "payload" in text else ""
     rows = connection.execute(
         f"SELECT sequence, key, label, payload FROM item WHERE sequence > ? AND (({text}){cut})",  # noqa: S608
@@ -58,11 +58,11 @@ def matching_rows(connection: sqlite3.Connection, condition: Condition, after: i
 
 def _comparison(comparison: Comparison) -> Sql:
     if comparison.field in ("key", "label"):
-        return _of_column(comparison.field, comparison)
-    return _of_payload(path_of(comparison.field), comparison)
+        return _column_test(comparison.field, comparison)
+    return _payload_test(path_of(comparison.field), comparison)
 
 
-def _of_column(column: str, comparison: Comparison) -> Sql:
+def _column_test(column: str, comparison: Comparison) -> Sql:
     operator, values = comparison.operator, comparison.values
     if operator in (Operator.EXISTS, Operator.NOT_EXISTS):
         return f"{column} IS {'NOT ' if operator is Operator.EXISTS else ''}NULL", []
@@ -79,7 +79,7 @@ def _text_test(expression: str, operator: Operator, value: str) -> Sql:
         return f"{expression} {operator.value} ?", [value]
     if not value:
         return f"{expression} IS NOT NULL", []
-    # A range rather than a function, so that an index serves it.
+    # A range instead of a function, so that SQLite can use an index.
     after = after_prefix(value)
     if after is None:
         return f"{expression} >= ? AND substr({expression}, 1, {len(value)}) = ?", [value, value]
@@ -87,7 +87,7 @@ def _text_test(expression: str, operator: Operator, value: str) -> Sql:
 
 
 def after_prefix(prefix: str) -> str | None:
-    """Return the least text above all that begin with `prefix`, None when there is none."""
+    """Return the least text greater than all texts that begin with `prefix`; None when there is none."""
     kept = prefix.rstrip("\U0010ffff")
     if not kept:
         return None
@@ -95,33 +95,33 @@ def after_prefix(prefix: str) -> str | None:
     return kept[:-1] + chr(0xE000 if 0xD800 <= code <= 0xDFFF else code)
 
 
-def _of_payload(path: tuple[str, ...], comparison: Comparison) -> Sql:
+def _payload_test(path: tuple[str, ...], comparison: Comparison) -> Sql:
     if all(name.isprintable() and not set(name) & set('"\\') for name in path):
         bound = "$" + "".join(f'."{name}"' for name in path)
-        return _typed(comparison, "json_type(payload, ?)", "json_extract(payload, ?)", [bound])
-    # SQLite's paths cannot hold every name; its tables of members can.
+        return _member_test(comparison, "json_type(payload, ?)", "json_extract(payload, ?)", [bound])
+    # SQLite's paths cannot express every name; its tables of members can.
     sources = ["json_each(item.payload) m0"]
     for depth in range(1, len(path)):
         sources.append(f"json_each(CASE m{depth - 1}.type WHEN 'object' THEN m{depth - 1}.value END) m{depth}")
     keys = " AND ".join(f"m{depth}.key = ?" for depth in range(len(path)))
-    # An array's members have numbers for keys, so that none is equal to a name.
+    # The keys of an array's members are numbers, and so never equal to a name.
     last = f"m{len(path) - 1}"
     found = f"FROM {', '.join(sources)} WHERE json_type(item.payload) = 'object' AND {keys}"
-    return _typed(comparison, f"(SELECT {last}.type {found})", f"(SELECT {last}.atom {found})", list(path))
+    return _member_test(comparison, f"(SELECT {last}.type {found})", f"(SELECT {last}.atom {found})", list(path))
 
 
-def _typed(comparison: Comparison, kind: str, value: str, names: list[str]) -> Sql:
+def _member_test(comparison: Comparison, kind: str, value: str, names: list[str]) -> Sql:
     """Return a test of a payload's member; `kind` and `value` are expressions that each bind `names`."""
     operator, values = comparison.operator, comparison.values
     if operator in (Operator.EXISTS, Operator.NOT_EXISTS):
         return f"{kind} IS {'NOT ' if operator is Operator.EXISTS else ''}NULL", [*names]
     if operator is Operator.NOT_EQUAL:
-        equal, bound = _one(Operator.EQUAL, values[0], kind, value, names)
+        equal, bound = _value_test(Operator.EQUAL, values[0], kind, value, names)
         return f"{kind} IS NOT NULL AND NOT ifnull(({equal}), 0)", [*names, *bound]
     if operator is not Operator.IN:
-        return _one(operator, values[0], kind, value, names)
-    # However many they are, the values are one text to bind: JSON, which SQLite takes apart.
-    pieces = [_one(Operator.EQUAL, one, kind, value, names) for one in set(values) if isinstance(one, bool)]
+        return _value_test(operator, values[0], kind, value, names)
+    # All values are bound as one JSON text, which SQLite expands: their number is not limited.
+    pieces = [_value_test(Operator.EQUAL, one, kind, value, names) for one in set(values) if isinstance(one, bool)]
     for kinds, wanted in (
         ("('text')", [one for one in values if isinstance(one, str)]),
         ("('integer', 'real')", [one for one in values if is_number(one)]),
@@ -129,24 +129,24 @@ def _typed(comparison: Comparison, kind: str, value: str, names: list[str]) -> S
         if wanted:
             test = f"{kind} IN {kinds} AND {value} IN (SELECT value FROM json_each(?))"  # noqa: S608 (bound)
             pieces.append((test, [*names, *names, json.dumps(wanted, ensure_ascii=False)]))
-    return _joined(pieces, "OR")
+    return _join(pieces, "OR")
 
 
-def _one(operator: Operator, other: Scalar, kind: str, value: str, names: list[str]) -> Sql:
+def _value_test(operator: Operator, other: Scalar, kind: str, value: str, names: list[str]) -> Sql:
     if isinstance(other, bool):
         return f"{kind} = ?", [*names, "true" if other else "false"]
     if is_number(other):
         test = f"{value} {operator.value} {'CAST(? AS REAL)' if isinstance(other, float) else '?'}"
-        # As text: SQLite then reads it with the very function that reads the payload's numbers.
+        # As text, which SQLite parses with the same function as the payload's numbers.
         bound = repr(other) if isinstance(other, float) and math.isfinite(other) else other
         return f"{kind} IN ('integer', 'real') AND {test}", [*names, *names, bound]
-    assert isinstance(other, str)  # noqa: S101  told to the type checker: nothing else is a Scalar
+    assert isinstance(other, str)  # noqa: S101  for the type checker: nothing else is a Scalar
     test, bound_values = _text_test(value, operator, other)
     uses = test.count(value)
-    return f"{kind} = 'text' AND {test}", [*names, *_interleaved(names, uses, bound_values)]
+    return f"{kind} = 'text' AND {test}", [*names, *_interleave(names, uses, bound_values)]
 
 
-def _interleaved(names: list[str], uses: int, values: list[object]) -> list[object]:
+def _interleave(names: list[str], uses: int, values: list[object]) -> list[object]:
     """Return the values to bind where a member is used `uses` times, each followed by its value if it has one."""
     bound: list[object] = []
     for use in range(uses):
@@ -154,12 +154,12 @@ def _interleaved(names: list[str], uses: int, values: list[object]) -> list[obje
     return bound
 
 
-def _joined(pieces: list[Sql], word: str) -> Sql:
-    """Return the pieces joined by AND or OR, as a balanced tree: SQLite bounds the depth of an expression."""
+def _join(pieces: list[Sql], word: str) -> Sql:
+    """Join expressions by AND or OR as a balanced tree, because SQLite limits the depth of an expression."""
     if len(pieces) == 1:
         return pieces[0]
     half = len(pieces) // 2
-    (left, first), (right, second) = _joined(pieces[:half], word), _joined(pieces[half:], word)
+    (left, first), (right, second) = _join(pieces[:half], word), _join(pieces[half:], word)
     return f"({left}) {word} ({right})", first + second
 
 

@@ -15,7 +15,7 @@ from imagekin.index import validation
 from imagekin.index.classification import evaluate as evaluation
 from imagekin.index.classification.classify import ClassSums, by_prototypes, by_votes, class_sums, slots_of_hash
 from imagekin.index.filters.conditions import Condition, check
-from imagekin.index.filters.payload_columns import Fields
+from imagekin.index.filters.payload_columns import PayloadColumns
 from imagekin.index.filters.selection import count_values, groups_of, select
 from imagekin.index.filters.sql import matching_rows
 from imagekin.index.local.store import LocalStore
@@ -63,7 +63,7 @@ class LocalCollection:
 
     def __init__(self, folder: Path, name: str, *, read_only: bool = False, device: DeviceThread | None = None) -> None:
         self._store = LocalStore(folder, name, read_only=read_only, device=device)
-        self._fields = Fields(name)
+        self._fields = PayloadColumns(name)
         self._classes: tuple[int, ClassSums] | None = None
 
     @property

@@ -10,9 +10,9 @@ import numpy as np
 from imagekin.errors import FailedPreconditionError, InvalidArgumentError
 from imagekin.index import validation
 from imagekin.index.classification.classify import ClassSums, by_prototypes, class_sums, vote
-from imagekin.index.filters.conditions import MISSING, Condition, look_up
+from imagekin.index.filters.conditions import MISSING, Condition, value_at
 from imagekin.index.filters.payload_columns import Column
-from imagekin.index.filters.selection import payload_path, rank
+from imagekin.index.filters.selection import facet_order, payload_path
 from imagekin.index.milvus.clock import Clock
 from imagekin.index.milvus.connection import MilvusConnection
 from imagekin.index.milvus.expressions import among, both, expression, has_value
@@ -204,7 +204,7 @@ class MilvusCollection:
         validation.in_range("limit", limit, 1, validation.MAX_K)
         column = _source(field, "field")
         values = [_value(row, field) for row in self._rows.scan(_text(condition), [column])]
-        found = sorted(_column(values).counts(np.ones(len(values), np.bool_)), key=rank)
+        found = sorted(_column(values).counts(np.ones(len(values), np.bool_)), key=facet_order)
         return [FacetCount(value, count) for value, count in found[:limit]]
 
     def search(self, queries: Vector, options: SearchOptions) -> list[list[Neighbour]]:
@@ -429,7 +429,7 @@ def _source(field: str, of: str) -> str:
 def _value(row: dict[str, Any], field: str) -> Any:
     if field == "label":
         return row["label"] or MISSING
-    return look_up(payload_of(row), payload_path(field))
+    return value_at(payload_of(row), payload_path(field))
 
 
 def _column(values: Sequence[Any]) -> Column:

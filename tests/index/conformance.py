@@ -22,9 +22,9 @@ from imagekin.index.filters.conditions import (
     Condition,
     Not,
     Operator,
-    look_up,
     matches,
     path_of,
+    value_at,
 )
 from imagekin.index.filters.parser import parse
 from imagekin.index.interface import Collections, KeptCollection
@@ -365,7 +365,7 @@ class Promises:
         ranking = nearest(by_key(items), query, 60)
 
         def value(item: VectorItem, field: str) -> object:
-            return item.label if field == "label" else look_up(item.payload, path_of(field))
+            return item.label if field == "label" else value_at(item.payload, path_of(field))
 
         for field in ("label", "payload.stock.now"):
             room: dict[Any, int] = {}

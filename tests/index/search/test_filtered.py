@@ -22,9 +22,9 @@ from imagekin.index.filters.conditions import (
     Condition,
     Operator,
     Scalar,
-    look_up,
     matches,
     path_of,
+    value_at,
 )
 from imagekin.index.filters.parser import parse
 from imagekin.index.local import store
@@ -119,7 +119,7 @@ def test_a_facet_counts_typed_values(drawn: list[tuple[str | None, Any]], field:
         found = collection.facet(field)
     expected: Counter[tuple[str, Scalar]] = Counter()
     for label, payload in drawn:
-        value = look_up(payload, path_of(field)) if field != "label" else MISSING if label is None else label
+        value = value_at(payload, path_of(field)) if field != "label" else MISSING if label is None else label
         if isinstance(value, (str, bool)):
             expected[type(value).__name__, value] += 1
         elif isinstance(value, (int, float)):
