@@ -1,12 +1,13 @@
 """Embed image files in batches, with reading, decoding and the model at work at the same time.
 
-    read (one thread) ─▶ decode (many threads) ─▶ embed (a thread for each run of the model)
+    read (one thread) ─▶ decode (many threads) ─▶ embed (one thread per inference)
 
-Pieces are read and decoded ahead, so that there is always one to embed, but only so far that memory does not depend on
-how many files there are. Everything comes out in the order in which it came in.
+Pieces of a batch are read and decoded ahead, so that there is always one to embed, up to a limit that keeps memory
+independent of the number of files. Results are in the order of the files.
 
-Each piece is one run of the model, as many at one time as it allows. Runs of one thread each never wait for one another
-in the middle: CIFAR-10's images took 660 µs of processor time in the tiny encoder on one thread and 780 on two.
+Each piece is one inference, and the model runs as many at the same time as it has sessions. Single-threaded inferences
+in parallel need less processor time than multi-threaded ones, whose threads wait for one another: in the tiny encoder,
+an image of CIFAR-10 took 660 µs on one thread and 780 µs on two.
 """
 
 import math
@@ -24,13 +25,13 @@ from imagekin.errors import ImageError, ImagekinError
 from imagekin.index.ingest.prefetch import Prefetch
 from imagekin.types import Vector
 
-# Files of this size together are embedded and stored before more are, so that large photos cannot fill the memory.
+# Size of the files that are read ahead at most, so that large photos cannot fill the memory.
 MAX_BATCH_BYTES = 32 * 2**20
-# Files that one task decodes, one after the other: handing over small ones one by one costs more than decoding them.
+# Files that one task decodes: for small files, a task of their own costs more than decoding.
 _DECODED_AT_ONCE = 16
 _DECODED_BYTES_AT_ONCE = 128 * 1024
 _NO_MODEL = "it is an image, and no model was given to embed it"
-# Whoever embedded elsewhere left out what the collection held then, and sent no bytes.
+# Reported for empty data: a remote worker skipped the image because the collection held it, and it was deleted since.
 _VANISHED = "it was deleted from the collection during this run; run the same again"
 
 Decoded: TypeAlias = list[NDArray[np.uint8] | ImageError]
@@ -40,11 +41,7 @@ _Piece: TypeAlias = list[tuple[T, Vector | ImagekinError]]
 
 
 class EmbeddingModel(Protocol):
-    """Turn an image file into an embedding, as `imagekin.encoder.runtime.session.Encoder` does; called from threads.
-
-    Attributes:
-        sessions: how many batches it embeds at one time.
-    """
+    """A model that embeds image files, such as `imagekin.encoder.runtime.session.Encoder`; called from threads."""
 
     @property
     def sessions(self) -> int:
@@ -52,11 +49,11 @@ class EmbeddingModel(Protocol):
         ...
 
     def load_pixels(self, data: bytes, limits: DecodeLimits | None = None) -> NDArray[np.uint8]:
-        """Return an image file's pixels, uint8 [H, W, 3]; raises ImageError."""
+        """Decode an image file to uint8 [H, W, 3]; raises ImageError."""
         ...
 
     def embed_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the embeddings of uint8 [N, H, W, 3], float32 [N, D]."""
+        """Embed uint8 [N, H, W, 3] to float32 [N, D]."""
         ...
 
 
@@ -65,9 +62,9 @@ class EmbedSettings:
     """Settings of the embedding stage: threads, batches and memory.
 
     Attributes:
-        batch_size: images that are being embedded, or are embedded and have not been dealt with, at most.
+        batch_size: most images that are being embedded, or embedded and not stored yet.
         workers: threads that decode.
-        limits: what is refused as an image.
+        limits: limits of image files.
     """
 
     batch_size: int
@@ -78,18 +75,18 @@ class EmbedSettings:
 def embedded(
     model: EmbeddingModel | None, files: Iterable[tuple[T, Data]], pace: EmbedSettings
 ) -> Generator[list[tuple[T, Vector | ImagekinError]], None, None]:
-    """Yield what came in, with an embedding, or the reason why there is none, in place of each file.
+    """Yield the entries of `files` in lists, with each file replaced by its embedding or an error.
 
-    Each list holds what is embedded by then. Whoever has asked for the next one has dealt with it.
+    Each list holds the results that are ready. Asking for the next list means that the last one has been stored.
 
     Args:
-        model: embeds the images; None when there are none.
-        files: whatever names a file, and its bytes; vectors and errors pass through as they are. Iterated, and closed
-            if it is a generator, by a thread of its own.
-        pace: how much is done at once.
+        model: embeds the images; None when there are no images.
+        files: pairs of anything that identifies a file, and its bytes; vectors and errors instead of bytes are passed
+            on unchanged. It is iterated, and closed if it is a generator, in a thread of its own.
+        pace: threads, batches and memory.
     """
     sessions = 1 if model is None else model.sessions
-    pieces = 2 * sessions  # of a batch: while one half is stored, the other is embedded
+    pieces = 2 * sessions  # of a batch: while one half is stored, the other half is embedded
     decoders = ThreadPoolExecutor(pace.workers, thread_name_prefix="decode")
     runs = ThreadPoolExecutor(sessions, thread_name_prefix="embed")
     most = math.ceil(pace.batch_size / pieces)
@@ -116,7 +113,7 @@ def embedded(
 
 
 class _Loading(Generic[T]):
-    """A piece on its way to being embedded; without the files' bytes, which are not needed once decoded."""
+    """A piece that is being read and decoded; it drops the files' bytes once they are decoded."""
 
     def __init__(self) -> None:
         self.entries: list[tuple[T, Vector | ImagekinError | None]] = []
@@ -126,7 +123,7 @@ class _Loading(Generic[T]):
         self._files_size = 0
 
     def add(self, name: T, data: Data) -> None:
-        """Take a file; it waits for others that are decoded with it."""
+        """Add a file, to be decoded together with others."""
         if not isinstance(data, bytes):
             self.size += data.nbytes if isinstance(data, np.ndarray) else 0
             self.entries.append((name, data))
@@ -137,7 +134,7 @@ class _Loading(Generic[T]):
         self.entries.append((name, None))
 
     def decode(self, decode: Callable[[list[bytes]], Future[Decoded]], *, last: bool) -> None:
-        """Hand the files over to be decoded when there are enough of them."""
+        """Start to decode the files when there are enough of them, or when they are the last ones."""
         enough = len(self._files) >= _DECODED_AT_ONCE or self._files_size >= _DECODED_BYTES_AT_ONCE
         if self._files and (enough or last):
             self.tasks.append(decode(self._files))
@@ -152,7 +149,7 @@ def _load(
     most: int,
     most_bytes: int,
 ) -> Generator[_Loading[T], None, None]:
-    """Yield pieces of at most so many files, and of about so many bytes, being decoded already."""
+    """Yield pieces of at most `most` files and about `most_bytes`, whose decoding has been started."""
 
     def submit(some: list[bytes]) -> Future[Decoded]:
         return decoders.submit(_decode, model, some, limits)

@@ -16,31 +16,31 @@ Conflict: TypeAlias = Literal["skip", "replace", "error"]
 
 
 class KnownMetadata(Protocol):
-    """A stored item, of which label and payload are looked at."""
+    """The metadata of a stored item."""
 
     @property
     def key(self) -> str:
-        """Its key."""
+        """Key of the item."""
         ...
 
     @property
     def label(self) -> str | None:
-        """Its label."""
+        """Label of the item."""
         ...
 
     @property
     def payload(self) -> Payload | None:
-        """Its payload."""
+        """Payload of the item."""
         ...
 
     @property
     def content_hash(self) -> bytes | None:
-        """SHA-256 of what its vector was made from, None when it is not known."""
+        """SHA-256 of the image or vector that it was made from; None when unknown."""
         ...
 
     @property
     def sequence(self) -> int:
-        """The sequence number of its last write."""
+        """Sequence number of its last write."""
         ...
 
 
@@ -56,7 +56,7 @@ class Sink(Protocol):
         ...
 
     def scroll(self, after_sequence: int, limit: int) -> Sequence[KnownMetadata]:
-        """Return the first `limit` items above a sequence number and in its order."""
+        """Return the first `limit` items after a sequence number, in the order of sequence numbers."""
         ...
 
     def upsert(self, items: Sequence[VectorItem]) -> UpsertResult:
@@ -86,10 +86,10 @@ class Intake:
     """A filter that passes on the records to store, and counts the rest.
 
     Args:
-        sink: says what is stored.
-        on_conflict: what becomes of a record whose key exists with other content.
-        seen: the keys that the run has met.
-        tally: counts.
+        sink: the destination, asked which records it holds.
+        on_conflict: action for a record whose key exists with other content.
+        seen: the keys of this run.
+        tally: the counts of this run.
         stop: ends the reading when it is set.
     """
 
@@ -103,7 +103,7 @@ class Intake:
         self._stop = stop
 
     def new(self, records: Iterable[Record], at_once: int, max_bytes: int) -> Iterator[New]:
-        """Yield what has to be stored; asks the sink about at most `at_once` records, of `max_bytes`, at a time."""
+        """Yield the records to store; asks the sink about at most `at_once` records, of `max_bytes`, at a time."""
         chunk: list[New] = []
         size = 0
         for record in self._readable(records):
@@ -125,7 +125,7 @@ class Intake:
             yield New(record.key, data, record.label, record.payload, content_hash(record))
 
     def _unknown(self, chunk: list[New]) -> Iterator[New]:
-        """Yield the records that have to be stored."""
+        """Yield the records of a chunk that have to be stored."""
         if not chunk:
             return
         held = self._sink.content_hashes([record.key for record in chunk])
@@ -152,12 +152,12 @@ class Intake:
                 skipped += 1
             else:
                 self._tally.failed(record.key, "the key exists with other content", conflict=True)
-        skipped += self._described_anew(stored)
+        skipped += self._update_metadata(stored)
         if skipped:
             self._tally.skipped(skipped)
 
-    def _described_anew(self, records: list[New]) -> int:
-        """Update labels and payloads of what is stored with the same content; return how many are as they should be."""
+    def _update_metadata(self, records: list[New]) -> int:
+        """Update changed labels and payloads of records stored with the same content; return how many are unchanged."""
         if self._on_conflict == "skip" or not records:
             return len(records)
         found = self._sink.get([record.key for record in records])

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from imagekin.index.ingest.intake import Conflict, Sink
 
-# Sorted, 16 bytes an item; all of one length, so that numpy's padding of texts with zeros does not matter.
+# Sorted, 16 bytes per item; all have this length, so that NumPy's padding of texts with zeros does not matter.
 Digests: TypeAlias = NDArray[np.bytes_]
 
 _DIGEST_BYTES = 16
@@ -28,15 +28,15 @@ def known_items(sink: Sink, on_conflict: Conflict) -> Digests:
 
 
 def is_known(known: Digests, key: str, content: bytes, on_conflict: Conflict) -> bool:
-    """Return whether an item need not be embedded; arguments as for `known_items`."""
+    """Return whether an item needs no embedding; `on_conflict` as for `known_items`."""
     digest = np.array(_digest(key, content, on_conflict), known.dtype)
     place = int(np.searchsorted(known, digest))
     return place < len(known) and bool(known[place] == digest)
 
 
 def _digest(key: str, content: bytes, on_conflict: Conflict) -> bytes:
-    """Return 128 bits: two different items do not collide in practice."""
+    """Return a hash of 128 bits, enough that different items do not collide in practice."""
     named = hashlib.blake2b(key.encode(), digest_size=_DIGEST_BYTES)
     if on_conflict == "replace":
-        named.update(b"\0" + content)  # no key holds a zero byte
+        named.update(b"\0" + content)  # keys contain no zero byte
     return named.digest()

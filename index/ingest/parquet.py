@@ -1,8 +1,8 @@
-"""Collections as Parquet files: one row an item, for whatever else reads those.
+"""Export and import collections as Parquet files with one row per item.
 
     key: string, label: string, payload: string (JSON), content_hash: binary(32), vector: fixed_size_list<float>[D]
 
-The file's metadata name the embedding space. Both ways work in pieces, so that memory does not depend on the size.
+The file's metadata hold the embedding space. Rows are processed in batches, so that memory does not depend on the size.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ Progress = Callable[[int], None]
 
 
 def items_schema(space: str, dim: int) -> Any:
-    """Return the Arrow schema of items whose vectors are of an embedding space and have `dim` components."""
+    """Return the Arrow schema of items with vectors of an embedding space and of `dim` components."""
     import pyarrow as pa
 
     fields = [
@@ -38,7 +38,7 @@ def items_schema(space: str, dim: int) -> Any:
 
 
 def items_table(items: Sequence[VectorItem], vectors: Vector, schema: Any) -> Any:
-    """Return items as an Arrow record batch of that schema; `vectors` are theirs, float32 [N, D]."""
+    """Return items as an Arrow record batch of a schema of `items_schema`; `vectors` are float32 [N, D]."""
     import pyarrow as pa
 
     columns = [
@@ -52,7 +52,7 @@ def items_table(items: Sequence[VectorItem], vectors: Vector, schema: Any) -> An
 
 
 def export_items(items: Iterable[IndexedItem], path: Path, *, space: str, dim: int) -> int:
-    """Write items to a Parquet file, whole or not at all, and return how many there were.
+    """Write items to a Parquet file, all or nothing, and return their number.
 
     Args:
         items: the items.
@@ -80,14 +80,14 @@ def export_items(items: Iterable[IndexedItem], path: Path, *, space: str, dim: i
 
 
 class ParquetItems:
-    """The items of a Parquet file, to be read piece by piece; needs the columns `key` and `vector`.
+    """The items of a Parquet file, read in batches; the columns `key` and `vector` are required.
 
     Args:
         path: the file.
 
     Raises:
         NotFoundError: there is no such file.
-        InvalidArgumentError: it is no Parquet file, or lacks a column, or a column is of another type.
+        InvalidArgumentError: it is no Parquet file, or a column is missing or has another type.
     """
 
     def __init__(self, path: Path) -> None:
@@ -148,7 +148,7 @@ class ParquetItems:
 def import_items(
     source: ParquetItems, upsert: Callable[[list[VectorItem]], UpsertResult], on_progress: Progress | None = None
 ) -> int:
-    """Upsert all items of a Parquet file, each piece durably, and return how many there were."""
+    """Upsert all items of a Parquet file, each batch durably, and return their number."""
     count = 0
     for items in source:
         upsert(items)

@@ -1,13 +1,13 @@
 """Embed and store the images of a source, in a pipeline that may be stopped, or killed, and run again.
 
-    read and hash ─▶ leave out what is known ─▶ decode (many threads) ─▶ embed ─▶ store (durable, batch by batch)
+    read and hash ─▶ skip stored items ─▶ decode (many threads) ─▶ embed ─▶ store (durable, batch by batch)
 
-All stages work at the same time, a batch apart, so that memory does not depend on the source's size. What has been
-stored is recognised by key and content hash before it is decoded: running the same again does only what is missing.
-Vectors take the same way, past decoding and embedding.
+All stages run at the same time, a batch apart, so that memory does not depend on the source's size. Stored items are
+recognised by key and content hash before decoding: a second run does only what is missing. Vectors skip decoding and
+embedding.
 
-A batch goes in pieces: while what is embedded of it is stored, the rest is embedded, so that the processors do not wait
-for the disk; and what a kill can cost is one batch.
+A batch is divided into pieces: while some are stored, others are embedded, so that the processors do not wait for the
+disk. A killed run loses at most one batch of work.
 """
 
 import threading
@@ -35,7 +35,7 @@ from imagekin.types import Vector
 
 __all__ = ["FailedRecord", "IndexInterruptedError", "IndexReport", "Progress", "Sink", "index_images"]
 
-# Items looked at at once for those that are no longer in the source.
+# Items per page when looking for those that are no longer in the source.
 _PAGE = 1000
 
 
@@ -53,31 +53,31 @@ def index_images(
     on_progress: Progress | None = None,
     on_finding: Callable[[Finding], None] | None = None,
 ) -> IndexReport:
-    """Embed and store the images that the sink does not hold yet, and store vectors as they are.
+    """Embed and store the images that the sink does not hold yet, and store vectors unchanged.
 
-    A record whose key exists with the same content is not embedded again; its label and payload are updated when they
-    have changed. A key that comes twice in one run: the first counts; the second is skipped when its content is the
-    same, and reported otherwise, because two sources then use one key for two images.
+    A record whose key exists with the same content is not embedded again; its label and payload are updated if they
+    have changed. If a key occurs twice in one run, the first record is stored. The second one is skipped if it has the
+    same content, and an error otherwise, because one key then stands for two images.
 
     Args:
         encoder: turns files into embeddings; None when the records are vectors.
         records: the images or vectors; read by one thread.
-        sink: where the items go.
-        batch_size: images that a kill can cost at most: that are being embedded, or embedded and not stored yet.
-        workers: threads that decode; None takes one for each core.
-        on_conflict: what becomes of a record whose key exists with other content: it replaces that, is skipped (as are
-            changes of label and payload), or is an error.
-        sync: delete what the sink holds and the source does not. Only done when the whole source could be read, and
-            something was in it.
-        total: number of records when it is known, for `on_progress` alone.
-        limits: what is refused as an image.
-        on_progress: called whenever records are dealt with, never by two threads at once, not by the caller's thread.
+        sink: destination of the items.
+        batch_size: most images that are being embedded, or embedded and not stored yet; a killed run loses no more.
+        workers: threads that decode; None for one per core.
+        on_conflict: action for a record whose key exists with other content: replace the item, skip the record (and
+            changes of label and payload), or report an error.
+        sync: delete the sink's items that the source does not hold, provided that the whole source could be read and
+            is not empty.
+        total: number of records if it is known, passed to `on_progress`.
+        limits: limits of image files.
+        on_progress: called as records are processed, by one thread at a time, but not the caller's.
         on_finding: called with every record that failed, is a duplicate or was deleted, likewise.
 
     Raises:
-        IndexInterruptedError: Ctrl-C was pressed; the batch in hand has been stored.
+        IndexInterruptedError: Ctrl-C was pressed; the current batch has been stored.
         InvalidArgumentError: batch_size or workers is less than 1.
-        Exception: whatever the encoder, the records, the sink or on_progress raises; all threads have ended then.
+        Exception: an exception of the encoder, the records, the sink or a callback, after all threads have ended.
     """
     if batch_size < 1:
         raise InvalidArgumentError("batch size must be at least 1", field="batch_size")
@@ -98,13 +98,13 @@ class _Options:
 
 
 def _await(run: "_Run", records: Iterable[Record]) -> IndexReport:
-    """Run in another thread, so that Ctrl-C meets a thread that only waits, and never one in the middle of a write."""
+    """Run in another thread, so that Ctrl-C interrupts a thread that only waits, and never a write."""
     done: Future[IndexReport] = Future()
 
     def work() -> None:
         try:
             done.set_result(run.run(records))
-        except BaseException as error:  # handed to the caller, whatever it is
+        except BaseException as error:  # raised in the caller's thread
             done.set_exception(error)
 
     threading.Thread(target=work, name="index", daemon=True).start()
@@ -118,7 +118,7 @@ def _await(run: "_Run", records: Iterable[Record]) -> IndexReport:
 
 
 class _Run:
-    """The stages of one run. Each looks at `stop` before it begins with a batch."""
+    """The stages of one run, each of which checks `stop` before it begins a batch."""
 
     def __init__(self, encoder: EmbeddingModel | None, sink: Sink, options: _Options, tally: IngestTally) -> None:
         self.stop = threading.Event()
@@ -128,7 +128,7 @@ class _Run:
         self._tally = tally
 
     def run(self, records: Iterable[Record]) -> IndexReport:
-        """Run all stages to the end, to `stop` or to the first exception, and end their threads."""
+        """Run all stages until the end, `stop` or the first exception, and end their threads."""
         options = self._options
         pace = EmbedSettings(options.batch_size, options.workers, options.limits)
         with SeenKeys() as seen:
@@ -147,13 +147,13 @@ class _Run:
         return self._tally.report()
 
     def _new(self, records: Iterable[Record], seen: SeenKeys) -> Generator[tuple[New, Data], None, None]:
-        """Yield what is not known yet, and apart from it its data, which nobody needs once they are decoded."""
+        """Yield the records to store, each separate from its data, so that the data can be freed after decoding."""
         intake = Intake(self._sink, self._options.on_conflict, seen, self._tally, self.stop)
         for new in intake.new(records, self._options.batch_size, MAX_BATCH_BYTES):
             yield new._replace(data=b""), new.data
 
     def _good(self, batch: list[tuple[New, Vector | ImagekinError]], seen: SeenKeys) -> list[VectorItem]:
-        """Return the items of a batch, and count the images that are none."""
+        """Return the items of a batch, and count the failed ones."""
         items: list[VectorItem] = []
         for new, vector in batch:
             if isinstance(vector, ImagekinError):
@@ -164,7 +164,7 @@ class _Run:
         return items
 
     def _delete_vanished(self, seen: SeenKeys) -> None:
-        """Delete what the source no longer holds; an empty source is rather a mistake than a wish."""
+        """Delete the items that the source no longer holds, but none if it is empty, which is likely a mistake."""
         after = 0
         while not seen.empty() and not self.stop.is_set() and (page := self._sink.scroll(after, _PAGE)):
             after = page[-1].sequence

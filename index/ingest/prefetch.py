@@ -12,13 +12,13 @@ T = TypeVar("T")
 class Prefetch(Generic[T]):
     """A generator that runs in its own thread.
 
-    The generator's exception is raised here, after what it yielded before. Once abandoned, the generator is closed at
-    its next result and there are no more; threads that wait on either side wake up.
+    An exception of the generator is raised by `take`, after the results before it. After `abandon`, the generator is
+    closed at its next result, and waiting threads on both sides wake up.
 
     Args:
-        stage: the generator; runs, and is closed, in the new thread only.
-        depth: how many results may wait to be taken.
-        name: of the thread.
+        stage: the generator; it runs, and is closed, in the new thread only.
+        depth: most results that wait to be taken.
+        name: name of the thread.
     """
 
     def __init__(self, stage: Generator[T, None, None], depth: int, name: str) -> None:
@@ -45,7 +45,7 @@ class Prefetch(Generic[T]):
         return None
 
     def abandon(self) -> None:
-        """End it: nobody wants more."""
+        """Stop the generator, and drop the results that have not been taken."""
         with self._changed:
             self._finished = True
             self._ready.clear()
@@ -62,7 +62,7 @@ class Prefetch(Generic[T]):
                 for result in stage:
                     if not self._put(result):
                         return
-        except BaseException as raised:  # handed to the reader, whatever it is
+        except BaseException as raised:  # raised by `take`
             error = raised
         with self._changed:
             self._error = error
@@ -70,7 +70,7 @@ class Prefetch(Generic[T]):
             self._changed.notify_all()
 
     def _put(self, result: T) -> bool:
-        """Hand over a result; False when nobody wants it."""
+        """Add a result when there is room; False after `abandon`."""
         with self._changed:
             self._changed.wait_for(lambda: self._finished or len(self._ready) < self._depth)
             if self._finished:

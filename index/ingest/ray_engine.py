@@ -1,11 +1,10 @@
 """Read, decode and embed the images of a source on the workers of a Ray cluster, by Ray Data.
 
-    list the source (here) ─▶ read, hash, leave out what is known, decode, embed (workers) ─▶ records of vectors (here)
+    list the source (here) ─▶ read, hash, skip stored items, decode, embed (workers) ─▶ records of vectors (here)
 
-What comes back are records as of a source of vectors, in the source's order, for
-`imagekin.index.ingest.pipeline.index_images`: one pipeline decides what is stored, whoever embedded it. Images never
-travel: a worker reads what it embeds. Ray starts a worker that was lost anew and has its chunk done again; what the
-    lost one had sent already is not sent twice.
+The result is records of vectors in the source's order, for `imagekin.index.ingest.pipeline.index_images`: the same
+pipeline stores them, wherever they were embedded. Images are not transferred: each worker reads the images that it
+embeds. If a worker is lost, Ray starts another one and repeats its chunk; results sent before are not sent twice.
 """
 
 import json
@@ -41,37 +40,37 @@ from imagekin.types import Vector
 
 OpenModel: TypeAlias = Callable[[], EmbeddingModel]
 
-# Image files of one chunk: enough that handing it out costs nothing, few enough that a lost one is soon done again.
+# Image files of one chunk: enough that its overhead is negligible, few enough that a lost one is quickly repeated.
 _FILES_IN_CHUNK = 256
-# What is sent back at once. Ray Data would otherwise keep it until there are 128 MiB of it, a whole archive's and more.
+# Size of a block of results. Ray Data's default of 128 MiB would hold back the results of a whole archive and more.
 _BLOCK_BYTES = 256 * 1024
-# A cluster started here holds no images, but the listing of a source and vectors; what is more spills to disk.
+# The object store of a local cluster holds the listing of a source and vectors, but no images; it spills to disk.
 _LOCAL_STORE_BYTES = 256 * 2**20
 _CONNECT_SECONDS = 10.0
-# A cluster that does not come up here is started anew: a port that was free when Ray chose it may be another's by then.
+# Attempts to start a local cluster: a port that Ray has chosen may be taken by another process before Ray uses it.
 _STARTS = 3
 _SCHEMA = pa.schema(
     [
         ("key", pa.string()),
-        ("vector", pa.binary()),  # float32; null where there is an error, empty when it is stored already
+        ("vector", pa.binary()),  # float32; null for an error, empty for an item that is stored already
         ("label", pa.string()),
         ("payload", pa.string()),
         ("content_hash", pa.binary()),
         ("error", pa.string()),
         ("incomplete", pa.bool_()),
-        ("ignored", pa.int64()),  # of a row that stands for no record, but for files that were passed over
+        ("ignored", pa.int64()),  # number of ignored files, in a row of its own without a record
     ]
 )
 
 
 @dataclass(frozen=True, slots=True)
 class RayWorkers:
-    """The processes that embed.
+    """The worker processes that embed.
 
     Attributes:
-        count: how many; None takes one for each GPU of the cluster or, where there is none, for each core.
-        threads: processors of each, and threads that decode.
-        device: where the model runs; a worker with a GPU has it for itself.
+        count: number of workers; None for one per GPU of the cluster or, without GPUs, per core.
+        threads: processors of each worker, and threads that decode.
+        device: device that the model runs on; a worker does not share its GPU.
     """
 
     count: int | None = None
@@ -81,12 +80,12 @@ class RayWorkers:
 
 @dataclass(frozen=True, slots=True)
 class ArtifactBytes:
-    """A model artifact on its way to the workers, which need not have the file.
+    """The bytes of a model artifact, to be sent to workers that do not have the file.
 
     Attributes:
         data: the file's bytes.
-        device: where it runs.
-        threads: CPU threads for one run.
+        device: device to run on.
+        threads: CPU threads of an inference.
     """
 
     data: bytes
@@ -94,7 +93,7 @@ class ArtifactBytes:
     threads: int
 
     def __call__(self) -> Encoder:
-        """Open it."""
+        """Open the model."""
         import tempfile
 
         with tempfile.TemporaryDirectory() as folder:
@@ -105,17 +104,17 @@ class ArtifactBytes:
 
 @contextmanager
 def connected(address: str | None, workers: RayWorkers = RayWorkers()) -> Iterator[None]:
-    """Connect to a cluster, or start one on this machine; leave or end it when the block ends.
+    """Connect to a Ray cluster, or start one on this machine, and disconnect or stop it at the end of the block.
 
-    A process that is connected already stays so.
+    A connection that the process already has is used, and kept.
 
     Args:
-        address: `HOST:PORT` or `ray://HOST:PORT` of the head node, `auto`, or `local` to start a cluster; None takes
-            `RAY_ADDRESS` from the environment and, where that is not set, `local`.
-        workers: for whom a cluster that is started has processors.
+        address: `HOST:PORT` or `ray://HOST:PORT` of the head node, `auto`, or `local` to start a cluster; None for
+            the environment variable `RAY_ADDRESS` or, if it is not set, `local`.
+        workers: the workers for which a local cluster has processors.
 
     Raises:
-        UnavailableError: no cluster answers there, or none comes up here.
+        UnavailableError: the cluster cannot be reached or started.
     """
     if ray.is_initialized():
         yield
@@ -124,7 +123,7 @@ def connected(address: str | None, workers: RayWorkers = RayWorkers()) -> Iterat
     _check_reachable(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised here as well, and said in a line
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are also raised, and reported in one line
     started: dict[str, Any] = {}
     if address == "local":
         count = workers.count or max(1, cores() // workers.threads)
@@ -138,8 +137,8 @@ def connected(address: str | None, workers: RayWorkers = RayWorkers()) -> Iterat
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **started)
             break
-        except Exception as error:  # a bare one where a process of the cluster did not come up
-            _end_what_was_started(error)
+        except Exception as error:  # Ray raises a plain Exception when a process of the cluster fails to start
+            _kill_started_processes(error)
             if start == starts:
                 said = f"no Ray cluster {'started' if started else 'answers'} at {address} ({_first_line(error)})"
                 raise UnavailableError(said, field="ray_address") from None
@@ -153,13 +152,13 @@ class RayRecords:
     """The records of a source, embedded by the workers of the cluster that this process is connected to.
 
     Args:
-        source: what to read; local paths must mean the same on every machine of the cluster.
+        source: the source; local paths must be valid on every machine of the cluster.
         open_model: opens the model, once in every worker; None for a source of vectors.
-        known: what is stored already, see `imagekin.index.ingest.known_items`.
-        on_conflict: as `known` was made with.
-        workers: the processes that embed.
+        known: the items stored already, see `imagekin.index.ingest.known_items`.
+        on_conflict: the same value as for `known_items`.
+        workers: the worker processes.
         batch_size: images that are embedded at once.
-        limits: what is refused as an image.
+        limits: limits of image files.
     """
 
     def __init__(
@@ -182,19 +181,18 @@ class RayRecords:
 
     @property
     def ignored(self) -> int:
-        """Files that the last reading passed over."""
+        """Number of files that the last iteration ignored."""
         return self._ignored
 
     def __iter__(self) -> Iterator[Record]:
-        """Yield the records: vectors; empty bytes for what is stored already; errors.
+        """Yield the records: vectors; empty bytes for items that are stored already; errors.
 
         Raises:
-            ImagekinError: a worker could not do its work.
+            ImagekinError: a worker failed.
         """
         self._ignored = 0
         try:
-            # The listing and the model lie in Ray's object store, which spills to disk, and for as long as they are
-            # needed again by a worker that is started anew.
+            # In Ray's object store, which spills to disk, for as long as a restarted worker may need them.
             chunks = [ray.put(chunk) for chunk in _chunks(pieces_of(self._source))]
             shared = (ray.put(self._open_model), ray.put(self._known))
             if not chunks:
@@ -213,7 +211,7 @@ class RayRecords:
         data = ray.data.from_items(rows, override_num_blocks=len(rows))
         data.context.enable_progress_bars = False
         data.context.target_max_block_size = _BLOCK_BYTES
-        data.context.execution_options.preserve_order = True  # of two images with one key the first counts
+        data.context.execution_options.preserve_order = True  # of two images with one key, the first is stored
         done = data.map_batches(
             _Worker,
             fn_constructor_args=(self._job, chunks, *shared),
@@ -225,7 +223,7 @@ class RayRecords:
         yield from done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
     def _placement(self) -> tuple[int, int]:
-        """Return how many workers there are, and how many GPUs each has."""
+        """Return the number of workers, and the number of GPUs of each."""
         has = ray.cluster_resources()
         gpus = int(self._workers.device != "cpu" and self._open_model is not None and has.get("GPU", 0) >= 1)
         if self._workers.device == "cuda" and not gpus:
@@ -266,7 +264,7 @@ class _Worker:
         self._known: Digests = ray.get(known)
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[Any]:
-        """Yield tables of what became of the records of the chunks; the same ones whenever it is asked."""
+        """Yield tables with the results of the records of chunks; deterministic, so that a chunk can be repeated."""
         for number in batch["chunk"]:
             pieces: list[Piece] = ray.get(self._chunks[number])
             for done in embedded(self._model, self._files(pieces), self._job.pace):
@@ -275,7 +273,7 @@ class _Worker:
                 yield pa.Table.from_pylist([{"ignored": ignored}], _SCHEMA)
 
     def _files(self, pieces: Iterable[Piece]) -> Iterator[tuple[Record, Data]]:
-        """Yield records without their data, and the data; none for what is known."""
+        """Yield records without their data, and the data separately; empty for items that are stored already."""
         for piece in pieces:
             for record in piece:
                 data = record.data
@@ -301,7 +299,7 @@ def _row(record: Record, data: Vector | ImagekinError) -> dict[str, object]:
 
 
 def _chunks(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
-    """Yield pieces that one worker does one after the other: many files, or one archive or row group."""
+    """Yield the pieces of each chunk of work: many files, or one archive or row group."""
     files: list[Piece] = []
     for piece in pieces:
         small = isinstance(piece, (ImageFile, tuple))
@@ -316,8 +314,8 @@ def _chunks(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
         yield files
 
 
-def _end_what_was_started(error: Exception) -> None:
-    """End the processes of a cluster that did not come up, which Ray leaves running until this one ends."""
+def _kill_started_processes(error: Exception) -> None:
+    """Kill the processes of a cluster that failed to start; Ray would leave them running until this process ends."""
     for frame, _ in walk_tb(error.__traceback__):
         node = frame.f_locals.get("self")
         if isinstance(node, Node):
@@ -325,7 +323,7 @@ def _end_what_was_started(error: Exception) -> None:
 
 
 def _check_reachable(address: str) -> None:
-    """Raise UnavailableError when nothing listens there; Ray itself would try for a long time."""
+    """Raise UnavailableError when nothing listens at an address, because Ray itself would retry for a long time."""
     if address in ("local", "auto"):
         return
     try:
@@ -353,7 +351,7 @@ def _translated(error: RayError) -> ImagekinError:
     if isinstance(cause, RayActorError):
         return UnavailableError("the Ray cluster lost its workers; run the same again when it is well")
     if isinstance(cause, ImagekinError) and not isinstance(cause, RayError):
-        return type(cause)(_first_line(cause))  # Ray Data adds lines of its own
+        return type(cause)(_first_line(cause))  # without the lines that Ray Data adds
     return InternalError(f"a Ray worker failed: {type(cause).__name__}: {_first_line(cause)}")
 
 

@@ -9,15 +9,15 @@ from typing import Literal, NamedTuple, TypeAlias
 from imagekin.index.types import UpsertResult
 from imagekin.types import Outcome
 
-# Called with how many records are dealt with, how many there are (None when unknown) and how many of them failed.
+# Called with the number of records processed, their total number (None when unknown) and the number of failed ones.
 Progress: TypeAlias = Callable[[int, int | None, int], None]
 
-# Bad files that a report names; further ones are counted, so that a run needs the same memory whatever it meets.
+# Failed records that a report lists; further ones are only counted, to bound the memory of a run.
 MAX_LISTED = 10_000
 
 
 class FailedRecord(NamedTuple):
-    """A record that could not be indexed, and why."""
+    """A record that could not be indexed, and the reason."""
 
     key: str
     reason: str
@@ -27,10 +27,10 @@ class Finding(NamedTuple):
     """The reason why a report table lists a record.
 
     Attributes:
-        key: the record's.
+        key: key of the record.
         status: `failed` (not stored), `conflict` (not stored: the key exists with other content), `duplicate` (stored,
-            but another key of the run has the same content) or `deleted` (stored, and no longer in the source).
-        reason: why; of a duplicate, the other key.
+            but another key of the run has the same content) or `deleted` (was stored, and is no longer in the source).
+        reason: the reason; for a duplicate, the other key.
     """
 
     key: str
@@ -43,17 +43,17 @@ class IndexReport:
     """The result of an indexing run: how many records were written, skipped, failed and deleted.
 
     Attributes:
-        seen: records dealt with: `written`, `updated`, `skipped` and `failed_count` together.
-        written: embedded and stored.
-        replaced: those of `written` whose key existed with other content.
-        updated: stored already with this content, and given another label or payload.
-        skipped: known already.
-        failed_count: could not be indexed, conflicts included.
-        conflicts: those of `failed_count` whose key exists with other content, where that is an error.
-        duplicates: those whose content another key of the run has as well; they are stored all the same.
-        deleted: items that were stored and are no longer in the source.
-        incomplete: parts of the source that could not be read; nothing is deleted when there are any.
-        failed: what failed and why, in no particular order; the first 10,000.
+        seen: records processed: the sum of `written`, `updated`, `skipped` and `failed_count`.
+        written: records embedded and stored.
+        replaced: records of `written` whose key existed with other content.
+        updated: records stored already with this content, whose label or payload was changed.
+        skipped: records stored already.
+        failed_count: records that could not be indexed, conflicts included.
+        conflicts: records of `failed_count` whose key exists with other content.
+        duplicates: records with the same content as another key of the run; they are stored nevertheless.
+        deleted: items deleted because they are no longer in the source.
+        incomplete: number of parts of the source that could not be read; if there are any, nothing is deleted.
+        failed: the failed records and reasons, in no particular order; the first 10,000.
         seconds: wall time.
     """
 
@@ -72,12 +72,12 @@ class IndexReport:
 
     @property
     def images_per_second(self) -> float:
-        """Records dealt with per second of wall time."""
+        """Records processed per second of wall time."""
         return self.seen / self.seconds if self.seconds else 0.0
 
 
 class IndexInterruptedError(KeyboardInterrupt):
-    """Ctrl-C ended a run. What `report` counts as written is on disk; the same run again does the rest."""
+    """Ctrl-C ended a run: the records that `report` counts as written are on disk, and another run does the rest."""
 
     def __init__(self, report: IndexReport) -> None:
         super().__init__(f"stopped after {report.seen} images; run the same again to go on")
@@ -106,9 +106,9 @@ class IngestTally:
     """The counts of a run, updated from several threads; each update is reported as progress.
 
     Args:
-        total: how many records there are, None when unknown.
-        on_progress: called by the thread that counts, one call at a time.
-        on_finding: called with what a report table names, likewise.
+        total: number of records; None when unknown.
+        on_progress: called after each update by the thread that counts, one call at a time.
+        on_finding: called with each finding for a report table, likewise.
     """
 
     def __init__(
@@ -129,13 +129,13 @@ class IngestTally:
             self._tell()
 
     def updated(self, count: int) -> None:
-        """Count items whose new label or payload is on disk."""
+        """Count items whose changed label or payload is on disk."""
         with self._lock:
             self._counts.updated += count
             self._tell()
 
     def skipped(self, count: int) -> None:
-        """Count records that are known already."""
+        """Count records that are stored already."""
         with self._lock:
             self._counts.skipped += count
             self._tell()
@@ -152,13 +152,13 @@ class IngestTally:
             self._tell()
 
     def duplicate(self, key: str, other: str) -> None:
-        """Count a record whose content another one has as well."""
+        """Count a record with the same content as another one."""
         with self._lock:
             self._counts.duplicates += 1
             self._find(Finding(key, "duplicate", other))
 
     def deleted(self, keys: list[str]) -> None:
-        """Count items that are no longer in the source."""
+        """Count deleted items that are no longer in the source."""
         with self._lock:
             self._counts.deleted += len(keys)
             for key in keys:

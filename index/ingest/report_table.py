@@ -11,7 +11,7 @@ _ROWS_AT_ONCE = 4096
 
 
 class ReportTable:
-    """A table of findings, written piece by piece; it gets its name when the block ends, however it ends.
+    """A table of findings, written in batches; the file is renamed into place at the end of the block, even on errors.
 
     Args:
         path: the file; replaced when it exists.
@@ -28,7 +28,7 @@ class ReportTable:
         self._waiting: list[Finding] = []
 
     def add(self, finding: Finding) -> None:
-        """Write a row; one thread at a time."""
+        """Write a row; only one thread at a time may do so."""
         self._waiting.append(finding)
         if len(self._waiting) == _ROWS_AT_ONCE:
             self._flush()

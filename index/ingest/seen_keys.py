@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import NamedTuple, Self, TypeVar
 
 Value = TypeVar("Value")
-# Records that are looked up and remembered at once. Each step of SQLite gives up the interpreter's lock, and getting it
-# back from busy threads costs more than the step.
+# Records of one SQL statement. Each step of SQLite releases the interpreter's lock, and getting it back from busy
+# threads takes longer than the step itself.
 _AT_ONCE = 64
 
 
@@ -30,10 +30,7 @@ class Meeting(NamedTuple):
 
 
 class SeenKeys:
-    """The keys that a run has met, in a temporary database that spills to disk: a set would grow with the source.
-
-    May be used by several threads.
-    """
+    """The keys of a run, in a temporary database that spills to disk, unlike a set; any thread may use it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -46,7 +43,7 @@ class SeenKeys:
         self._database.execute("BEGIN")
 
     def meet(self, records: Sequence[tuple[str, bytes]]) -> list[Meeting]:
-        """Remember keys and their contents' hashes; say of each, in its turn, whether they had been met before."""
+        """Add keys and their contents' hashes; return for each the state before it was added."""
         with self._lock:
             return [
                 meeting
@@ -55,18 +52,18 @@ class SeenKeys:
             ]
 
     def forget(self, key: str) -> None:
-        """Forget a key, because what it names is no image after all."""
+        """Remove a key, because its image could not be embedded."""
         with self._lock:
             self._database.execute("DELETE FROM seen WHERE name = ?", (_digest(key),))
 
     def missing(self, keys: Sequence[str]) -> list[str]:
-        """Return those of the keys that the run has not met."""
+        """Return those of the keys that have not been added."""
         with self._lock:
             found = self._database.execute
             return [key for key in keys if not found("SELECT 1 FROM seen WHERE name = ?", (_digest(key),)).fetchone()]
 
     def empty(self) -> bool:
-        """Return whether the run has met nothing."""
+        """Return whether no key has been added."""
         with self._lock:
             return self._database.execute("SELECT 1 FROM seen LIMIT 1").fetchone() is None
 
@@ -112,5 +109,5 @@ class SeenKeys:
 
 
 def _digest(key: str) -> bytes:
-    """Return 128 bits: two different keys do not collide in practice, and long ones do not cost more."""
+    """Return a hash of 128 bits, enough that different keys do not collide in practice."""
     return hashlib.blake2b(key.encode(), digest_size=16).digest()

@@ -1,4 +1,4 @@
-"""A Parquet file in place of a collection: what is indexed into it can be read by DuckDB, pandas and `imagekin` itself.
+"""Index into a Parquet file instead of a collection, to be read by DuckDB, pandas or `imagekin` itself.
 
 The columns are those of an exported collection, see `imagekin.index.ingest.parquet`.
 """
@@ -21,7 +21,7 @@ _ROWS_AT_ONCE = 4096
 
 
 class VectorFile:
-    """A sink (see `intake.Sink`) that holds nothing yet and only grows; vectors are written as they come.
+    """A sink (see `intake.Sink`) that is empty at first and only grows.
 
     The file gets its name when the block ends without an exception; until then it has a temporary one.
 
@@ -44,22 +44,22 @@ class VectorFile:
         self._waiting: list[VectorItem] = []
 
     def content_hashes(self, keys: Sequence[str]) -> Mapping[str, bytes | None]:
-        """Return nothing: it is new."""
+        """Return an empty result, because the file is new."""
         return {}
 
     def get(self, keys: Sequence[str]) -> Sequence[IndexedItem | None]:
-        """Return nothing, likewise."""
+        """Return None for each key, because the file is new."""
         return [None] * len(keys)
 
     def scroll(self, after_sequence: int, limit: int) -> Sequence[IndexedItem]:
-        """Return nothing, likewise."""
+        """Return an empty result, because the file is new."""
         return []
 
     def update(self, changes: Sequence[ItemUpdate]) -> None:
-        """Do nothing, likewise."""
+        """Do nothing, because no item exists before the run."""
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Do nothing, likewise."""
+        """Do nothing, because no item exists before the run."""
 
     def upsert(self, items: Sequence[VectorItem]) -> UpsertResult:
         """Write items, a row group at a time."""
