@@ -1,4 +1,4 @@
-"""The collections of a Milvus database: made, opened, listed and dropped by name."""
+"""Create, open, list and drop the collections of a Milvus database."""
 
 import re
 import time
@@ -19,16 +19,16 @@ _DIMS = range(2, 32_769)
 
 
 class MilvusCatalog:
-    """The collections of a Milvus database. Every method may be called from any thread, of any number of processes.
+    """The collections of a Milvus database; any thread of any process may call its methods.
 
-    What a collection is (space, dimension, when it was made) stands in its properties in Milvus.
+    A collection's description (space, dimension, time of creation) is stored in its properties in Milvus.
 
     Args:
-        address: where Milvus is.
-        read_only: open collections for reading only, make and drop none.
+        address: address of Milvus.
+        read_only: open collections for reading only, create and drop none.
 
     Raises:
-        UnavailableError: it cannot be reached.
+        UnavailableError: Milvus cannot be reached.
         FailedPreconditionError: pymilvus is not installed, or another process has the embedded engine's file open.
     """
 
@@ -39,10 +39,10 @@ class MilvusCatalog:
         self._closed = False
 
     def create(self, name: str, *, space: str, dim: int, index_kind: str = "auto") -> MilvusCollection:
-        """Make an empty collection and open it.
+        """Create an empty collection and open it.
 
         Raises:
-            AlreadyExistsError: there is one of that name.
+            AlreadyExistsError: a collection of that name exists.
             InvalidArgumentError: the name, the space, the dimension or the kind of index is out of its range.
         """
         validation.collection_name(name)
@@ -92,7 +92,7 @@ class MilvusCatalog:
         )
 
     def names(self) -> list[str]:
-        """Return the names of the collections, sorted; what others keep in the database is left out."""
+        """Return the names of the collections, sorted; tables of other applications are left out."""
         return sorted(name for table in self._connection.call("list_collections") if (name := _name(table)) is not None)
 
     def list(self) -> list[CollectionInfo]:
@@ -108,11 +108,11 @@ class MilvusCatalog:
         return self.open(name).info()
 
     def created_at(self, name: str) -> float:
-        """Return when a collection was made, seconds since the epoch, without opening it; raises as `open` does."""
+        """Return the time of a collection's creation, seconds since the epoch, without opening it; raises as `open`."""
         return self._identity(name)[3]
 
     def drop(self, name: str) -> int:
-        """Remove a collection for good and return how many items it held.
+        """Delete a collection, and return the number of its items.
 
         Raises:
             NotFoundError: there is none of that name.
@@ -123,23 +123,23 @@ class MilvusCatalog:
         return count
 
     def verify(self, name: str, *, repair: bool = False, on_progress: Progress | None = None) -> VerifyReport:
-        """Refuse: Milvus checks what it stores."""
+        """Raise FailedPreconditionError, because Milvus checks its data itself."""
         raise FailedPreconditionError("imagekin verifies local collections only: see Milvus' birdwatcher")
 
     def compact(self, name: str) -> tuple[int, int]:
-        """Refuse: Milvus compacts by itself."""
+        """Raise FailedPreconditionError, because Milvus compacts by itself."""
         raise FailedPreconditionError("Milvus compacts by itself: to ask for it now, see its compact call")
 
     def snapshot(self, name: str) -> SnapshotInfo:
-        """Refuse: Milvus has a tool of its own."""
+        """Raise FailedPreconditionError, because Milvus has its own tool."""
         raise _own_backup()
 
     def snapshots(self) -> tuple[SnapshotInfo, ...]:
-        """Refuse: Milvus has a tool of its own."""
+        """Raise FailedPreconditionError, because Milvus has its own tool."""
         raise _own_backup()
 
     def restore(self, snapshot: str, name: str | None = None, *, replace: bool = False) -> CollectionInfo:
-        """Refuse: Milvus has a tool of its own."""
+        """Raise FailedPreconditionError, because Milvus has its own tool."""
         raise _own_backup()
 
     def close(self) -> None:
@@ -157,7 +157,7 @@ class MilvusCatalog:
         self.close()
 
     def _identity(self, name: str) -> tuple[str, str, int, float]:
-        """Return a collection's name in Milvus, its space, its dimension and when it was made."""
+        """Return a collection's name in Milvus, its space, its dimension and its time of creation."""
         table = _table(validation.collection_name(name))
         if not self._connection.call("has_collection", table):
             raise NotFoundError(f"there is no collection {name!r}: make it first, or check the store's address")
@@ -184,7 +184,7 @@ def _own_backup() -> FailedPreconditionError:
 
 
 def _table(name: str) -> str:
-    """Return a collection's name in Milvus, which has no hyphens; names here have no capitals."""
+    """Return a collection's name in Milvus, with D for hyphens, which Milvus does not allow."""
     return _PREFIX + name.replace("-", "D")
 
 

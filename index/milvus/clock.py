@@ -1,8 +1,8 @@
-"""Sequence numbers without a place that hands them out: many servers write to one collection.
+"""Generate sequence numbers without coordination, for many servers that write to one collection.
 
-A number is the time in microseconds and, in its last 12 bits, the writer: 63 bits together, enough until 2095. A writer
-never gives the same number twice nor a smaller one after a larger one, and the number of an item that is replaced is
-above the one that it had. Numbers of different writers follow their clocks, which are to be kept in step.
+A number is the time in microseconds and, in its last 12 bits, the writer: 63 bits together, enough until 2095. The
+numbers of a writer are unique and ascending, and a replaced item's new number is greater than its old one. Numbers of
+different writers follow their clocks, which have to be synchronised.
 """
 
 import secrets
@@ -22,7 +22,7 @@ class Clock:
         self._last = 0
 
     def take(self, count: int, above: int = 0) -> list[int]:
-        """Return `count` ascending numbers, all above those given before and above the number `above`."""
+        """Return `count` ascending numbers, all greater than those returned before and than `above`."""
         with self._lock:
             now = time.time_ns() // 1000 - _EPOCH
             first = max(now, self._last + 1, (above >> _WRITER_BITS) + 1)

@@ -1,4 +1,4 @@
-"""A collection that Milvus keeps."""
+"""Implement the interface of a collection on Milvus."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +18,9 @@ from imagekin.index.milvus.connection import MilvusConnection
 from imagekin.index.milvus.expressions import among, both, expression, has_value
 from imagekin.index.milvus.nearest import Hits, nearest
 from imagekin.index.milvus.rows import (
-    AT_ONCE,
-    MOST,
-    WHOLE,
+    ALL_COLUMNS,
+    MAX_ROWS,
+    ROWS_PER_CALL,
     MilvusRows,
     payload_columns,
     payload_of,
@@ -48,22 +48,22 @@ from imagekin.index.types import (
 from imagekin.types import CollectionInfo, FacetCount, ItemUpdate, Neighbour, Prediction, UpdateResult, Vector
 
 _LABELLED = 'label != ""'
-_MOST_FOR_MEANS = 1_000_000
+_MAX_ITEMS_FOR_MEANS = 1_000_000
 
 
 class MilvusCollection:
-    """A collection in Milvus; see `imagekin.index.interface.Collection` for what its methods promise.
+    """A collection in Milvus; `imagekin.index.interface.Collection` specifies its methods.
 
-    Writes of one call are one write in Milvus up to 400 items; of more, a failure may leave the first ones written.
+    Up to 400 items of one call are one write in Milvus; with more, a failure may leave the first ones written.
 
     Args:
-        connection: to Milvus.
-        table: its name there.
-        name: its name here.
+        connection: connection to Milvus.
+        table: its name in Milvus.
+        name: its name in this project.
         space: id of the embedding space of its vectors.
         dim: number of components of its vectors.
-        created_at: when it was made, seconds since the epoch.
-        clock: gives sequence numbers.
+        created_at: time of creation, seconds since the epoch.
+        clock: source of sequence numbers.
         read_only: refuse every write.
     """
 
@@ -93,7 +93,7 @@ class MilvusCollection:
         self._means: tuple[int, list[str], ClassSums] | None = None
 
     def info(self) -> CollectionInfo:
-        """Return the collection's state; `disk_bytes` is 0, because Milvus does not tell."""
+        """Return the collection's state; `disk_bytes` is 0, because Milvus does not report it."""
         self._sequence = self._rows.last_sequence(self._sequence)
         return CollectionInfo(
             name=self.name,
@@ -164,42 +164,42 @@ class MilvusCollection:
         """Delete the items that meet a condition. Durable on return.
 
         Raises:
-            InvalidArgumentError: the condition cannot be used, or Milvus cannot tell exactly what meets it.
+            InvalidArgumentError: the condition is invalid, or Milvus cannot evaluate it exactly.
         """
         self._check_writable()
         return self._delete([row["key"] for row in self._rows.scan(expression(condition), ["key"])])
 
     def get(self, keys: Sequence[str]) -> list[IndexedItem | None]:
         """Return the items of `keys` in their order, None for a key that does not exist."""
-        rows = self._rows.by_key(validation.keys(keys), WHOLE)
+        rows = self._rows.by_key(validation.keys(keys), ALL_COLUMNS)
         return [stored_item(rows[key]) if key in rows else None for key in keys]
 
     def content_hashes(self, keys: Sequence[str]) -> dict[str, bytes | None]:
-        """Return the content hash of each of `keys` that exists; None when it is not known."""
+        """Return the content hash of each of `keys` that exists; None when it is unknown."""
         rows = self._rows.by_key(validation.keys(keys), ["content_hash"])
         return {key: bytes.fromhex(row["content_hash"]) or None for key, row in rows.items()}
 
     def scroll(self, after_sequence: int, limit: int, condition: Condition | None = None) -> list[IndexedItem]:
-        """Return the first `limit` items, or of those that match, above a sequence number and in its order.
+        """Return the first `limit` matching items after a sequence number, in the order of sequence numbers.
 
         Raises:
-            InvalidArgumentError: the limit or the condition cannot be used.
+            InvalidArgumentError: the limit or the condition is invalid.
         """
         if limit < 1:
             raise InvalidArgumentError(f"a page has 1 item or more, {limit} were asked for", field="page_size")
-        return list(map(stored_item, self._rows.page(after_sequence, limit, _text(condition), WHOLE)))
+        return list(map(stored_item, self._rows.page(after_sequence, limit, _text(condition), ALL_COLUMNS)))
 
     def count(self, condition: Condition | None = None) -> int:
         """Return the number of items, or of those that match."""
         return self._rows.count(_text(condition))
 
     def facet(self, field: str, condition: Condition | None = None, limit: int = 100) -> list[FacetCount]:
-        """Return how often each value of a field occurs, the most frequent first, ties by value.
+        """Count the values of a field, the most frequent first, ties by value.
 
-        Milvus counts no values: those of all items that match are read.
+        Milvus cannot count values, so those of all matching items are read.
 
         Raises:
-            InvalidArgumentError: an argument cannot be used.
+            InvalidArgumentError: an argument is invalid.
         """
         validation.in_range("limit", limit, 1, validation.MAX_K)
         column = _source(field, "field")
@@ -212,7 +212,7 @@ class MilvusCollection:
 
         Raises:
             InvalidArgumentError: a query or an option is out of its range.
-            FailedPreconditionError: more items would have to be looked at than Milvus answers with.
+            FailedPreconditionError: the search would need more items than Milvus returns.
         """
         units = validation.search(queries, options, self.dim)
         columns = ["label", *(["payload"] if options.with_payload else [])]
@@ -221,7 +221,7 @@ class MilvusCollection:
         if options.group_by or options.diversity:
             if options.group_by:
                 columns = list(dict.fromkeys([*columns, _source(options.group_by, "group_by")]))
-            every = [self._weighed(*pair, options, test, columns) for pair in zip(units, exclude, strict=True)]
+            every = [self._search_dependent(*pair, options, test, columns) for pair in zip(units, exclude, strict=True)]
         else:
             every = [_cut(hits, options) for hits in self._nearest(units, options.k, exclude, test, columns)]
         return [_neighbours(hits, options) for hits in every]
@@ -231,38 +231,38 @@ class MilvusCollection:
 
         Raises:
             InvalidArgumentError: a query or an option is out of its range.
-            FailedPreconditionError: class means are asked for of more than a million items.
+            FailedPreconditionError: class means of more than a million items are needed.
         """
         units = validation.classification(queries, options, self.dim)
         test = both(_text(options.filter), _LABELLED)
-        excluded = self._left_out(options, len(units))
+        excluded = self._excluded_keys(options, len(units))
         if options.method is ClassifyMethod.PROTOTYPE:
             return self._by_prototypes(units, options, test, excluded)
         found = self._nearest(units, options.k, excluded, test, ["label"])
         return [vote([row["label"] for row in hits.rows], hits.similarities, options) for hits in found]
 
     def calibration(self, method: ClassifyMethod) -> Calibration | None:
-        """Return None: a collection in Milvus is not calibrated."""
+        """Return None, because a collection in Milvus cannot be calibrated."""
         return None
 
     def evaluate(self, options: EvaluateOptions) -> Evaluation:
-        """Refuse: this needs all vectors in memory."""
-        raise _not_here("evaluate")
+        """Raise FailedPreconditionError, because this needs all vectors in memory."""
+        raise _unsupported("evaluate")
 
     def calibrate(self, options: EvaluateOptions) -> Evaluation:
-        """Refuse: this needs all vectors in memory."""
-        raise _not_here("calibrate")
+        """Raise FailedPreconditionError, because this needs all vectors in memory."""
+        raise _unsupported("calibrate")
 
     def duplicates(
         self, min_similarity: float = 0.98, on_progress: Callable[[int], object] | None = None
     ) -> list[Group]:
-        """Refuse: this needs all vectors in memory."""
-        raise _not_here("compare every pair of")
+        """Raise FailedPreconditionError, because this needs all vectors in memory."""
+        raise _unsupported("compare every pair of")
 
     def items(self) -> Iterator[IndexedItem]:
         """Yield all items that were written until now, in the order of their last write."""
         until = self._sequence = self._rows.last_sequence(self._sequence)
-        yield from map(stored_item, self._rows.scan("", WHOLE, until))
+        yield from map(stored_item, self._rows.scan("", ALL_COLUMNS, until))
 
     def close(self) -> None:
         """Close the collection; closing twice is safe."""
@@ -289,33 +289,35 @@ class MilvusCollection:
             raise FailedPreconditionError("the store is open for reading only: open it for writing")
 
     def _upsert(self, rows: list[dict[str, Any]], **options: bool) -> None:
-        for begin in range(0, len(rows), AT_ONCE):
-            self._connection.write("upsert", self._table, rows[begin : begin + AT_ONCE], **options)
+        for begin in range(0, len(rows), ROWS_PER_CALL):
+            self._connection.write("upsert", self._table, rows[begin : begin + ROWS_PER_CALL], **options)
 
     def _delete(self, keys: Sequence[str]) -> DeleteResult:
-        for begin in range(0, len(keys), AT_ONCE):
-            self._connection.write("delete", self._table, filter=among("key", keys[begin : begin + AT_ONCE]))
+        for begin in range(0, len(keys), ROWS_PER_CALL):
+            self._connection.write("delete", self._table, filter=among("key", keys[begin : begin + ROWS_PER_CALL]))
         return DeleteResult(len(keys), self._wrote(self._clock.take(1, self._sequence)[0]) if keys else 0)
 
     def _nearest(
         self, units: Vector, k: int, excluded: Sequence[frozenset[str]], test: str, columns: Sequence[str]
     ) -> list[Hits]:
-        """Return the k nearest of each query, its excluded keys left out."""
+        """Return the k nearest rows of each query, without its excluded keys."""
         if not len(units):
             return []
         more = max(map(len, excluded), default=0)
-        if k + more > MOST:
-            raise InvalidArgumentError(f"k and the excluded keys are at most {MOST:,} together in Milvus", field="k")
+        if k + more > MAX_ROWS:
+            raise InvalidArgumentError(
+                f"k and the excluded keys are at most {MAX_ROWS:,} together in Milvus", field="k"
+            )
         found = nearest(self._connection, self._table, units, k + more, test, columns)
         return [
             left.part(range(min(k, len(left.rows))))
             for left in (hits.without(keys) for hits, keys in zip(found, excluded, strict=True))
         ]
 
-    def _weighed(
+    def _search_dependent(
         self, unit: Vector, exclude: frozenset[str], options: SearchOptions, test: str, columns: Sequence[str]
     ) -> Hits:
-        """Return neighbours that are weighed against each other, see `imagekin.index.search.grouping`."""
+        """Return grouped or diverse neighbours, see `imagekin.index.search.grouping`."""
         wanted = pool_size(options.k) if options.diversity else options.k
         if options.group_by:
             found = self._grouped(unit, wanted, exclude, options, test, columns)
@@ -333,9 +335,9 @@ class MilvusCollection:
     def _grouped(
         self, unit: Vector, k: int, exclude: frozenset[str], options: SearchOptions, test: str, columns: Sequence[str]
     ) -> Hits:
-        """Go through the neighbours from the nearest on and pass over those of full groups."""
+        """Return the nearest neighbours, skipping those of full groups."""
         test, look_at = both(test, has_value(options.group_by)), 4 * k
-        most = MOST // 2  # so that more can be asked for to settle what is equally similar
+        most = MAX_ROWS // 2  # leaves room to request more in case of ties
         while True:
             look_at = min(look_at, most)
             (found,) = self._nearest(unit[None], look_at, [exclude], test, columns)
@@ -355,14 +357,14 @@ class MilvusCollection:
                 )
             look_at *= 4
 
-    def _left_out(self, options: ClassifyOptions, count: int) -> list[frozenset[str]]:
+    def _excluded_keys(self, options: ClassifyOptions, count: int) -> list[frozenset[str]]:
         """Return for each query the keys that do not vote."""
         by_key = options.exclude_keys or [frozenset[str]()] * count
         hashes = [value.hex() if value else "" for value in options.exclude_hashes or [None] * count]
         wanted = sorted(set(hashes) - {""})
         owners: dict[str, list[str]] = {}
-        for begin in range(0, len(wanted), AT_ONCE):
-            test = among("content_hash", wanted[begin : begin + AT_ONCE])
+        for begin in range(0, len(wanted), ROWS_PER_CALL):
+            test = among("content_hash", wanted[begin : begin + ROWS_PER_CALL])
             for row in self._rows.scan(test, ["key", "content_hash"]):
                 owners.setdefault(row["content_hash"], []).append(row["key"])
         return [keys.union(owners.get(value, ())) for keys, value in zip(by_key, hashes, strict=True)]
@@ -383,19 +385,19 @@ class MilvusCollection:
         return by_prototypes(snapshot, units, options, sums, slots)
 
     def _class_sums(self, test: str, all_items: bool) -> tuple[list[str], ClassSums]:
-        """Return the names and the sums of the classes; those of all items are kept until something is written."""
+        """Return the names and the sums of the classes; sums of all items are cached until the next write."""
         self._sequence = self._rows.last_sequence(self._sequence)
         count = self._rows.count(test)
         known = self._means
         if all_items and known is not None and known[0] == self._sequence and int(known[2].counts.sum()) == count:
             return known[1], known[2]
-        if count > _MOST_FOR_MEANS:
+        if count > _MAX_ITEMS_FOR_MEANS:
             raise FailedPreconditionError(
                 f"class means of {count:,} items in Milvus take too long: classify with knn, or narrow it with a filter"
             )
         columns = Columns(self.dim, count)
         rows = self._rows.scan(test, ["vector", "label"])
-        while part := list(itertools.islice(rows, AT_ONCE)):
+        while part := list(itertools.islice(rows, ROWS_PER_CALL)):
             vectors = np.array([row["vector"] for row in part], np.float32)
             sequences = np.array([int(row["sequence"]) for row in part])
             columns.append(sequences, [b""] * len(part), [row["label"] for row in part], [None] * len(part), vectors)
@@ -410,14 +412,14 @@ def _text(condition: Condition | None) -> str:
     return "" if condition is None else expression(condition)
 
 
-def _not_here(what: str) -> FailedPreconditionError:
+def _unsupported(what: str) -> FailedPreconditionError:
     return FailedPreconditionError(
         f"imagekin cannot {what} the items of a collection in Milvus: export it and import it into a local folder"
     )
 
 
 def _source(field: str, of: str) -> str:
-    """Return the column that holds a field whose values are compared."""
+    """Return the column of Milvus with a field whose values are compared."""
     if field == "key":
         raise InvalidArgumentError("keys are unique: use label or payload. and a path", field=of)
     if field == "label":
@@ -433,7 +435,7 @@ def _value(row: dict[str, Any], field: str) -> Any:
 
 
 def _column(values: Sequence[Any]) -> Column:
-    """Return values as a column, which knows what is equal."""
+    """Return values as a column, which compares and counts them."""
     column = Column(np.arange(len(values)))
     column.fill(np.arange(len(values)), values)
     return column
@@ -442,7 +444,7 @@ def _column(values: Sequence[Any]) -> Column:
 def _snapshot(
     keys: Sequence[str], labels: Sequence[str | None], vectors: Vector, names: Sequence[str] = ()
 ) -> ColumnSnapshot:
-    """Return a few items as the local store's algorithms take them."""
+    """Return a few items as a snapshot, for the local store's algorithms."""
     columns = Columns(vectors.shape[1], len(keys), names)
     columns.append(
         np.arange(1, len(keys) + 1), [key.encode() for key in keys], list(labels), [None] * len(keys), vectors
@@ -453,7 +455,7 @@ def _snapshot(
 def _cut(hits: Hits, options: SearchOptions) -> Hits:
     if options.min_similarity is None:
         return hits
-    # float32, as the similarities are: an item exactly at the bound stays.
+    # Compared in float32, as the similarities are: an item exactly at the bound stays.
     return hits.part(range(int(np.count_nonzero(hits.similarities >= np.float32(options.min_similarity)))))
 
 

@@ -1,4 +1,4 @@
-"""A connection to Milvus, or to its embedded engine, and what its errors mean here. Only this file imports pymilvus."""
+"""Connect to Milvus or its embedded engine, and translate its errors; only this file imports pymilvus."""
 
 import importlib
 import logging
@@ -26,19 +26,19 @@ TOKEN_VARIABLE = "IMAGEKIN_STORE_TOKEN"  # noqa: S105  the variable's name
 _SECONDS = 30.0
 _NO_COLLECTION = 100
 _RATE_LIMIT = 8
-# A quota is used up: memory, disk, or an operator who stopped writing.
+# A quota is exhausted (memory, disk), or an operator has stopped writes.
 _DENIED = 9
 _NO_INPUT = (5, 6, 1100)
 
 
 @dataclass(frozen=True, slots=True)
 class StoreAddress:
-    """The address of a store: a local folder or a Milvus server.
+    """The address of a store in Milvus.
 
     Attributes:
-        uri: what pymilvus connects to.
+        uri: the address for pymilvus.
         database: the database of a server; empty for its default one.
-        embedded: whether the engine runs in this process, on a file of its own.
+        embedded: True when the engine runs in this process, on a file of its own.
     """
 
     uri: str
@@ -47,10 +47,10 @@ class StoreAddress:
 
 
 def parse_store(text: str) -> StoreAddress:
-    """Return the address that `milvus://HOST:PORT[/DATABASE]` or `milvus-lite:///PATH.db` names.
+    """Parse an address, `milvus://HOST:PORT[/DATABASE]` or `milvus-lite:///PATH.db`.
 
     Raises:
-        InvalidArgumentError: it is neither.
+        InvalidArgumentError: it is neither of these.
     """
     wrong = InvalidArgumentError(
         f"{text[:200]!r} names no store: give milvus://HOST:PORT[/DATABASE] or milvus-lite:///PATH.db", field="store"
@@ -79,26 +79,26 @@ def parse_store(text: str) -> StoreAddress:
 
 
 class MilvusConnection:
-    """A connection; every method may be called from any thread.
+    """A connection; any thread may call its methods.
 
     Args:
-        address: where to.
+        address: the address to connect to.
 
     Raises:
-        UnavailableError: there is nobody.
+        UnavailableError: Milvus cannot be reached.
         FailedPreconditionError: pymilvus (or milvus-lite) is not installed, or another process has the file open.
     """
 
     def __init__(self, address: StoreAddress) -> None:
         self.address = address
-        # The embedded engine takes one writer at a time; a server sorts its writers out itself.
+        # The embedded engine allows one writer at a time; a server coordinates its writers itself.
         self._writing = threading.Lock()
         self._milvus = _imported("pymilvus")
         if address.embedded:
             _imported("milvus_lite")
             if not Path(address.uri).parent.is_dir():
                 raise FailedPreconditionError(f"no folder {Path(address.uri).parent}: make it first")
-        # Whatever goes wrong is raised and told once, in a line, by whoever handles it.
+        # Errors are raised, and reported in one line by the caller.
         for name in ("pymilvus", "milvus_lite", *(["grpc._server"] if address.embedded else [])):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         with self._translated("connect"):
@@ -122,9 +122,9 @@ class MilvusConnection:
             return self.call(method, *args, **options)
 
     def make(self, name: str, dim: int, properties: dict[str, str]) -> None:
-        """Make an empty collection: columns, an exact index, strong consistency.
+        """Create an empty collection: columns, an exact index, strong consistency.
 
-        Every column has a value for every item ("" where there is none), so that no test of a filter is ever unknown.
+        Every column has a value for every item ("" for none), so that the result of a filter's test is never unknown.
         """
         kinds = self._milvus.DataType
         schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
@@ -165,7 +165,7 @@ class MilvusConnection:
             raise
         except self._milvus.MilvusException as error:
             raise self._meaning(error, doing) from error
-        except (OSError, RuntimeError, ValueError, TypeError) as error:  # what pymilvus and gRPC raise besides
+        except (OSError, RuntimeError, ValueError, TypeError) as error:  # other exceptions of pymilvus and gRPC
             code = getattr(error, "code", None)
             if callable(code):
                 raise self._unreachable() from error

@@ -1,15 +1,15 @@
-r"""Conditions as Milvus expressions, and the columns of a payload that make them exact.
+r"""Translate conditions to Milvus expressions, and payloads to the columns that these use.
 
-A payload is kept as text, and beside it what its fields hold, flattened, so that an expression depends on nothing in
-which versions of Milvus differ (missing members, types that do not fit, escapes in names):
+A payload is stored as text, and its fields are also stored flattened, so that expressions avoid everything that depends
+on the version of Milvus (missing members, wrong types, escapes in names):
 
-- `tags`, an array: for every path of the payload its encoded name after `s:` (a text), `n:` (a number), `t:` or `f:`
-  (true, false) or `o:` (null, an array or an object);
+- `tags`, an array with one entry for every path of the payload: its encoded name after `s:` (a text), `n:` (a number),
+  `t:` or `f:` (true, false) or `o:` (null, an array or an object);
 - `facts`, a JSON object: the texts, and the numbers as float64, by encoded name.
 
-A test of a payload's value stands beside the tag of its type, and NOT is pushed down to the tests, so that no
-expression negates a member that may be missing. What Milvus cannot tell exactly (integers from 2^53 on, control
-characters in a text) is refused.
+Every test of a payload's value is combined with the tag of its type, and NOT is pushed down to the tests, so that no
+expression negates a member that may be missing. Tests that Milvus does not evaluate exactly (integers from 2^53 on,
+control characters in a text) are refused.
 """
 
 import hashlib
@@ -50,16 +50,16 @@ _OPPOSITE = {
 }
 
 
-def flattened(payload: Mapping[str, Any] | None) -> tuple[dict[str, str | float], list[str]]:
+def flatten(payload: Mapping[str, Any] | None) -> tuple[dict[str, str | float], list[str]]:
     """Return a payload's `facts` and `tags`.
 
     Raises:
-        InvalidArgumentError: it has more fields than Milvus keeps of one item.
+        InvalidArgumentError: it has more fields than Milvus can store for one item.
     """
     facts: dict[str, str | float] = {}
     tags: list[str] = []
     for path, value in _members(payload or {}, ()):
-        name = encoded(path)
+        name = encode_path(path)
         if isinstance(value, bool):
             tags.append(f"{'t' if value else 'f'}:{name}")
         elif isinstance(value, str):
@@ -80,12 +80,12 @@ def flattened(payload: Mapping[str, Any] | None) -> tuple[dict[str, str | float]
     return facts, tags
 
 
-def encoded(path: Sequence[str]) -> str:
-    """Return a path's name in Milvus: letters, digits and underscores, different for different paths."""
-    name = "_s_".join(map(_escaped, path))
+def encode_path(path: Sequence[str]) -> str:
+    """Return a path's unique name in Milvus, of letters, digits and underscores."""
+    name = "_s_".join(map(_escape, path))
     if len(name) <= _NAME_LENGTH:
         return name
-    # No escape begins with h, so that no short name is the same.
+    # No escape sequence begins with h, so no short name can be the same.
     return "_h_" + hashlib.blake2b(name.encode(), digest_size=32).hexdigest()
 
 
@@ -93,23 +93,23 @@ def expression(condition: Condition) -> str:
     """Return the expression that is true for exactly the items that meet a condition.
 
     Raises:
-        InvalidArgumentError: the condition is none, or Milvus cannot tell exactly what meets it.
+        InvalidArgumentError: the condition is invalid, or Milvus cannot evaluate it exactly.
     """
     return _expression(check(condition), True)
 
 
 def both(*expressions: str) -> str:
-    """Return the expression that is true where all are; empty ones count for nothing."""
-    return joined([each for each in expressions if each], "and") if any(expressions) else ""
+    """Join expressions by `and`; empty ones are left out."""
+    return join([each for each in expressions if each], "and") if any(expressions) else ""
 
 
 def among(column: str, values: Sequence[str]) -> str:
-    """Return the test whether a column's text is one of `values`."""
-    return f"{column} in [{', '.join(map(quoted, values))}]" if values else NEVER
+    """Return the test that a column's text is one of `values`."""
+    return f"{column} in [{', '.join(map(quote, values))}]" if values else NEVER
 
 
-def quoted(text: str) -> str:
-    """Return a text as an expression writes it."""
+def quote(text: str) -> str:
+    """Return a text as a quoted literal."""
     if _CONTROL.search(text):
         raise InvalidArgumentError(
             "the filter cannot be used: Milvus compares no text with control characters", field="filter"
@@ -117,30 +117,30 @@ def quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def joined(pieces: Sequence[str], word: str) -> str:
-    """Return the pieces joined by `and` or `or`, as a balanced tree: the depth of an expression is bounded."""
+def join(pieces: Sequence[str], word: str) -> str:
+    """Join expressions by `and` or `or` as a balanced tree, because Milvus limits the depth of an expression."""
     if len(pieces) == 1:
         return pieces[0]
     half = len(pieces) // 2
-    return f"({joined(pieces[:half], word)}) {word} ({joined(pieces[half:], word)})"
+    return f"({join(pieces[:half], word)}) {word} ({join(pieces[half:], word)})"
 
 
 def has_value(field: str) -> str:
-    """Return the test whether a field holds a value by which items can be grouped."""
+    """Return the test that a field has a value by which items can be grouped."""
     path = path_of(field)
-    return joined(_tags("sntf", encoded(path)), "or") if path else 'label != ""'
+    return join(_tags("sntf", encode_path(path)), "or") if path else 'label != ""'
 
 
 def _members(payload: Mapping[str, Any], above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
     for name, value in payload.items():
         path = (*above, name)
         yield path, value
-        # A filter's path has no more names.
+        # Paths of filters have at most this many names.
         if isinstance(value, dict) and len(path) < MAX_NAMES:
             yield from _members(value, path)
 
 
-def _escaped(name: str) -> str:
+def _escape(name: str) -> str:
     return "".join(each if _PLAIN.match(each) else f"_{ord(each):x}_" for each in name)
 
 
@@ -152,19 +152,19 @@ def _finite(value: float) -> float:
 
 
 def _expression(condition: Condition, wanted: bool) -> str:
-    """Return an expression that is true for the items for which the condition is as wanted."""
+    """Return an expression that is true for the items for which the condition has the value `wanted`."""
     if isinstance(condition, Not):
         return _expression(condition.part, not wanted)
     if isinstance(condition, (AllOf, AnyOf)):
         parts = [_expression(part, wanted) for part in condition.parts]
-        return joined(parts, "and" if isinstance(condition, AllOf) is wanted else "or")
+        return join(parts, "and" if isinstance(condition, AllOf) is wanted else "or")
     if condition.field in ("key", "label"):
-        found = _of_column(condition.field, condition)
+        found = _column_test(condition.field, condition)
         return found if wanted else f"not ({found})"
-    return _of_payload(encoded(path_of(condition.field)), condition, wanted)
+    return _payload_test(encode_path(path_of(condition.field)), condition, wanted)
 
 
-def _of_column(column: str, comparison: Comparison) -> str:
+def _column_test(column: str, comparison: Comparison) -> str:
     operator, values = comparison.operator, comparison.values
     present = f'{column} != ""'
     if operator is Operator.EXISTS:
@@ -173,30 +173,30 @@ def _of_column(column: str, comparison: Comparison) -> str:
         return f'{column} == ""'
     texts = [value for value in values if isinstance(value, str)]
     if operator in (Operator.EQUAL, Operator.IN):
-        # No key or label is empty; "" stands for none.
+        # Keys and labels are never empty; "" stands for no label.
         return among(column, [text for text in texts if text])
     if operator is Operator.NOT_EQUAL:
-        return both(present, f"{column} != {quoted(texts[0])}") if texts and texts[0] else present
+        return both(present, f"{column} != {quote(texts[0])}") if texts and texts[0] else present
     return both(present, _text_test(column, operator, texts[0])) if texts else NEVER
 
 
-def _of_payload(name: str, comparison: Comparison, wanted: bool) -> str:
+def _payload_test(name: str, comparison: Comparison, wanted: bool) -> str:
     operator, values = comparison.operator, comparison.values
     if operator in (Operator.EXISTS, Operator.NOT_EXISTS):
-        exists = joined(_tags("sntfo", name), "or")
+        exists = join(_tags("sntfo", name), "or")
         return exists if (operator is Operator.EXISTS) is wanted else f"not ({exists})"
     if operator is Operator.NOT_EQUAL:
         here = Comparison(comparison.field, Operator.EXISTS)
         equal = Comparison(comparison.field, Operator.EQUAL, values)
-        pieces = [_of_payload(name, here, wanted), _of_payload(name, equal, not wanted)]
-        return joined(pieces, "and" if wanted else "or")
+        pieces = [_payload_test(name, here, wanted), _payload_test(name, equal, not wanted)]
+        return join(pieces, "and" if wanted else "or")
     if operator in (Operator.EQUAL, Operator.IN):
-        return joined([_one(name, Operator.EQUAL, value, wanted) for value in values], "or" if wanted else "and")
-    return _one(name, operator, values[0], wanted)
+        return join([_value_test(name, Operator.EQUAL, value, wanted) for value in values], "or" if wanted else "and")
+    return _value_test(name, operator, values[0], wanted)
 
 
-def _one(name: str, operator: Operator, other: Scalar, wanted: bool) -> str:
-    """Return a test of a payload's member against one value, or what is true where that fails."""
+def _value_test(name: str, operator: Operator, other: Scalar, wanted: bool) -> str:
+    """Return a test of a payload's member against one value, or its negation if not `wanted`."""
     if isinstance(other, bool):
         (tag,) = _tags("t" if other else "f", name)
         return tag if wanted else f"not ({tag})"
@@ -218,18 +218,18 @@ def _sign(operator: Operator, wanted: bool) -> str:
 
 def _text_test(expression: str, operator: Operator, value: str) -> str:
     if operator is not Operator.STARTS_WITH:
-        return f"{expression} {_sign(operator, True)} {quoted(value)}"
+        return f"{expression} {_sign(operator, True)} {quote(value)}"
     if not value:
         return ALWAYS
-    return f"({expression} >= {quoted(value)}) and ({expression} < {quoted(_end(value))})"
+    return f"({expression} >= {quote(value)}) and ({expression} < {quote(_end(value))})"
 
 
 def _text_fails(expression: str, operator: Operator, value: str) -> str:
     if operator is not Operator.STARTS_WITH:
-        return f"{expression} {_sign(operator, False)} {quoted(value)}"
+        return f"{expression} {_sign(operator, False)} {quote(value)}"
     if not value:
         return NEVER
-    return f"({expression} < {quoted(value)}) or ({expression} >= {quoted(_end(value))})"
+    return f"({expression} < {quote(value)}) or ({expression} >= {quote(_end(value))})"
 
 
 def _end(prefix: str) -> str:

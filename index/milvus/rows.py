@@ -1,4 +1,4 @@
-"""Items as rows of Milvus, and the rows that meet an expression, in the order of their sequence numbers."""
+"""Convert items to rows of Milvus, and read the rows that meet an expression in the order of sequence numbers."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,24 +8,24 @@ import numpy as np
 
 from imagekin.errors import InvalidArgumentError
 from imagekin.index.milvus.connection import MilvusConnection
-from imagekin.index.milvus.expressions import among, both, flattened
+from imagekin.index.milvus.expressions import among, both, flatten
 from imagekin.index.storage.transactions import WriteBatch
 from imagekin.index.types import IndexedItem
 from imagekin.types import Payload
 
-# Milvus answers one call with no more rows.
-MOST = 16_384
-# A row holds up to 130 KB beside its vector, and a message 64 MiB.
-AT_ONCE = 400
+# Most rows that Milvus returns for one call.
+MAX_ROWS = 16_384
+# A row has up to 130 KB beside its vector, and a message at most 64 MiB.
+ROWS_PER_CALL = 400
 _MOST_PAYLOAD_BYTES = 65_535
-WHOLE = ("key", "vector", "label", "payload", "content_hash", "sequence")
+ALL_COLUMNS = ("key", "vector", "label", "payload", "content_hash", "sequence")
 
 
 def payload_columns(key: str, text: str | None) -> dict[str, Any]:
     """Return the columns of a payload, given as text.
 
     Raises:
-        InvalidArgumentError: Milvus cannot keep it.
+        InvalidArgumentError: Milvus cannot store it.
     """
     text = text or ""
     if len(text.encode()) > _MOST_PAYLOAD_BYTES:
@@ -33,7 +33,7 @@ def payload_columns(key: str, text: str | None) -> dict[str, Any]:
             f"item {key!r}: Milvus keeps at most {_MOST_PAYLOAD_BYTES} bytes of payload", field="payload"
         )
     try:
-        facts, tags = flattened(json.loads(text) if text else None)
+        facts, tags = flatten(json.loads(text) if text else None)
     except InvalidArgumentError as error:
         raise InvalidArgumentError(f"item {key!r}: {error}", field=error.field) from None
     return {"payload": text, "facts": facts, "tags": tags}
@@ -78,8 +78,8 @@ class MilvusRows:
     """The rows of one collection.
 
     Args:
-        connection: to Milvus.
-        table: the collection's name there.
+        connection: connection to Milvus.
+        table: the collection's name in Milvus.
     """
 
     def __init__(self, connection: MilvusConnection, table: str) -> None:
@@ -87,26 +87,26 @@ class MilvusRows:
         self._table = table
 
     def count(self, expression: str) -> int:
-        """Return how many rows meet an expression; all for an empty one."""
+        """Return the number of rows that meet an expression; of all rows for an empty one."""
         (row,) = self._query(expression, ["count(*)"])
         return int(row["count(*)"])
 
     def by_key(self, keys: Sequence[str], columns: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Return those of the rows that exist, by key."""
         found: dict[str, dict[str, Any]] = {}
-        for begin in range(0, len(keys), AT_ONCE):
-            rows = self._query(among("key", keys[begin : begin + AT_ONCE]), columns)
+        for begin in range(0, len(keys), ROWS_PER_CALL):
+            rows = self._query(among("key", keys[begin : begin + ROWS_PER_CALL]), columns)
             found.update((row["key"], row) for row in rows)
         return found
 
     def page(self, after: int, limit: int, expression: str, columns: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the first `limit` rows above a sequence number, in its order, as of now."""
+        """Return the first `limit` rows after a sequence number, in the order of sequence numbers."""
         found: list[dict[str, Any]] = []
         while len(found) < limit:
-            wanted = min(limit - len(found), MOST // 2)
+            wanted = min(limit - len(found), MAX_ROWS // 2)
             sequences = self._first(after, wanted, expression)
-            for begin in range(0, len(sequences), AT_ONCE):
-                part = sequences[begin : begin + AT_ONCE]
+            for begin in range(0, len(sequences), ROWS_PER_CALL):
+                part = sequences[begin : begin + ROWS_PER_CALL]
                 rows = self._query(
                     f"sequence in [{', '.join(map(str, part))}]", list(dict.fromkeys([*columns, "sequence"]))
                 )
@@ -120,19 +120,19 @@ class MilvusRows:
         """Yield all rows that meet an expression, in the order of their sequence numbers."""
         bound = "" if until is None else f"sequence <= {until}"
         after = 0
-        while rows := self.page(after, MOST // 8, both(expression, bound), columns):
+        while rows := self.page(after, MAX_ROWS // 8, both(expression, bound), columns):
             yield from rows
             after = int(rows[-1]["sequence"])
 
     def last_sequence(self, known: int) -> int:
-        """Return the largest sequence number of a row, or `known` where none is above it."""
+        """Return the largest sequence number of a row, or `known` if none is greater."""
         low, high = known, 2**63 - 1
         while True:
-            rows = self._query(f"sequence > {low}", ["sequence"], limit=MOST)
+            rows = self._query(f"sequence > {low}", ["sequence"], limit=MAX_ROWS)
             low = max((int(row["sequence"]) for row in rows), default=low)
-            if len(rows) < MOST:
+            if len(rows) < MAX_ROWS:
                 return low
-            # Milvus answers with any of the rows: halving bounds the number of questions, whichever they are.
+            # Milvus returns arbitrary rows: halving the range bounds the number of calls in any case.
             middle = low + (high - low) // 2
             above = self._query(f"sequence > {middle}", ["sequence"], limit=1)
             if above:
@@ -141,16 +141,16 @@ class MilvusRows:
                 high = middle
 
     def _first(self, after: int, limit: int, expression: str) -> list[int]:
-        """Return the first `limit` sequence numbers above one.
+        """Return the first `limit` sequence numbers after a sequence number.
 
-        Milvus answers with any 16,384 of the rows, in no order: the range is narrowed until all of it was seen.
+        Milvus returns any 16,384 of the rows, in no order, so the range is narrowed until it has fewer rows.
         """
         end = 2**63 - 1
         while True:
             window = both(expression, f"sequence > {after}", "" if end == 2**63 - 1 else f"sequence <= {end}")
-            rows = self._query(window, ["sequence"], limit=MOST)
+            rows = self._query(window, ["sequence"], limit=MAX_ROWS)
             found = sorted(int(row["sequence"]) for row in rows)
-            if len(found) < MOST:
+            if len(found) < MAX_ROWS:
                 return found[:limit]
             end = found[limit]
 

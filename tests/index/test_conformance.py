@@ -114,7 +114,7 @@ def test_what_milvus_does_otherwise_is_refused_with_what_does_it(lite: Place) ->
 
 def test_more_rows_than_milvus_answers_with_at_once(lite: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("rows", "nearest", "collection"):
-        monkeypatch.setattr(f"imagekin.index.milvus.{module}.MOST", 16)
+        monkeypatch.setattr(f"imagekin.index.milvus.{module}.MAX_ROWS", 16)
     collection, items = lite.new(), shop()
     collection.upsert(list(reversed(items)))  # Milvus answers in the order of keys
     last = collection.upsert(items[30:40]).sequence
