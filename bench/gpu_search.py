@@ -100,7 +100,7 @@ def measure(folder: Path, rows: int, dim: int, rounds: int, result: Result) -> N
         on_gpu.build_index()
         for one in (on_gpu, on_cpu):
             # What is done by itself within seconds must not run beside what is measured.
-            one._store._maintenance._keep_codes(lambda: False)
+            one._store._maintenance._update_codes(lambda: False)
         held = on_gpu._store.snapshot().resident
         assert held is not None, "nothing is on the GPU"
         assert held.rows == rows, f"{held.rows:,} of {rows:,} rows are on the GPU"

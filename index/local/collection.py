@@ -1,4 +1,4 @@
-"""A collection that keeps its items on this machine."""
+"""Implement the interface of a collection on a folder of this machine."""
 
 import contextlib
 import itertools
@@ -42,18 +42,18 @@ from imagekin.index.types import (
 from imagekin.types import CollectionInfo, FacetCount, ItemUpdate, Neighbour, Payload, Prediction, UpdateResult, Vector
 
 _PAGE = 1000
-# From more neighbours on, a least similarity is what a search goes by.
+# Above this k, a search with a least similarity runs as a range search.
 _FEW = 1000
 
 
 class LocalCollection:
-    """A collection in a folder of this machine; see `imagekin.index.interface.Collection` for what its methods promise.
+    """A collection in a folder of this machine; `imagekin.index.interface.Collection` specifies its methods.
 
     Args:
         folder: the collection's folder.
         name: its name.
-        read_only: write nothing and take no lock; commits of the process that writes become visible.
-        device: what searches in the processor's place; None for nothing.
+        read_only: take no lock and write nothing; commits of another process become visible.
+        device: the device that searches the sealed rows; None for the processor.
 
     Raises:
         NotFoundError: there is no such collection.
@@ -68,7 +68,7 @@ class LocalCollection:
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """Name of the collection."""
         return self._store.name
 
     @property
@@ -153,10 +153,10 @@ class LocalCollection:
         """Delete the items that meet a condition. Durable on return.
 
         Raises:
-            InvalidArgumentError: the condition cannot be used.
+            InvalidArgumentError: the condition is invalid.
         """
-        # Rows never change: what matches now matches still, if it is there. Only later rows are left for the one thread
-        # that writes.
+        # Rows never change, so those that match now still do if they exist. Only rows written since are left to check in
+        # the writer's transaction.
         with self._selected(condition) as (_, snapshot, mask):
             known, last = snapshot.sequences[mask].tolist(), snapshot.sequence
 
@@ -176,16 +176,16 @@ class LocalCollection:
         return [items.get(key) for key in keys]
 
     def content_hashes(self, keys: Sequence[str]) -> dict[str, bytes | None]:
-        """Return the content hash of each of `keys` that exists; None when it is not known."""
+        """Return the content hash of each of `keys` that exists; None when it is unknown."""
         wanted = validation.keys(keys)
         with self._store.reading() as (connection, _):
             return reads.read_hashes(connection, wanted)
 
     def scroll(self, after_sequence: int, limit: int, condition: Condition | None = None) -> list[IndexedItem]:
-        """Return the first `limit` items, or of those that match, above a sequence number and in its order.
+        """Return the first `limit` matching items after a sequence number, in the order of sequence numbers.
 
         Raises:
-            InvalidArgumentError: the limit or the condition cannot be used.
+            InvalidArgumentError: the limit or the condition is invalid.
         """
         if limit < 1:
             raise InvalidArgumentError(f"a page has 1 item or more, {limit} were asked for", field="page_size")
@@ -205,15 +205,15 @@ class LocalCollection:
             return int(np.count_nonzero(mask))
 
     def facet(self, field: str, condition: Condition | None = None, limit: int = 100) -> list[FacetCount]:
-        """Return how often each value of a field occurs, the most frequent first, ties by value.
+        """Count the values of a field, the most frequent first, ties by value.
 
         Args:
             field: `label` or `payload.` and a dotted path; texts, numbers and truth values are counted.
-            condition: only items that match are counted; None means all.
-            limit: at most so many values, 1 to 10,000.
+            condition: condition that counted items meet; None for all items.
+            limit: most values to return, 1 to 10,000.
 
         Raises:
-            InvalidArgumentError: an argument cannot be used.
+            InvalidArgumentError: an argument is invalid.
         """
         if not 1 <= limit <= validation.MAX_K:
             raise InvalidArgumentError(f"limit must be 1 to {validation.MAX_K}, it is {limit}", field="limit")
@@ -230,13 +230,13 @@ class LocalCollection:
         self._store.priority.note_search()
         if options.filter is None and not (options.with_payload or options.group_by or options.diversity):
             snapshot = self._store.snapshot()
-            found = _found(snapshot, units, options)
+            found = _search(snapshot, units, options)
             return _neighbours(snapshot, found, {}, options.with_vector)
         with self._selected(options.filter) as (connection, snapshot, mask):
             if options.group_by or options.diversity:
-                found = self._weighed(connection, snapshot, units, options, mask)
+                found = self._search_dependent(connection, snapshot, units, options, mask)
             else:
-                found = _found(snapshot, units, options, None if options.filter is None else mask)
+                found = _search(snapshot, units, options, None if options.filter is None else mask)
             payloads: dict[int, Payload] = {}
             if options.with_payload:
                 sequences = {int(sequence) for one in found for sequence in snapshot.sequences[one.slots]}
@@ -251,7 +251,7 @@ class LocalCollection:
         """
         units = validation.classification(queries, options, self.dim)
         self._store.priority.note_search()
-        snapshot, mask, excluded = self._left_out(options, len(units))
+        snapshot, mask, excluded = self._excluded_slots(options, len(units))
         if options.method is ClassifyMethod.KNN:
             return by_votes(snapshot, units, options, mask, excluded)
         sums = self._class_sums(snapshot) if mask is None else class_sums(snapshot, mask)
@@ -260,15 +260,15 @@ class LocalCollection:
         return by_prototypes(snapshot, units, options, sums, excluded)
 
     def evaluate(self, options: EvaluateOptions) -> Evaluation:
-        """Classify the collection's labelled items, each by the others.
+        """Classify the labelled items, each by the others, and measure the result.
 
         Raises:
-            FailedPreconditionError: there are no labelled items of two classes.
+            FailedPreconditionError: fewer than two classes have labelled items.
         """
         return evaluation.evaluate(self._store.snapshot(), options)
 
     def calibrate(self, options: EvaluateOptions) -> Evaluation:
-        """Evaluate, and keep temperature and bound for the classifications to come; raises as `evaluate` does."""
+        """Evaluate, and save temperature and similarity bound as defaults of classification; raises as `evaluate`."""
         sequence = self._store.state.sequence
         found = self.evaluate(options)
         kept = Calibration(found.temperature, found.min_similarity, options.true_positive_rate, sequence)
@@ -287,7 +287,7 @@ class LocalCollection:
     def duplicates(
         self, min_similarity: float = 0.98, on_progress: Callable[[int], object] | None = None
     ) -> list[Group]:
-        """Return groups of items that are nearly the same, the largest first; see `duplicates.groups`.
+        """Return groups of near-duplicates, the largest first; see `duplicates.groups`.
 
         Raises:
             InvalidArgumentError: `min_similarity` is not within 0 to 1.
@@ -296,7 +296,7 @@ class LocalCollection:
         return duplicates.groups(self._store.snapshot(), min_similarity, on_progress)
 
     def items(self) -> Iterator[IndexedItem]:
-        """Yield all items as of now in the order of their last write, however long it takes and whatever is written."""
+        """Yield all items of one point in time, in the order of their last write; writers may go on meanwhile."""
         with self._store.reading() as (connection, _):
             after = 0
             while page := reads.read_page(connection, after, _PAGE, self.dim, self.name):
@@ -304,15 +304,15 @@ class LocalCollection:
                 after = page[-1].sequence
 
     def seal(self) -> None:
-        """Put what is in memory into segments, so that opening again is quick; also done by itself, now and then."""
+        """Write the columns to segments, so that opening again is fast; also done regularly in the background."""
         self._store.seal()
 
     def build_index(self) -> None:
-        """Build the approximate index that its kind and size ask for; also done by itself, in the background."""
+        """Build the approximate index for the collection's kind and size; also done in the background."""
         self._store.build_index()
 
     def compact(self) -> None:
-        """Leave out the dead slots in memory and in segments; also done by itself when they are many."""
+        """Remove dead slots from memory and segments; also done in the background when they are many."""
         self._store.compact()
 
     def close(self) -> None:
@@ -321,7 +321,7 @@ class LocalCollection:
 
     @contextlib.contextmanager
     def _selected(self, condition: Condition | None) -> Iterator[tuple[sqlite3.Connection, ColumnSnapshot, Mask]]:
-        """Open the collection as of one sequence number, with the live slots that meet a condition."""
+        """Open a read transaction with its snapshot, and select the live slots that meet a condition."""
         if condition is not None:
             check(condition)
         with self._store.reading() as (connection, snapshot):
@@ -330,7 +330,7 @@ class LocalCollection:
             else:
                 yield connection, snapshot, select(connection, snapshot, self._fields, condition)
 
-    def _weighed(
+    def _search_dependent(
         self,
         connection: sqlite3.Connection,
         snapshot: ColumnSnapshot,
@@ -338,7 +338,7 @@ class LocalCollection:
         options: SearchOptions,
         mask: Mask,
     ) -> list[NearestSlots]:
-        """Return neighbours that are weighed against each other, see `imagekin.index.search.grouping`."""
+        """Return grouped or diverse neighbours, see `imagekin.index.search.grouping`."""
         groups = groups_of(connection, snapshot, self._fields, options.group_by) if options.group_by else None
         wanted = pool_size(options.k) if options.diversity else options.k
         answers = []
@@ -356,10 +356,10 @@ class LocalCollection:
             )
         return answers
 
-    def _left_out(self, options: ClassifyOptions, count: int) -> tuple[ColumnSnapshot, Mask | None, list[Slots]]:
-        """Return a snapshot, the slots that match (None for all) and, for each query, its slots that do not vote.
+    def _excluded_slots(self, options: ClassifyOptions, count: int) -> tuple[ColumnSnapshot, Mask | None, list[Slots]]:
+        """Return a snapshot, the matching slots (None for all), and each query's slots that do not vote.
 
-        There is no list when no query has any.
+        The list is empty when no query has any.
         """
         hashes = options.exclude_hashes or [None] * count
         mask: Mask | None = None
@@ -394,7 +394,7 @@ class LocalCollection:
         self.close()
 
 
-def _found(
+def _search(
     snapshot: ColumnSnapshot, queries: Vector, options: SearchOptions, mask: Mask | None = None
 ) -> list[NearestSlots]:
     if options.min_similarity is None or options.k <= _FEW:
@@ -407,12 +407,12 @@ def _found(
 def _neighbours(
     snapshot: ColumnSnapshot, answers: Sequence[NearestSlots], payloads: Mapping[int, Payload], with_vector: bool
 ) -> list[list[Neighbour]]:
-    """Return the neighbours of each answer; all of them are looked up at once."""
+    """Return the neighbours of each answer, with keys and labels looked up for all of them at once."""
     if not answers:
         return []
     slots = np.concatenate([found.slots for found in answers])
     vectors = list(snapshot.vectors[slots]) if with_vector else itertools.repeat(None)
-    names = [*snapshot.label_names, None]  # UNLABELLED, which is -1, is the last one
+    names = [*snapshot.label_names, None]  # the last one is for UNLABELLED, which is -1
     if payloads:
         stored: Iterable[Payload | None] = map(payloads.get, snapshot.sequences[slots].tolist())
     else:

@@ -1,7 +1,6 @@
 """Maintain a store on a background thread: seal segments, compact, keep indexes current, verify sealed files.
 
-The thread starts when there is something to do for it. Nothing that it does holds up a reader, and a writer only for
-the moment in which new columns take the place of old ones.
+The thread starts when there is work. It never blocks readers, and blocks writers only while columns are exchanged.
 """
 
 import logging
@@ -27,25 +26,25 @@ from imagekin.machine import return_freed_memory
 
 log = logging.getLogger("imagekin.index")
 
-# Sequence numbers since the last seal from which on sealing pays: at once, or when nothing else is written for a while.
+# Writes since the last seal after which segments are sealed, at once or when no more writes come.
 SEAL_FROM = 8192
 SEAL_WHEN_IDLE_FROM = 2048
-# … and at once only when they are this share of what is sealed already.
+# For sealing at once, the writes must also be this share of the sealed rows.
 _SEAL_SHARE = 1 / 16
 _IDLE_SECONDS = 2.0
 _SCRUB_AFTER_SECONDS = 1.0
-# The check after opening reads one block and then rests for so many times the time that it took.
-_RESTS = 3.0
+# After each block, the verification at opening pauses for this many times the block's duration.
+_REST_FACTOR = 3.0
 _LONGEST_REST = 0.5
-# An index is built anew when this many times its rows are sealed; what it lacks is looked at one by one.
+# An index is rebuilt when the sealed rows exceed its own by this factor; until then, the others are scanned.
 _OUTGROWN = 1.1
-# Rows without a code from which on coding them pays, and which share of all there are: they are looked at in full.
-_CODE_FROM = 4096
-_CODE_SHARE = 1 / 32
+# Rows without codes from which on they are encoded, and the least share of all rows; until then, they are scanned.
+_ENCODE_FROM = 4096
+_ENCODE_SHARE = 1 / 32
 
 
 class MaintainedStore(Protocol):
-    """The part of a store that maintenance needs: what it holds, and how its accelerators and files are replaced."""
+    """The part of a store that maintenance uses: its contents, and methods to replace its indexes and files."""
 
     name: str
     read_only: bool
@@ -56,13 +55,13 @@ class MaintainedStore(Protocol):
     sealed: Manifest | None
 
     def current(self) -> tuple[ColumnSnapshot, Manifest | None, int]:
-        """Return the latest snapshot, what of it is sealed, and the lineage of its slots."""
+        """Return the latest snapshot, the manifest of its sealed rows, and the lineage of its slots."""
 
     def wants_compaction(self) -> bool:
         """Return whether too many slots are dead."""
 
     def note_sealed(self, manifest: Manifest, lineage: int) -> None:
-        """Take note of what was sealed."""
+        """Record the manifest of newly sealed segments."""
 
     def use_index(self, approximate: Approximate, lineage: int) -> None:
         """Use an approximate index in searches from now on."""
@@ -74,17 +73,17 @@ class MaintainedStore(Protocol):
         """Use codes of the vectors in searches from now on."""
 
     def replace_columns(self, fresh: Columns, since: int, lineage: int) -> bool:
-        """Go on with other columns; False when the slots have been laid out anew meanwhile."""
+        """Replace the columns by fresh ones, as of `since`; False if the slots have been renumbered meanwhile."""
 
     def read_all(self) -> tuple[Columns, int]:
-        """Return columns made from the database alone, and the sequence number that they are as of."""
+        """Load columns from the database alone; return them and their sequence number."""
 
 
 class Maintenance:
     """Background maintenance of one store.
 
     Args:
-        store: the store; a read-only one is checked, and never written.
+        store: the store; a read-only one is verified, and never written.
     """
 
     def __init__(self, store: MaintainedStore) -> None:
@@ -94,11 +93,11 @@ class Maintenance:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._unchecked: Manifest | None = store.sealed
-        self._full_at = -1
-        self._refused: Description | None = None
-        # Lineage of the slots that a device did not take, or not all of them.
-        self._too_large: int | None = None
-        self._working = threading.RLock()
+        self._failed_at = -1
+        self._rejected: Description | None = None
+        # Lineage of the slots for which the device has failed or has too little memory.
+        self._device_refused: int | None = None
+        self._work_lock = threading.RLock()
         if self._unchecked is not None:
             self._start()
 
@@ -108,17 +107,17 @@ class Maintenance:
         return self._unchecked is not None
 
     def consider(self, sequence: int) -> None:
-        """Look, after a commit, whether there is something to do."""
+        """Check after a commit whether there is work, and start it."""
         if self._store.read_only:
             return
-        uncoded = self._is_uncoded(self._store.current()[0])
-        if uncoded or self._is_stale(sequence, SEAL_WHEN_IDLE_FROM) or self._store.wants_compaction():
+        lacks_codes = self._lacks_codes(self._store.current()[0])
+        if lacks_codes or self._is_stale(sequence, SEAL_WHEN_IDLE_FROM) or self._store.wants_compaction():
             self._start()
-            if uncoded or self._is_due(sequence) or self._store.wants_compaction():
+            if lacks_codes or self._is_due(sequence) or self._store.wants_compaction():
                 self._wake.set()
 
     def close(self) -> None:
-        """Stop, and seal what is worth it so that opening again is quick."""
+        """Stop, and seal if that pays, so that opening again is fast."""
         with self._lock:
             self._stop.set()
             self._wake.set()
@@ -127,17 +126,17 @@ class Maintenance:
             thread.join()
         snapshot, _, _ = self._store.current()
         if not self._store.read_only and self._is_stale(snapshot.sequence, SEAL_WHEN_IDLE_FROM):
-            self._attempt(self._seal, self._never)
+            self._attempt(self._seal, self._yield_only)
 
     def seal(self) -> None:
-        """Seal now, whatever there is."""
-        self._seal(self._never)
+        """Seal now, in the calling thread."""
+        self._seal(self._yield_only)
 
     def compact(self) -> None:
-        """Leave out the dead slots now, and seal the rest."""
-        with self._working:
+        """Remove the dead slots now, and seal the rest."""
+        with self._work_lock:
             self._compact()
-            self._seal(self._never)
+            self._seal(self._yield_only)
 
     def _start(self) -> None:
         with self._lock:
@@ -153,21 +152,21 @@ class Maintenance:
             self._wake.clear()
             sequence = self._store.current()[0].sequence
             idle, before = not woken and sequence == before, sequence
-            self._attempt(self._keep_codes, self._is_stopped)
+            self._attempt(self._update_codes, self._is_stopped)
             if not self._store.read_only:
                 if self._store.wants_compaction():
                     self._attempt(lambda _: self._compact(), self._is_stopped)
                 worth_it = self._is_stale(sequence, SEAL_WHEN_IDLE_FROM) or self._has_unsealed_codes()
                 if self._is_due(sequence) or (idle and worth_it):
                     self._attempt(self._seal, self._is_stopped)
-            self._attempt(self._keep_index, self._is_stopped)
-            self._attempt(self._keep_resident, self._is_stopped)
+            self._attempt(self._update_index, self._is_stopped)
+            self._attempt(self._update_resident, self._is_stopped)
             if self._unchecked is not None and time.monotonic() - opened >= _SCRUB_AFTER_SECONDS:
-                self._attempt(self._scrub, self._paced())
+                self._attempt(self._scrub, self._throttled())
 
     def _is_stale(self, sequence: int, numbers: int) -> bool:
         sealed = self._store.sealed
-        return sequence - (sealed.watermark if sealed else 0) >= numbers and sequence != self._full_at
+        return sequence - (sealed.watermark if sealed else 0) >= numbers and sequence != self._failed_at
 
     def _is_due(self, sequence: int) -> bool:
         sealed = self._store.sealed
@@ -179,100 +178,101 @@ class Maintenance:
         except StoppedError:
             pass
         except (OSError, MemoryError) as error:
-            # Nothing is lost: the next write, or opening again, tries once more.
-            self._full_at = self._store.current()[0].sequence
+            # Nothing is lost: it is tried again after the next write, or at the next opening.
+            self._failed_at = self._store.current()[0].sequence
             log.warning("collection %s: its segments cannot be written (%s)", self._store.name, error)
         except ImagekinError as error:
             log.error("%s", error)
 
     def _wants_codes(self, snapshot: ColumnSnapshot) -> bool:
-        """Return whether searches go by codes: those that look at every slot of a collection that is not small."""
+        """Return whether searches use codes: exhaustive searches in a collection that is not small."""
         kind = kind_for(self._store.identity.index_kind, len(snapshot))
         wanted = len(snapshot) >= coded_top_k.MIN_ROWS and self._store.identity.dim >= coded_top_k.MIN_DIM
         return wanted and kind == "flat"
 
-    def _is_uncoded(self, snapshot: ColumnSnapshot) -> bool:
-        """Return whether so many slots have no code that it is time to code them."""
+    def _lacks_codes(self, snapshot: ColumnSnapshot) -> bool:
+        """Return whether enough slots have no code to encode them now."""
         if not self._wants_codes(snapshot):
             return snapshot.codes is not None
         lacking = len(snapshot) - (snapshot.codes.rows if snapshot.codes is not None else 0)
-        return lacking >= max(_CODE_FROM, _CODE_SHARE * len(snapshot))
+        return lacking >= max(_ENCODE_FROM, _ENCODE_SHARE * len(snapshot))
 
     def _has_unsealed_codes(self) -> bool:
-        """Return whether segments lack the codes that would be theirs: an earlier version made them."""
+        """Return whether the segments lack the codes, because an earlier version sealed them."""
         snapshot, sealed, _ = self._store.current()
         unsealed = sealed is not None and snapshot.codes is not None and sealed.step != snapshot.codes.step
-        return unsealed and snapshot.sequence != self._full_at
+        return unsealed and snapshot.sequence != self._failed_at
 
-    def _keep_codes(self, stop: Callable[[], bool]) -> None:
-        """Code the vectors that have no code yet, when they are many, and have at hand what multiplies codes."""
-        with self._working:
+    def _update_codes(self, stop: Callable[[], bool]) -> None:
+        """Encode the vectors without codes, if they are many, and prepare the multiplier of codes."""
+        with self._work_lock:
             snapshot, _, lineage = self._store.current()
-            if self._is_uncoded(snapshot):
-                snapshot = self._coded(snapshot, stop)
+            if self._lacks_codes(snapshot):
+                snapshot = self._with_codes(snapshot, stop)
                 self._store.use_codes(snapshot.codes, lineage)
             codes = snapshot.codes
             if codes is not None and codes.integers is None and (integers := integer_products()) is not None:
                 codes = replace(codes, integers=integers)
                 self._store.use_codes(codes, lineage)
-            # Takes longer, and searches go by the codes meanwhile.
-            if codes is not None and (more := self._quickened(codes, snapshot, stop)) is not codes:
+            # This takes longer, and searches use the codes meanwhile.
+            if codes is not None and (more := self._accelerate(codes, snapshot, stop)) is not codes:
                 self._store.use_codes(more, lineage)
 
-    def _quickened(self, codes: Codes, snapshot: ColumnSnapshot, stop: Callable[[], bool]) -> Codes:
-        """Return codes with short ones and packed, where that makes searches quicker."""
+    def _accelerate(self, codes: Codes, snapshot: ColumnSnapshot, stop: Callable[[], bool]) -> Codes:
+        """Add short codes and pack codes, if that makes searches faster."""
         more = packed(with_short_codes(codes, snapshot.vectors, stop), stop)
         if more is not codes:
-            # As much as the blocks take was used, between them, to make them.
+            # Packing used as much temporary memory as the blocks take.
             return_freed_memory()
         return more
 
-    def _coded(self, snapshot: ColumnSnapshot, stop: Callable[[], bool]) -> ColumnSnapshot:
-        """Return a snapshot with a code of every slot, or with none when searches do not go by them."""
+    def _with_codes(self, snapshot: ColumnSnapshot, stop: Callable[[], bool]) -> ColumnSnapshot:
+        """Return a snapshot with codes of all slots, or with none if searches do not use codes."""
         wanted = self._wants_codes(snapshot)
         return replace(snapshot, codes=encode_vectors(snapshot.vectors, snapshot.codes, stop) if wanted else None)
 
     def _seal(self, stop: Callable[[], bool]) -> None:
-        with self._working:
+        with self._work_lock:
             snapshot, sealed, lineage = self._store.current()
-            snapshot = self._coded(snapshot, stop)
+            snapshot = self._with_codes(snapshot, stop)
             self._store.use_codes(snapshot.codes, lineage)
             self._store.note_sealed(self._store.segments.seal(snapshot, sealed, stop), lineage)
 
     def _compact(self) -> None:
-        with self._working:
-            # Rows that were damaged on disk must not be copied into columns that pass for whole.
+        with self._work_lock:
+            # Rows that are damaged on disk must not be copied into new columns, which count as verified.
             self._scrub(self._is_stopped)
             snapshot, _, lineage = self._store.current()
             fresh = Columns.of_live(snapshot, self._store.priority)
-            # Searches go on as quickly with the new ones.
-            fresh.codes = self._coded(replace(fresh.snapshot(snapshot.sequence), codes=None), self._never).codes
+            # With codes, so that searches in the new columns are as fast at once.
+            bare = replace(fresh.snapshot(snapshot.sequence), codes=None)
+            fresh.codes = self._with_codes(bare, self._yield_only).codes
             if fresh.codes is not None and snapshot.codes is not None:
                 codes = with_settings_of(fresh.codes, snapshot.codes)
-                fresh.codes = self._quickened(codes, fresh.snapshot(snapshot.sequence), self._never)
+                fresh.codes = self._accelerate(codes, fresh.snapshot(snapshot.sequence), self._yield_only)
             self._store.replace_columns(fresh, snapshot.sequence, lineage)
 
     def index(self) -> None:
-        """Build the index that the collection should have now."""
-        with self._working:
-            self._seal(self._never)
-            self._keep_resident(self._never)
-            self._keep_index(self._never, 1.0)
+        """Build the index for the collection's kind and size now."""
+        with self._work_lock:
+            self._seal(self._yield_only)
+            self._update_resident(self._yield_only)
+            self._update_index(self._yield_only, 1.0)
 
-    def _keep_index(self, stop: Callable[[], bool], outgrown: float = _OUTGROWN) -> None:
-        """Load the approximate index, or build it when there is none, or one of far fewer rows."""
-        with self._working:
+    def _update_index(self, stop: Callable[[], bool], outgrown: float = _OUTGROWN) -> None:
+        """Load the approximate index; build it if there is none, or if it has far fewer rows."""
+        with self._work_lock:
             snapshot, sealed, lineage = self._store.current()
             kind = self._kind(sealed.rows if sealed else 0, lineage)
             if sealed is None or kind == "flat":
                 return
             known = snapshot.approximate if isinstance(snapshot.approximate, Approximate) else None
             folder = self._store.segments.folder
-            if known is None and (self._store.read_only and describe(folder) == self._refused):
+            if known is None and (self._store.read_only and describe(folder) == self._rejected):
                 return
             if known is None:
                 known = load(folder, stop)
-                self._refused = describe(folder) if known is None else None
+                self._rejected = describe(folder) if known is None else None
                 fits = known is not None and (known.description.kind, known.description.generation) == (
                     kind,
                     sealed.generation,
@@ -286,34 +286,34 @@ class Maintenance:
                 )
 
     def _kind(self, rows: int, lineage: int) -> str:
-        """Return the kind of index for so many rows: a device looks at all of them, so that none is needed."""
+        """Return the kind of index for so many rows; a device scans all of them, so that `auto` needs none."""
         wanted = self._store.identity.index_kind
-        on_device = self._store.device is not None and self._too_large != lineage
+        on_device = self._store.device is not None and self._device_refused != lineage
         return "flat" if wanted == "auto" and on_device else kind_for(wanted, rows)
 
-    def _keep_resident(self, stop: Callable[[], bool]) -> None:
+    def _update_resident(self, stop: Callable[[], bool]) -> None:
         """Copy the sealed vectors to the device, when it is to scan them."""
-        with self._working:
+        with self._work_lock:
             device = self._store.device
             snapshot, sealed, lineage = self._store.current()
-            if device is None or sealed is None or sealed.rows < RESIDENT_FROM or self._too_large == lineage:
+            if device is None or sealed is None or sealed.rows < RESIDENT_FROM or self._device_refused == lineage:
                 return
             known = snapshot.resident if isinstance(snapshot.resident, Resident) else None
             rows = sealed.rows
             if known is not None and known.failed:
-                self._too_large = lineage
+                self._device_refused = lineage
                 self._store.use_resident(None, lineage)
             elif self._kind(rows, lineage) == "flat" and (known is None or known.rows < rows) and not stop():
                 fresh = extend(device, known, snapshot.vectors[:rows], self._store.name)
                 if fresh is None or fresh.rows < rows:
-                    self._too_large = lineage
-                # Of what an index would be built for, a part does not help.
+                    self._device_refused = lineage
+                # Where an index would be built instead, a part of the rows does not help.
                 if fresh is not None and (fresh.rows == rows or self._store.identity.index_kind == "flat"):
                     self._store.use_resident(fresh, lineage)
 
     def _scrub(self, stop: Callable[[], bool]) -> None:
-        """Check what was found sealed; when it is damaged, go on with what the database says."""
-        with self._working:
+        """Verify the segments found at opening; if they are damaged, load the columns from the database."""
+        with self._work_lock:
             manifest, self._unchecked = self._unchecked, None
             if manifest is None or self._store.segments.scrub(manifest, stop):
                 return
@@ -326,21 +326,21 @@ class Maintenance:
                 self._seal(self._is_stopped)
 
     def _is_stopped(self) -> bool:
-        """Give way to searches, then say whether to stop: asked between two pieces of work."""
+        """Yield to searches, then return whether to stop; called between two pieces of work."""
         self._store.priority.yield_processor()
         return self._stop.is_set()
 
-    def _never(self) -> bool:
-        """Give way to searches, and go on."""
+    def _yield_only(self) -> bool:
+        """Yield to searches, and return False."""
         self._store.priority.yield_processor()
         return False
 
-    def _paced(self) -> Callable[[], bool]:
+    def _throttled(self) -> Callable[[], bool]:
         last = time.monotonic()
 
         def stop() -> bool:
             nonlocal last
-            stopped = self._stop.wait(min(_RESTS * (time.monotonic() - last), _LONGEST_REST))
+            stopped = self._stop.wait(min(_REST_FACTOR * (time.monotonic() - last), _LONGEST_REST))
             last = time.monotonic()
             return stopped
 

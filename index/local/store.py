@@ -1,7 +1,7 @@
-"""A collection's items, on disk and in memory: opening, reading and writing them.
+"""Open, read and write a collection's items, on disk and in memory.
 
-The database is the truth; the columns are mapped from sealed segments, brought up to it when the store is opened, and
-follow every commit. Readers take a snapshot and never wait for a writer.
+The database is the truth. The columns in memory are mapped from sealed segments, completed from the database when the
+store is opened, and updated after every commit. Readers use snapshots and never wait for a writer.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ DATABASE = "items.sqlite"
 LOCK = "lock"
 _COMPACT_ABOVE = 0.2
 COMPACT_FROM = 1024
-# From here on dead slots are left out by another thread than the one that commits.
+# From this size on, compaction runs in the maintenance thread instead of the committing one.
 COMPACT_APART_FROM = 16_384
 KEPT_TOMBSTONES = 100_000
 _KEPT_CONNECTIONS = 8
@@ -54,13 +54,13 @@ class LocalStore:
     Args:
         folder: the collection's folder.
         name: the collection's name, for messages.
-        read_only: take no lock and write nothing; what another process commits becomes visible.
-        device: what searches the sealed rows in the processor's place; None for nothing.
+        read_only: take no lock and write nothing; commits of another process become visible.
+        device: the device that searches the sealed rows; None for the processor.
 
     Raises:
         NotFoundError: there is no such collection.
         FailedPreconditionError: another process has it open for writing, or a newer version wrote it.
-        DataLossError: it is damaged; the message names the collection, and the item where it is one.
+        DataLossError: it is damaged; the message names the collection and, if it is known, the damaged item.
     """
 
     def __init__(self, folder: Path, name: str, *, read_only: bool, device: DeviceThread | None = None) -> None:
@@ -85,7 +85,7 @@ class LocalStore:
                 undo.callback(connection.close)
                 self.identity = read_identity(connection, name)
                 self.segments = Segments(folder, self.identity)
-                # Before the transaction begins: what is sealed was committed before.
+                # Before the transaction begins, so that all sealed writes are in it.
                 manifest = self.segments.manifest()
                 connection.execute("BEGIN" if read_only else "BEGIN IMMEDIATE")
                 state = read_state(connection, name)
@@ -127,17 +127,17 @@ class LocalStore:
 
     @property
     def state(self) -> State:
-        """The counters as of the last commit that this store knows."""
+        """Counters as of the last commit known to this store."""
         self.snapshot()
         return self._state
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes of the files on disk."""
+        """Size of the files on disk, in bytes."""
         return schema.disk_bytes(self._path.parent)
 
     def snapshot(self) -> ColumnSnapshot:
-        """Return the items as of now; a reader's view of another process's collection is brought up to date first."""
+        """Return the latest snapshot; a read-only store first catches up with commits of other processes."""
         self._check_open()
         if self.read_only:
             with self.reading():
@@ -147,22 +147,22 @@ class LocalStore:
         return snapshot
 
     def write(self, change: Callable[[Transaction], T]) -> T:
-        """Run `change` in a transaction; on return it is on disk and visible to readers."""
+        """Run `change` in a transaction; on return, its writes are on disk and visible to readers."""
         return self._check_writable().run(change)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[tuple[sqlite3.Connection, ColumnSnapshot]]:
-        """Open the database and the columns as of one and the same sequence number.
+        """Open a read transaction and the snapshot of the same sequence number.
 
         Yields:
-            A connection inside a read transaction, and the snapshot that agrees with it.
+            A connection in a read transaction, and the matching snapshot.
         """
         self._check_open()
         with translated(self.name), self._connection() as connection:
             while True:
                 connection.execute("BEGIN")
                 try:
-                    snapshot = self._agreeing(connection)
+                    snapshot = self._matching_snapshot(connection)
                     if snapshot is not None:
                         yield connection, snapshot
                         return
@@ -171,22 +171,22 @@ class LocalStore:
                         connection.execute("ROLLBACK")
 
     def seal(self) -> None:
-        """Seal what is in memory now."""
+        """Write the columns to segments now."""
         self._check_writable()
         self._maintenance.seal()
 
     def compact(self) -> None:
-        """Leave out the dead slots now, and seal the rest."""
+        """Remove the dead slots now, and seal the rest."""
         self._check_writable()
         self._maintenance.compact()
 
     def build_index(self) -> None:
-        """Seal, and build the approximate index that the collection should have, now."""
+        """Seal, and build the approximate index for the collection's kind and size now."""
         self._check_writable()
         self._maintenance.index()
 
     def close(self) -> None:
-        """Finish the writes that wait, let go of the files and the lock. May be called twice."""
+        """Finish the waiting writes, and close the files and the lock; closing twice is safe."""
         with self._idle_lock:
             if self._closed:
                 return
@@ -198,7 +198,7 @@ class LocalStore:
         for connection in idle:
             connection.close()
         self._watermark.close()
-        # Whoever still searches holds the snapshot; nobody else keeps the memory and the files.
+        # From now on, only running searches keep the memory and the files, by their snapshots.
         self._columns = Columns(self.identity.dim)
         self._snapshot = self._columns.snapshot(self._state.sequence)
         if self._lock is not None:
@@ -230,13 +230,13 @@ class LocalStore:
             if not keep:
                 connection.close()
 
-    def _agreeing(self, connection: sqlite3.Connection) -> ColumnSnapshot | None:
-        """Return the snapshot that agrees with the transaction; None when the columns cannot look back so far."""
+    def _matching_snapshot(self, connection: sqlite3.Connection) -> ColumnSnapshot | None:
+        """Return the snapshot of the transaction's sequence number; None if the columns no longer hold it."""
         state = read_state(connection, self.name)
         with self._published:
             if self.read_only and state.sequence > self._state.sequence:
-                self._follow(connection, state)
-            # A commit is on disk a moment before it is in memory.
+                self._catch_up(connection, state)
+            # A commit is on disk shortly before it is in memory.
             elif not self._published.wait_for(lambda: self._state.sequence >= state.sequence, _PUBLISHED_WITHIN):
                 raise UnavailableError(f"collection {self.name!r} must be opened again")
             snapshot = self._snapshot
@@ -244,12 +244,12 @@ class LocalStore:
         return None if snapshot.floor > state.sequence else snapshot.at(state.sequence)
 
     def current(self) -> tuple[ColumnSnapshot, Manifest | None, int]:
-        """Return the latest snapshot, what of it is sealed, and the lineage of its slots."""
+        """Return the latest snapshot, the manifest of its sealed rows, and the lineage of its slots."""
         with self._published:
             return self._snapshot, self.sealed, self._lineage
 
     def note_sealed(self, manifest: Manifest, lineage: int) -> None:
-        """Take note of what was sealed, unless the slots have been laid out anew since."""
+        """Record the manifest of newly sealed segments, unless the slots were renumbered since."""
         with self._published:
             if lineage == self._lineage:
                 self.sealed = manifest
@@ -259,24 +259,24 @@ class LocalStore:
         with self._published:
             if lineage == self._lineage:
                 self._columns.approximate = approximate
-                self._show(self._state)
+                self._renew_snapshot(self._state)
 
     def use_resident(self, resident: Resident | None, lineage: int) -> None:
         """Use a device's vectors in searches from now on, unless the slots were renumbered since they were copied."""
         with self._published:
             if lineage == self._lineage:
                 self._columns.resident = resident
-                self._show(self._state)
+                self._renew_snapshot(self._state)
 
     def use_codes(self, codes: Codes | None, lineage: int) -> None:
         """Use codes of the vectors in searches from now on, unless the slots were renumbered since."""
         with self._published:
             if lineage == self._lineage:
                 self._columns.codes = codes
-                self._show(self._state)
+                self._renew_snapshot(self._state)
 
     def replace_columns(self, fresh: Columns, since: int, lineage: int) -> bool:
-        """Go on with other columns, which are as of `since`; False when the slots have been laid out anew meanwhile."""
+        """Replace the columns by fresh ones, as of `since`; False if the slots have been renumbered meanwhile."""
         snapshot, _, now = self.current()
         if lineage != now:
             return False
@@ -284,14 +284,14 @@ class LocalStore:
         with self._published:
             if lineage != self._lineage:
                 return False
-            # What little came meanwhile; the rest was caught up with while writers went on.
+            # Only the latest writes: the others were copied above, without blocking writers.
             fresh.catch_up(self._columns.snapshot(self._state.sequence), snapshot.sequence, self.priority)
-            self._lay_out(fresh)
-            self._show(self._state)
+            self._install(fresh)
+            self._renew_snapshot(self._state)
             return True
 
     def read_all(self) -> tuple[Columns, int]:
-        """Return columns made from the database alone, and the sequence number that they are as of."""
+        """Load columns from the database alone; return them and their sequence number."""
         with translated(self.name), contextlib.closing(schema.connect(self._path, read_only=True)) as connection:
             connection.execute("BEGIN")
             state = read_state(connection, self.name)
@@ -315,18 +315,18 @@ class LocalStore:
 
     @staticmethod
     def _kept_tombstones(manifest: Manifest | None, state: State) -> int:
-        """Return how many sequence numbers back the tombstones are kept: at least to the segments' watermark."""
+        """Return the number of sequence numbers whose tombstones are kept: at least those since the watermark."""
         return KEPT_TOMBSTONES if manifest is None else max(KEPT_TOMBSTONES, state.sequence - manifest.watermark)
 
-    def _follow(self, connection: sqlite3.Connection, state: State) -> None:
-        """Bring the columns up to what another process committed."""
+    def _catch_up(self, connection: sqlite3.Connection, state: State) -> None:
+        """Update the columns with commits of another process."""
         if state.tombstones_after > self._state.sequence:
             columns, self.sealed = self._load(connection, state, self.segments.manifest())
-            self._lay_out(columns, self.sealed)
+            self._install(columns, self.sealed)
         else:
             load_since(connection, self._columns, self._state.sequence, self.identity.dim, self.name)
             self._compact(state)
-        self._show(state)
+        self._renew_snapshot(state)
 
     def _reserve(self, changes: Changes) -> None:
         rows = [row for _, batch in changes.added for row in batch.rows]
@@ -346,27 +346,27 @@ class LocalStore:
             if changes.dead:
                 self._columns.kill(np.array(changes.dead, np.int64), np.array(changes.dead_at, np.int64))
             self._compact(state)
-            self._show(state)
+            self._renew_snapshot(state)
             self._published.notify_all()
         self._maintenance.consider(state.sequence)
 
     def _compact(self, state: State) -> None:
-        # Not before what was found sealed has been checked: damaged rows must not be copied and pass for whole.
+        # Only after the segments have been verified, because new columns count as verified.
         if self._columns.size < COMPACT_APART_FROM and self.wants_compaction() and not self._maintenance.is_checking:
-            self._lay_out(Columns.of_live(self._columns.snapshot(state.sequence), self.priority))
+            self._install(Columns.of_live(self._columns.snapshot(state.sequence), self.priority))
 
-    def _lay_out(self, columns: Columns, sealed: Manifest | None = None) -> None:
+    def _install(self, columns: Columns, sealed: Manifest | None = None) -> None:
         columns.combiner = self._combiner
         self._columns, self.sealed = columns, sealed
         self._lineage += 1
 
-    def _show(self, state: State) -> None:
+    def _renew_snapshot(self, state: State) -> None:
         self._snapshot = self._columns.snapshot(state.sequence)
         self._state = state
 
 
 class WriterLock:
-    """The lock of the one process that may write."""
+    """The file lock of the only process that may write."""
 
     def __init__(self, path: Path, collection: str) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

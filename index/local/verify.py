@@ -1,8 +1,8 @@
 """Check a whole collection, list damaged items, and repair what can be repaired.
 
-What is derived (segments, counters) is made again from the rows. A row whose vector is damaged gets it back from an
-intact segment when the row's checksum then agrees. What cannot be restored is named by its key, and taken out of the
-collection so that the rest of it can be used.
+Derived data (segments, counters) are rebuilt from the rows. A damaged vector is restored from an intact segment if the
+row's checksum then matches. Items that cannot be restored are reported by key, and removed from the collection so that
+the rest can be used.
 """
 
 import contextlib
@@ -42,11 +42,11 @@ def verify(folder: Path, name: str, *, repair: bool = False, on_progress: Progre
     Args:
         folder: the collection's folder.
         name: its name, for messages.
-        repair: restore what can be restored and take out what cannot; needs the writer's lock.
-        on_progress: told how many more rows were checked.
+        repair: restore damaged items if possible, and remove the others; requires the writer's lock.
+        on_progress: called with the number of rows checked since the last call.
 
     Raises:
-        FailedPreconditionError: another process has it open for writing, and `repair` was asked for.
+        FailedPreconditionError: with `repair`, another process has it open for writing.
         DataLossError: the database is damaged beyond reading.
     """
     with contextlib.ExitStack() as stack:
@@ -56,8 +56,8 @@ def verify(folder: Path, name: str, *, repair: bool = False, on_progress: Progre
         connection = stack.enter_context(contextlib.closing(schema.connect(folder / DATABASE, read_only=not repair)))
         identity = read_identity(connection, name)
         segments = Segments(folder, identity)
-        # Before the transaction: a writer may go on, and what it sealed and acknowledged till now is in the database.
-        manifest, whole = _scrubbed(segments)
+        # Before the transaction, so that everything sealed and acknowledged by now is in it: writers may go on.
+        manifest, whole = _scrub(segments)
         watermark = Watermark(folder, name, read_only=True)
         acknowledged = watermark.read()
         connection.execute("BEGIN")
@@ -79,21 +79,21 @@ def verify(folder: Path, name: str, *, repair: bool = False, on_progress: Progre
         return report
 
 
-def _scrubbed(segments: Segments) -> tuple[Manifest | None, bool]:
-    """Return the manifest and whether the segments are what it says."""
+def _scrub(segments: Segments) -> tuple[Manifest | None, bool]:
+    """Verify the segments; return their manifest and whether they are intact."""
     manifest = segments.manifest()
     while manifest is not None:
         whole = segments.scrub(manifest)
         latest = segments.manifest()
         if whole or latest == manifest:
             return manifest, whole
-        manifest = latest  # a writer has put others in their place meanwhile
+        manifest = latest  # a writer has replaced them meanwhile
     return None, False
 
 
 @dataclass(slots=True)
 class _Check:
-    """One pass over the rows, and what it found; `differs` tells that segments do not hold what the rows say."""
+    """One pass over the rows, and its findings; `differs` is True when segments differ from intact rows."""
 
     connection: sqlite3.Connection
     identity: Identity
@@ -113,7 +113,7 @@ class _Check:
                 self.problems.append(" ".join(str(line).split()))
 
     def rows(self, columns: Columns | None) -> None:
-        """Check every row; `columns` are the segments', when there are any that are whole."""
+        """Check every row; `columns` are those of the segments, if they are intact."""
         snapshot = columns.snapshot(self.state.sequence) if columns is not None else None
         for batch in self._batches():
             sequences = np.array([row[0] for row in batch], np.int64)
@@ -154,7 +154,7 @@ class _Check:
         )
 
     def repair(self) -> None:
-        """Write what was restored, take out what was not, and count anew."""
+        """Write the restored vectors, delete the damaged items, and recount."""
         connection = self.connection
         if self.problems:
             connection.execute("REINDEX")
@@ -171,7 +171,7 @@ class _Check:
             )
         connection.execute("DELETE FROM vector WHERE sequence NOT IN (SELECT sequence FROM item)")
         connection.execute("DELETE FROM tombstone")
-        # A reader that knows an earlier sequence number reads everything again.
+        # Makes every reader that has an earlier sequence number load all rows again.
         connection.execute(
             "UPDATE state SET sequence = sequence + 1, tombstones_after = sequence + 1,"
             " count = (SELECT count(*) FROM item), labelled = (SELECT count(label) FROM item) WHERE id = 1"

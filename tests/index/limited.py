@@ -98,6 +98,6 @@ def seal_at_once(patch: pytest.MonkeyPatch) -> None:
     def consider(upkeep: Maintenance, sequence: int) -> None:
         if sequence % 2:
             upkeep.seal()
-            upkeep._keep_resident(lambda: False)
+            upkeep._update_resident(lambda: False)
 
     patch.setattr(Maintenance, "consider", consider)

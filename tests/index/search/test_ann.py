@@ -65,7 +65,7 @@ def test_it_finds_what_is_there_after_writes_and_reopenings(tmp_path: Path, kind
     stored = {item.key: item.vector for item in items(vectors())}
     with Catalog(tmp_path) as catalog:
         collection = catalog.open("shop")
-        collection._store._maintenance._keep_index(lambda: False)
+        collection._store._maintenance._update_index(lambda: False)
         info = collection.info()
         assert info.index_kind == kind
         assert info.recall is not None
@@ -88,7 +88,7 @@ def test_it_finds_what_is_there_after_writes_and_reopenings(tmp_path: Path, kind
     with Catalog(tmp_path, read_only=True) as catalog:
         assert catalog.describe("shop").index_kind == kind
         reading = catalog.open("shop")
-        reading._store._maintenance._keep_index(lambda: False)
+        reading._store._maintenance._update_index(lambda: False)
         assert reading.info().index_kind == kind
         assert recall(reading, stored) > 0.9
 
@@ -99,7 +99,7 @@ def test_a_mask_is_kept_and_nothing_is_missing(tmp_path: Path, kind: str, share:
     make(tmp_path, kind)
     with Catalog(tmp_path) as catalog:
         collection = catalog.open("shop")
-        collection._store._maintenance._keep_index(lambda: False)
+        collection._store._maintenance._update_index(lambda: False)
         snapshot = collection._store.snapshot()
         assert snapshot.approximate is not None
         mask = np.random.default_rng(0).random(len(snapshot)) < share
@@ -117,7 +117,7 @@ def test_more_than_an_index_proposes_is_answered_exactly(tmp_path: Path) -> None
     make(tmp_path, "ivf")
     with Catalog(tmp_path) as catalog:
         collection = catalog.open("shop")
-        collection._store._maintenance._keep_index(lambda: False)
+        collection._store._maintenance._update_index(lambda: False)
         values = unit(vectors())
         query = vectors(1, seed=8)
         (found,) = collection.search(query, SearchOptions(k=3000))
@@ -130,7 +130,7 @@ def test_what_the_index_lacks_is_found_even_behind_the_dead(tmp_path: Path) -> N
     make(tmp_path, "ivf")
     with Catalog(tmp_path) as catalog:
         collection = catalog.open("shop")
-        collection._store._maintenance._keep_index(lambda: False)
+        collection._store._maintenance._update_index(lambda: False)
         query = vectors(1, seed=8)
         noise = np.random.default_rng(1).standard_normal((300, DIM)).astype(np.float32)
         near = unit(query + np.float32(0.02) * noise)
@@ -157,10 +157,10 @@ def test_a_damaged_index_is_built_again(tmp_path: Path) -> None:
     path.write_bytes(data)
     assert ann.load(path.parent) is None
     with Catalog(tmp_path, read_only=True) as catalog:
-        catalog.open("shop")._store._maintenance._keep_index(lambda: False)
+        catalog.open("shop")._store._maintenance._update_index(lambda: False)
         assert catalog.open("shop").info().index_kind == "flat"
     with Catalog(tmp_path) as catalog:
-        catalog.open("shop")._store._maintenance._keep_index(lambda: False)
+        catalog.open("shop")._store._maintenance._update_index(lambda: False)
         assert catalog.open("shop").info().index_kind == "ivf"
     assert ann.load(path.parent) is not None
 

@@ -60,7 +60,7 @@ def devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[LimitedDevice]]:
 
 def on_device(catalog: Catalog) -> LocalCollection:
     collection = catalog.open("many")
-    collection._store._maintenance._keep_resident(lambda: False)
+    collection._store._maintenance._update_resident(lambda: False)
     assert collection._store.snapshot().resident is not None
     return collection
 
@@ -172,7 +172,7 @@ def test_what_does_not_fit_is_searched_on_the_processor(
         assert part is not None
         assert part.rows == opened[0].held == 4_000
         for _ in range(3):  # no more than one attempt
-            collection._store._maintenance._keep_resident(lambda: False)
+            collection._store._maintenance._update_resident(lambda: False)
         same(collection.search(queries, SearchOptions(10)), apart.open("many").search(queries, SearchOptions(10)))
         assert len([one for one in caplog.records if "do not fit" in one.message]) == 1
         assert "out of memory" in caplog.text
@@ -210,7 +210,7 @@ def test_a_device_that_fails_is_not_asked_again(
         assert len([one for one in caplog.records if "the GPU fails" in one.message]) == 1
         devices[0].broken = False
         for _ in range(2):
-            collection._store._maintenance._keep_resident(lambda: False)
+            collection._store._maintenance._update_resident(lambda: False)
         assert collection._store.snapshot().resident is None
 
 
@@ -220,7 +220,7 @@ def test_a_device_that_computes_roughly_is_not_used(
     install(monkeypatch, noise=1e-3)  # as products of 10-bit fractions are
     with Catalog(folder, read_only=True, device="cuda") as catalog:
         collection = catalog.open("many")
-        collection._store._maintenance._keep_resident(lambda: False)
+        collection._store._maintenance._update_resident(lambda: False)
         assert collection._store.snapshot().resident is None
         assert collection.info().index_device == "cpu"
         assert "is not used" in caplog.text

@@ -67,7 +67,7 @@ def test_an_index_that_goes_by_them_finds_what_is_there(tmp_path: Path, monkeypa
         collection.build_index()
     with Catalog(tmp_path) as catalog:
         collection = catalog.open("shop")
-        collection._store._maintenance._keep_index(lambda: False)
+        collection._store._maintenance._update_index(lambda: False)
         index = collection._store.snapshot().approximate
         assert isinstance(index, ann.Approximate)
         assert index._coordinates is not None
