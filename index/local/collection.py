@@ -155,8 +155,8 @@ class LocalCollection:
         Raises:
             InvalidArgumentError: the condition is invalid.
         """
-        # Rows never change, so those that match now still do if they exist. Only rows written since are left to check in
-        # the writer's transaction.
+        # Rows never change, so those that match now still do if they exist. The transaction of the write only has to
+        # check the rows written since.
         with self._selected(condition) as (_, snapshot, mask):
             known, last = snapshot.sequences[mask].tolist(), snapshot.sequence
 

@@ -132,7 +132,7 @@ def _attempt(transaction: Transaction, write: Callable[[Transaction], T]) -> tup
         raise
     except Exception as error:
         transaction.connection.execute("ROLLBACK TO attempt")
-        transaction.back_to(mark)
+        transaction.roll_back_to(mark)
         answer = (None, error)
     transaction.connection.execute("RELEASE attempt")
     return answer

@@ -1,7 +1,7 @@
 """Load a collection into columns: from its sealed segments and the rows since or, without segments, from every row.
 
-Every row that is read from the database has its checksum checked. What the segments hold is not read: a few of their
-rows are compared with the database, so that segments of another history of the collection are not taken for its own.
+The checksum of every row that is read from the database is verified. Rows in the segments are not read; only a few of
+them are compared with the database, so that segments of another history of the collection are detected.
 """
 
 import sqlite3
@@ -22,12 +22,12 @@ _COMPARED = 16
 def load_sealed(
     connection: sqlite3.Connection, segments: Segments, manifest: Manifest, state: State, collection: str
 ) -> Columns | None:
-    """Return the columns as of the connection's transaction by way of the segments; None when those are of no use.
+    """Load columns as of the connection's transaction from the segments; None if these cannot be used.
 
     Raises:
-        DataLossError: a row that was written after the segments fails its checksum; its key is named.
+        DataLossError: a row written after the segments fails its checksum; the message names its key.
     """
-    # The tombstones since the segments were written must all be there.
+    # All tombstones since the segments were written are needed.
     if not state.tombstones_after <= manifest.watermark <= state.sequence:
         return None
     columns = segments.open(manifest)
@@ -42,7 +42,7 @@ def load_sealed(
 
 
 def _agrees(connection: sqlite3.Connection, columns: Columns, watermark: int) -> bool:
-    """Return whether some rows, from the first slot to the last, are in the database as the segments have them."""
+    """Return whether a sample of the segments' rows agrees with the database."""
     snapshot = columns.snapshot(watermark)
     if not len(snapshot):
         return True
@@ -59,7 +59,7 @@ def _agrees(connection: sqlite3.Connection, columns: Columns, watermark: int) ->
         slot = by_sequence[sequence]
         if row_checksum(key, label, content_hash, snapshot.vectors[slot].tobytes()) != checksum:
             return False
-    # A row that died since then is gone from the database.
+    # Rows that died since then are no longer in the database.
     return len(rows) == len(by_sequence) or len(rows) >= len(by_sequence) - _died_since(connection, by_sequence)
 
 
@@ -73,10 +73,10 @@ def _died_since(connection: sqlite3.Connection, sequences: Mapping[int, object])
 def load(
     connection: sqlite3.Connection, state: State, dim: int, collection: str, label_names: Sequence[str] = ()
 ) -> Columns:
-    """Return the columns of all rows as of the connection's transaction; the labels that are given keep their codes.
+    """Load the columns of all rows as of the connection's transaction; labels of `label_names` keep their codes.
 
     Raises:
-        DataLossError: a row fails its checksum (its key is named), or rows are missing.
+        DataLossError: a row fails its checksum (the message names its key), or rows are missing.
     """
     columns = Columns(dim, state.count, label_names)
     _append_rows(connection, columns, 0, dim, collection)
@@ -91,20 +91,20 @@ def load(
 
 
 def load_since(connection: sqlite3.Connection, columns: Columns, since: int, dim: int, collection: str) -> None:
-    """Append the rows that were written after the sequence number `since`, and mark those that died after it."""
+    """Append the rows written after the sequence number `since`, and mark the slots that died after it."""
     _append_rows(connection, columns, since, dim, collection)
     buried = connection.execute(
         "SELECT dead, sequence FROM tombstone WHERE sequence > ? ORDER BY sequence", (since,)
     ).fetchall()
     if buried:
-        # Rows that came and went since then were never in the columns.
+        # Rows that were both written and deleted since then are not in the columns.
         dead, at = np.array(buried, np.int64).T
         known = columns.holds(dead)
         columns.kill(dead[known], at[known])
 
 
 def _append_rows(connection: sqlite3.Connection, columns: Columns, after: int, dim: int, collection: str) -> None:
-    # Text as bytes: that is how keys are kept, and damaged text must not end the reading with a decoding error.
+    # Text as bytes, because keys are kept so, and because damaged text must not raise a decoding error.
     text_factory, connection.text_factory = connection.text_factory, bytes
     try:
         items = connection.execute(

@@ -1,7 +1,7 @@
-"""Arrays whose first rows are a file's, mapped and not read, and which go on in memory where the file ends.
+"""Map a file as the first rows of an array that continues in memory.
 
-One run of addresses holds both, so that a search scans the rows of a file and those written since in one pass. The file
-is mapped privately: nothing that is stored in the array reaches it.
+Both parts are in one range of addresses, so that a search scans the rows of the file and those written since in one
+pass. The file is mapped privately: writes to the array do not change it.
 """
 
 import ctypes
@@ -20,13 +20,13 @@ _MAP_FIXED = 0x10
 
 
 def map_rows(path: Path, dtype: type[Scalar], rows: int, capacity: int, width: tuple[int, ...] = ()) -> NDArray[Scalar]:
-    """Return an array that begins with the rows of a file.
+    """Map a file as the first rows of an array.
 
     Args:
-        path: the file; it holds at least the rows, one after the other. It may be removed or grow later on, not shrink.
-        dtype: of a component.
-        rows: rows that the file holds.
-        capacity: rows of the array; those after the file's are zero and take no memory until they are written.
+        path: the file; it contains at least these rows, contiguously. It may later be removed or grow, but not shrink.
+        dtype: type of a component.
+        rows: number of rows in the file.
+        capacity: number of rows of the array; those after the file's are zero, and take no memory until written.
         width: shape of a row.
 
     Returns:
@@ -34,7 +34,7 @@ def map_rows(path: Path, dtype: type[Scalar], rows: int, capacity: int, width: t
 
     Raises:
         OSError: the file cannot be opened or mapped.
-        ValueError: it is too short.
+        ValueError: the file is too short.
     """
     row_bytes = np.dtype(dtype).itemsize * int(np.prod(width, dtype=np.int64))
     region = mmap.mmap(-1, max(1, capacity * row_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -45,7 +45,7 @@ def map_rows(path: Path, dtype: type[Scalar], rows: int, capacity: int, width: t
 
 
 def _lay_over(region: mmap.mmap, path: Path, size: int) -> None:
-    """Map the first `size` bytes of a file over the beginning of a region."""
+    """Map the first `size` bytes of a file over the beginning of a memory region."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if os.fstat(descriptor).st_size < size:

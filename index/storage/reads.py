@@ -19,7 +19,7 @@ _Joined = tuple[int, str, str | None, bytes | None, int, str | None, int, bytes]
 def read_items(
     connection: sqlite3.Connection, keys: Sequence[str], dim: int, collection: str
 ) -> dict[str, IndexedItem]:
-    """Return the items of those of `keys` that exist."""
+    """Read the items of those of `keys` that exist."""
     rows = connection.execute(
         "SELECT i.sequence, key, label, content_hash, checksum, payload, payload_checksum, data"
         " FROM item i JOIN vector v USING (sequence) WHERE key IN (SELECT value FROM json_each(?))",
@@ -30,7 +30,7 @@ def read_items(
 
 
 def read_page(connection: sqlite3.Connection, after: int, limit: int, dim: int, collection: str) -> list[IndexedItem]:
-    """Return the first `limit` items above the sequence number `after`, in its order."""
+    """Read the first `limit` items after the sequence number `after`, in the order of sequence numbers."""
     rows = connection.execute(
         "SELECT i.sequence, key, label, content_hash, checksum, payload, payload_checksum, data"
         " FROM item i JOIN vector v USING (sequence) WHERE i.sequence > ? ORDER BY i.sequence LIMIT ?",
@@ -40,7 +40,7 @@ def read_page(connection: sqlite3.Connection, after: int, limit: int, dim: int, 
 
 
 def read_rows(connection: sqlite3.Connection, sequences: Sequence[int], dim: int, collection: str) -> list[IndexedItem]:
-    """Return the items of rows, in the order of their sequence numbers."""
+    """Read the items of rows, in the order of sequence numbers."""
     rows = connection.execute(
         "SELECT i.sequence, key, label, content_hash, checksum, payload, payload_checksum, data"
         " FROM item i JOIN vector v USING (sequence) WHERE i.sequence IN (SELECT value FROM json_each(?))"
@@ -88,7 +88,7 @@ def read_payloads(connection: sqlite3.Connection, sequences: Sequence[int], coll
 
 
 def _decode_payload(text: str, checksum: int, key: str, collection: str) -> Payload:
-    """Return a stored payload, or raise DataLossError naming the item."""
+    """Return a stored payload; raises DataLossError, naming the item, if it fails its checksum."""
     if payload_checksum(text) != checksum:
         raise DataLossError(f"collection {collection!r} is damaged: the payload of item {key!r} fails its checksum")
     payload: Payload = json.loads(text)
@@ -96,7 +96,7 @@ def _decode_payload(text: str, checksum: int, key: str, collection: str) -> Payl
 
 
 def _stored_item(row: _Joined, dim: int, collection: str) -> IndexedItem:
-    """Return the item of a joined row, or raise DataLossError naming it."""
+    """Return the item of a joined row; raises DataLossError, naming the item, if it fails its checksum."""
     sequence, key, label, content_hash, checksum, payload, check, data = row
     intact = row_checksum(key.encode(), None if label is None else label.encode(), content_hash, data) == checksum
     if not intact or len(data) != 4 * dim:

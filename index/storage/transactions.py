@@ -1,8 +1,8 @@
 """Apply writes to the database inside a transaction that several of them may share.
 
-Items are checked and encoded by the caller's thread (`prepare`), so that the one thread that writes has little left to
-do. Statements cover many rows at a time: each step of SQLite gives up the interpreter's lock, and getting it back from
-busy threads is what would make a write of many small steps slow.
+Items are checked and encoded in the caller's thread (`prepare`), so that the only thread that writes has little to do.
+Statements cover many rows: each step of SQLite releases the interpreter's lock, and getting it back from busy threads
+would make a write of many small steps slow.
 """
 
 import json
@@ -19,9 +19,9 @@ from imagekin.index.storage.search_priority import SearchPriority
 from imagekin.index.types import VectorItem
 from imagekin.types import Outcome, Vector
 
-# Rows of one INSERT, most first: a handful of statements that stay prepared, whatever the number of rows.
+# Rows of one INSERT, largest first: a few statements, which stay prepared, suffice for any number of rows.
 _STEPS = (64, 32, 8, 1)
-# Items that are encoded before searches have their turn.
+# Items that are encoded before yielding to searches.
 _ENCODED_AT_ONCE = 16
 
 
@@ -40,12 +40,12 @@ class ItemRow:
 
 @dataclass(frozen=True, slots=True)
 class WriteBatch:
-    """Checked items, every key once.
+    """Checked items with unique keys.
 
     Attributes:
         rows: the items.
-        vectors: float32 [n, D] of unit length, in the rows' order.
-        positions: for each item as given, the place of its key in `rows`.
+        vectors: float32 [n, D] of unit length, in the order of `rows`.
+        positions: for each item as given, the index of its key in `rows`.
     """
 
     rows: list[ItemRow]
@@ -81,7 +81,7 @@ def prepare(items: Sequence[VectorItem], dim: int, priority: SearchPriority) -> 
 
 
 def encode(item: VectorItem, key: str, payload: str | None, vector: memoryview | bytes) -> ItemRow:
-    """Return an item's row; `payload` and `vector` are as they will be stored."""
+    """Return an item's row; `payload` and `vector` are in their stored form."""
     label = validation.label(item.label)
     content_hash = validation.content_hash(item.content_hash)
     utf8 = key.encode()
@@ -128,7 +128,7 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A point of a transaction that it can return to."""
+    """A point of a transaction to roll back to."""
 
     state: State
     added: int
@@ -136,7 +136,7 @@ class Mark:
 
 
 class Transaction:
-    """An open transaction: writes take sequence numbers from it and tell it what they changed."""
+    """An open transaction, which assigns sequence numbers to writes and records their changes."""
 
     def __init__(self, connection: sqlite3.Connection, state: State, priority: SearchPriority) -> None:
         self.connection = connection
@@ -148,20 +148,20 @@ class Transaction:
         self.labelled = state.labelled
 
     def mark(self) -> Mark:
-        """Return the present point, to be given to `back_to`."""
+        """Return the current point, for `roll_back_to`."""
         return Mark(self.state(), len(self.changes.added), len(self.changes.dead))
 
-    def back_to(self, mark: Mark) -> None:
-        """Forget what came after `mark`; the database's part is a savepoint's."""
+    def roll_back_to(self, mark: Mark) -> None:
+        """Drop the recorded changes after `mark`; the database itself is rolled back by a savepoint."""
         self.sequence, self.count, self.labelled = mark.state.sequence, mark.state.count, mark.state.labelled
         del self.changes.added[mark.added :], self.changes.dead[mark.dead :], self.changes.dead_at[mark.dead :]
 
     def state(self) -> State:
-        """Return the counters as they are now."""
+        """Return the current counters."""
         return State(self.sequence, self.count, self.labelled, self._before.tombstones_after)
 
     def store_state(self) -> None:
-        """Write the counters, when they moved."""
+        """Write the counters if they have changed."""
         if self.sequence != self._before.sequence:
             self.connection.execute(
                 "UPDATE state SET sequence = ?, count = ?, labelled = ? WHERE id = 1",
@@ -189,7 +189,7 @@ class Transaction:
         return [row.key in existing for row in batch.rows]
 
     def delete(self, keys: Sequence[str]) -> int:
-        """Delete the rows of `keys`, each named once; return how many there were."""
+        """Delete the rows of unique `keys`; return the number of rows deleted."""
         existing = self._take(keys)
         if existing:
             self._bury(
@@ -202,7 +202,7 @@ class Transaction:
         return len(existing)
 
     def _take(self, keys: Sequence[str]) -> dict[str, tuple[int, bool]]:
-        """Remove the items of `keys`; return the sequence number of each, and whether it had a label."""
+        """Delete the item rows of `keys`; return the sequence number of each, and whether it had a label."""
         rows = self.connection.execute(
             f"DELETE FROM item WHERE key {_among(keys)} RETURNING key, sequence, label IS NOT NULL",  # noqa: S608
             (_bound(keys),),
@@ -210,7 +210,7 @@ class Transaction:
         return {key: (sequence, bool(labelled)) for key, sequence, labelled in rows.fetchall()}
 
     def _bury(self, old: list[int], new: list[int]) -> None:
-        """Remove the vectors of items that were taken, and note at which sequence numbers they died."""
+        """Delete the vectors of deleted items, and record the sequence numbers of their deaths as tombstones."""
         if not old:
             return
         self.connection.execute(f"DELETE FROM vector WHERE sequence {_among(old)}", (_bound(old),))  # noqa: S608
@@ -247,7 +247,7 @@ def outcomes(batch: WriteBatch, existed: list[bool]) -> tuple[Outcome, ...]:
 
 
 def _among(values: Sequence[object]) -> str:
-    """Return the condition of being among values that `_bound` binds; for one value without taking JSON apart."""
+    """Return the SQL condition of being among values that `_bound` binds; simpler and faster for one value."""
     return "= ?" if len(values) == 1 else "IN (SELECT value FROM json_each(?))"
 
 
@@ -256,10 +256,10 @@ def _bound(values: Sequence[str] | Sequence[int]) -> str | int:
 
 
 def marks(count: int) -> str:
-    """Return `count` question marks for values to bind."""
+    """Return `count` question marks as placeholders of parameters."""
     return ",".join("?" * count)
 
 
 def as_json(values: Sequence[str] | Sequence[int]) -> str:
-    """Return values as one JSON text, which SQLite's json_each takes apart: any number of values, one to bind."""
+    """Return values as one JSON text for SQLite's json_each, so that any number of values is one parameter."""
     return json.dumps(values, ensure_ascii=False)

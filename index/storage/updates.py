@@ -1,4 +1,4 @@
-"""Changes of labels and payloads that leave the vectors alone."""
+"""Change labels and payloads without changing vectors."""
 
 from collections.abc import Sequence
 
@@ -13,10 +13,10 @@ from imagekin.types import ItemUpdate, Payload, UpdateResult
 
 
 def prepare(updates: Sequence[ItemUpdate]) -> dict[str, ItemUpdate]:
-    """Check updates and join those of one key; of what two of them change, the later one counts.
+    """Check updates, and merge those of the same key; of conflicting ones, the later one counts.
 
     Raises:
-        InvalidArgumentError: one cannot be stored; the message names its key.
+        InvalidArgumentError: an update cannot be stored; the message names its key.
     """
     joined: dict[str, ItemUpdate] = {}
     for update in updates:
@@ -33,7 +33,7 @@ def prepare(updates: Sequence[ItemUpdate]) -> dict[str, ItemUpdate]:
 
 
 def apply(transaction: Transaction, updates: dict[str, ItemUpdate], dim: int, collection: str) -> UpdateResult:
-    """Write the updated items anew, their vectors bit for bit as they were."""
+    """Write the updated items as new rows, with unchanged vectors."""
     items = read_items(transaction.connection, list(updates), dim, collection)
     rows, vectors = [], np.empty((len(items), dim), np.float32)
     for place, (key, item) in enumerate(items.items()):

@@ -169,7 +169,7 @@ def check(folder: Path, seed: int, say: Callable[[dict[str, Any]], None]) -> Non
             end = time.monotonic() + _PATIENCE
             while collection._store._maintenance._unchecked is not None and time.monotonic() < end:
                 time.sleep(0.002)
-        with collection._store._maintenance._working:
+        with collection._store._maintenance._work_lock:
             assert len(stored) == collection.count() == collection.info().count
         found = {}
         for item in stored:
@@ -277,8 +277,8 @@ def _make(folder: Path, _: int, say: Callable[[dict[str, Any]], None]) -> None:
 def _hurry() -> None:
     """Let the store do by itself, all the time, what it does now and then."""
     maintenance.SEAL_FROM, maintenance.SEAL_WHEN_IDLE_FROM = 100, 50
-    maintenance._SCRUB_AFTER_SECONDS, maintenance._RESTS = 0.0, 0.0
-    coded_top_k.MIN_ROWS = coded_top_k._ROWS_PER_NEIGHBOUR = maintenance._CODE_FROM = 16
+    maintenance._SCRUB_AFTER_SECONDS, maintenance._REST_FACTOR = 0.0, 0.0
+    coded_top_k.MIN_ROWS = coded_top_k._ROWS_PER_NEIGHBOUR = maintenance._ENCODE_FROM = 16
     coded_top_k.MIN_DIM = DIM
     store.COMPACT_FROM, store.COMPACT_APART_FROM, store.KEPT_TOMBSTONES = 64, 128, 300
 

@@ -32,10 +32,10 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coded_top_k, "MIN_ROWS", 512)
     monkeypatch.setattr(coding, "_PACKED_FROM", 1)
     monkeypatch.setattr(coding, "_PACKED_BYTES", 1)
-    monkeypatch.setattr(maintenance, "_CODE_FROM", 200)
+    monkeypatch.setattr(maintenance, "_ENCODE_FROM", 200)
     monkeypatch.setattr(maintenance, "_SCRUB_AFTER_SECONDS", 0.0)
     monkeypatch.setattr(maintenance, "_IDLE_SECONDS", 0.05)
-    monkeypatch.setattr(maintenance, "_RESTS", 0.0)
+    monkeypatch.setattr(maintenance, "_REST_FACTOR", 0.0)
 
 
 def items(first: int, last: int) -> list[VectorItem]:
@@ -137,7 +137,7 @@ def test_damaged_codes_are_made_again(folder: Path, tmp_path: Path, how: str) ->
         collection = catalog.open("shop")
         keeper = collection._store._maintenance
         eventually(lambda: keeper._unchecked is None)
-        with keeper._working:
+        with keeper._work_lock:
             assert answers(collection) == expected
         collection.seal()
         sealed = collection._store.sealed

@@ -229,7 +229,7 @@ def test_a_reader_follows_across_the_writer_opening_again(tmp_path: Path, monkey
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_yield"), reason="this system has no call to offer the processor")
-def test_what_is_done_in_bulk_gives_way_to_searches_and_to_nobody_else(
+def test_what_is_done_in_bulk_yields_to_searches_and_to_nobody_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offers: list[str] = []

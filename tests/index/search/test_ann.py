@@ -24,7 +24,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ann, "BUILD_FROM", 1000)
     monkeypatch.setattr(nearest, "_APPROXIMATE_FROM", 500)
     monkeypatch.setattr(maintenance, "_SCRUB_AFTER_SECONDS", 0.0)
-    monkeypatch.setattr(maintenance, "_RESTS", 0.0)
+    monkeypatch.setattr(maintenance, "_REST_FACTOR", 0.0)
 
 
 def vectors(count: int = COUNT, seed: int = 0) -> Vector:

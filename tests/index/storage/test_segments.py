@@ -26,7 +26,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maintenance, "SEAL_FROM", 500)
     monkeypatch.setattr(maintenance, "SEAL_WHEN_IDLE_FROM", 1)
     monkeypatch.setattr(maintenance, "_SCRUB_AFTER_SECONDS", 0.0)
-    monkeypatch.setattr(maintenance, "_RESTS", 0.0)
+    monkeypatch.setattr(maintenance, "_REST_FACTOR", 0.0)
 
 
 def items(first: int, last: int, seed: int = 0) -> list[VectorItem]:
@@ -137,7 +137,7 @@ def test_every_file_flipped_cut_or_removed_is_healed(sealed: Sealed, tmp_path: P
                 collection = catalog.open("shop")
                 upkeep_of = collection._store._maintenance
                 wait_for_scrub(upkeep_of)
-                with upkeep_of._working:
+                with upkeep_of._work_lock:
                     assert answers(collection) == expected, (name, damage)
                 collection._store._maintenance.seal()
             manifest = collection._store.sealed
