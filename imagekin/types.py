@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from imagekin.v1.common_pb2 import Condition
 
 __all__ = [
+    "JSON",
     "CollectionInfo",
     "Errors",
     "Examples",
@@ -29,7 +30,9 @@ __all__ = [
     "Model",
     "Neighbour",
     "Outcome",
+    "Payload",
     "Prediction",
+    "Snapshot",
     "StoredItem",
     "UpdateResult",
     "Upserted",

@@ -38,7 +38,7 @@ _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
-class ServedModel(Protocol):
+class MeasuredModel(Protocol):
     """What a scrape asks of a model."""
 
     @property
@@ -117,7 +117,7 @@ class Metrics:
 
     def watch(
         self,
-        models: Callable[[], Sequence[ServedModel]],
+        models: Callable[[], Sequence[MeasuredModel]],
         collections: Callable[[], Sequence[ServedCollection]],
         in_flight: Callable[[], int],
     ) -> None:
@@ -190,7 +190,7 @@ class _State(Collector):
 
     def __init__(
         self,
-        models: Callable[[], Sequence[ServedModel]],
+        models: Callable[[], Sequence[MeasuredModel]],
         collections: Callable[[], Sequence[ServedCollection]],
         in_flight: Callable[[], int],
     ) -> None:
