@@ -34,7 +34,7 @@ def classify(
         bool, typer.Option("--leave-one-out", help="An indexed image does not vote for itself.")
     ] = False,
     *,
-    server: options.Server,
+    server: options.ServerAddress,
     timeout: options.Timeout = 60.0,
     as_json: options.AsJson = False,
 ) -> None:

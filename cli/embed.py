@@ -49,7 +49,7 @@ def embed(
         ),
     ] = None,
     engine: engines.Engine,
-    server: options.Server,
+    server: options.ServerAddress,
     model: Annotated[str, typer.Option("--model-name", metavar="NAME", help="One of the server's models.")] = "",
     timeout: options.Timeout = 60.0,
     as_json: options.AsJson = False,

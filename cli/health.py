@@ -15,7 +15,7 @@ def health(
         float, typer.Option("--wait", metavar="SECONDS", help="Wait so long until the server is ready.", min=0)
     ] = 0.0,
     *,
-    server: options.Server,
+    server: options.ServerAddress,
     as_json: options.AsJson = False,
 ) -> None:
     """Ask a server whether it is serving; exit status 0 when it is, 1 when not."""

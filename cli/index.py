@@ -37,7 +37,7 @@ def index(
         typer.Option("--space", metavar="NAME", help="Embedding space of vectors that are indexed without a model."),
     ] = None,
     *,
-    place: options.Place,
+    place: options.CollectionsPlace,
     on_conflict: Annotated[
         Conflict, typer.Option("--on-conflict", help="What to do when a key exists with other content.")
     ] = "replace",
@@ -139,7 +139,9 @@ def _space_of(
 
 
 @contextmanager
-def _opened(name: str, space: str, dim: int, index_kind: str, place: options.Place, timeout: float) -> Iterator["Sink"]:
+def _opened(
+    name: str, space: str, dim: int, index_kind: str, place: options.CollectionsPlace, timeout: float
+) -> Iterator["Sink"]:
     """Yield the collection, made if there is none, whose embedding space is that of the vectors to come."""
     if place.here is None:
         from imagekin.cli.shared.remote_sink import ClientSink, remote_collection

@@ -42,7 +42,7 @@ class Keeper(Protocol):
 @app.command("list")
 @with_options
 def list_collections(
-    place: options.Place,
+    place: options.CollectionsPlace,
     as_json: options.AsJson = False,
 ) -> None:
     """List the collections."""
@@ -65,7 +65,7 @@ def list_collections(
 @with_options
 def show_collection(
     name: options.Name,
-    place: options.Place,
+    place: options.CollectionsPlace,
     as_json: options.AsJson = False,
 ) -> None:
     """Describe one collection."""
@@ -102,7 +102,7 @@ def scroll_items(
     limit: Annotated[int, typer.Option("--limit", help="Items to show; 0 is all.", min=0)] = 20,
     condition: options.Filter = None,
     *,
-    place: options.Place,
+    place: options.CollectionsPlace,
     as_json: options.AsJson = False,
 ) -> None:
     """Show a collection's items in the order of their last write."""
@@ -129,7 +129,7 @@ def drop_collection(
     name: options.Name,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     *,
-    place: options.Place,
+    place: options.CollectionsPlace,
     as_json: options.AsJson = False,
 ) -> None:
     """Remove a collection and all its items for good."""
@@ -157,7 +157,7 @@ queries.register(app)
 maintenance.register(app)
 
 
-def keeper_of(place: options.Place) -> Keeper:
+def keeper_of(place: options.CollectionsPlace) -> Keeper:
     """Return whoever keeps the collections: a folder here, Milvus, or a server."""
     return _Server(place) if place.here is None else _Here(place)
 
@@ -168,7 +168,7 @@ class _Here:
     Of a folder only dropping takes the writer's lock, so a running server does not stand in the way.
     """
 
-    def __init__(self, place: options.Place) -> None:
+    def __init__(self, place: options.CollectionsPlace) -> None:
         self._place = place
 
     def infos(self) -> "list[CollectionInfo]":
@@ -201,7 +201,7 @@ class _Here:
 class _Server:
     """Collections of a server."""
 
-    def __init__(self, place: options.Place) -> None:
+    def __init__(self, place: options.CollectionsPlace) -> None:
         self._client = place.connect(timeout=60.0)
 
     def infos(self) -> "list[CollectionInfo]":

@@ -106,7 +106,7 @@ def duplicates(
 @with_options
 def snapshot(
     name: options.Name,
-    place: options.Place,
+    place: options.CollectionsPlace,
     as_json: options.AsJson = False,
 ) -> None:
     """Copy a collection as of now into the data folder's snapshots, while it is served and written."""

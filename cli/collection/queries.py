@@ -22,7 +22,7 @@ def count(
     name: options.Name,
     condition: options.Filter = None,
     *,
-    place: options.Place,
+    place: options.CollectionsPlace,
     as_json: options.AsJson = False,
 ) -> None:
     """Count a collection's items, or those that match."""
@@ -46,7 +46,7 @@ def facet(
     condition: options.Filter = None,
     limit: Annotated[int, typer.Option("--limit", help="Values to show at most.", min=1, max=10_000)] = 100,
     *,
-    place: options.Place,
+    place: options.CollectionsPlace,
     as_json: options.AsJson = False,
 ) -> None:
     """Count a collection's items by the values of a field, the most frequent first."""
@@ -70,7 +70,7 @@ def delete(
     key: Annotated[list[str] | None, typer.Option("--key", metavar="KEY", help="An item; may be repeated.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     *,
-    place: options.Place,
+    place: options.CollectionsPlace,
     as_json: options.AsJson = False,
 ) -> None:
     """Delete items by key, or all that match."""
@@ -162,7 +162,9 @@ class _Remote:
 
 
 @contextlib.contextmanager
-def _opened(place: options.Place, name: str, *, writing: bool = False) -> "Iterator[_Remote | KeptCollection]":
+def _opened(
+    place: options.CollectionsPlace, name: str, *, writing: bool = False
+) -> "Iterator[_Remote | KeptCollection]":
     if place.here is None:
         with place.connect(timeout=60.0) as client:
             yield _Remote(client)

@@ -64,7 +64,7 @@ class Credentials:
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class ServerAddress:
     """A server and how to speak to it."""
 
     address: str = option(DEFAULT_ADDRESS, "The server.", metavar="HOST:PORT")
@@ -110,7 +110,7 @@ class Folder:
 
 
 @dataclass(frozen=True, slots=True)
-class Place(Folder):
+class CollectionsPlace(Folder):
     """Where collections are kept: by this machine, or by a server.
 
     Raises:

@@ -12,7 +12,7 @@ import typer
 
 from imagekin.cli import main as cli
 from imagekin.cli.shared import settings_file
-from imagekin.cli.shared.options import Place, Server
+from imagekin.cli.shared.options import CollectionsPlace, ServerAddress
 from imagekin.command_options import Given, with_options
 from imagekin.index.types import EvaluateOptions
 from imagekin.serving.settings import Limits, Settings
@@ -150,7 +150,7 @@ class Tried:
         self.seen: dict[str, Any] = {}
 
         @with_options
-        def whole(settings: Every, place: Server) -> None:
+        def whole(settings: Every, place: ServerAddress) -> None:
             self.seen.update(settings=settings, place=place)
 
         @with_options
@@ -158,7 +158,7 @@ class Tried:
             self.seen.update(given=given.values, name=ctx.command.name)
 
         @with_options
-        def where(place: Place) -> None:
+        def where(place: CollectionsPlace) -> None:
             self.seen.update(place=place)
 
         targets = {"whole": whole, "some": some, "where": where}
