@@ -1,4 +1,4 @@
-"""Between messages and the project's own types: every check of a request's values that needs no state is here."""
+"""Convert messages to the project's own types and back, and check all values that can be checked without state."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ Vector = NDArray[np.float32]
 
 
 def read_vector(message: common_pb2.Vector, dim: int, field: str) -> Vector:
-    """Return a vector as float32 [D] of unit length.
+    """Read a vector as float32 [D] of unit length.
 
     Args:
         message: the vector.
@@ -40,13 +40,13 @@ def read_vector(message: common_pb2.Vector, dim: int, field: str) -> Vector:
     return vector
 
 
-def write_vector(vector: Vector) -> common_pb2.Vector:
+def _write_vector(vector: Vector) -> common_pb2.Vector:
     """Return float32 [D] as a message."""
     return common_pb2.Vector(data=vector.astype("<f4", copy=False).tobytes(), dim=len(vector))
 
 
 def read_payload(text: str) -> dict[str, Any] | None:
-    """Return the JSON object that a payload's text is, None when it is empty.
+    """Parse the JSON object of a payload; None when it is empty.
 
     Raises:
         InvalidArgumentError: it is too long or no JSON object.
@@ -65,8 +65,8 @@ def read_payload(text: str) -> dict[str, Any] | None:
     return payload
 
 
-def write_payload(payload: Mapping[str, Any] | None) -> str:
-    """Return a payload as text, empty when there is none."""
+def _write_payload(payload: Mapping[str, Any] | None) -> str:
+    """Return a payload as JSON text, empty when there is none."""
     return "" if payload is None else json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -74,9 +74,9 @@ def write_item(item: IndexedItem, *, with_vector: bool) -> common_pb2.Item:
     """Return a stored item as a message."""
     return common_pb2.Item(
         key=item.key,
-        vector=write_vector(item.vector) if with_vector else None,
+        vector=_write_vector(item.vector) if with_vector else None,
         label=item.label,
-        payload_json=write_payload(item.payload),
+        payload_json=_write_payload(item.payload),
         content_hash=item.content_hash or b"",
         sequence=item.sequence,
     )
@@ -107,8 +107,8 @@ def write_neighbour(neighbour: Neighbour) -> searcher_pb2.Neighbour:
         key=neighbour.key,
         similarity=neighbour.similarity,
         label=neighbour.label,
-        payload_json=write_payload(neighbour.payload),
-        vector=None if neighbour.vector is None else write_vector(neighbour.vector),
+        payload_json=_write_payload(neighbour.payload),
+        vector=None if neighbour.vector is None else _write_vector(neighbour.vector),
     )
 
 
@@ -124,7 +124,7 @@ def write_prediction(prediction: Prediction) -> searcher_pb2.Prediction:
 
 @contextlib.contextmanager
 def located(field: str) -> Iterator[None]:
-    """Say of an InvalidArgumentError where in the request its field is."""
+    """Add the field's place in the request to an InvalidArgumentError raised in the block."""
     try:
         yield
     except InvalidArgumentError as error:
@@ -142,7 +142,7 @@ def check_count(items: Sized, limit: int, field: str) -> None:
 
 
 def check_range(value: float, low: float, high: float, field: str) -> float:
-    """Return a number that lies in [low, high].
+    """Check that a number lies in [low, high] and return it.
 
     Raises:
         InvalidArgumentError: it does not, or is not a number.
@@ -153,7 +153,7 @@ def check_range(value: float, low: float, high: float, field: str) -> float:
 
 
 def read_updates(messages: Sequence[collections_pb2.ItemUpdate]) -> list[ItemUpdate]:
-    """Return the changes that a request asks for.
+    """Read and check the changes that a request asks for.
 
     Raises:
         InvalidArgumentError: one cannot be made.

@@ -1,4 +1,4 @@
-"""Loads what is on disk anew while the server runs: certificates, tokens, models, collections."""
+"""Reload certificates, tokens, models and collections while the server runs."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ log = logging.getLogger("imagekin.serving")
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
-    """What was loaded anew.
+    """Names of the models and collections that a reload has loaded.
 
     Attributes:
         models: names of the models.
@@ -30,7 +30,7 @@ class Reloaded:
 
 
 class Reloader:
-    """Reloads, one request after the other.
+    """Reload on request, one reload at a time.
 
     Args:
         settings: the server's settings.
@@ -38,7 +38,7 @@ class Reloader:
         store: the collections.
         certificates: of TLS, None without.
         guard: the tokens, None without.
-        metrics: told of each reload; None for nobody.
+        metrics: counts the reloads; None counts nothing.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Reloader:
         self._one = asyncio.Lock()
 
     async def reload(self, models: Sequence[str] = (), collections: Sequence[str] = ()) -> Reloaded:
-        """Load models and collections anew and swap them in; no call fails. Certificates and tokens too, if all is.
+        """Reload models and collections without failing a call; with no names certificates and tokens, too.
 
         Each part that cannot be loaded stays as it was, and does not keep the others from being loaded.
 
@@ -71,11 +71,11 @@ class Reloader:
             NotFoundError: there is no such model or collection; nothing was loaded.
             FailedPreconditionError: something could not be loaded; the log says why.
         """
-        # Not in the caller's own task: a caller that goes away must not leave half of it done.
+        # In a task of its own: a caller that goes away must not leave a reload half done.
         return await asyncio.shield(asyncio.create_task(self._reload(models, collections)))
 
     async def finish(self) -> None:
-        """Return when no reload is under way any more."""
+        """Wait for the reloads in progress."""
         async with self._one:
             return
 

@@ -1,4 +1,4 @@
-"""The server process: starts, says when it is ready, and drains when it is told to stop."""
+"""Run the server process: start, announce that it is ready, and drain on a signal."""
 
 import asyncio
 import gc
@@ -49,7 +49,7 @@ log = logging.getLogger("imagekin.serving")
 _PACKAGES = (embedder_pb2, searcher_pb2, collections_pb2, admin_pb2, inference_pb2)
 SERVICES = tuple(service.full_name for module in _PACKAGES for service in module.DESCRIPTOR.services_by_name.values())
 
-# How long the last answers get to leave, and how long calls are held back before.
+# Time for the last answers to be sent, and for which calls are held back before that.
 _FLUSH_SECONDS = 0.5
 _HOLD_SECONDS = 0.1
 
@@ -84,7 +84,7 @@ class Server:
         if settings.tls_cert is not None and settings.tls_key is not None:
             self._certificates = Certificates(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
         self._guard = None if settings.tokens_file is None else Guard(settings.tokens_file)
-        # Who does not scrape does not pay for what is measured.
+        # Nothing is measured where nothing is scraped.
         self._metrics = None if settings.metrics_address is None else Metrics()
         limits = settings.limits
         self._tracer = None if settings.otlp_endpoint is None else Tracer(settings.otlp_endpoint)
@@ -121,12 +121,12 @@ class Server:
         await self._server.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._serving = True
-        # Others may drop and make collections, too.
+        # Other processes may drop and create collections, too.
         if self.settings.store is not None or (self.settings.read_only and self.settings.data_dir is not None):
             self._following = asyncio.create_task(self._follow())
 
     async def stop(self) -> None:
-        """Say NOT_SERVING, take no new calls, finish those in flight within `drain_seconds`, close everything."""
+        """Report NOT_SERVING, refuse new calls, finish those in flight within `drain_seconds` and close everything."""
         self._serving = False
         if self._following is not None:
             self._following.cancel()
@@ -142,7 +142,7 @@ class Server:
         await self._close()
 
     async def reload(self) -> None:
-        """Load everything anew from disk, see `serving.reload`; what cannot be loaded stays as it was and is logged."""
+        """Reload everything from disk, see `serving.reload`; what cannot be loaded stays as it was and is logged."""
         if not self._serving:
             return
         try:
@@ -151,7 +151,7 @@ class Server:
             log.error("reload: %s", error)
 
     def cut_short(self) -> None:
-        """Let `stop` wait no longer for calls in flight."""
+        """Stop waiting for calls in flight."""
         self._hurry.set()
 
     def is_serving(self) -> bool:
@@ -218,7 +218,7 @@ def serve(settings: Settings) -> None:
         ImagekinError: the server cannot start; the message says what to do.
     """
     logs.configure(settings.log_level, settings.log_format)
-    # The modules stay for good. To look through them for garbage would hold all calls up, for tens of milliseconds.
+    # Modules are never freed; a collection that looks through them would stall all calls for tens of milliseconds.
     gc.collect()
     gc.freeze()
     with asyncio.Runner(loop_factory=listening.new_event_loop) as runner:

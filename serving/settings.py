@@ -1,4 +1,4 @@
-"""What a server can be told: address, models, data and limits, checked before anything is opened."""
+"""Settings of a server: address, models, data and limits, checked before anything is opened."""
 
 import ipaddress
 import re
@@ -13,7 +13,7 @@ from imagekin.serving.observability.tracing import check_endpoint
 from imagekin.settings import check, option
 
 MEBIBYTE = 2**20
-# Titles of the groups in `imagekin serve --help`; what matters first stands above them.
+# Titles of the groups in `imagekin serve --help`; the options that matter most stand above the groups.
 PROTECTION = "Encryption and tokens"
 PERFORMANCE = "Threads and batches"
 LIMITS = "Limits"
@@ -23,7 +23,7 @@ _ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.%]+)\]|(?P<host>[^:\[\]/\s]+)):
 
 
 def parse_model(text: str) -> tuple[str, Path]:
-    """Return name and path of `NAME=PATH` or `PATH`, which is named after its file.
+    """Split `NAME=PATH` into name and path; a `PATH` alone is named after its file.
 
     Raises:
         InvalidArgumentError: it is empty.
@@ -38,7 +38,7 @@ def parse_model(text: str) -> tuple[str, Path]:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Ceilings on what one request, and all requests together, may cost; those without a flag only tests change.
+    """Ceilings on the cost of one request, and of all together; those without a flag are for tests only.
 
     Raises:
         InvalidArgumentError: a limit is not positive, or one batch could not fit into the queue.
@@ -185,7 +185,7 @@ class Settings:
 
 
 def split_address(address: str, field: str = "address") -> tuple[str, int]:
-    """Return host and port of `HOST:PORT`.
+    """Split `HOST:PORT` into host and port.
 
     Raises:
         InvalidArgumentError: it is not of that form.
@@ -197,7 +197,7 @@ def split_address(address: str, field: str = "address") -> tuple[str, int]:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach the host."""
+    """Return whether a host can be reached from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,6 +1,6 @@
-"""The collections that a server has open, and the threads in which they are asked and written.
+"""Keep the server's collections open, and read and write them in threads.
 
-A collection is dropped only when no thread is inside it any more, also when the call that sent the thread has gone.
+A collection is closed only after the last thread has left it, even if the call that started the thread was cancelled.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from imagekin.types import CollectionInfo
 
 log = logging.getLogger("imagekin.serving")
 
-# Writers wait for the disk and share commits, so more of them than cores pay.
+# Writers wait for the disk and share commits, so it pays to have more of them than cores.
 _WRITERS = 16
 
 P = ParamSpec("P")
@@ -31,7 +31,7 @@ R = TypeVar("R")
 
 
 class OpenCollection:
-    """A collection in service.
+    """An open collection, read and written in threads.
 
     Args:
         collection: the collection.
@@ -39,7 +39,7 @@ class OpenCollection:
         readers: threads for searches and reads.
         writers: threads for writes.
         settings: the server's settings.
-        metrics: told of the stages; None for nobody.
+        metrics: records the stages; None records nothing.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class OpenCollection:
 
     @property
     def queued(self) -> int:
-        """Queries waiting."""
+        """Number of queries waiting."""
         return self.searches.queued
 
     def state(self) -> CollectionInfo:
-        """Return the collection's state. From any thread."""
+        """Return the collection's state. Thread-safe."""
         return self.collection.info()
 
     async def read(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -95,16 +95,16 @@ class OpenCollection:
         return result
 
     async def retire(self) -> None:
-        """Let no new call in, wait for those inside and close the collection."""
-        self._end = self._end or unknown_collection(self.name)
+        """Refuse new calls, wait for those in progress and close the collection."""
+        self._end = self._end or _unknown_collection(self.name)
         await self._idle.wait()
         await asyncio.get_running_loop().run_in_executor(self._writers, self.collection.close)
 
     async def reopen(self, opened: Callable[[], Awaitable[tuple[Collection, CollectionInfo]]]) -> None:
-        """Close the collection and go on with what `opened` gives; calls wait meanwhile.
+        """Close the collection and continue with the one that `opened` returns; calls wait meanwhile.
 
         Raises:
-            ImagekinError: it cannot be opened, or is of another space now; nothing comes in any more.
+            ImagekinError: it cannot be opened, or is of another space now; later calls fail with the same error.
         """
         self._ready.clear()
         try:
@@ -129,7 +129,7 @@ class OpenCollection:
         future = executor.submit(call, *args, **kwargs)
         self._inside += 1
         self._idle.clear()
-        # Not in a `finally` here: a cancelled call leaves before its thread does.
+        # Not in a `finally` here: a cancelled call ends before its thread does.
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave))
         return await asyncio.wrap_future(future)
 
@@ -144,7 +144,7 @@ class CollectionStore:
 
     Args:
         settings: the server's settings.
-        metrics: told of the stages; None for nobody.
+        metrics: records the stages; None records nothing.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
@@ -164,7 +164,7 @@ class CollectionStore:
 
     @property
     def all(self) -> tuple[OpenCollection, ...]:
-        """The collections that are open. From any thread."""
+        """Open collections. Thread-safe."""
         return tuple(self._open.values())
 
     async def open_all(self) -> None:
@@ -193,7 +193,7 @@ class CollectionStore:
             return self._open[name]
 
     async def create(self, name: str, *, space: str, dim: int, index_kind: str) -> CollectionInfo:
-        """Make an empty collection.
+        """Create an empty collection.
 
         Raises:
             AlreadyExistsError: there is one of that name.
@@ -242,7 +242,7 @@ class CollectionStore:
         return states
 
     async def follow(self) -> None:
-        """Let go of collections that another process has dropped, or made anew; the next call opens what is there."""
+        """Close collections that another process has dropped or recreated; the next call opens what is there."""
         catalog = self._given()
         for name, entry in list(self._open.items()):
             try:
@@ -258,10 +258,10 @@ class CollectionStore:
                     await self._open.pop(name).retire()
 
     async def reload(self, names: Names[str]) -> list[str]:
-        """Open collections anew; calls wait for that and do not fail.
+        """Reopen collections; calls wait for that and do not fail.
 
         Args:
-            names: which ones; empty means all that exist now, and those that do no longer are let go.
+            names: the collections' names; empty means all that exist, and closes those that no longer do.
 
         Returns:
             The names of the collections opened.
@@ -297,7 +297,7 @@ class CollectionStore:
             try:
                 await entry.reopen(opened)
             except ImagekinError:
-                # The next call finds out whether it can be opened, or is another one now.
+                # The next call opens it again, or fails with the reason why it cannot be opened.
                 del self._open[name]
                 raise
             return
@@ -309,7 +309,7 @@ class CollectionStore:
         self._given(writing=True)
 
     async def close(self) -> None:
-        """Close all collections after what is running in them."""
+        """Close all collections once the calls in progress have finished."""
         for entry in self._open.values():
             await entry.retire()
         self._open.clear()
@@ -335,6 +335,6 @@ class CollectionStore:
         return await asyncio.get_running_loop().run_in_executor(self._writers, lambda: call(*args, **kwargs))
 
 
-def unknown_collection(name: str) -> NotFoundError:
+def _unknown_collection(name: str) -> NotFoundError:
     """Return the error for a collection that does not exist."""
     return NotFoundError(f"no collection {name[:64]!r}", field="collection")

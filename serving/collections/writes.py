@@ -1,4 +1,4 @@
-"""Upserts: items checked one by one, images embedded, the good ones written together."""
+"""Write items: check each, embed the images, and write the valid ones together."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ class Prepared:
 
     Attributes:
         entry: the collection.
-        items: for each item of the request what to write, or why it cannot be.
+        items: each item of the request, ready to be written, or its error.
     """
 
     entry: OpenCollection
@@ -38,7 +38,7 @@ class Prepared:
 
 
 class Writer:
-    """Writes batches of items.
+    """Check and write batches of items.
 
     Args:
         store: the collections.
@@ -69,7 +69,7 @@ class Writer:
         self._store.check_writable()
         check_count(request.items, self._limits.max_batch_items, "items")
         entry = await self._store.get(request.collection)
-        # In a thread, because 256 payloads of 64 KiB take a while to parse.
+        # In a thread, because parsing 256 payloads of 64 KiB would stall the event loop.
         checked = await entry.read(_check_all, request.items, entry.dim)
         images = {
             position: request.items[position].image.data
@@ -81,7 +81,7 @@ class Writer:
         return Prepared(entry, checked)
 
     async def write(self, prepared: Prepared) -> pb.UpsertResponse:
-        """Write the good items of a batch; they are on disk when this returns."""
+        """Write the valid items of a batch; they are on disk when this returns."""
         entry = prepared.entry
         good = [item for item in prepared.items if isinstance(item, VectorItem)]
         if not good:
@@ -130,7 +130,7 @@ def _check_all(messages: Sequence[common_pb2.Item], dim: int) -> list[VectorItem
 
 
 def _check(message: common_pb2.Item, position: int, dim: int) -> VectorItem | ImagekinError:
-    """Return an item whose every part is good (of an image, the vector is still to be made), or what is wrong."""
+    """Check an item; return it, with an image's vector still to be filled in, or its error."""
     where = f"items[{position}]"
     content = message.WhichOneof("content")
     try:

@@ -1,4 +1,4 @@
-"""Lets requests into a pipeline's queue, or says why not: by its room, and by how long it takes to get through it."""
+"""Limit a pipeline's queue, by its size and by the time that it takes."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ _MOST_RETRY_SECONDS = 30.0
 
 
 class Throughput:
-    """How many images a second leave while the queue is never empty; a running mean. Lives on the event loop."""
+    """Running mean of the time an image takes while the queue is not empty. For the event loop only."""
 
     _SPAN_SECONDS = 0.25
 
@@ -25,11 +25,11 @@ class Throughput:
         self._count = 0
 
     def begin(self) -> None:
-        """Note that the queue has been empty and is so no more."""
+        """Start measuring, because the queue is no longer empty."""
         self._since, self._count = time.monotonic(), 0
 
     def ended(self, images: int) -> None:
-        """Note that images have left."""
+        """Count images that have left."""
         self._count += images
         passed = time.monotonic() - self._since
         if passed >= self._SPAN_SECONDS:
@@ -38,12 +38,12 @@ class Throughput:
             self._since, self._count = time.monotonic(), 0
 
     def seconds_for(self, images: int) -> float:
-        """Return how long so many images take, 0 while that is not known."""
+        """Return how long so many images take, in seconds; 0 while that is not known."""
         return images * self._seconds
 
 
 class Admission:
-    """What is in a pipeline's queue, and whether more may come in. Lives on the event loop.
+    """Count the images in a pipeline's queue and limit their number. For the event loop only.
 
     Args:
         limits: ceilings.
@@ -61,7 +61,7 @@ class Admission:
         self._room = asyncio.Event()
 
     def refusal(self, images: int = 1, size: int = 0, timeout: float | None = None) -> ResourceExhaustedError | None:
-        """Return why so many more images of so many bytes would not be let in now, None when they would.
+        """Return the error for adding so many images of so many bytes now, None when they fit.
 
         Args:
             images: how many.
@@ -83,25 +83,25 @@ class Admission:
         return None
 
     def is_crowded(self) -> bool:
-        """Return whether there is reason to ask for `refusal` before a request is read."""
+        """Return whether the queue is so long that `refusal` is worth asking before a request is read."""
         return bool(self.queued) and (not self._fits(1, 0) or self._pace.seconds_for(self.queued) > _CROWDED_SECONDS)
 
     async def wait_for_room(self, images: int, size: int) -> None:
-        """Return when there is room for a batch of a bulk stream."""
+        """Wait until a batch of a bulk stream fits."""
         # They fill half of the queue at most, so that single calls find room beside them.
         while self.queued and not self._fits(images, size, share=2):
             self._room.clear()
             await self._room.wait()
 
     def enter(self, images: int, size: int) -> None:
-        """Count a request in."""
+        """Add a request."""
         if not self.queued:
             self._pace.begin()
         self.queued += images
         self.queued_bytes += size
 
     def leave(self, images: int, size: int, *, wanted: bool) -> None:
-        """Count a request out; `wanted` says whether it was worked off for somebody."""
+        """Remove a request; `wanted` tells whether it was finished for a caller who still waited."""
         self.queued -= images
         self.queued_bytes -= size
         if wanted:

@@ -1,4 +1,4 @@
-"""The images of a request on their way through a pipeline, and what becomes of each."""
+"""Images of a request on their way through a pipeline, and their results."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ Source = bytes | memoryview | NDArray[np.uint8]
 
 
 class EmbeddedImage(NamedTuple):
-    """What became of one image.
+    """Result of one image.
 
     Attributes:
         vector: float32 [D], unit length.
@@ -31,7 +31,7 @@ EmbedOutcome = EmbeddedImage | ImagekinError
 
 
 class Work:
-    """The images of one request on their way through the pipeline.
+    """Images of one request on their way through the pipeline.
 
     Args:
         images: image files, or pixels uint8 [H, W, 3] of the model's own size.
@@ -40,10 +40,10 @@ class Work:
 
     Attributes:
         size: bytes of the images.
-        outcomes: what has become of each, None for not known or dropped.
-        failure: a bug, which fails all of them.
-        left: how many are still on their way.
-        done: the answer to come.
+        outcomes: each image's embedding or error; None while it is on its way, or when it was dropped.
+        failure: an unexpected error, which fails all of them.
+        left: number of images still on their way.
+        done: future of the outcomes.
     """
 
     __slots__ = (
@@ -72,7 +72,7 @@ class Work:
         self.done: asyncio.Future[list[EmbedOutcome]] = self.loop.create_future()
 
     def is_dead(self) -> bool:
-        """Return whether nobody waits for the answer any more, so that no more work may be spent on it."""
+        """Return whether nobody waits for the answer any more, so that no more work is spent on it."""
         return self.done.cancelled() or self.is_late() or self.failure is not None
 
     def is_late(self) -> bool:
@@ -80,12 +80,12 @@ class Work:
         return self.deadline is not None and time.monotonic() >= self.deadline
 
 
-# A file, as its request and its place there.
+# An image to decode: its request and its position there.
 File = tuple[Work, int]
 
 
 class DecodedImage(NamedTuple):
-    """An image on its way to the encoder."""
+    """Decoded image that waits for inference."""
 
     work: Work
     position: int
@@ -94,5 +94,5 @@ class DecodedImage(NamedTuple):
     since: float
 
 
-# What has become of an image; None when it was dropped.
+# An image that is done: its request, its position there and its outcome, None when it was dropped.
 Ended = tuple[Work, int, EmbedOutcome | None]

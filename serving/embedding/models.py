@@ -1,4 +1,4 @@
-"""The models that a server has loaded, each with its pipeline; all of them can be replaced while they are used."""
+"""Loaded models, each with its pipeline; models can be replaced while they are in use."""
 
 import asyncio
 from collections.abc import Collection, Sequence
@@ -24,7 +24,7 @@ class ServedModel:
 
     Attributes:
         name: the name by which requests choose it.
-        metadata: what the artifact says about itself.
+        metadata: metadata of the artifact.
         pipeline: embeds with it.
     """
 
@@ -34,7 +34,7 @@ class ServedModel:
 
     @property
     def queued(self) -> int:
-        """Images waiting or in work."""
+        """Number of images waiting or being processed."""
         return self.pipeline.queued
 
     @property
@@ -44,7 +44,7 @@ class ServedModel:
 
 
 class Models:
-    """The loaded models; the first one is the default.
+    """Loaded models; the first one is the default.
 
     Args:
         models: the models, with different names.
@@ -55,7 +55,7 @@ class Models:
 
     @classmethod
     def open(cls, settings: Settings, metrics: Metrics | None = None) -> Self:
-        """Load the models that the settings name. Blocks; call it on no event loop's thread.
+        """Load the models that the settings name. Blocks: not for the event loop's thread.
 
         Raises:
             NotFoundError: there is no such file.
@@ -70,7 +70,7 @@ class Models:
         return tuple(self._models.values())
 
     def get(self, name: str) -> ServedModel:
-        """Return the model of a name; empty means the default one.
+        """Return a model by name; an empty name means the default one.
 
         Raises:
             NotFoundError: there is none of that name.
@@ -86,11 +86,11 @@ class Models:
         return self._models[name]
 
     def is_crowded(self) -> bool:
-        """Return whether there is reason to ask for `refusal` before a request is read."""
+        """Return whether a model's queue is so long that `refusal` is worth asking before a request is read."""
         return any(model.pipeline.admission.is_crowded() for model in self._models.values())
 
     def refusal(self, timeout: float | None) -> ResourceExhaustedError | None:
-        """Return why no model would let in one more image now, None when one would; the request may be for that one.
+        """Return the error for one more image when no model has room for it, None when one has.
 
         Args:
             timeout: seconds after which the caller stops waiting; None for never.
@@ -106,10 +106,10 @@ class Models:
         return next((model for model in self._models.values() if model.metadata.space == space), None)
 
     async def reload(self, names: Collection[str], settings: Settings, metrics: Metrics | None) -> list[str]:
-        """Load models anew and swap them in together; calls in flight finish on the old ones.
+        """Reload models and swap them in together; calls in progress finish on the old ones.
 
         Args:
-            names: which ones; empty means all.
+            names: the models' names; empty means all.
             settings: the server's settings.
             metrics: the server's metrics.
 
@@ -137,7 +137,7 @@ class Models:
 
 
 def _load(models: Sequence[tuple[str, Path]], settings: Settings, metrics: Metrics | None) -> list[ServedModel]:
-    """Load models; threads are started only when all could be loaded."""
+    """Load models, and start their threads once all are loaded."""
     opened = [(name, *open_encoder(path, settings)) for name, path in models]
     for _, encoder, _ in opened:
         side = encoder.metadata.preprocess
@@ -162,7 +162,7 @@ def _load(models: Sequence[tuple[str, Path]], settings: Settings, metrics: Metri
 
 
 def open_encoder(path: Path, settings: Settings) -> tuple[Encoder, tuning.Tuning]:
-    """Open a model as it runs best here: as the settings say, as was measured on this machine, or by the cores.
+    """Open a model with the settings' options, and where these are 0 with those measured on this machine.
 
     Raises:
         ImagekinError: the model cannot be opened.

@@ -1,10 +1,10 @@
-"""From image files to embeddings: decoding, batching and ONNX Runtime, all in threads; one pipeline per model.
+"""Turn image files into embeddings: decode, batch and infer in threads, one pipeline per model.
 
-The event loop hands in one `Work` per request and gets one wake-up when all its images are done. In between there is
-no event loop. Every thread does both: it decodes images in the order of arrival, and infers once a batch is there that
-suits the length of the queue, or no file is left to decode; it never waits for more. So a lone image stays in one
-thread all the way, and decoding and inference share the cores as the images need it. At most two batches of pixels
-wait, so that they do not pile up when inference is slower than decoding.
+The event loop hands over one `Work` per request and is woken once, when all its images are done. Every thread both
+decodes and infers: it decodes images in order of arrival, and infers as soon as the decoded images make a batch that
+suits the length of the queue, or no file is left to decode. No thread waits for a batch to fill. So a single image
+stays in one thread all the way, and decoding and inference share the cores as needed. At most two batches of pixels
+wait, which bounds the memory when inference is slower than decoding.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from imagekin.serving.settings import Limits
 
 
 class Lease:
-    """Counts the blocks that are within it. Lives on the event loop."""
+    """Count the blocks that use a pipeline, so that it is closed after them. For the event loop only."""
 
     def __init__(self) -> None:
         self._within = 0
@@ -39,7 +39,7 @@ class Lease:
             self._ended.set()
 
     async def wait(self) -> None:
-        """Return when no block is within it any more. None may begin meanwhile."""
+        """Wait until the last block has ended; none may begin meanwhile."""
         if self._within:
             self._ended = asyncio.Event()
             await self._ended.wait()
@@ -54,10 +54,10 @@ class Pipeline:
         workers: threads; at least `sessions`.
         max_batch: images of one inference.
         sessions: inferences at one time.
-        metrics: told of the stages; None for nobody.
+        metrics: records the stages; None records nothing.
 
     Attributes:
-        admission: lets requests in or not.
+        admission: limits the queue.
     """
 
     def __init__(
@@ -75,14 +75,14 @@ class Pipeline:
         self._max_batch = max_batch
         self._metrics = metrics
         self._lease = Lease()
-        # Guards the five below and `Work.left`.
+        # Guards the five attributes below and `Work.left`.
         self._lock = threading.Lock()
         self._files: deque[File] = deque()
         self._pixels: deque[DecodedImage] = deque()
         self._sessions = self._all_sessions = sessions
         self._idle = 0
         self._closing = False
-        # An idle thread waits for a token; one is put in for each thread that stops being idle.
+        # An idle thread waits for a token; `_wake` puts one in for each thread that it wakes.
         self._tokens: SimpleQueue[None] = SimpleQueue()
         self._arrived = 0
         self._threads = [
@@ -94,7 +94,7 @@ class Pipeline:
 
     @property
     def queued(self) -> int:
-        """Images waiting or in work."""
+        """Number of images waiting or being processed."""
         return self.admission.queued
 
     @property
@@ -103,11 +103,11 @@ class Pipeline:
         return self.admission.queued_bytes
 
     def leased(self) -> Lease:
-        """Keep the pipeline from being retired for the length of a block."""
+        """Keep the pipeline open for the length of a `with` block."""
         return self._lease
 
     async def retire(self) -> None:
-        """Wait until nobody leases the pipeline any more and close it. Nobody may begin to meanwhile."""
+        """Close the pipeline once the last lease has ended; none may begin meanwhile."""
         await self._lease.wait()
         await asyncio.get_running_loop().run_in_executor(None, self.close)
 
@@ -123,7 +123,7 @@ class Pipeline:
             patient: wait for room in the queue instead of failing, as bulk streams do.
 
         Returns:
-            For each image its embedding, or why there is none.
+            The embedding or the error of each image.
 
         Raises:
             ResourceExhaustedError: the queue is full.
@@ -134,9 +134,9 @@ class Pipeline:
     async def begin(
         self, images: Sequence[Source], *, timeout: float | None = None, hashes: bool = False, patient: bool = False
     ) -> asyncio.Future[list[EmbedOutcome]]:
-        """Put the images of one request into the queue and return the answer to come; to cancel it drops them.
+        """Queue the images of one request and return the future of their results; cancelling it drops them.
 
-        Arguments and errors are those of `embed`; DeadlineExceededError comes as the answer.
+        Arguments and errors are those of `embed`; DeadlineExceededError is set on the future.
         """
         work = Work(images, None if timeout is None else time.monotonic() + timeout, hashes)
         if not images:
@@ -148,19 +148,19 @@ class Pipeline:
             if self._metrics is not None:
                 self._metrics.rejected("queue_full")
             raise refusal
-        # The request is counted out when its last image has left, wanted or not.
+        # The request leaves the queue with its last image, even if nobody waits for it by then.
         self.admission.enter(len(images), work.size)
         with self._lock:
             self._files.extend([(work, position) for position in range(len(images))])
-        # A thread is woken once for all requests of this turn of the event loop: it would only compete with the loop
-        # for the interpreter's lock meanwhile.
+        # Threads are woken once for all requests of this turn of the event loop; woken sooner, they would only compete
+        # with the loop for the GIL.
         if not self._arrived:
             work.loop.call_soon(self._announce)
         self._arrived += len(images)
         return work.done
 
     def close(self) -> None:
-        """Stop the threads after what is queued. Blocks."""
+        """Stop the threads once the queue is empty. Blocks."""
         with self._lock:
             self._closing = True
             self._wake(len(self._threads))
@@ -168,7 +168,7 @@ class Pipeline:
             thread.join()
 
     def _leave(self, works: Sequence[Work]) -> None:
-        """Answer these requests, on their event loop."""
+        """Set the results of complete requests, on their event loop."""
         for work in works:
             wanted = not (work.done.cancelled() or work.is_late())
             self.admission.leave(len(work.images), work.size, wanted=wanted)
@@ -185,13 +185,13 @@ class Pipeline:
                 work.done.set_exception(DeadlineExceededError("the deadline passed while the images were queued"))
 
     def _announce(self) -> None:
-        """Wake threads for the images that have arrived since the last turn of the event loop."""
+        """Wake threads for the images that have arrived in this turn of the event loop."""
         with self._lock:
             self._wake(self._arrived)
         self._arrived = 0
 
     def _wake(self, count: int) -> None:
-        """Wake so many threads, if so many are idle. Called with the lock held."""
+        """Wake up to `count` idle threads. Call it with the lock held."""
         count = min(count, self._idle)
         self._idle -= count
         for _ in range(count):
@@ -205,7 +205,7 @@ class Pipeline:
                 entry = self._stages.decode(*task)
                 if isinstance(entry, DecodedImage):
                     with self._lock:
-                        # This thread looks for what to do next right after, so nobody has to be woken for these.
+                        # This thread takes the next task itself, so no other one has to be woken.
                         self._pixels.append(entry)
                 else:
                     self._answer(self._end([entry]))
@@ -214,7 +214,7 @@ class Pipeline:
             del task
 
     def _next(self) -> "File | list[DecodedImage] | None":
-        """Return what to do next: a file to decode or a batch to infer; None when the pipeline is closed."""
+        """Wait for the next task: a file to decode or a batch to infer, None when the pipeline is closed."""
         while True:
             with self._lock:
                 ready = len(self._pixels)
@@ -232,14 +232,14 @@ class Pipeline:
     def _enough(self, ready: int) -> int:
         """Return how many decoded images make a batch: a session's share of all that wait.
 
-        A longer queue wants the rate of large batches. In a short one, whoever was decoded first would only wait for
-        the others.
+        A long queue needs the throughput of large batches. In a short one, the image that was decoded first would only
+        wait for the others.
         """
         share = (ready + len(self._files)) // self._all_sessions
         return min(max(share, 1), self._max_batch)
 
     def _infer(self, batch: list[DecodedImage]) -> list[Ended]:
-        """Infer a batch, and let the next one begin."""
+        """Infer a batch, then wake threads for the next one."""
         ended = self._stages.infer(batch)
         with self._lock:
             self._sessions += 1
@@ -250,7 +250,7 @@ class Pipeline:
         return ended
 
     def _end(self, ended: Sequence[Ended]) -> list[Work]:
-        """Set what became of images and return the requests that are complete."""
+        """Store results and return the requests that are complete."""
         complete: list[Work] = []
         with self._lock:
             for work, position, outcome in ended:
@@ -261,8 +261,8 @@ class Pipeline:
         return complete
 
     def _answer(self, complete: Sequence[Work]) -> None:
-        """Wake the callers of complete requests, all of them at once."""
+        """Wake the event loops of complete requests, once each."""
         for loop in {work.loop for work in complete}:
-            # A loop that is closed already has nobody left to wake.
+            # A closed loop has no callers left to wake.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._leave, [work for work in complete if work.loop is loop])

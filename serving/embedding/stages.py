@@ -1,4 +1,4 @@
-"""The two stages of a pipeline, decoding and inference: each notes how it ended and how long it took."""
+"""Decode and infer, the two stages of a pipeline, and measure how long each takes."""
 
 import hashlib
 import time
@@ -18,7 +18,7 @@ from imagekin.serving.settings import Limits
 
 
 class Runner(Protocol):
-    """What the pipeline needs of an `imagekin.encoder.runtime.session.Encoder`."""
+    """Part of `imagekin.encoder.runtime.session.Encoder` that the pipeline uses."""
 
     metadata: Metadata
 
@@ -29,23 +29,23 @@ class Runner(Protocol):
         """Return the outputs for pixels, uint8 [N, H, W, 3]."""
 
 
-def _bare(error: ImagekinError) -> ImagekinError:
-    """Return the error without the frames that it came through.
+def _without_traceback(error: ImagekinError) -> ImagekinError:
+    """Strip the traceback from an error.
 
-    They hold the request, which is about to hold the error: together they would stay, images and all, until the garbage
-    collector comes by.
+    Its frames refer to the request, which is about to refer to the error: the cycle would keep the images in memory
+    until the garbage collector runs.
     """
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
 
 
 class Stages:
-    """Decodes and infers with one model. Everything may be called in any thread, and in several at one time.
+    """Decode and infer with one model. Thread-safe.
 
     Args:
         runner: the model.
         limits: ceilings.
-        metrics: told of the stages; None for nobody.
+        metrics: records the stages; None records nothing.
     """
 
     def __init__(self, runner: Runner, limits: Limits, metrics: Metrics | None = None) -> None:
@@ -54,7 +54,7 @@ class Stages:
         self._limits = DecodeLimits(max_bytes=limits.max_image_bytes, max_pixels=limits.max_pixels)
 
     def decode(self, work: Work, position: int) -> DecodedImage | Ended:
-        """Decode a file, or say why it ends here."""
+        """Decode an image, or end it with its error."""
         if work.is_dead():
             return work, position, None
         image, content_hash, start = work.images[position], b"", time.monotonic()
@@ -65,7 +65,7 @@ class Stages:
             else:
                 pixels = image
         except ImagekinError as error:
-            return work, position, _bare(error)
+            return work, position, _without_traceback(error)
         except Exception as error:
             work.failure = error
             return work, position, None
@@ -76,7 +76,7 @@ class Stages:
         return DecodedImage(work, position, pixels, content_hash, end)
 
     def infer(self, batch: Sequence[DecodedImage]) -> list[Ended]:
-        """Infer the images of a batch that somebody still waits for."""
+        """Infer the images of a batch, leaving out those that nobody waits for any more."""
         wanted: list[DecodedImage] = []
         ended: list[Ended] = []
         for entry in batch:
@@ -91,14 +91,14 @@ class Stages:
     def _encode(self, batch: list[DecodedImage]) -> list[Ended]:
         start = time.monotonic()
         try:
-            # `stack` takes longer than some models do.
+            # No `stack` for a single image: it takes longer than some models do.
             outputs = self._runner.run(
                 batch[0].pixels[None] if len(batch) == 1 else np.stack([each.pixels for each in batch])
             )
         except ImagekinError as error:
-            # Find out whose image the model cannot take: the others in the batch are strangers to it.
+            # One by one, so that only the image that the model cannot take fails, and no other request's.
             if len(batch) == 1:
-                return [(batch[0].work, batch[0].position, _bare(error))]
+                return [(batch[0].work, batch[0].position, _without_traceback(error))]
             return [ended for entry in batch for ended in self._encode([entry])]
         except Exception as error:
             for entry in batch:

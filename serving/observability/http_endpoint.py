@@ -1,4 +1,4 @@
-"""Serves /metrics to Prometheus over HTTP, in threads of its own, with the server's certificate and tokens if any."""
+"""Serve /metrics over HTTP for Prometheus, in threads, with the server's certificate and tokens if there are any."""
 
 import logging
 import socket
@@ -21,7 +21,7 @@ log = logging.getLogger("imagekin.serving")
 
 PATH = "/metrics"
 
-# A scraper that stalls holds one thread for so long; more scrapers than threads are turned away.
+# A stalled scraper holds its thread for this long; scrapers beyond the last thread are refused.
 _STALL_SECONDS = 10.0
 _MAX_SCRAPERS = 16
 
@@ -31,9 +31,9 @@ class Exposition:
 
     Args:
         address: `HOST:PORT` to listen on; port 0 takes a free one.
-        registry: what is shown.
+        registry: the metrics.
         context: for TLS; None speaks plain HTTP.
-        check: raises a ImagekinError unless the value of the Authorization header allows reading; None allows all.
+        check: raises an ImagekinError unless the value of the Authorization header allows reading; None allows all.
 
     Attributes:
         port: the port that it listens on.
@@ -111,7 +111,7 @@ class _HttpServer(ThreadingMixIn, WSGIServer):
         return self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), peer
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread, if there is one left."""
+        """Answer in a thread; close the connection when all threads are busy."""
         if self._places.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
@@ -125,7 +125,7 @@ class _HttpServer(ThreadingMixIn, WSGIServer):
             self._places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Note a scraper that failed or went away."""
+        """Log a scraper that failed or went away."""
         log.debug("a scrape from %s failed", client_address, exc_info=True)
 
 

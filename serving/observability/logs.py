@@ -1,4 +1,4 @@
-"""The server's log on standard error, as text or as one JSON object a line, and the ids that tie it to calls."""
+"""Log to standard error, as text or as one JSON object a line, with the id of the call that a line belongs to."""
 
 import json
 import logging
@@ -13,18 +13,18 @@ REQUEST_ID = "x-request-id"
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 LogFormat: TypeAlias = Literal["text", "json"]
 
-# What may stand in a log line and in a header without being read as anything else.
+# Characters that have no special meaning in a log line or a header.
 _SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/=+-]{0,127}\Z")
 # Attributes that log calls of this package add with `extra`.
 _EXTRA = ("request_id", "method", "code", "seconds")
 
 
 def request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
-    """Return the caller's own x-request-id if it is sane, else a new one."""
+    """Return the caller's own x-request-id if it is safe to log, else a new one."""
     for key, value in metadata:
         if key == REQUEST_ID and isinstance(value, str) and _SANE_ID.match(value):
             return value
-    # An id is no secret, and the system's own random numbers take longer than all the rest of this.
+    # An id is no secret, and `secrets` would take longer than the rest of this function.
     return f"{random.getrandbits(64):016x}"
 
 
@@ -32,8 +32,8 @@ def configure(level: LogLevel, form: LogFormat) -> None:
     """Send this process's log to standard error.
 
     Args:
-        level: for this project's own lines; other libraries' from warning on.
-        form: of a line.
+        level: lowest level of this project's own lines; those of other libraries start at warning.
+        form: format of a line.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
@@ -44,13 +44,13 @@ def configure(level: LogLevel, form: LogFormat) -> None:
 
 
 def announce(message: str) -> None:
-    """Write a line whatever the level is: that the server is ready is no matter of taste."""
+    """Log a line whatever the level is: a server always announces that it is ready."""
     log = logging.getLogger("imagekin.serving")
     log.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, message, (), None))
 
 
 class TextFormatter(logging.Formatter):
-    """`TIME LEVEL message (key=value …)`, and the trace if there is one."""
+    """Format a record as `TIME LEVEL message (key=value …)`, followed by the traceback if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a record as text."""
@@ -60,7 +60,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, and request_id, method, code, seconds, trace if known."""
+    """Format a record as one JSON object on one line."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a record as one line of JSON."""

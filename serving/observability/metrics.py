@@ -1,6 +1,6 @@
-"""What a server measures, for Prometheus: one registry per server, filled as calls pass and read when it is scraped.
+"""Measure the server for Prometheus: one registry per server, filled as calls pass and read when it is scraped.
 
-Labels are bounded: methods, codes, stages and reasons are the server's own words, models and collections its own names.
+The values of labels are bounded: methods, codes, stages and reasons are fixed, models and collections those served.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class MeasuredModel(Protocol):
-    """What a scrape asks of a model."""
+    """Model as a scrape sees it."""
 
     @property
     def name(self) -> str:
@@ -47,11 +47,11 @@ class MeasuredModel(Protocol):
 
     @property
     def metadata(self) -> Metadata:
-        """What its artifact says about itself."""
+        """Metadata of its artifact."""
 
     @property
     def queued(self) -> int:
-        """Images waiting or in work."""
+        """Number of images waiting or being processed."""
 
     @property
     def queued_bytes(self) -> int:
@@ -59,7 +59,7 @@ class MeasuredModel(Protocol):
 
 
 class ServedCollection(Protocol):
-    """What a scrape asks of a collection."""
+    """Collection as a scrape sees it."""
 
     @property
     def name(self) -> str:
@@ -67,17 +67,17 @@ class ServedCollection(Protocol):
 
     @property
     def queued(self) -> int:
-        """Queries waiting."""
+        """Number of queries waiting."""
 
     def state(self) -> CollectionInfo:
         """Return its state."""
 
 
 class Metrics:
-    """A server's metrics. Everything may be called from any thread.
+    """Metrics of one server. Thread-safe.
 
     Attributes:
-        registry: what a scrape reads.
+        registry: the registry that a scrape reads.
     """
 
     def __init__(self) -> None:
@@ -121,27 +121,27 @@ class Metrics:
         collections: Callable[[], Sequence[ServedCollection]],
         in_flight: Callable[[], int],
     ) -> None:
-        """Read these anew at every scrape."""
+        """Read the gauges from these at every scrape."""
         self.registry.register(_State(models, collections, in_flight))
 
     def stage(self, stage: Stage, seconds: float) -> None:
-        """Note how long a stage took."""
+        """Record how long a stage took."""
         self._observe[stage](seconds)
 
     def batch(self, stage: Batch, size: int) -> None:
-        """Note the size of a batch."""
+        """Record the size of a batch."""
         self._size[stage](size)
 
     def rejected(self, reason: Reason) -> None:
-        """Note that a call was refused."""
+        """Count a call that was refused."""
         self._reject[reason]()
 
     def reloaded(self, *, well: bool) -> None:
-        """Note a reload."""
+        """Count a reload."""
         self._reloads.labels("ok" if well else "failed").inc()
 
     def ended(self, method: str, code: str, seconds: float | None) -> None:
-        """Note the end of a call.
+        """Count the end of a call and record how long it took.
 
         Args:
             method: `/package.Service/Method`, one that exists.
@@ -161,7 +161,7 @@ class Metrics:
 
 
 class CallOutcome:
-    """Finds out the status code of what a `with` block does.
+    """Find the status code with which a `with` block ends.
 
     Attributes:
         code: name of the status code, once the block is left.
@@ -186,7 +186,7 @@ class CallOutcome:
 
 
 class _State(Collector):
-    """What is read at the moment of a scrape."""
+    """Gauges that are read when they are scraped."""
 
     def __init__(
         self,
@@ -199,7 +199,7 @@ class _State(Collector):
         self._in_flight = in_flight
 
     def collect(self) -> Iterable[Metric]:
-        """Return the gauges."""
+        """Yield the gauges."""
         yield GaugeMetricFamily("imagekin_calls_in_flight", "Calls in work.", value=self._in_flight())
         info = GaugeMetricFamily(
             "imagekin_model_info", "The models served; always 1.", labels=["model", "space", "dim", "precision"]

@@ -1,7 +1,7 @@
-"""Calls as OpenTelemetry spans, sent to a collector over OTLP: only with `--otlp-endpoint`, and the extra `otel`.
+"""Send calls as OpenTelemetry spans over OTLP; needs `--otlp-endpoint` and the extra `otel`.
 
 A span is made when its call has ended, with the caller's span (W3C `traceparent`) as its parent: a call costs one
-object, and nothing waits for the collector. What cannot be sent is dropped by OpenTelemetry's own bounded queue.
+object and never waits for the collector. OpenTelemetry's own bounded queue drops spans that cannot be sent.
 Sampling and resource attributes follow OpenTelemetry's variables (`OTEL_TRACES_SAMPLER`, `OTEL_RESOURCE_ATTRIBUTES` …).
 """
 
@@ -17,7 +17,7 @@ _OK = "OK"
 
 
 class Tracer:
-    """Sends spans. `ended` may be called from any thread.
+    """Send spans to a collector. `ended` is thread-safe.
 
     Args:
         endpoint: `http://HOST:PORT` of an OTLP/gRPC receiver, or `https://…` with TLS.
@@ -47,14 +47,14 @@ class Tracer:
     def ended(
         self, method: str, code: str, seconds: float, request_id: str, metadata: Iterable[tuple[str, str | bytes]]
     ) -> None:
-        """Send the span of a call that ended just now.
+        """Send the span of a call that has just ended.
 
         Args:
             method: `/package.Service/Method`.
             code: name of its status code.
             seconds: how long it took.
             request_id: its id.
-            metadata: what the caller sent; the parent is found in it.
+            metadata: the caller's metadata, which may name the parent span.
         """
         now = time.time_ns()
         carrier = {key: value for key, value in metadata if key in _HEADERS and isinstance(value, str)}
@@ -77,7 +77,7 @@ class Tracer:
         span.end(now)
 
     def close(self) -> None:
-        """Send what is left, and stop."""
+        """Send the remaining spans and stop."""
         self._provider.shutdown()
 
 

@@ -1,8 +1,8 @@
-"""Joins concurrent questions to one collection into one index search.
+"""Batch concurrent searches of one collection into one call.
 
-An index answers 64 queries together several times faster than one by one. Calls that find a search thread free start
-at once, those of one turn of the event loop together: images that were embedded together are searched for together.
-Those that come meanwhile gather, and the next free thread takes all of one kind. Nobody waits for more to come.
+An index answers 64 queries together several times faster than one by one. While a search thread is free, the calls of
+one turn of the event loop start at once and together, so that images embedded in one batch are searched in one, too.
+Otherwise calls queue, and the next free thread takes all of one kind. No call waits for a batch to fill.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ Answer = TypeVar("Answer")
 
 @dataclass(slots=True)
 class _Job(Generic[Exclusion, Answer]):
-    """The queries of one call, float32 [N, D], and what each leaves out."""
+    """Queries of one call, float32 [N, D], and what the answer to each leaves out."""
 
     kind: Hashable
     ask: Callable[[Vectors, Sequence[Exclusion]], Sequence[Answer]]
@@ -37,14 +37,14 @@ class _Job(Generic[Exclusion, Answer]):
 
 
 class SearchBatcher:
-    """Batches the questions to one collection. Lives on the event loop; the searches run in threads.
+    """Batch the searches of one collection. For the event loop only; the searches run in threads.
 
     Args:
         run: runs a search in a thread: called with the search, the queries and the exclusions.
         workers: searches of this collection at one time.
         max_batch: queries of one search; a call that has more is searched alone.
         max_queued: queries waiting; more are refused.
-        metrics: told of the stages; None for nobody.
+        metrics: records the stages; None records nothing.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class SearchBatcher:
 
     @property
     def queued(self) -> int:
-        """Queries waiting."""
+        """Number of queries waiting."""
         return self._queued
 
     async def ask(
@@ -80,13 +80,13 @@ class SearchBatcher:
         *,
         timeout: float | None = None,
     ) -> Sequence[Answer]:
-        """Ask the collection, together with others that ask alike.
+        """Search the collection, in one batch with concurrent calls of the same kind.
 
         Args:
-            kind: what two questions must share to be asked together.
+            kind: calls of equal kind may share a batch.
             ask: the search; called in a thread with queries [M, D] and M exclusions, returns M answers.
             queries: float32 [N, D].
-            exclusions: for each query what its answer leaves out.
+            exclusions: what the answer to each query leaves out.
             timeout: seconds after which the caller stops waiting; None for never.
 
         Returns:
@@ -95,7 +95,7 @@ class SearchBatcher:
         Raises:
             ResourceExhaustedError: too many queries wait.
             DeadlineExceededError: the time was up before the search began.
-            ImagekinError: what the search raised.
+            ImagekinError: the search failed.
         """
         if self._queued and self._queued + len(queries) > self._max_queued:
             if self._metrics is not None:
@@ -124,7 +124,7 @@ class SearchBatcher:
             task.add_done_callback(self._running.discard)
 
     def _take(self) -> list[_Job[object, object]]:
-        """Remove the oldest job that somebody waits for and those of its kind that fit into one search."""
+        """Take the oldest job that is still waited for, and those of its kind that fit into the same batch."""
         taken: list[_Job[object, object]] = []
         passed: list[_Job[object, object]] = []
         size = 0

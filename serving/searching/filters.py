@@ -1,4 +1,4 @@
-"""Filters of requests as the conditions that collections take."""
+"""Convert the filters of requests to conditions."""
 
 import asyncio
 import itertools
@@ -44,7 +44,7 @@ _READ_HERE_BYTES = 2_000
 
 
 def read_filter(message: common_pb2.Filter) -> Condition:
-    """Return the condition of a filter that a request holds.
+    """Read the condition of a request's filter.
 
     Raises:
         InvalidArgumentError: it is empty, too large or cannot be used; the field is `filter`.
@@ -59,7 +59,7 @@ def read_filter(message: common_pb2.Filter) -> Condition:
 
 
 async def given_filter(request: Message) -> Condition | None:
-    """Return the condition of a request that has a field `filter`, None when that is absent.
+    """Read the condition of a request's field `filter`, None when it is absent.
 
     Raises:
         InvalidArgumentError: see `read_filter`.

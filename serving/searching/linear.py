@@ -1,4 +1,4 @@
-"""Classes from the logits of a model's linear head."""
+"""Classify by the logits of a model's linear head."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ _MAX_VOTES = 10
 def predict(
     logits: NDArray[np.float32], class_names: Sequence[str], temperature: float, min_confidence: float
 ) -> Prediction:
-    """Return the class of an image.
+    """Predict the class of an image.
 
     Args:
         logits: float32 [C], finite.

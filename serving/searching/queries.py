@@ -1,4 +1,4 @@
-"""Turns the queries of a search or a classification into vectors: images are embedded, keys are looked up."""
+"""Convert the queries of a search or a classification to vectors: embed images, look up keys."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ class Resolved:
 
     Attributes:
         vector: float32 [D], unit length.
-        keys: the items that the query is or is made of.
-        content_hash: SHA-256 of the query's image, None when it is none or not known.
-        logits: float32 [C] of an image, None when the model has no linear head.
+        keys: keys of the stored items that the query names.
+        content_hash: SHA-256 of the query's image; None when the query is no image, or its hash is not known.
+        logits: float32 [C] of the query's image, None when the model has no linear head.
     """
 
     vector: Vector
@@ -58,7 +58,7 @@ def model_for(entry: OpenCollection, models: Models) -> ServedModel:
 async def resolve(
     queries: Sequence[common_pb2.Query], entry: OpenCollection, models: Models, *, timeout: float | None, hashes: bool
 ) -> list[Resolution]:
-    """Turn queries into vectors.
+    """Convert queries to vectors.
 
     Args:
         queries: the queries.
@@ -68,7 +68,7 @@ async def resolve(
         hashes: fill in the content hashes of images.
 
     Returns:
-        For each query its vector, or why there is none.
+        The vector or the error of each query.
 
     Raises:
         FailedPreconditionError: no query can be served, because no loaded model embeds into the collection's space.
@@ -99,7 +99,7 @@ async def resolve(
         for position, resolution in given.items():
             found[position] = resolution
     if examples:
-        for position, resolution in (await entry.read(read_examples, examples, entry.collection, entry.dim)).items():
+        for position, resolution in (await entry.read(_read_examples, examples, entry.collection, entry.dim)).items():
             found[position] = resolution
     if images:
         await _embed(images, found, entry, models, timeout, hashes)
@@ -125,14 +125,14 @@ def _given(vectors: Mapping[int, common_pb2.Vector], dim: int) -> dict[int, Reso
     return found
 
 
-# Examples of one query; each is a vector to read.
+# Examples of one query; each costs reading a vector.
 _MOST_EXAMPLES = 1000
 
 
-def read_examples(
+def _read_examples(
     queries: Mapping[int, common_pb2.Examples], collection: Collection, dim: int
 ) -> dict[int, Resolution]:
-    """Return the query that each of several sets of examples stands for, or why there is none."""
+    """Combine each set of examples into one query, or return its error."""
     found: dict[int, Resolution] = {}
     for position, examples in queries.items():
         field = f"queries[{position}].examples"

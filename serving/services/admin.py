@@ -1,4 +1,4 @@
-"""The Admin service: operates a running server."""
+"""The Admin service: operate a running server."""
 
 # ruff: noqa: N802, D102 (the contract names and describes the methods)
 
@@ -8,7 +8,7 @@ from imagekin.v1 import admin_pb2, admin_pb2_grpc
 
 
 class AdminService(admin_pb2_grpc.AdminServicer):
-    """Operates a running server.
+    """Operate a running server.
 
     Args:
         reloader: loads models and collections anew.

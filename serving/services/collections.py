@@ -1,4 +1,4 @@
-"""The Collections service: keeps collections and their items."""
+"""The Collections service: keep collections and their items."""
 
 # ruff: noqa: N802, D102 (the contract names and describes the methods)
 
@@ -23,7 +23,7 @@ DEFAULT_FACETS = 100
 
 
 class CollectionsService(collections_pb2_grpc.CollectionsServicer):
-    """Keeps collections.
+    """Create, fill, read and drop collections.
 
     Args:
         store: the collections.
@@ -80,7 +80,7 @@ class CollectionsService(collections_pb2_grpc.CollectionsServicer):
 
         async with contextlib.aclosing(in_order(request_iterator, begin)) as batches:
             async for tag, prepared in batches:
-                # Written one after the other: of two batches with the same key the later one counts.
+                # Written in order: of two batches with the same key the later one wins.
                 yield pb.UpsertStreamResponse(batch=await self._writer.write(prepared), tag=tag)
 
     async def Update(self, request: pb.UpdateRequest, context: Context) -> pb.UpdateResponse:

@@ -1,4 +1,4 @@
-"""The Embedder service: images in, embeddings out."""
+"""The Embedder service: embed images."""
 
 # ruff: noqa: N802, D102 (the contract names and describes the methods)
 
@@ -27,12 +27,12 @@ from imagekin.serving.transport.wire import (
 from imagekin.v1 import embedder_pb2, embedder_pb2_grpc
 
 EMBED = "/imagekin.v1.Embedder/Embed"
-# How the methods' requests are read.
+# Readers of the methods' requests.
 READERS = {EMBED: read_embed, "/imagekin.v1.Embedder/EmbedStream": read_embed_stream}
 
 
 class EmbedderService(embedder_pb2_grpc.EmbedderServicer):
-    """Embeds images. Answers that hold vectors come serialised, see `imagekin.serving.transport.wire`.
+    """Embed images. Answers that hold vectors are returned serialised, see `imagekin.serving.transport.wire`.
 
     Args:
         models: the loaded models.

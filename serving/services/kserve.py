@@ -1,4 +1,4 @@
-"""The KServe v2 inference protocol, so that stock Triton and KServe clients embed images unmodified."""
+"""The KServe v2 inference protocol: stock Triton and KServe clients embed images without changes."""
 
 # ruff: noqa: N802, D102 (the contract names and describes the methods)
 
@@ -20,7 +20,7 @@ from imagekin.version import installed_version
 VERSION = "1"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 _LENGTH_BYTES = 4
-# Raw contents of a request of so few bytes are read sooner than handed to a thread.
+# Raw contents of up to so many bytes are read faster than they are handed to a thread.
 _READ_HERE_BYTES = 2**20
 
 Tensor = pb.ModelInferRequest.InferInputTensor
@@ -28,12 +28,12 @@ TensorMetadata = pb.ModelMetadataResponse.TensorMetadata
 
 
 class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
-    """Embeds images that come as tensors: BYTES [N] or [N, 1] of image files, or UINT8 [N, H, W, 3] of pixels.
+    """Embed images that come as tensors: BYTES [N] or [N, 1] of image files, or UINT8 [N, H, W, 3] of pixels.
 
     Args:
         models: the loaded models.
         limits: ceilings.
-        is_ready: says whether the server takes calls.
+        is_ready: returns whether the server takes calls.
     """
 
     def __init__(self, models: Models, limits: Limits, is_ready: Callable[[], bool]) -> None:
@@ -77,10 +77,10 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
         limit = self._limits.max_batch_items
         with model.pipeline.leased():
             if request.raw_input_contents and request.ByteSize() <= _READ_HERE_BYTES:
-                images = read_images(request, model, limit)
+                images = _read_images(request, model, limit)
             else:
                 # In a thread, because pixels that come as typed contents are millions of Python integers.
-                images = await asyncio.to_thread(read_images, request, model, limit)
+                images = await asyncio.to_thread(_read_images, request, model, limit)
             outcomes = await model.pipeline.embed(images, timeout=context.time_remaining())
         embedded: list[EmbeddedImage] = []
         for position, outcome in enumerate(outcomes):
@@ -100,8 +100,8 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
         return self._models.get(name)
 
 
-def read_images(request: pb.ModelInferRequest, model: ServedModel, limit: int) -> Sequence[Source]:
-    """Return the images of a request: files, or pixels uint8 [H, W, 3].
+def _read_images(request: pb.ModelInferRequest, model: ServedModel, limit: int) -> Sequence[Source]:
+    """Read the images of a request: files, or pixels uint8 [H, W, 3].
 
     Args:
         request: the request.
@@ -129,15 +129,15 @@ def read_images(request: pb.ModelInferRequest, model: ServedModel, limit: int) -
 def _read_files(tensor: Tensor, raw: bytes | None, limit: int) -> Sequence[bytes]:
     if len(tensor.shape) not in (1, 2) or (len(tensor.shape) == 2 and tensor.shape[1] != 1):
         raise InvalidArgumentError("image files come as [N] or [N, 1]", field="inputs[0].shape")
-    files = tensor.contents.bytes_contents if raw is None else split_bytes(raw, limit)
+    files = tensor.contents.bytes_contents if raw is None else _split_bytes(raw, limit)
     check_count(files, limit, "inputs")
     if len(files) != tensor.shape[0]:
         raise InvalidArgumentError(f"the shape says {tensor.shape[0]} images, there are {len(files)}", field="inputs")
     return list(files)
 
 
-def split_bytes(raw: bytes, limit: int) -> list[bytes]:
-    """Return the elements of a raw BYTES tensor: each is its length as little-endian uint32, then its bytes.
+def _split_bytes(raw: bytes, limit: int) -> list[bytes]:
+    """Split a raw BYTES tensor into its elements: each is its length as little-endian uint32, then its bytes.
 
     Raises:
         InvalidArgumentError: it is cut off, or has more than `limit` elements.

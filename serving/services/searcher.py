@@ -1,4 +1,4 @@
-"""The Searcher service: which items an image resembles, and what it therefore is."""
+"""The Searcher service: find similar items, and classify images by them."""
 
 # ruff: noqa: N802, D102 (the contract names and describes the methods)
 
@@ -30,7 +30,7 @@ Answer = TypeVar("Answer")
 
 
 class Exclusion(NamedTuple):
-    """What the answer to one query leaves out."""
+    """Items that the answer to one query leaves out, by key and by content."""
 
     keys: frozenset[str]
     content_hash: bytes | None
@@ -40,7 +40,7 @@ Ask = Callable[[Vector, Sequence[Exclusion]], Sequence[Answer]]
 
 
 class SearcherService(searcher_pb2_grpc.SearcherServicer):
-    """Searches and classifies.
+    """Search and classify.
 
     Args:
         store: the collections.
@@ -162,7 +162,7 @@ class SearcherService(searcher_pb2_grpc.SearcherServicer):
         return k or default
 
     def _check_size(self, queries: int, options: SearchOptions, dim: int) -> None:
-        """Refuse a question whose answer would be huge before any work is spent on it."""
+        """Refuse a search whose answer would be too large before any work is spent on it."""
         neighbours = queries * options.k
         if neighbours > self._limits.max_neighbours:
             raise InvalidArgumentError(
@@ -185,9 +185,9 @@ async def _ask(
     leave_one_out: bool,
     context: Context,
 ) -> list[Answer | ImagekinError]:
-    """Ask the collection about the queries that are vectors now, and put the answers back into their places.
+    """Search with the queries that have vectors, and put the answers into their places.
 
-    `kind` holds the options as text: as values, a filter for 1 would be equal to one for true.
+    `kind` holds the options as text, because as values a filter for 1 would equal one for true.
     """
     good = [resolution for resolution in resolved if isinstance(resolution, Resolved)]
     if not good:

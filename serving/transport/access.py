@@ -1,7 +1,7 @@
-"""Who may call what: the scope of every RPC in one table, and the tokens that grant scopes.
+"""Authorise calls: the scope that each RPC needs, and the tokens that grant scopes.
 
-A token is compared by its SHA-256 with all entries, in constant time, so that neither its length nor a common prefix
-shows in the time of an answer.
+A token's SHA-256 is compared with all entries in constant time, so that the time of an answer reveals neither the
+token's length nor a common prefix.
 """
 
 import enum
@@ -19,14 +19,14 @@ from imagekin.errors import InvalidArgumentError, NotFoundError, PermissionDenie
 
 
 class Scope(enum.IntEnum):
-    """What a token allows; each scope includes those before it."""
+    """Scope of a token; each includes those before it."""
 
     READ = 1
     WRITE = 2
     ADMIN = 3
 
 
-# The scope that each RPC needs; None is open to everyone. What is not here needs ADMIN.
+# The scope that each RPC needs; None is open to everyone. An RPC that is not listed needs ADMIN.
 SCOPES: Mapping[str, Scope | None] = {
     "/imagekin.v1.Embedder/Embed": Scope.READ,
     "/imagekin.v1.Embedder/EmbedStream": Scope.READ,
@@ -70,8 +70,8 @@ class Token:
     """An entry of the tokens file.
 
     Attributes:
-        name: whose it is.
-        scope: what it allows.
+        name: name of its owner.
+        scope: the scope that it grants.
         digest: SHA-256 of the token.
     """
 
@@ -81,7 +81,7 @@ class Token:
 
 
 class Guard:
-    """Lets calls in by the tokens of a file. May be asked from any thread.
+    """Authorise calls by the tokens of a file. Thread-safe.
 
     Args:
         path: the tokens file.
@@ -97,13 +97,13 @@ class Guard:
         self._tokens = read_tokens(path)
 
     def reload(self) -> None:
-        """Read the file anew; what was read before stays in use when it cannot be."""
+        """Reload the file; the tokens stay as they were when it cannot be read."""
         tokens = read_tokens(self._path)
         with self._lock:
             self._tokens = tokens
 
     def check(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """Check that a call may be made.
+        """Check that a call is authorised.
 
         Args:
             method: `/package.Service/Method`.
@@ -120,7 +120,7 @@ class Guard:
         self.check_header(given if isinstance(given, str) else "", needed)
 
     def check_header(self, header: str, needed: Scope) -> None:
-        """Check that the value of an authorization header grants a scope; raises as `check` does."""
+        """Check that the value of an authorization header grants a scope; raise as `check` does."""
         if header[: len(_BEARER)].lower() != _BEARER:
             raise UnauthenticatedError("no token: send it as `authorization: Bearer TOKEN`")
         scope = self._scope(header[len(_BEARER) :].strip())
@@ -137,7 +137,7 @@ class Guard:
         with self._lock:
             tokens = self._tokens
         for token in tokens:
-            # All of them, without leaving early.
+            # No early exit: the time must not depend on which entry matches.
             if hmac.compare_digest(digest, token.digest):
                 found = token.scope
         return found
@@ -160,7 +160,7 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
     try:
         document = tomllib.loads(text)
     except ValueError as error:
-        # The parser's message tells a place, never the text.
+        # The parser's message gives a position and never quotes the file.
         raise _wrong(path, f"no TOML: {error}") from None
     entries = document.pop("token", None)
     if document or not isinstance(entries, list) or not entries:
@@ -174,7 +174,7 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
 
 
 def check_private(path: Path, field: str) -> None:
-    """Check that a secret's file is for its owner and group only.
+    """Check that only its owner and group can read a secret's file.
 
     Raises:
         OSError: it is not there.

@@ -1,4 +1,4 @@
-"""What every call has in common: let in or not, request parsed, answer serialised, errors turned into statuses.
+"""Wrap every call: admit it, parse its request, serialise its answer, and convert errors to statuses.
 
 Messages are parsed here and not by gRPC, which answers a malformed one as if the server had a bug; and serialised here,
 so that an answer too large for the client is a clear error. Streams end here, too, when the server drains: an idle one
@@ -43,7 +43,7 @@ log = logging.getLogger("imagekin.serving.calls")
 
 
 class _Unary:
-    """A unary method's handler, with what gRPC asks of one: made for every call, so it holds nothing else."""
+    """Handler of one unary call, with the attributes that gRPC reads and no more, because every call gets one."""
 
     __slots__ = ("unary_unary",)
     request_streaming = response_streaming = False
@@ -64,7 +64,7 @@ class Door(Protocol):
 
 
 class Calls(grpc.GenericRpcHandler):
-    """Every method of the server, wrapped. Services are added to it as to a server, and it to the server.
+    """Wrap every method of the server: services are added to it as to a server, and it is added to the server.
 
     Args:
         limits: ceilings; calls for health and reflection do not count as calls at one time.
@@ -101,11 +101,11 @@ class Calls(grpc.GenericRpcHandler):
 
     @property
     def in_flight(self) -> int:
-        """Calls in work."""
+        """Number of calls in progress."""
         return self._calls
 
     async def drain(self) -> None:
-        """Return when no call is in flight any more; new ones fail with UNAVAILABLE.
+        """Wait until no call is in flight any more; new ones fail with UNAVAILABLE.
 
         A stream answers what it has read, then fails with UNAVAILABLE.
         """
@@ -124,7 +124,7 @@ class Calls(grpc.GenericRpcHandler):
         self._doors[method] = door
 
     async def hold(self, seconds: float) -> None:
-        """Hold new calls back for a while and let them fail together, right before the server stops.
+        """Hold new calls back for a while and fail them together, right before the server stops.
 
         gRPC answers CANCELLED, which no client retries, to a call that it has received and not handed over when the
         server stops. With the calls of all waiting callers held here there is none.
@@ -134,7 +134,7 @@ class Calls(grpc.GenericRpcHandler):
         self._held.set()
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Handler]) -> None:
-        """Take the methods of a service; what generated code calls on a server."""
+        """Register the methods of a service; generated code calls this as on a server."""
         for name, handler in method_handlers.items():
             method = f"/{service_name}/{name}"
             self._handlers[method] = handler
@@ -172,7 +172,7 @@ class Calls(grpc.GenericRpcHandler):
         return self._wrap_writer(handler, inner, call)
 
     def _refuse(self, error: ImagekinError, call: CallInfo) -> Handler:
-        """Return a handler that refuses. As a stream, whatever the method is, so that no request is read."""
+        """Return a handler that refuses the call; a stream, whatever the method is, so that no request is read."""
         if self._metrics is not None:
             self._rejected("unauthenticated" if isinstance(error, UnauthenticatedError) else "permission_denied")
             self._metrics.ended(call.method, error.code, None)
@@ -205,7 +205,7 @@ class Calls(grpc.GenericRpcHandler):
         raw: bytes | AsyncIterator[bytes],
         door: Door | None = None,
     ) -> bytes:
-        """Return a unary method's answer, serialised."""
+        """Call a unary method's handler and return its answer, serialised."""
         try:
             with self._watched(call, context, streamed=False):
                 await self._enter(call.method)
@@ -273,7 +273,7 @@ class Calls(grpc.GenericRpcHandler):
         return grpc.stream_stream_rpc_method_handler(watch, response_serializer=handler.response_serializer)
 
     def _watched(self, call: CallInfo, context: Context, *, streamed: bool) -> contextlib.AbstractContextManager[None]:
-        """Count and, if the log is that fine, write down how a call ended."""
+        """Record how a call ends: in the metrics, as a span and in the debug log."""
         watched = self._metrics is not None or self._tracer is not None or log.isEnabledFor(logging.DEBUG)
         if not watched or call.method.startswith("/grpc."):
             return _UNWATCHED
@@ -281,7 +281,7 @@ class Calls(grpc.GenericRpcHandler):
 
     @contextlib.contextmanager
     def _watch(self, call: CallInfo, context: Context, streamed: bool) -> Iterator[None]:
-        # A client that gives up at its deadline may be heard a moment before our own clock has reached it.
+        # A client that gives up at its deadline may cancel a moment before the server's clock has reached it.
         outcome = CallOutcome(lambda: (left := context.time_remaining()) is not None and left <= _EARLY_SECONDS)
         try:
             with outcome:
@@ -299,7 +299,7 @@ class Calls(grpc.GenericRpcHandler):
             )
 
     async def _enter(self, method: str) -> None:
-        """Count a call in, or refuse it; whoever comes in must `_leave`."""
+        """Count a call in, or refuse it; a call that has entered must `_leave`."""
         if method.startswith("/grpc."):
             return
         if self._draining.is_set():
@@ -316,7 +316,7 @@ class Calls(grpc.GenericRpcHandler):
         if method.startswith("/grpc."):
             return
         self._calls -= 1
-        # None comes in again once the server drains.
+        # No call enters once the server drains.
         if not self._calls and self._draining.is_set():
             self._idle.set()
 
@@ -325,7 +325,7 @@ class Calls(grpc.GenericRpcHandler):
             self._metrics.rejected(reason)
 
     async def _read(self, raw: AsyncIterator[bytes]) -> bytes | None:
-        """Return a stream's next message, None at its end."""
+        """Read a stream's next message, None at its end."""
         if self._draining.is_set():
             raise going_away()
         task = cast("asyncio.Task[Any]", asyncio.current_task())
@@ -357,7 +357,7 @@ class Calls(grpc.GenericRpcHandler):
             raise DeadlineExceededError(f"the request did not come within {_PROBE_SECONDS:g} s") from None
 
     def _serialise(self, handler: Any, message: Any) -> bytes:
-        """Return an answer's bytes; some handlers give them themselves."""
+        """Serialise an answer, unless its handler has done so."""
         try:
             data: bytes = message if isinstance(message, bytes) else handler.response_serializer(message)
         except (EncodeError, ValueError):  # beyond what protobuf itself can hold

@@ -1,4 +1,4 @@
-"""How the server listens: channel options, credentials, and a clear error for an address that cannot be had."""
+"""Listen: channel options, credentials, and a clear error for an address that cannot be used."""
 
 import asyncio
 import importlib
@@ -23,7 +23,7 @@ _LEAST_PING_MILLISECONDS = 1_000
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """Return the event loop to serve on: uvloop's where it is installed, which takes less CPU a call."""
+    """Make an event loop: uvloop's where it is installed, which takes less CPU a call."""
     try:
         loop: asyncio.AbstractEventLoop = importlib.import_module("uvloop").new_event_loop()
     except ImportError:
@@ -63,7 +63,7 @@ def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredenti
 
 
 def _try_to_bind(address: str) -> None:
-    """Bind once and let go, because gRPC says on standard error, and not to us, why it cannot."""
+    """Bind a socket and close it, because gRPC gives the reason of a failure on standard error only."""
     host, port = split_address(address)
     try:
         family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

@@ -1,7 +1,7 @@
-"""Turns errors into google.rpc.Status: the one place that decides what a caller gets to see of a failure.
+"""Convert errors to google.rpc.Status, and decide what a caller sees of a failure.
 
-A `ImagekinError` was written for users and keeps its code and message. Everything else is a bug: the caller gets
-INTERNAL and an id, the log gets the same id and the trace.
+An `ImagekinError` was written for users and keeps its code and message. Any other error is a bug: the caller gets
+INTERNAL and an id, and the log gets the traceback under the same id.
 """
 
 import logging
@@ -21,7 +21,7 @@ _MAX_FIELD = 200
 
 
 def to_status(error: ImagekinError) -> status_pb2.Status:
-    """Return an error as a status: BadRequest details when a field is at fault, RetryInfo when trying again helps."""
+    """Convert an error to a status: BadRequest details when a field is at fault, RetryInfo when trying again helps."""
     message = str(error)
     if len(message) > _MAX_MESSAGE:
         message = message[: _MAX_MESSAGE - 1] + "…"
@@ -37,12 +37,12 @@ def to_status(error: ImagekinError) -> status_pb2.Status:
 
 
 def item_error(error: ImagekinError) -> common_pb2.ItemError:
-    """Return an error as the answer to one member of a batch."""
+    """Convert an error to the answer to one member of a batch."""
     return common_pb2.ItemError(status=to_status(error))
 
 
 def public_error(error: BaseException, where: str, request_id: str = "") -> ImagekinError:
-    """Return what the caller gets to see of an error, and log what the caller does not.
+    """Return the error that the caller sees, and log what the caller does not see.
 
     Args:
         error: whatever was raised.

@@ -1,4 +1,4 @@
-"""Bulk streams: the next batches are prepared while the last one is answered, and the answers keep their order."""
+"""Answer bulk streams in order, preparing the next batches while one is answered."""
 
 import asyncio
 from collections import deque
@@ -16,14 +16,14 @@ WINDOW = 3
 async def in_order(
     requests: AsyncIterator[Request], begin: Callable[[Request], Awaitable[tuple[Note, asyncio.Future[Prepared]]]]
 ) -> AsyncGenerator[tuple[Note, Prepared], None]:
-    """Prepare requests as they come, at most `WINDOW` at a time, and yield what they came to in their order.
+    """Prepare requests as they come, at most `WINDOW` at a time, and yield the results in order.
 
-    An error ends the stream in its turn: what came before it is answered. When the caller goes, the rest is cancelled.
+    An error ends the stream in its turn: earlier requests are answered. When the caller goes away, the rest is dropped.
 
     Args:
         requests: the stream.
-        begin: called with each request; returns what to yield with its result, and the result to come. The next request
-            is read when it has returned.
+        begin: called with each request; returns a note to yield with the result, and the result's future. The next
+            request is read when it has returned.
     """
     window: asyncio.Queue[tuple[Note, asyncio.Future[Prepared]] | None] = asyncio.Queue()
     places = asyncio.Semaphore(WINDOW)

@@ -1,4 +1,4 @@
-"""The server's certificates: read, checked, and replaced without a restart."""
+"""Read and check the server's certificates, and replace them without a restart."""
 
 import ssl
 import threading
@@ -11,7 +11,7 @@ from imagekin.serving.transport.access import check_private
 
 
 class Certificates:
-    """The server's certificate and key, and the authority of its clients' certificates if these must have any.
+    """The server's certificate and key, and the authority of its clients' certificates if clients must have any.
 
     Args:
         certificate: PEM file of the server's certificate chain.
@@ -35,11 +35,11 @@ class Certificates:
 
     @property
     def context(self) -> ssl.SSLContext:
-        """The same certificates for a server that is not gRPC's; a reload reaches it, too."""
+        """TLS context with the same certificates for a server that is not gRPC's; it follows reloads."""
         return self._context
 
     def credentials(self) -> grpc.ServerCredentials:
-        """Return the credentials for gRPC, which ask for new certificates at each handshake."""
+        """Return credentials for gRPC, which ask for new certificates at each handshake."""
         return grpc.dynamic_ssl_server_credentials(
             self._first,
             self._fetch,  # type: ignore[arg-type]  # None is documented: nothing new
@@ -47,7 +47,7 @@ class Certificates:
         )
 
     def reload(self) -> None:
-        """Read the files anew; connections that exist go on, and the old files count when the new ones are wrong."""
+        """Reload the files; connections stay open, and when the new files are wrong the old ones stay in use."""
         fresh = self._read()
         self._fill(self._context)
         with self._lock:

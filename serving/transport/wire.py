@@ -1,4 +1,4 @@
-"""Reads requests to embed without copying their images, and writes the answers with one copy of their vectors.
+"""Read requests to embed without copying their images, and write answers with one copy of their vectors.
 
 The protobuf library copies every `bytes` field twice, and that is most of what a request of large images costs. Clients
 write these requests in one plain form, which is read here as views into the received bytes. Whatever has another form,
