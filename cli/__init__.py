@@ -1,4 +1,4 @@
-"""The command `imagekin`, one file a subcommand; none of them loads anything heavy before it is run."""
+"""The command `imagekin`: one file per subcommand, none of which loads anything heavy before it runs."""
 
 if __name__ != "imagekin.cli":
     raise ImportError("import imagekin.cli, not cli: under two names, every class would exist twice")

@@ -20,7 +20,7 @@ PresetName = Literal["imagenet", "clip", "dinov2"]
 ResizeName = Literal["squash", "crop", "pad"]
 InterpolationName = Literal["nearest", "bilinear", "bicubic", "lanczos", "box"]
 
-CHECKED_IMAGES = 16
+_CHECKED_IMAGES = 16
 
 
 def adopt(
@@ -122,7 +122,7 @@ def _read(source: Path, preprocess: "Preprocess") -> "Iterator[NDArray[np.uint8]
 
     found = 0
     for record in open_source(source):
-        if found == CHECKED_IMAGES:
+        if found == _CHECKED_IMAGES:
             return
         if not isinstance(record.data, bytes):
             continue
@@ -136,11 +136,11 @@ def _read(source: Path, preprocess: "Preprocess") -> "Iterator[NDArray[np.uint8]
 
 
 def _drawn(preprocess: "Preprocess") -> "Iterator[NDArray[np.uint8]]":
-    """Yield pictures of coloured waves: smooth, all different, and using the whole range of values."""
+    """Draw pictures of coloured waves: smooth, all different, and with the whole range of values."""
     import numpy as np
 
     rows, columns = np.mgrid[0 : preprocess.height, 0 : preprocess.width]
-    for seed in range(CHECKED_IMAGES // 2):
+    for seed in range(_CHECKED_IMAGES // 2):
         random = np.random.default_rng(seed)
         planes = []
         for _ in range(3):

@@ -38,7 +38,7 @@ def classify(
     timeout: options.Timeout = 60.0,
     as_json: options.AsJson = False,
 ) -> None:
-    """Name the class of images; states the accuracy when they lie in folders named after their classes."""
+    """Classify images; report the accuracy when they lie in folders named after their classes."""
     from imagekin.cli.shared import console
     from imagekin.cli.shared.image_sources import Tally, answered, reading
     from imagekin.client.calls import ClassifyParameters
@@ -78,7 +78,7 @@ def classify(
                 )
     seconds = time.perf_counter() - started
     console.list_failures(tally.failed, tally.failed_count)
-    # Folders none of whose names is a class are just folders.
+    # Unless one of the folders bears the name of a class, the folders' names are no labels.
     accuracy = correct / labelled if folders & classes else None
     if as_json:
         figures = {"accuracy": accuracy, "correct": correct, "labelled": labelled, "unknown": unknown}

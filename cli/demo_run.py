@@ -1,7 +1,7 @@
-"""The demo: the whole way on scikit-learn's handwritten digits, by the same commands that a user types.
+"""Run the demo: from training to queries on scikit-learn's handwritten digits, by the commands that a user types.
 
-It trains an encoder on 1,437 digits, indexes them, starts a real server, and asks it over gRPC about 360 digits that
-nothing has seen before. What it makes stays in its folder, so that its commands can be tried again by hand.
+It trains an encoder on 1,437 digits, indexes them, starts a real server, and queries it over gRPC with 360 digits that
+are new to it. The files stay in the demo's folder, so that its commands can be tried again by hand.
 """
 
 import contextlib
@@ -30,16 +30,16 @@ from imagekin.version import install_command
 COLLECTION = "digits"
 # A folder that holds this file is the demo's own and may be replaced.
 _MARK = ".imagekin-demo"
-# Told before the training begins and not a minute later.
+# Checked before the training begins, not a minute later.
 _NEEDS = ("faiss", "grpc_health", "onnx", "onnxruntime", "onnxscript", "sklearn", "torch")
 _START_SECONDS = 60.0
 _STOP_SECONDS = 15.0
-# Embedding is timed for at least so long, after a warm-up.
+# Least time for which embedding is measured, after a warm-up.
 _TIMED_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class Digits:
+class _Digits:
     """Digits as image files.
 
     Attributes:
@@ -53,15 +53,15 @@ class Digits:
     labels: tuple[str, ...]
 
 
-class Steps:
-    """Runs the demo's steps, says what they are, and keeps the time of each."""
+class _Steps:
+    """Run the demo's steps, print what each one does, and time it."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
     def step(self, name: str, text: str) -> Iterator[None]:
-        """Say what happens now, and afterwards how long it took."""
+        """Print what the step does, and afterwards how long it took."""
         console.say(f"▸ {text}")
         started = time.perf_counter()
         yield
@@ -81,7 +81,7 @@ def run(out: Path, *, as_json: bool) -> None:
     if missing:
         raise FailedPreconditionError(f"the demo needs {', '.join(missing)}: {install_command('cpu,train')}")
     prepare(out)
-    steps = Steps()
+    steps = _Steps()
     model, data = out / "run" / "model.onnx", out / "data"
     with _terminable():
         with steps.step("digits", "write 1,797 handwritten digits as PNG files, a fifth of them held out"):
@@ -117,7 +117,7 @@ def run(out: Path, *, as_json: bool) -> None:
 
 
 def prepare(out: Path) -> None:
-    """Make the demo's folder, replacing an earlier one."""
+    """Create the demo's folder, replacing an earlier one."""
     if out.exists() and not out.is_dir():
         raise FailedPreconditionError(f"{out} is a file: choose another folder with --out")
     if out.is_dir() and any(out.iterdir()):
@@ -128,7 +128,7 @@ def prepare(out: Path) -> None:
     (out / _MARK).touch()
 
 
-def _write_digits(folder: Path, split: Any) -> Digits:
+def _write_digits(folder: Path, split: Any) -> _Digits:
     from PIL import Image
 
     from imagekin.training.data.images import load_images
@@ -143,23 +143,23 @@ def _write_digits(folder: Path, split: Any) -> Digits:
         path.write_bytes(encoded.getvalue())
         files.append(encoded.getvalue())
     labels = tuple(images.class_names[label] for label in images.labels)
-    return Digits(folder / split, tuple(files), labels)
+    return _Digits(folder / split, tuple(files), labels)
 
 
 def _command(arguments: Sequence[str]) -> list[str]:
-    # The user's own settings file must not reach into the demo.
+    # The user's own settings file must not affect the demo.
     return [sys.executable, "-m", "imagekin", "--config", os.devnull, *arguments]
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment without the user's settings, and with this very program importable from any folder."""
+    """Return the environment without the user's settings, and with this program importable from any folder."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("IMAGEKIN_")}
     root = str(Path(__file__).resolve().parents[1])
     return kept | {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 def _imagekin(*arguments: str) -> dict[str, Any]:
-    """Run a command to its end and return the JSON object that it answers; its messages are shown as they come."""
+    """Run a command and return the JSON object that it answers; its messages are shown as they come."""
     done = subprocess.run(_command(arguments), stdout=subprocess.PIPE, text=True, check=False, env=_environment())  # noqa: S603
     if done.returncode:
         raise ImagekinError(f"'imagekin {arguments[0]}' failed with status {done.returncode}; its message is above")
@@ -205,7 +205,7 @@ def _stop(server: "subprocess.Popen[bytes]") -> None:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the demo as Ctrl-C does, so that the server is stopped then too."""
+    """Let SIGTERM end the demo as Ctrl-C does, so that the server is stopped in both cases."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt("stopped")
@@ -218,7 +218,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _time_embedding(client: Client, files: Sequence[bytes]) -> tuple[int, float]:
-    """Return how many images were embedded, and in how many seconds."""
+    """Embed for a while; return the number of images embedded, and the seconds that it took."""
     client.embed(files)
     count, started = 0, time.perf_counter()
     while (seconds := time.perf_counter() - started) < _TIMED_SECONDS:

@@ -59,7 +59,7 @@ def embed(
         if artifact is None:
             raise InvalidArgumentError("a .parquet file is written with --model FILE; a server's answers go to a .npy")
         engine.refuse_idle(ctx)
-        to_file(images, artifact, out, report, engine, as_json)
+        _to_file(images, artifact, out, report, engine, as_json)
         return
     if options.typed(ctx, "artifact") or report is not None or options.typed(ctx, "engine"):
         raise InvalidArgumentError("--model, --report and --engine go with --out FILE.parquet")
@@ -92,7 +92,7 @@ def embed(
     console.fail_if_nothing(tally)
 
 
-def to_file(
+def _to_file(
     sources: list[str],
     artifact: Path,
     out: Path,
@@ -100,7 +100,7 @@ def to_file(
     engine: engines.Engine,
     as_json: bool,
 ) -> None:
-    """Embed sources here into a Parquet file, in constant memory; the file is there only when all went well."""
+    """Embed sources here into a Parquet file, in constant memory; the file appears only on success."""
     from imagekin.cli.shared import console
     from imagekin.cli.shared.batch_progress import pace
     from imagekin.encoder.runtime.tuning import open_for_files
@@ -145,8 +145,8 @@ def to_file(
         print(f"{done.written:,} images embedded to {out}{duplicates}{failures}; {speed}")
 
 
-class NpyWriter:
-    """Writes rows of unknown number to a .npy file, and their keys beside it, a line each.
+class _NpyWriter:
+    """Write rows of unknown number to a .npy file, and their keys to a file beside it, a line each.
 
     Args:
         vectors: open for writing bytes, with seek.
@@ -179,8 +179,8 @@ class NpyWriter:
 
 
 @contextmanager
-def _output(out: Path | None) -> Iterator[NpyWriter | None]:
-    """Open FILE.npy and FILE.keys under temporary names; they get their names only when all went well."""
+def _output(out: Path | None) -> Iterator[_NpyWriter | None]:
+    """Open FILE.npy and FILE.keys under temporary names, and rename them on success."""
     if out is None:
         yield None
         return
@@ -188,7 +188,7 @@ def _output(out: Path | None) -> Iterator[NpyWriter | None]:
     parts = [name.with_name(f".{name.name}.{os.getpid()}.part") for name in names]
     try:
         with parts[0].open("wb") as vectors, parts[1].open("wb") as keys:
-            writer = NpyWriter(vectors, keys)
+            writer = _NpyWriter(vectors, keys)
             yield writer
             writer.finish()
         for part, name in zip(parts, names, strict=True):

@@ -29,7 +29,7 @@ def health(
         try:
             models = client.models()
         except (UnauthenticatedError, PermissionDeniedError):
-            # Health needs no token, so a probe has none; the names of models do.
+            # A probe has no token, because health needs none; listing the models does.
             models = []
     if as_json:
         print_json({"serving": True, "models": [model.name for model in models]})

@@ -57,8 +57,8 @@ def index(
 ) -> None:
     """Embed images and store them in a collection; the label of an image is the folder that it lies in.
 
-    What the collection holds already is left out, so the same command again does only what is missing. Vectors from
-    Parquet are stored as they are.
+    Images that the collection already holds are skipped, so the same command again does only what is missing. Vectors
+    from Parquet are stored as they are.
     """
     from imagekin.cli.shared import console
     from imagekin.cli.shared.batch_progress import pace
@@ -101,7 +101,7 @@ def index(
 
 
 def _judge(done: "IndexReport", sync: bool) -> None:
-    """Raise the error that the command ends with, if it ends with one."""
+    """Raise an error if the run failed as a whole."""
     if not done.seen:
         raise ImageError("no images there")
     if done.failed_count == done.seen and not done.conflicts:
@@ -119,7 +119,7 @@ def _judge(done: "IndexReport", sync: bool) -> None:
 def _space_of(
     embedded: "VectorInfo | None", model: Path | None, typed: bool, space: str | None, device: Device
 ) -> tuple["Encoder | None", str, int]:
-    """Return what embeds the images (None for vectors), the embedding space and the number of components."""
+    """Return the encoder (None for vectors), the embedding space and the number of components."""
     if embedded is None:
         if model is None:
             raise InvalidArgumentError("give --model FILE, which embeds the images", field="model")
@@ -142,7 +142,7 @@ def _space_of(
 def _opened(
     name: str, space: str, dim: int, index_kind: str, place: options.CollectionsPlace, timeout: float
 ) -> Iterator["Sink"]:
-    """Yield the collection, made if there is none, whose embedding space is that of the vectors to come."""
+    """Open the collection, or create it for the embedding space of the vectors to come."""
     if place.here is None:
         from imagekin.cli.shared.remote_sink import ClientSink, remote_collection
 

@@ -1,4 +1,4 @@
-"""Run the `imagekin` command: find the subcommand, order its settings, turn errors into one line and a status.
+"""Run the `imagekin` command: find the subcommand, apply its settings, turn errors into one line and an exit status.
 
 Exit status: 0 done, 1 failed, 2 wrong use, 130 stopped by Ctrl-C. A subcommand's module is loaded only when it is asked
 for, and torch, FAISS, ONNX Runtime and gRPC only when it runs.
@@ -38,8 +38,8 @@ COMMANDS = {
     "health": "imagekin.cli.health:health",
     "version": "imagekin.cli.version:version",
 }
-# Modules that an extra brings, by the extra.
-EXTRAS = {
+# Modules that each extra installs.
+_EXTRAS = {
     "cpu": {"faiss", "onnxruntime", "grpc_health", "grpc_reflection", "prometheus_client"},
     "otel": {"opentelemetry"},
     "parquet": {"pyarrow"},
@@ -47,27 +47,27 @@ EXTRAS = {
     "scale": {"ray"},
     "train": {"torch", "sklearn", "onnx", "onnxscript", "scipy", "tensorboard", "matplotlib"},
 }
-HELP = """From a folder of images to a service that knows which images are alike and what they are.
+_HELP = """From a folder of images to a service that knows which images are alike and what they are.
 
 Every option --some-name of COMMAND may also be given as IMAGEKIN_COMMAND_SOME_NAME in the environment, or as \
 some-name in imagekin.toml, at its top or in the command's own table. The command line comes first, then the \
 environment, then the file. IMAGEKIN_ADDRESS, IMAGEKIN_TOKEN, IMAGEKIN_CA, IMAGEKIN_CLIENT_CERT, IMAGEKIN_CLIENT_KEY, \
 IMAGEKIN_DATA_DIR, IMAGEKIN_MODEL and IMAGEKIN_DEVICE are for all commands.
 """
-INTERRUPTED = 130
-BROKEN_PIPE = 141
+_INTERRUPTED = 130
+_BROKEN_PIPE = 141
 
 
 class _StoppedError(Exception):
-    """Ctrl-C, carried past the command-line library, which would swallow it."""
+    """Ctrl-C, wrapped because the command-line library would swallow it."""
 
 
 class _PipeClosedError(Exception):
-    """The reader of standard output has gone, carried likewise."""
+    """The reader of standard output has gone; wrapped likewise."""
 
 
-class LazyGroup(TyperGroup):
-    """Loads a subcommand's module when it is named, or when all are listed."""
+class _LazyGroup(TyperGroup):
+    """Group that loads a subcommand's module when it is named, or when all are listed."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of the subcommands."""
@@ -117,7 +117,7 @@ def root(
         typer.Option("--config", metavar="FILE", help="Settings in TOML; default ./imagekin.toml where there is one."),
     ] = None,
 ) -> None:
-    """Find the settings file and lay it under the subcommand's options."""
+    """Find the settings file and take the subcommand's defaults from it."""
     named = config_file or (Path(os.environ["IMAGEKIN_CONFIG"]) if os.environ.get("IMAGEKIN_CONFIG") else None)
     ctx.default_map = settings_file.load(named, ctx.command, ctx)
 
@@ -129,8 +129,8 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command and return its exit status; errors become one line on standard error."""
-    app = typer.Typer(cls=LazyGroup, add_completion=False)
-    app.callback(help=HELP)(root)
+    app = typer.Typer(cls=_LazyGroup, add_completion=False)
+    app.callback(help=_HELP)(root)
     try:
         status = typer.main.get_command(app).main(
             list(arguments) or ["--help"], prog_name="imagekin", standalone_mode=False
@@ -144,11 +144,11 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def report(error: Exception) -> int:
-    """Say what went wrong in one line on standard error and return the exit status."""
+    """Print an error as one line on standard error and return the exit status."""
     if isinstance(error, _PipeClosedError):
         # Python flushes standard output once more at the end, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        return _BROKEN_PIPE
     message, status = described(error)
     print("imagekin:", " ".join(message.split()), file=sys.stderr)
     return status
@@ -157,10 +157,10 @@ def report(error: Exception) -> int:
 def described(error: Exception) -> tuple[str, int]:
     """Return an error's message and exit status."""
     if isinstance(error, _StoppedError):
-        return str(error), INTERRUPTED
+        return str(error), _INTERRUPTED
     if isinstance(error, ImagekinError):
         return str(error), error.exit_status
-    if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error.name or "")):
+    if isinstance(error, ModuleNotFoundError) and (extra := _extra_of(error.name or "")):
         return f"this needs {error.name}, which is not installed: {install_command(extra)}", 1
     if hasattr(error, "format_message"):
         # Wrong use. The command-line library has no public name for the base class of these.
@@ -174,7 +174,7 @@ def described(error: Exception) -> tuple[str, int]:
     return f"{type(error).__name__}: {error} (a bug; IMAGEKIN_DEBUG=1 shows where)", 1
 
 
-def extra_of(module: str) -> str:
-    """Return the extra that brings a module, empty when none does."""
+def _extra_of(module: str) -> str:
+    """Return the extra that installs a module, empty when none does."""
     top = module.split(".")[0]
-    return next((extra for extra, modules in EXTRAS.items() if top in modules), "")
+    return next((extra for extra, modules in _EXTRAS.items() if top in modules), "")

@@ -21,10 +21,10 @@ def serve(
 ) -> None:
     """Answer requests over gRPC until SIGTERM or Ctrl-C: embed, search, classify, keep collections.
 
-    SIGHUP loads models, collections, certificates and tokens anew, without failing a call.
+    SIGHUP reloads models, collections, certificates and tokens without failing a call.
     """
     if print_config:
-        print(effective(ctx))
+        print(_effective(ctx))
         return
     # Before gRPC is imported: its core would write a line of its own for each failed handshake of a port scanner.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -33,8 +33,8 @@ def serve(
     run(settings)
 
 
-def effective(ctx: Any) -> str:
-    """Return a command's settings as a TOML table that could be imagekin.toml, each with where it is from."""
+def _effective(ctx: Any) -> str:
+    """Return a command's settings as a TOML table that could be imagekin.toml, each with its origin."""
     sources = {"COMMANDLINE": "command line", "ENVIRONMENT": "environment", "DEFAULT_MAP": "file"}
     lines = [f"[{ctx.command.name}]"]
     for name, value in ctx.params.items():
@@ -47,7 +47,7 @@ def effective(ctx: Any) -> str:
             lines.append(f"# {key} is not set")
         else:
             plain = [str(each) for each in value] if isinstance(value, list | tuple) else value
-            # JSON's texts, numbers, truth values and lists are TOML's, too.
+            # JSON's strings, numbers, booleans and lists are valid TOML, too.
             written = json.dumps(str(plain) if isinstance(plain, Path) else plain, ensure_ascii=False)
             lines.append(f"{key} = {written}  # {source}")
     return "\n".join(lines)

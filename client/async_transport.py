@@ -1,4 +1,4 @@
-"""Calls with retries, series with several messages under way, and the wait for a server that starts."""
+"""Make calls with retries, keep several messages of a series in flight, and wait for a server to start."""
 
 import time
 from collections import deque
@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 
 class AsyncTransport:
-    """Makes the calls of a client."""
+    """Make the calls of a client."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -29,7 +29,7 @@ class AsyncTransport:
         await self._backend.close()
 
     async def call(self, call: calls.Call[calls.Request, calls.Response], request: calls.Request) -> calls.Response:
-        """Make a call, trying again as the retry policy says; raises ImagekinError."""
+        """Make a call, with retries by the retry policy; raises ImagekinError."""
         deadline = time.monotonic() + self._connection.timeout
         attempt = 0
         while True:
@@ -64,7 +64,7 @@ class AsyncTransport:
         series: calls.Series[calls.Member, calls.Part, calls.Request, calls.Response, Result],
         members: Iterable[calls.Member],
     ) -> AsyncGenerator[Result | ImagekinError, None]:
-        """Yield one result per member, in order, with a few messages under way at once."""
+        """Yield one result per member, in order, with a few messages in flight at once."""
         batches = calls.cut(series, members, self._connection.limits)
         under_way: deque[AsyncPending[list[Result | ImagekinError]]] = deque()
         try:

@@ -1,7 +1,7 @@
-"""The two ways to wait: all that the sync and the async client do differently.
+"""Wait with asyncio or by blocking a thread: the only difference between the async and the sync client.
 
-Everything else is written for asyncio, and `generate_sync` makes the sync client of it. The methods of the two classes
-are the same, except that those of `AsyncBackend` are awaited.
+Everything else is written for asyncio, and `generate_sync` turns it into the sync client. The two classes have the same
+methods, except that those of `AsyncBackend` are awaited.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ from imagekin.client.retries import rpc_error
 from imagekin.errors import CancelledError, FailedPreconditionError
 
 T = TypeVar("T")
-# A result under way.
+# A result still to come.
 AsyncPending: TypeAlias = asyncio.Task[T]
 Pending: TypeAlias = futures.Future[T]
 
 
 class AsyncBackend:
-    """Waits on asyncio. The event loop of the first call is the one of all further calls."""
+    """Wait with asyncio. The event loop of the first call is that of all further calls."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -66,7 +66,7 @@ class AsyncBackend:
         return await asyncio.to_thread(next, batches, None)
 
     def start(self, work: Callable[..., Coroutine[Any, Any, T]], *arguments: object) -> AsyncPending[T]:
-        """Begin a call whose result is wanted later."""
+        """Start a call whose result is needed later."""
         return asyncio.create_task(work(*arguments))
 
     async def result(self, pending: AsyncPending[T]) -> T:
@@ -74,7 +74,7 @@ class AsyncBackend:
         return await pending
 
     async def cancel(self, pending: Iterable[AsyncPending[T]]) -> None:
-        """Give up calls whose results are no longer wanted."""
+        """Cancel calls whose results are no longer needed."""
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
@@ -103,7 +103,7 @@ class AsyncBackend:
 
 
 class Backend:
-    """Blocks the calling thread. Safe to share between threads."""
+    """Block the calling thread. Safe to share between threads."""
 
     def __init__(self, connection: Connection) -> None:
         credentials = connection.credentials
@@ -134,7 +134,7 @@ class Backend:
         except grpc.RpcError as error:
             raise rpc_error(error, self._connection.address) from error
         except ValueError:
-            # So gRPC refuses a channel that another thread has just closed.
+            # gRPC raises this for a channel that another thread has just closed.
             self._check_open()
             raise
 
@@ -147,7 +147,7 @@ class Backend:
         return next(batches, None)
 
     def start(self, work: Callable[..., T], *arguments: object) -> Pending[T]:
-        """Begin a call whose result is wanted later."""
+        """Start a call whose result is needed later."""
         with self._lock:
             self._check_open()
             if self._threads is None:
@@ -162,7 +162,7 @@ class Backend:
             raise _closed() from None
 
     def cancel(self, pending: Iterable[Pending[T]]) -> None:
-        """Give up calls whose results are no longer wanted."""
+        """Cancel calls whose results are no longer needed."""
         for future in pending:
             future.cancel()
 

@@ -1,4 +1,4 @@
-"""The calls of the contract, and the cutting of a long series into messages that the server takes. Pure.
+"""The RPCs of the contract, and long series of members cut into messages that the server accepts. Pure.
 
 A `Call` is one RPC. A `Series` is an RPC over many members (images, queries, items): how a member becomes a message,
 how messages become a request, and how the answer becomes one result per member.
@@ -61,8 +61,8 @@ class Call(Generic[Request, Response]):
     idempotent: bool = True
 
 
-# The status of grpc.health.v1.HealthCheckResponse is an enum in field 1, which is how Int32Value has its value; a
-# HealthCheckRequest for the whole server is empty. This spares the client the package that defines them.
+# grpc.health.v1.HealthCheckResponse is encoded as an Int32Value, with its status in field 1, and a HealthCheckRequest
+# for the whole server is empty. So the client does without the package that defines them.
 HEALTH = Call("/grpc.health.v1.Health/Check", Empty, Int32Value)
 SERVING = 1
 EMBED = Call("/imagekin.v1.Embedder/Embed", embedder.EmbedRequest, embedder.EmbedResponse)
@@ -84,7 +84,7 @@ DESCRIBE_COLLECTION = Call(
     collections.DescribeCollectionRequest,
     collections.DescribeCollectionResponse,
 )
-# Making or dropping twice answers ALREADY_EXISTS or NOT_FOUND, which would hide that the first time went well.
+# A repeated create or drop is answered ALREADY_EXISTS or NOT_FOUND, which would hide that the first one succeeded.
 CREATE_COLLECTION = Call(
     "/imagekin.v1.Collections/CreateCollection",
     collections.CreateCollectionRequest,
@@ -107,7 +107,7 @@ DROP_COLLECTION = Call(
 
 @dataclass(frozen=True, slots=True)
 class MessageLimits:
-    """Bounds of one message, below what a server takes by default.
+    """Limits of one message, below those of a server's defaults.
 
     Attributes:
         items: members of a batch.
@@ -125,10 +125,10 @@ class Series(Generic[Member, Part, Request, Response, Result]):
     Attributes:
         call: the RPC.
         noun: what a member is called in an error.
-        part: makes a member's message; what it raises is that member's error.
+        part: makes a member's message; an error that it raises is that member's result.
         build: makes a request of some parts.
         read: reads an answer as one result or error per part, in order.
-        most: members of one message, where the answers' size asks for fewer than the limits do.
+        most: members of one message, where the size of the answers requires fewer than the limits allow.
     """
 
     call: Call[Request, Response]
@@ -144,7 +144,7 @@ class Batch(Generic[Part]):
     """Members that travel in one message.
 
     Attributes:
-        slots: each member's part, or why it has none.
+        slots: each member's part or its error.
         is_last: no further batch follows.
     """
 
@@ -172,7 +172,7 @@ def cut(
         except ImagekinError as error:
             slot, weight = error, 0
         except UnicodeEncodeError as error:
-            # A file name of another encoding, for example, that was taken as a key.
+            # For example a file name in another encoding, used as a key.
             slot, weight = InvalidArgumentError(f"{error.object[:200]!r} cannot be written as UTF-8"), 0
         if slots and (len(slots) >= most or size + weight > limits.bytes):
             yield Batch(slots)
@@ -184,7 +184,7 @@ def cut(
 
 
 def placed(batch: Batch[Part], results: Sequence[Result | ImagekinError]) -> list[Result | ImagekinError]:
-    """Return one result per member of the batch: the server's, or why the member never travelled."""
+    """Return one result per member of the batch: the server's, or the error for which it was not sent."""
     if len(results) != len(batch.parts):
         raise InternalError(f"the server answered {len(results)} of {len(batch.parts)} members of a batch")
     answers = iter(results)
@@ -192,7 +192,7 @@ def placed(batch: Batch[Part], results: Sequence[Result | ImagekinError]) -> lis
 
 
 def located(error: ImagekinError, noun: str, place: int) -> ImagekinError:
-    """Return a copy of a member's error that names the member in its message."""
+    """Return a copy of a member's error whose message names the member."""
     copied = copy.copy(error)
     copied.args = (f"{noun}[{place}]: {error}",)
     return copied

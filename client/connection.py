@@ -1,4 +1,4 @@
-"""Check what a client is told about its server: address, token, TLS files, limits. Shared by both clients."""
+"""Check the arguments of a client: address, token, TLS files, limits. Used by both clients."""
 
 import os
 import ssl
@@ -15,14 +15,14 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     # The client asked for the answer, however large: k and with_vector bound it.
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # gRPC's own pause after a failed connection is 1 s and grows; ours would only meet the remembered failure.
+    # By default gRPC waits 1 s or more after a failed connection; a retry within that time only repeats its failure.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
     # Notice a dead peer behind a NAT or load balancer, but only while calls are under way.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    # A new client does not wait out the pause that an earlier client's failed connection began.
+    # A new client does not wait because an earlier client's connection failed.
     ("grpc.use_local_subchannel_pool", 1),
 )
 
@@ -72,7 +72,7 @@ def checked(
     conversions.bounded("timeout", timeout, 0.001)
     conversions.bounded("in_flight", in_flight, 1, 1024)
     return Connection(
-        _bare_address(address),
+        _without_scheme(address),
         _metadata(token),
         _credentials(tls),
         timeout,
@@ -92,7 +92,7 @@ def _metadata(token: str | None) -> tuple[tuple[str, str], ...]:
 
 
 def _credentials(tls: TlsLike) -> grpc.ChannelCredentials | None:
-    """Return the channel's credentials, None for plain text; raises NotFoundError for a file that cannot be read."""
+    """Make the channel's credentials, None for plain text; raises NotFoundError for a file that cannot be read."""
     if tls is False:
         return None
     files = tls if isinstance(tls, Tls) else Tls(None if tls is True else Path(tls))
@@ -103,7 +103,7 @@ def _credentials(tls: TlsLike) -> grpc.ChannelCredentials | None:
     return credentials
 
 
-def _bare_address(address: str) -> str:
+def _without_scheme(address: str) -> str:
     """Return the address without a scheme; raises InvalidArgumentError when empty."""
     bare = address.strip().removeprefix("grpc://")
     if not bare or ("://" in bare and not bare.startswith(("dns://", "unix://"))):
@@ -112,7 +112,7 @@ def _bare_address(address: str) -> str:
 
 
 def _check_files(files: Tls) -> None:
-    """Refuse files that gRPC would take, only to fail at the first call without a reason."""
+    """Refuse files that gRPC would accept, only to fail at the first call without a reason."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if files.ca is not None:
         try:

@@ -39,7 +39,7 @@ _OUTCOMES = {
 }
 
 
-# What goes out.
+# Requests.
 
 
 def image_message(image: ImageLike | ImagekinError) -> common_pb2.Image:
@@ -140,12 +140,12 @@ def classify_method(method: Method) -> searcher_pb2.ClassifyRequest.Method.Value
 
 
 def bounded(name: str, value: float, low: float, high: float = math.inf) -> None:
-    """Raise InvalidArgumentError unless low ≤ value ≤ high, before protobuf raises something less clear."""
+    """Raise InvalidArgumentError unless low ≤ value ≤ high, before protobuf raises a less clear error."""
     if not low <= value <= high:
         raise InvalidArgumentError(f"{name} must be between {low:g} and {high:g}, not {value}", field=name)
 
 
-# What comes back.
+# Answers.
 
 
 def vector_from(data: bytes, dim: int) -> Vector:
@@ -215,7 +215,7 @@ def _outcome(number: collections_pb2.UpsertResult.Outcome.ValueType) -> Outcome:
 
 
 def facets_from(response: collections_pb2.FacetResponse) -> list[FacetCount]:
-    """Return how often each value occurs."""
+    """Return the values with their counts."""
     found = []
     for one in response.counts:
         kind = one.value.WhichOneof("kind")

@@ -1,7 +1,7 @@
 """Generate the sync client from the async one: `python client/generate_sync.py [OUT]`.
 
 Every `async_*.py` of this folder becomes `sync_*.py` in OUT (default: this folder, where the files are checked in).
-What the two do differently is in `backends.py`. Needs ruff. `tests/client/test_generate_sync.py` compares.
+The differences between the two are in `backends.py`. Needs ruff. `tests/client/test_generate_sync.py` compares.
 """
 
 import re
@@ -25,7 +25,7 @@ REPLACEMENTS = (
 
 
 def sync_source(source: str) -> str:
-    """Return the code that blocks where `source` awaits.
+    """Convert asyncio source to code that blocks instead of awaiting.
 
     Raises:
         ValueError: something of asyncio is left, for which the replacements have no counterpart.
@@ -37,8 +37,8 @@ def sync_source(source: str) -> str:
     return source
 
 
-def formatted(code: str, path: Path) -> str:
-    """Sort the imports and format as ruff does for a file at `path`."""
+def _formatted(code: str, path: Path) -> str:
+    """Sort the imports of code for `path` and format it, as ruff does."""
     for command in (["check", "--quiet", "--select", "I", "--fix-only"], ["format", "--quiet"]):
         ruff = [sys.executable, "-m", "ruff", *command, "--stdin-filename", str(path), "-"]
         code = subprocess.run(ruff, input=code, capture_output=True, text=True, check=True).stdout  # noqa: S603
@@ -50,7 +50,7 @@ def generate(out: Path) -> None:
     for path in sorted(FOLDER.glob("async_*.py")):
         name = path.name.removeprefix("a")
         code = HEADER.format(source=path.name) + sync_source(path.read_text(encoding="utf-8"))
-        (out / name).write_text(formatted(code, FOLDER / name), encoding="utf-8")
+        (out / name).write_text(_formatted(code, FOLDER / name), encoding="utf-8")
 
 
 if __name__ == "__main__":

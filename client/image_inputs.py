@@ -1,4 +1,4 @@
-"""Turn images in any form into the bytes of an image file, which is what travels.
+"""Convert images of any form to the bytes of an image file, which are sent.
 
 Files and bytes travel as they are, so that the server decodes exactly what a training run would; arrays and Pillow
 images are encoded without loss. Pillow is loaded only for the latter.
@@ -20,7 +20,7 @@ from imagekin.types import ImageLike
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# What PNG holds without loss; other modes (CMYK, YCbCr, F …) travel as TIFF.
+# Modes that PNG stores without loss; the others (CMYK, YCbCr, F …) are sent as TIFF.
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 
 
@@ -29,8 +29,7 @@ def image_bytes(image: ImageLike | ImagekinError) -> bytes:
 
     Args:
         image: a path; bytes, which are passed on; a Pillow image; or an array: uint8 [H, W], [H, W, 1], [H, W, 3] (RGB)
-            or [H, W, 4] (RGBA), bool [H, W], uint16 [H, W]. An error is raised: whoever read the images could not read
-            this one.
+            or [H, W, 4] (RGBA), bool [H, W], uint16 [H, W]. An error in place of an image is raised.
 
     Raises:
         NotFoundError: there is no such file.
@@ -77,7 +76,7 @@ def as_vectors(vectors: NDArray[np.generic] | Sequence[Any] | Iterable[Any]) -> 
 
 
 def _is_pillow(image: object) -> bool:
-    # A Pillow image can only exist when Pillow has been loaded, so there is no need to load it to find out.
+    # A Pillow image exists only once Pillow has been loaded, so there is no need to load it to find out.
     pillow = sys.modules.get("PIL.Image")
     return pillow is not None and isinstance(image, pillow.Image)
 
@@ -108,7 +107,7 @@ def _from_array(array: NDArray[np.generic]) -> "Image":
 def _encoded(image: "Image") -> bytes:
     out = io.BytesIO()
     try:
-        # A Pillow image keeps the orientation of its file as a tag; without it a photo would travel lying on its side.
+        # Pillow keeps a file's orientation as a tag; without it a photo would arrive rotated.
         if image.mode in _PNG_MODES:
             image.save(out, "PNG", compress_level=1, exif=image.getexif().tobytes())
         else:

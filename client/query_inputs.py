@@ -17,7 +17,7 @@ def choose(
     keys: Iterable[str] | None,
     examples: Examples | Iterable[Examples] | None = None,
 ) -> tuple[str, Part, Iterable[Any]]:
-    """Return the noun for the members, the function that makes a query of one, and the members.
+    """Return the noun for the members, the function that makes a query of a member, and the members.
 
     Raises:
         InvalidArgumentError: none is given, or more than one.

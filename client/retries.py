@@ -1,4 +1,4 @@
-"""Turn a failed call into the error class that owns its status code, and decide when to try again. Pure."""
+"""Convert a failed call to the error class of its status code, and decide when to retry. Pure."""
 
 import contextlib
 import random
@@ -19,7 +19,7 @@ _CLASSES = error_classes()
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """When a failed call is tried again; always within the call's timeout.
+    """Policy for retries of a failed call, always within the call's timeout.
 
     A full queue (RESOURCE_EXHAUSTED with RetryInfo) is tried again as the server asks, however often: nothing was done.
     A full disk comes without RetryInfo and is reported at once. A server that cannot be reached (UNAVAILABLE) is tried
@@ -45,18 +45,18 @@ class RetryPolicy:
         left: float,
         jitter: Callable[[], float] = random.random,
     ) -> float | None:
-        """Return the seconds to wait before the next try, None to give up.
+        """Return the seconds to wait before the next attempt, None to give up.
 
         Args:
-            error: what happened.
-            attempt: how many tries there were, from 1.
+            error: the call's error.
+            attempt: number of attempts so far, from 1.
             idempotent: the call may be done twice.
             left: seconds until the call's deadline.
             jitter: returns 0 to 1; spreads the tries of many clients.
         """
         backoff = min(self.longest, self.first * 2.0 ** min(attempt - 1, 30)) * (0.5 + 0.5 * jitter())
         if isinstance(error, ResourceExhaustedError) and error.retry_after is not None:
-            # Never sooner than asked; the more tries, the further apart.
+            # Never sooner than the server asks, and longer with each attempt.
             wait = error.retry_after + backoff
         elif isinstance(error, UnavailableError) and idempotent and attempt < self.attempts:
             wait = backoff
@@ -72,7 +72,7 @@ def item_error(message: common_pb2.ItemError) -> ImagekinError:
 
 def rpc_error(error: grpc.RpcError, target: str) -> ImagekinError:
     """Return the error of a call that gRPC ended; `target` as in `call_error`."""
-    # What a call raises is a grpc.Call too, also on asyncio; the classes are declared apart.
+    # The error of a call is a grpc.Call as well, with asyncio, too; the classes are declared separately.
     call = cast(grpc.Call, error)
     return call_error(call.code().name, call.details() or "", call.trailing_metadata(), target)
 
@@ -103,11 +103,11 @@ def call_error(
 
 
 def _hint(message: str) -> str:
-    """Advise on a server that cannot be reached, by gRPC's words."""
+    """Return a hint for a server that cannot be reached, from gRPC's message."""
     if "andshake failed" in message:
         return "its certificate is expired, for another name, or of an authority that is not trusted here"
     if "Socket closed" in message:
-        # All that is heard of a server that wants TLS, or another certificate of ours.
+        # The only sign of a server that requires TLS, or another certificate of the client.
         return "does it want TLS, or a client's certificate, or another one?"
     return "is `imagekin serve` running there?"
 

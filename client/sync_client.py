@@ -1,5 +1,5 @@
 # Generated from async_client.py by generate_sync.py: change that file and run `make client`.
-"""The sync client: embeds, searches, classifies and keeps images on an imagekin server."""
+"""The sync client: embed, search, classify and keep images on an imagekin server."""
 
 from collections.abc import Generator, Iterable
 from types import TracebackType
@@ -19,7 +19,7 @@ from imagekin.types import Errors, Examples, FilterLike, ImageLike, Method, Neig
 class Client(CollectionCalls):
     """A connection to an imagekin server. Safe to share between threads. Close it or use it as a context manager.
 
-    Series of any length are cut into messages that the server takes, several of which are under way at once; results
+    Series of any length are cut into messages that the server accepts, several of which are in flight at once; results
     come in the order of the members. With `errors="raise"` the first member that was not served raises its error; with
     `errors="return"` the error stands in its place. A call that fails as a whole always raises.
 
@@ -45,7 +45,7 @@ class Client(CollectionCalls):
             token: bearer token, sent with every call; use it with `tls` beyond the own machine.
             tls: True for the system's certificates, a PEM file of certificates to trust, or `imagekin.Tls`.
             timeout: seconds that one message may take, tries after a failure included.
-            in_flight: messages of one series that are under way at once.
+            in_flight: messages of one series that are in flight at once.
             limits: bounds of one message, `imagekin.MessageLimits`.
             retry: when a failed call is tried again, `imagekin.RetryPolicy`.
         """
@@ -102,7 +102,7 @@ class Client(CollectionCalls):
     ) -> Generator[Vector | ImagekinError, None]:
         """Yield the embedding (float32 [D]) or the error of each image, holding only a few batches in memory.
 
-        An error among the images comes out in its place.
+        An error given in place of an image is yielded in its place.
         """
         return self._transport.results(calls.embed_series(model), as_images(images))
 
@@ -249,7 +249,7 @@ class Client(CollectionCalls):
         leave_one_out: bool = False,
         errors: Errors = "raise",
     ) -> list[Prediction] | list[Prediction | ImagekinError]:
-        """Name the class of each query. Exactly one of images, vectors and keys is given.
+        """Classify each query. Exactly one of images, vectors and keys is given.
 
         Args:
             images: images that the collection's model embeds first.

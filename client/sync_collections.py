@@ -135,7 +135,7 @@ class CollectionCalls:
     def create_collection(
         self, name: str, *, model: str = "", space: str = "", dim: int = 0, index_kind: str = ""
     ) -> CollectionInfo:
-        """Make an empty collection.
+        """Create an empty collection.
 
         Args:
             name: 1 to 64 of a–z, 0–9, `_` and `-`, beginning with a letter or digit.

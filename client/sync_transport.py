@@ -1,5 +1,5 @@
 # Generated from async_transport.py by generate_sync.py: change that file and run `make client`.
-"""Calls with retries, series with several messages under way, and the wait for a server that starts."""
+"""Make calls with retries, keep several messages of a series in flight, and wait for a server to start."""
 
 import time
 from collections import deque
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 class Transport:
-    """Makes the calls of a client."""
+    """Make the calls of a client."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -30,7 +30,7 @@ class Transport:
         self._backend.close()
 
     def call(self, call: calls.Call[calls.Request, calls.Response], request: calls.Request) -> calls.Response:
-        """Make a call, trying again as the retry policy says; raises ImagekinError."""
+        """Make a call, with retries by the retry policy; raises ImagekinError."""
         deadline = time.monotonic() + self._connection.timeout
         attempt = 0
         while True:
@@ -65,7 +65,7 @@ class Transport:
         series: calls.Series[calls.Member, calls.Part, calls.Request, calls.Response, Result],
         members: Iterable[calls.Member],
     ) -> Generator[Result | ImagekinError, None]:
-        """Yield one result per member, in order, with a few messages under way at once."""
+        """Yield one result per member, in order, with a few messages in flight at once."""
         batches = calls.cut(series, members, self._connection.limits)
         under_way: deque[Pending[list[Result | ImagekinError]]] = deque()
         try:

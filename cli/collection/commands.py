@@ -1,4 +1,4 @@
-"""`imagekin collection list|info|scroll|drop`, and what `care` adds: looks after collections, here or on a server."""
+"""`imagekin collection list|info|scroll|drop`, for collections here or on a server."""
 
 import dataclasses
 import itertools
@@ -20,8 +20,8 @@ app = typer.Typer(add_completion=False, help="Look after collections, in a folde
 _PAGE = 1000
 
 
-class Keeper(Protocol):
-    """Whoever keeps the collections."""
+class _Collections(Protocol):
+    """Collections, here or on a server."""
 
     def infos(self) -> "list[CollectionInfo]":
         """Describe all collections."""
@@ -36,7 +36,7 @@ class Keeper(Protocol):
         """Remove a collection and return how many items it held."""
 
     def close(self) -> None:
-        """Let go."""
+        """Close the connection."""
 
 
 @app.command("list")
@@ -48,11 +48,11 @@ def list_collections(
     """List the collections."""
     from imagekin.cli.shared import console
 
-    keeper = keeper_of(place)
+    collections = _collections_at(place)
     try:
-        infos = keeper.infos()
+        infos = collections.infos()
     finally:
-        keeper.close()
+        collections.close()
     if as_json:
         console.print_json({"collections": [dataclasses.asdict(info) for info in infos]})
         return
@@ -71,11 +71,11 @@ def show_collection(
     """Describe one collection."""
     from imagekin.cli.shared import console
 
-    keeper = keeper_of(place)
+    collections = _collections_at(place)
     try:
-        info = keeper.info(name)
+        info = collections.info(name)
     finally:
-        keeper.close()
+        collections.close()
     if as_json:
         console.print_json(dataclasses.asdict(info))
         return
@@ -108,17 +108,17 @@ def scroll_items(
     """Show a collection's items in the order of their last write."""
     from imagekin.cli.shared import console
 
-    keeper = keeper_of(place)
+    collections = _collections_at(place)
     kept: list[dict[str, Any]] = []
     try:
         with console.Rows(["sequence", "key", "label", "payload"], silent=as_json) as rows:
-            for item in itertools.islice(keeper.items(name, condition), limit or None):
+            for item in itertools.islice(collections.items(name, condition), limit or None):
                 payload = dict(item.payload) if item.payload else None
                 rows.add(item.sequence, item.key, item.label, payload)
                 if as_json:
                     kept.append({"key": item.key, "label": item.label, "payload": payload, "sequence": item.sequence})
     finally:
-        keeper.close()
+        collections.close()
     if as_json:
         console.print_json({"items": kept})
 
@@ -137,16 +137,16 @@ def drop_collection(
 
     from imagekin.cli.shared import console
 
-    keeper = keeper_of(place)
+    collections = _collections_at(place)
     try:
-        info = keeper.info(name)
+        info = collections.info(name)
         if not yes:
             if not sys.stdin.isatty():
                 raise InvalidArgumentError(f"this removes {name} and its {info.count:,} items for good: say --yes")
             typer.confirm(f"Remove {name} and its {info.count:,} items for good?", abort=True, err=True)
-        count = keeper.drop(name)
+        count = collections.drop(name)
     finally:
-        keeper.close()
+        collections.close()
     if as_json:
         console.print_json({"dropped": name, "count": count})
     else:
@@ -157,15 +157,15 @@ queries.register(app)
 maintenance.register(app)
 
 
-def keeper_of(place: options.CollectionsPlace) -> Keeper:
-    """Return whoever keeps the collections: a folder here, Milvus, or a server."""
-    return _Server(place) if place.here is None else _Here(place)
+def _collections_at(place: options.CollectionsPlace) -> _Collections:
+    """Return the collections of a folder, of Milvus or of a server."""
+    return _RemoteCollections(place) if place.here is None else _LocalCollections(place)
 
 
-class _Here:
+class _LocalCollections:
     """Collections in a folder or in Milvus.
 
-    Of a folder only dropping takes the writer's lock, so a running server does not stand in the way.
+    In a folder only `drop` takes the writer's lock, so that everything else works while a server runs.
     """
 
     def __init__(self, place: options.CollectionsPlace) -> None:
@@ -195,10 +195,10 @@ class _Here:
             return catalog.drop(name)
 
     def close(self) -> None:
-        """Nothing is held between calls."""
+        """Do nothing: no connection stays open between calls."""
 
 
-class _Server:
+class _RemoteCollections:
     """Collections of a server."""
 
     def __init__(self, place: options.CollectionsPlace) -> None:

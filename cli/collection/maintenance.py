@@ -1,4 +1,4 @@
-"""`imagekin collection verify|compact|duplicates|snapshot|snapshots|restore|export|import`: looks after collections."""
+"""Maintain collections: `imagekin collection verify|compact|duplicates|snapshot|snapshots|restore|export|import`."""
 
 import dataclasses
 import time
@@ -57,7 +57,7 @@ def compact(
     folder: options.Folder,
     as_json: options.AsJson = False,
 ) -> None:
-    """Give back the space of what was deleted."""
+    """Free the space of deleted items."""
     from imagekin.cli.shared import console
 
     with folder.open() as catalog:
@@ -153,7 +153,7 @@ def restore(
     folder: options.Folder,
     as_json: options.AsJson = False,
 ) -> None:
-    """Make a collection from a snapshot."""
+    """Create a collection from a snapshot."""
     from imagekin.cli.shared import console
 
     with folder.open() as catalog:
@@ -203,7 +203,7 @@ def import_collection(
     folder: options.Folder,
     as_json: options.AsJson = False,
 ) -> None:
-    """Upsert the rows of a Parquet file into a collection, made if there is none."""
+    """Upsert the rows of a Parquet file into a collection, created if it does not exist."""
     from imagekin.errors import NotFoundError
     from imagekin.index.ingest.parquet import ParquetItems, import_items
     from imagekin.progress import progress

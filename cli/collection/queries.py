@@ -1,4 +1,4 @@
-"""`imagekin collection count|facet|delete|evaluate`: asks about items, deletes them, judges how they classify."""
+"""Query and evaluate collections: `imagekin collection count|facet|delete|evaluate`."""
 
 import contextlib
 from collections.abc import Iterator
@@ -148,14 +148,14 @@ def register(app: typer.Typer) -> None:
 
 
 def parsed(condition: str | None) -> "Condition | None":
-    """Return the condition that a text states, None for none."""
+    """Parse a filter; None when it is empty."""
     from imagekin.index.filters.parser import parse
 
     return parse(condition) if condition else None
 
 
 class _Remote:
-    """A server that keeps the collection."""
+    """A collection on a server."""
 
     def __init__(self, client: "Client") -> None:
         self.client = client

@@ -1,4 +1,4 @@
-"""How long runs over many images show their progress."""
+"""Show the progress of runs over many images."""
 
 import time
 from collections import deque
@@ -12,7 +12,7 @@ _WINDOW_SECONDS = 10.0
 
 
 def pace(advance: "Advance") -> "Progress":
-    """Return what turns running totals into steps of a progress bar, with the rate of the last ten seconds."""
+    """Convert running totals to steps of a progress bar, with the rate of the last ten seconds."""
     done = 0
     marks: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
 

@@ -1,4 +1,4 @@
-"""What the command shows: tables, one JSON line, failures, figures. Rich is loaded only in a terminal."""
+"""Print tables, one JSON line, failures and figures. Rich is loaded only in a terminal."""
 
 import json
 import math
@@ -12,13 +12,13 @@ from imagekin.errors import ImageError
 if TYPE_CHECKING:
     from imagekin.cli.shared.image_sources import Tally
 
-LISTED_FAILURES = 20
+_LISTED_FAILURES = 20
 # Rows that a terminal's table holds at once; later ones begin a new table, so that memory stays bounded.
 _TABLE_ROWS = 1000
 
 
 class Rows:
-    """Shows rows under headings: a table in a terminal, tab-separated lines elsewhere, as they come.
+    """Print rows under headings as they come: a table in a terminal, tab-separated lines elsewhere.
 
     Args:
         headings: one per column.
@@ -40,7 +40,7 @@ class Rows:
         self._flush()
 
     def add(self, *cells: object) -> None:
-        """Show one row; None is an empty cell, a float has four decimals."""
+        """Print one row; None is an empty cell, a float has four decimals."""
         if self._silent:
             return
         texts = [_text(cell) for cell in cells]
@@ -66,7 +66,7 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
         table = Table(*headings)
         for row in rows:
-            table.add_row(*map(Text, row))  # Text: what stands in a key is no markup
+            table.add_row(*map(Text, row))  # Text, because a key may look like markup
         Console().print(table)
         return
     lines = [headings, *rows]
@@ -81,16 +81,16 @@ def print_json(answer: Mapping[str, Any]) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line on standard error, out of the way of the answer."""
+    """Print a line on standard error, apart from the answer."""
     print(text, file=sys.stderr, flush=True)
 
 
 def list_failures(failed: Sequence[tuple[str, str]], count: int) -> None:
-    """Name what could not be served on standard error: the first 20, then how many more there are."""
-    for key, reason in failed[:LISTED_FAILURES]:
+    """List failures on standard error: the first 20, then the number of further ones."""
+    for key, reason in failed[:_LISTED_FAILURES]:
         say(f"imagekin: {key}: {reason}")
-    if count > LISTED_FAILURES:
-        say(f"imagekin: … and {count - LISTED_FAILURES:,} more")
+    if count > _LISTED_FAILURES:
+        say(f"imagekin: … and {count - _LISTED_FAILURES:,} more")
 
 
 def failures_json(failed: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
@@ -99,12 +99,12 @@ def failures_json(failed: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
 
 
 def rate(count: int, seconds: float) -> float:
-    """Return how many a second, 0 when no time passed."""
+    """Return the number per second, 0 when no time passed."""
     return count / seconds if seconds > 0 else 0.0
 
 
 def totals(tally: "Tally", seconds: float) -> dict[str, Any]:
-    """Return what every stream of images answers in JSON beside its results."""
+    """Return the JSON totals of a stream of images."""
     return {
         "images": tally.images,
         "failed_count": tally.failed_count,
@@ -115,14 +115,14 @@ def totals(tally: "Tally", seconds: float) -> dict[str, Any]:
 
 
 def summary(done: str, tally: "Tally", seconds: float) -> str:
-    """Return the last line of a stream of images."""
+    """Return the closing line of a stream of images."""
     failed = f", {tally.failed_count:,} failed" if tally.failed_count else ""
     noun = "image" if tally.served == 1 else "images"
     return f"{done} {tally.served:,} {noun}{failed} in {seconds:.1f} s ({rate(tally.images, seconds):,.0f} images/s)"
 
 
 def fail_if_nothing(tally: "Tally") -> None:
-    """End with status 1 when not a single image was served; raises ImageError when there was none at all."""
+    """End with status 1 when no image was served; raise ImageError when there was none at all."""
     if not tally.images:
         raise ImageError("no images there")
     if not tally.served:
@@ -136,7 +136,7 @@ def _text(cell: object) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
+    """Replace NaN and infinity, which JSON lacks, with null."""
     if isinstance(value, Mapping):
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Who embeds for `imagekin index` and `imagekin embed --model`: this process, or the workers of a Ray cluster."""
+"""Embed in this process or in the workers of a Ray cluster, for `imagekin index` and `imagekin embed --model`."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -25,11 +25,11 @@ PANEL = "Embedding with --model"
 
 
 class Records(Protocol):
-    """Records of a source, embedded or to be embedded, and how many files were passed over."""
+    """Records of a source, embedded or still to be embedded, and the number of files skipped."""
 
     @property
     def ignored(self) -> int:
-        """See the class."""
+        """Number of files skipped."""
         ...
 
     def __iter__(self) -> Iterator["Record"]:
@@ -39,9 +39,9 @@ class Records(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """Who embeds."""
+    """Options of where to embed: in this process or on a Ray cluster."""
 
-    # What a kill may cost; less, and writing to the store begins to show.
+    # A kill loses so many images at most; with smaller batches, writing to the store costs a noticeable share.
     batch_size: int = option(256, "Images in hand, which a kill may cost.", panel=PANEL, least=1)
     workers: int = option(0, "Threads that decode, here or in each worker; 0 is one per core.", panel=PANEL, least=0)
     device: Device = option("auto", "Where the model runs.", panel=PANEL)
@@ -60,18 +60,18 @@ class Engine:
         check(self)
 
     def refuse_idle(self, ctx: typer.Context) -> None:
-        """Raise InvalidArgumentError for options of Ray on the command line when Ray does not embed."""
+        """Refuse options of Ray on the command line when Ray does not embed; raise InvalidArgumentError."""
         for name in ("ray_address", "ray_workers"):
             if self.name == "local" and options.typed(ctx, name):
                 raise InvalidArgumentError(f"--{name.replace('_', '-')} goes with --engine ray", field=name)
 
     @property
     def here(self) -> Device:
-        """Where the model is opened by this process, which otherwise only looks at its metadata."""
+        """Device on which this process opens the model; the CPU when it only reads the metadata."""
         return self.device if self.name == "local" else "cpu"
 
     def started(self) -> AbstractContextManager[None]:
-        """Return what makes the engine ready, and ends it.
+        """Return a context manager that starts and stops the engine.
 
         Raises:
             UnavailableError: no cluster answers.
@@ -85,7 +85,7 @@ class Engine:
     def records(
         self, source: "Source", model: Path | None, encoder: "Encoder | None", sink: "Sink", on_conflict: "Conflict"
     ) -> tuple["Encoder | None", Records]:
-        """Return the model that this process has still to apply, if it has to, and the records."""
+        """Return the model that this process still has to apply, None for none, and the records."""
         if self.name == "local":
             return encoder, source
         from imagekin.index.ingest.known_items import known_items

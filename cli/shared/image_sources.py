@@ -1,4 +1,4 @@
-"""Images that a command is pointed at: files, folders and archives, read as a stream with their keys and labels."""
+"""Read the images that a command is given: files, folders and archives, as a stream with keys and labels."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,13 +14,13 @@ from imagekin.sources.records import Record
 from imagekin.types import ImageLike
 
 Result = TypeVar("Result")
-# Failures that are kept by name; further ones are only counted.
+# Failures that are kept with key and reason; further ones are only counted.
 _LISTED = 10_000
 _NO_IMAGE = ImageError("it is a vector, and an image is needed")
 
 
 class Named(NamedTuple):
-    """What a stream of images keeps of each one while its answer is under way."""
+    """Key and label of an image whose answer is still to come."""
 
     key: str
     label: str | None
@@ -28,7 +28,7 @@ class Named(NamedTuple):
 
 @dataclass(slots=True)
 class Tally:
-    """Counts what became of a stream of images.
+    """Count the images of a stream, served and failed.
 
     Attributes:
         images: images read, good and bad.
@@ -42,7 +42,7 @@ class Tally:
 
     @property
     def served(self) -> int:
-        """Images that were served."""
+        """Number of images served."""
         return self.images - self.failed_count
 
     def fail(self, key: str, error: ImagekinError) -> None:
@@ -60,7 +60,7 @@ def answered(
 ) -> Iterator[tuple[Named, Result]]:
     """Send images through `ask` and yield each one's key, label and answer, in order; failures go into the tally.
 
-    Only the images of the messages under way are in memory.
+    Only the images of the messages in flight are in memory.
     """
     waiting: deque[Named] = deque()
 
@@ -81,7 +81,7 @@ def answered(
 
 @contextmanager
 def reading(paths: Sequence[str], description: str) -> Iterator[tuple[Iterable[Record], Callable[[int], None]]]:
-    """Open sources and draw a progress bar while the block reads them; yields the records and the bar's `advance`."""
+    """Open sources with a progress bar for the length of a block; yield the records and the bar's `advance`."""
     from imagekin.progress import progress
 
     source = open_sources(paths)

@@ -1,4 +1,4 @@
-"""Options that several subcommands have, and what they stand for."""
+"""Options that several subcommands share."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from imagekin.index.ingest.report_table import ReportTable
     from imagekin.index.interface import Collections
 
-DEFAULT_ADDRESS = "127.0.0.1:50051"
+_DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON object on the last line.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where the model runs.")]
@@ -37,7 +37,7 @@ Timeout = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """How to speak to a server: encrypted or not, and as whom.
+    """Encryption and identity of calls to a server.
 
     Raises:
         InvalidArgumentError: one of the client's certificate and its key is given without the other.
@@ -65,9 +65,9 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class ServerAddress:
-    """A server and how to speak to it."""
+    """Address of a server, with credentials."""
 
-    address: str = option(DEFAULT_ADDRESS, "The server.", metavar="HOST:PORT")
+    address: str = option(_DEFAULT_ADDRESS, "The server.", metavar="HOST:PORT")
     credentials: Credentials = field(default_factory=Credentials)
 
     def connect(self, timeout: float) -> "Client":
@@ -77,7 +77,7 @@ class ServerAddress:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """Where this machine keeps collections: a folder or Milvus, or neither."""
+    """Place where this machine keeps collections: a folder, Milvus, or neither."""
 
     data_dir: Path | None = option(None, "Folder of the collections, opened here.", metavar="DIR", exclusive=True)
     store: str | None = option(
@@ -93,8 +93,8 @@ class Folder:
         """Open the collections.
 
         Args:
-            read_only: make, change and drop nothing.
-            create: make the folder if there is none.
+            read_only: create, change and drop nothing.
+            create: create the folder if there is none.
 
         Raises:
             InvalidArgumentError: neither is given, there is no such folder, or the address names no store.
@@ -111,7 +111,7 @@ class Folder:
 
 @dataclass(frozen=True, slots=True)
 class CollectionsPlace(Folder):
-    """Where collections are kept: by this machine, or by a server.
+    """Place where collections are kept: this machine or a server.
 
     Raises:
         InvalidArgumentError: none is given.
@@ -132,7 +132,7 @@ class CollectionsPlace(Folder):
 
 
 def report_table(path: Path) -> "ReportTable":
-    """Return the table of a run's findings, opened for writing.
+    """Open the table of a run's findings for writing.
 
     Raises:
         InvalidArgumentError: the name is not one of a Parquet file, or there is no such folder.
@@ -145,5 +145,5 @@ def report_table(path: Path) -> "ReportTable":
 
 
 def typed(ctx: typer.Context, name: str) -> bool:
-    """Return whether an option stands on the command line, and not only in the environment or the settings file."""
+    """Return whether an option was given on the command line, not only in the environment or the settings file."""
     return rank(ctx, name) == 0

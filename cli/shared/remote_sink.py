@@ -1,4 +1,4 @@
-"""Lets batch indexing write to a server as it writes to a local collection."""
+"""Write to a server as to a local collection, for batch indexing."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -11,7 +11,7 @@ from imagekin.types import CollectionInfo, ItemUpdate, Outcome, UpdateResult
 
 
 class ClientSink:
-    """A collection of a server, as `imagekin.index.ingest.pipeline.Sink`.
+    """Collection of a server with the interface of `imagekin.index.ingest.pipeline.Sink`.
 
     Args:
         client: connected to the server.
@@ -33,7 +33,7 @@ class ClientSink:
         return self._client.get(self._collection, keys)
 
     def scroll(self, after_sequence: int, limit: int) -> list[types.StoredItem]:
-        """Return the next `limit` items; asked for those above 0, it begins again."""
+        """Return the next `limit` items; `after_sequence` 0 begins again."""
         if after_sequence == 0 or self._scrolled is None:
             self._scrolled = self._client.scroll(self._collection)
         return list(islice(self._scrolled, limit))
@@ -68,7 +68,7 @@ class ClientSink:
 
 
 def remote_collection(client: Client, name: str, *, space: str, dim: int, index_kind: str = "auto") -> CollectionInfo:
-    """Return the server's collection, made if there is none.
+    """Return the server's collection, created if it does not exist.
 
     Raises:
         FailedPreconditionError: it holds the embeddings of another model.

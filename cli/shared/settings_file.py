@@ -1,8 +1,8 @@
-"""Settings from the environment and from TOML, laid under the options of the command line.
+"""Read defaults of the command's options from the environment and from TOML.
 
-In the file, keys are the options' names. At the top of the file (or of a group's table) a key is meant for every
-subcommand that has the option; in a table of a subcommand's name for that one. A key that no option has is an error:
-a misspelt setting must not be ignored.
+In the file, keys are the options' names. A key at the top of the file (or of a group's table) holds for every
+subcommand that has the option, a key in a subcommand's table for that one only. A key that no option has is an error,
+because a misspelt setting must not be ignored.
 """
 
 import difflib
@@ -14,8 +14,8 @@ from typing import Any
 
 from imagekin.errors import InvalidArgumentError
 
-DEFAULT_FILE = Path("imagekin.toml")
-# Options that mean the same in every subcommand: IMAGEKIN_ADDRESS is meant for all of them.
+_DEFAULT_FILE = Path("imagekin.toml")
+# Options that mean the same in every subcommand: IMAGEKIN_ADDRESS holds for all of them.
 _EVERYWHERE = frozenset(
     {
         "address",
@@ -32,23 +32,23 @@ _EVERYWHERE = frozenset(
         "token",
     }
 )
-# Options that are about one call and would be a trap in a file or in the environment.
+# Options of a single call, which would be a trap in a file or in the environment.
 _CALL_ONLY = frozenset({"help", "config", "show_views"})
 
 
 def with_environment(command: Any, prefix: str) -> Any:
-    """Let every option of a command, or of a group's subcommands, be given in the environment; returns `command`."""
+    """Read every option of a command, or of a group's subcommands, from the environment, too; return `command`."""
     for name, option in _options(command).items():
         suffix = name.upper()
         option.envvar = [f"{prefix}_{suffix}", *([f"IMAGEKIN_{suffix}"] if name in _EVERYWHERE else [])]
-        option.show_envvar = False  # the rule is in `imagekin --help`; two names an option would drown its text
+        option.show_envvar = False  # `imagekin --help` states the rule; a second name per option would bury the text
     for name, sub in getattr(command, "commands", {}).items():
         with_environment(sub, f"{prefix}_{name.upper()}")
     return command
 
 
 def load(path: Path | None, root: Any, ctx: Any) -> dict[str, Any] | None:
-    """Read the settings file and return it as the command-line library's map of defaults, None without a file.
+    """Read the settings file as the command-line library's map of defaults, None without a file.
 
     Args:
         path: the file that the user named; None takes ./imagekin.toml where there is one.
@@ -58,7 +58,7 @@ def load(path: Path | None, root: Any, ctx: Any) -> dict[str, Any] | None:
     Raises:
         InvalidArgumentError: the file cannot be read, is no TOML, or has a key that no option has.
     """
-    chosen = path or DEFAULT_FILE
+    chosen = path or _DEFAULT_FILE
     if path is None and not chosen.is_file():
         return None
     try:
@@ -72,17 +72,17 @@ def load(path: Path | None, root: Any, ctx: Any) -> dict[str, Any] | None:
 
 
 def defaults(settings: Mapping[str, Any], commands: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Return for each command (nested for groups) the defaults that the settings give it, by parameter.
+    """Return the defaults that the settings give each command (nested for groups), by parameter.
 
     Raises:
-        InvalidArgumentError: a key that no option has; the message has the nearest one.
+        InvalidArgumentError: a key that no option has; the message names the nearest one.
     """
     return _Filler(source).group(commands, settings, {}, "")
 
 
 @dataclass(slots=True)
 class _Filler:
-    """Walks settings and commands side by side and notes which common keys some command has taken."""
+    """Match settings with commands, and note which common keys some command has taken."""
 
     source: str
     taken: set[str] = field(default_factory=set)
