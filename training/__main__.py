@@ -1,4 +1,4 @@
-"""Train from `python -m imagekin.training DATA …` or `torchrun -m imagekin.training DATA …`: `imagekin train` alone."""
+"""Run `imagekin train` alone: `python -m imagekin.training DATA …` or `torchrun -m imagekin.training DATA …`."""
 
 import sys
 
@@ -29,7 +29,7 @@ def main() -> int:
 
 
 def say(message: str, status: int, *, aloud: bool) -> int:
-    """Print why the process ends and return its exit status; one of several that has not to say so keeps silent."""
+    """Print the message if `aloud`, else wait for the process that prints it; return the exit status."""
     if aloud:
         print(f"imagekin train: {message}", file=sys.stderr, flush=True)
     else:

@@ -1,4 +1,4 @@
-"""What a published data set gives: its images and labels as arrays, all of one size."""
+"""Images and labels of a published data set, as arrays of one size."""
 
 from dataclasses import dataclass
 from typing import Literal

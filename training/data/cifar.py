@@ -1,8 +1,8 @@
-"""CIFAR-10 and CIFAR-100 in the form that torchvision downloads: pickled batches, read without trusting the pickle.
+"""Read CIFAR-10 and CIFAR-100 as torchvision downloads them: pickled batches, read without trusting the pickle.
 
-A pickle can call anything that it can name. This reader lets it name four things, each of which is replaced by an
-inert stand-in that only keeps what it is given; no code of numpy's, or anybody's, runs on the pickle's behalf. What
-comes out is checked before it becomes an array.
+A pickle can call anything that it can name. This reader allows four names and replaces each by an inert placeholder
+that only stores its arguments, so that a pickle runs no code of numpy or of anything else. The result is checked before
+it becomes an array.
 """
 
 import io
@@ -28,8 +28,8 @@ class Cifar:
     """One of the two sets, as torchvision stores it.
 
     Attributes:
-        name: what people call it.
-        folder: its folder, which is also what its archive holds.
+        name: its display name.
+        folder: its folder, which is also the folder in its archive.
         archive: its archive without the suffix.
         train: files of the training images.
         test: files of the test images.
@@ -48,17 +48,17 @@ class Cifar:
     names: bytes
 
     def is_at(self, path: Path) -> bool:
-        """Say whether `path` is the set: its folder, a folder holding that, or its archive."""
+        """Return whether `path` is the data set: its folder, a folder that holds that, or its archive."""
         if path.is_dir():
             return any((folder / self.meta).is_file() for folder in self._folders(path))
         return path.name.startswith(self.archive) and path.name.endswith((".tar", ".tar.gz", ".tgz")) and path.is_file()
 
     def places(self, root: Path) -> tuple[Path, ...]:
-        """Return where the set may lie below a folder of data sets."""
+        """Return the paths where the data set may lie below a folder of data sets."""
         return root / self.folder, root / f"{self.archive}.tar.gz"
 
     def read(self, path: Path, split: Split) -> Arrays:
-        """Read the images of a part of the set; the 100 fine labels of CIFAR-100.
+        """Read the images of one split; labels are the 100 fine ones for CIFAR-100.
 
         Raises:
             NotFoundError: a file is missing from the folder.
@@ -81,7 +81,7 @@ class Cifar:
         return Arrays(pixels, labels, class_names, tuple(keys))
 
     def _folders(self, path: Path) -> tuple[Path, ...]:
-        # CIFAR-100's "meta" is a name that any folder may hold, so its own folder's name is asked for as well.
+        # Any folder may hold a file named "meta", as CIFAR-100's does, so the folder's name must match as well.
         own = (path,) if path.name == self.folder or self.meta != "meta" else ()
         return (*own, path / self.folder)
 
@@ -146,7 +146,7 @@ CIFAR100 = Cifar(
 
 
 class _Array:
-    """Stands in for a pickled numpy array: keeps its shape and bytes.
+    """Placeholder for a pickled numpy array: keeps its shape and bytes.
 
     Attributes:
         shape: as pickled.
@@ -164,7 +164,7 @@ class _Array:
 
 
 class _Dtype:
-    """Stands in for a pickled numpy dtype: keeps its code."""
+    """Placeholder for a pickled numpy dtype: keeps its code."""
 
     def __init__(self, code: object = None, *_: object) -> None:
         self.code = code.decode("ascii", "replace") if isinstance(code, bytes) else code
@@ -174,7 +174,7 @@ class _Dtype:
 
 
 class _Inert:
-    """Stands in for `numpy.ndarray`, which a pickle only passes on."""
+    """Placeholder for `numpy.ndarray`, which a pickle only passes on."""
 
 
 def _reconstruct(*_: object) -> _Array:
@@ -182,7 +182,7 @@ def _reconstruct(*_: object) -> _Array:
 
 
 def _encode(text: object, encoding: object = "latin1") -> bytes:
-    """Stand in for `_codecs.encode`, with which Python 3 writes bytes into old pickles."""
+    """Replace `_codecs.encode`, with which Python 3 writes bytes into old pickles."""
     if not isinstance(text, str):
         raise pickle.UnpicklingError("bytes were expected")
     return text.encode("latin1")

@@ -1,4 +1,4 @@
-"""Decodes the images of a source in threads, a few at a time, and decides which of them make up a set."""
+"""Decode the images of a source in threads, a few at a time, and arrange them as a set."""
 
 import logging
 import sys
@@ -21,25 +21,25 @@ from imagekin.training.data.pixel_cache import Arrangement, DecodedFile
 
 logger = logging.getLogger("imagekin.training")
 
-GROUP_IMAGES = 32
-GROUP_BYTES = 2**16
+_GROUP_IMAGES = 32
+_GROUP_BYTES = 2**16
 """A thread is handed as many files at a time as these allow: handing over one costs as much as decoding a small one."""
 
 
 def decode_source(
     source: Source, name: str, preprocess: Preprocess, limit: int, skip: int = 0
 ) -> Iterator[DecodedFile]:
-    """Decode a source's images in threads (Pillow lets go of the GIL), in its order, few in memory at a time.
+    """Decode a source's images in threads, in order, with few in memory at a time.
 
     Args:
         source: what to read.
         name: of the source, for the progress bar.
         preprocess: how a file becomes pixels.
         limit: at most so many of each class; 0 is all.
-        skip: leave out the first so many, which are read and not decoded.
+        skip: number of images at the start that are read but not decoded.
 
     Raises:
-        InvalidArgumentError: the source is damaged, so that nobody knows what else it holds, or holds vectors.
+        InvalidArgumentError: the source is damaged, so that the rest of it is unknown, or it holds vectors.
     """
     workers = cores()
     waiting: deque[Future[list[DecodedFile]]] = deque()
@@ -58,12 +58,12 @@ def decode_source(
 
 
 def arrange(rows: Sequence[DecodedFile], path: str) -> Arrangement:
-    """Sort what was decoded by name, give it labels, and say what failed.
+    """Sort decoded files by name, number their labels and list the failures.
 
     Raises:
-        InvalidArgumentError: there is no image, or there are the parts of a split side by side.
+        InvalidArgumentError: there is no image, or training and test images lie side by side.
     """
-    # An archive's later member replaces an earlier one of its name.
+    # A later member of an archive replaces an earlier one of the same name.
     last = {row.name: place for place, row in enumerate(rows)}
     failed = [(row.name, row.problem) for row in rows if row.problem]
     good = sorted((name, place) for name, place in last.items() if not rows[place].problem)
@@ -92,13 +92,13 @@ def arrange(rows: Sequence[DecodedFile], path: str) -> Arrangement:
 
 
 def _groups(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Put records together, in their order, until a group is large enough for a thread."""
+    """Group consecutive records until a group is large enough for a thread."""
     group: list[Record] = []
     size = 0
     for record in records:
         group.append(record)
         size += len(record.data) if isinstance(record.data, bytes) else 0
-        if len(group) >= GROUP_IMAGES or size >= GROUP_BYTES:
+        if len(group) >= _GROUP_IMAGES or size >= _GROUP_BYTES:
             yield group
             group, size = [], 0
     if group:
@@ -123,11 +123,11 @@ def _decode(record: Record, preprocess: Preprocess) -> DecodedFile:
 
 
 def _refuse_splits(names: Sequence[str], path: str) -> None:
-    """Raise InvalidArgumentError where training and test images lie side by side: they would become one set."""
+    """Raise InvalidArgumentError when training and test images would become one set."""
     folders = {folders_of(name) for name in names} - {()}
     if not folders:
         return
-    # What the first and the last in order share, all share.
+    # A prefix that the first and the last in order share is shared by all.
     shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(min(folders), max(folders), strict=False))))
     first = {parts[shared] for parts in folders if len(parts) > shared}
     if len(first) > 1 and first <= SPLIT_NAMES:

@@ -1,4 +1,4 @@
-"""Images to train on and to judge by, decoded once into one uint8 array.
+"""Load images for training and evaluation, decoded once into one uint8 array.
 
 The pixels are those that serving will see: every file goes through `imagekin.encoder.decoding.decode.load_pixels`, so
 training and the service cannot disagree on orientation, colour or resizing.
@@ -32,8 +32,8 @@ from imagekin.training.data.published import published_name, read_published
 from imagekin.training.data.storage import IN_MEMORY, Storage
 from imagekin.training.settings import Resize
 
-DIGITS = "digits"
-DIGITS_TEST_SHARE = 0.2
+_DIGITS = "digits"
+_DIGITS_TEST_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class ImageSet:
         labels: int64 [N], positions in `class_names`; all −1 when the source has no class folders.
         class_names: sorted; empty when the source has no class folders.
         keys: a name for each image, unique in its source.
-        name: the source's name, for people.
+        name: the source's display name.
         preprocess: how the files became pixels.
         failed: (key, reason) of each file that is not among the images.
     """
@@ -84,7 +84,7 @@ def load_images(
         spec: `digits`, a folder of class folders, a .tar(.gz) of them, another source that `imagekin.sources.open`
             knows, or CIFAR-10, CIFAR-100, MNIST or Fashion-MNIST as torchvision stores them.
         size: side in pixels of the square images returned.
-        split: which part of a source that has a fixed split (`has_split`); other sources have only `all`.
+        split: part of a source that has a fixed split (`has_split`); other sources have only `all`.
         limit: at most this many images of each class, the first in order of key; 0 is all of them.
         resize: how an image becomes a square, see `Preprocess`.
         preprocess: how files become pixels, as a model's metadata say; instead of `size` and `resize`.
@@ -96,7 +96,7 @@ def load_images(
         FailedPreconditionError: the cache cannot be written.
     """
     preprocess = preprocess or Preprocess(height=size, width=size, resize=resize)
-    if spec == DIGITS:
+    if spec == _DIGITS:
         images = _load_digits(preprocess, split)
     elif (published := published_name(Path(spec))) is not None:
         images = _load_published(published, Path(spec), preprocess, split)
@@ -108,13 +108,13 @@ def load_images(
 
 
 def has_split(spec: str) -> bool:
-    """Say whether the source comes with its own test images."""
-    return spec == DIGITS or published_name(Path(spec)) is not None
+    """Return whether the source comes with its own test images."""
+    return spec == _DIGITS or published_name(Path(spec)) is not None
 
 
 def data_name(spec: str) -> str:
-    """Return the source's name for people: its last path component without an archive's suffix."""
-    name = Path(spec).resolve().name if spec not in (DIGITS,) else spec
+    """Return the source's display name: its last path component without an archive's suffix."""
+    name = Path(spec).resolve().name if spec not in (_DIGITS,) else spec
     for suffix in (".tar", ".tar.gz", ".tgz"):
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
@@ -122,19 +122,19 @@ def data_name(spec: str) -> str:
 
 
 def _load_digits(preprocess: Preprocess, split: Split) -> ImageSet:
-    """scikit-learn's 1,797 handwritten digits, 8×8 gray; a fixed fifth of each class is held out for testing."""
+    """Load scikit-learn's 1,797 handwritten digits, 8×8 gray; a fixed fifth of each class is held out for testing."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
     labels = digits.target.astype(np.int64)
     everyone = np.arange(len(labels))
-    train, test = train_test_split(everyone, test_size=DIGITS_TEST_SHARE, random_state=0, stratify=labels)
+    train, test = train_test_split(everyone, test_size=_DIGITS_TEST_SHARE, random_state=0, stratify=labels)
     rows = np.sort({"train": train, "test": test, "all": everyone}[split])
     gray = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     pixels = np.stack([fit(from_array(gray[row]), preprocess) for row in rows])
     keys = tuple(f"{labels[row]}/{row:04d}" for row in rows)
-    return ImageSet(pixels, labels[rows], tuple(str(digit) for digit in range(10)), keys, DIGITS, preprocess)
+    return ImageSet(pixels, labels[rows], tuple(str(digit) for digit in range(10)), keys, _DIGITS, preprocess)
 
 
 def _load_published(name: str, path: Path, preprocess: Preprocess, split: Split) -> ImageSet:
@@ -169,7 +169,7 @@ def _load_files(path: str, preprocess: Preprocess, limit: int, storage: Storage)
             return _in_memory(early, finish, name, preprocess)
 
     def go_on(skip: int) -> Iterator[DecodedFile]:
-        """Begin with what is decoded already, unless the cache has it."""
+        """Yield what is decoded already, then decode the rest, unless the cache has it."""
         return decode(skip) if skip or not early else chain(_drain(early), rest)
 
     pixels, order = open_cached(storage.folder, key, shape, go_on, finish)

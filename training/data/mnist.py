@@ -1,7 +1,7 @@
-"""MNIST and Fashion-MNIST as torchvision stores them: four IDX files, plain or gzip-compressed, in NAME/raw.
+"""Read MNIST and Fashion-MNIST as torchvision stores them: four IDX files, plain or gzip-compressed, in NAME/raw.
 
-An IDX file is a few big-endian numbers and then bytes. Nothing in it is believed: the file must be of the size that its
-head says, and that size of one that is decompressed is bounded before it is read.
+An IDX file is a few big-endian numbers and then bytes. It is not trusted: its size must be the one in its header, and
+that size is bounded before a compressed file is read.
 """
 
 import gzip
@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 from imagekin.errors import InvalidArgumentError, NotFoundError
 from imagekin.training.data.arrays import Arrays, Split
 
-UNSIGNED_BYTE = 0x08
+_UNSIGNED_BYTE = 0x08
 MAX_BYTES = 256 * 2**20
-PREFIXES: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("t10k",), "all": ("train", "t10k")}
-FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+_PREFIXES: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("t10k",), "all": ("train", "t10k")}
+_FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
 @dataclass(frozen=True, slots=True)
 class Mnist:
-    """One of the sets of that form.
+    """A data set in the format of MNIST.
 
     Attributes:
-        name: what people call it.
+        name: its display name.
         folder: torchvision's folder; the files are in `raw` inside it.
         class_names: of the labels 0 to 9.
     """
@@ -38,15 +38,15 @@ class Mnist:
     class_names: tuple[str, ...]
 
     def is_at(self, path: Path) -> bool:
-        """Say whether `path` is the set's folder, its `raw`, or a folder that holds it."""
+        """Return whether `path` is the data set's folder, its `raw`, or a folder that holds it."""
         return self._raw(path) is not None
 
     def places(self, root: Path) -> tuple[Path, ...]:
-        """Return where the set may lie below a folder of data sets."""
+        """Return the paths where the data set may lie below a folder of data sets."""
         return (root / self.folder,)
 
     def read(self, path: Path, split: Split) -> Arrays:
-        """Read a part of the set: gray images.
+        """Read the images of one split, in gray.
 
         Raises:
             NotFoundError: a file is missing.
@@ -55,7 +55,7 @@ class Mnist:
         raw = self._raw(path) or path
         pixels, labels = [], []
         keys: list[str] = []
-        for prefix in PREFIXES[split]:
+        for prefix in _PREFIXES[split]:
             images = read_idx(_file(raw, f"{prefix}-images-idx3-ubyte"), 3)
             classes = read_idx(_file(raw, f"{prefix}-labels-idx1-ubyte"), 1)
             if len(images) != len(classes):
@@ -74,7 +74,7 @@ class Mnist:
         return Arrays(np.concatenate(pixels), np.concatenate(labels), self.class_names, tuple(keys))
 
     def _raw(self, path: Path) -> Path | None:
-        # A bare folder of IDX files does not say which set it is; the name of a folder on the way to it does.
+        # A bare folder of IDX files does not tell which set it is; the name of one of its parent folders does.
         inside = self.folder in path.parts or self.folder in path.resolve().parts
         folders = [path / self.folder / "raw", path / self.folder]
         if inside:
@@ -83,7 +83,7 @@ class Mnist:
 
 
 MNIST = Mnist("MNIST", "MNIST", tuple("0123456789"))
-FASHION_MNIST = Mnist("Fashion-MNIST", "FashionMNIST", FASHION)
+FASHION_MNIST = Mnist("Fashion-MNIST", "FashionMNIST", _FASHION)
 
 
 def read_idx(path: Path, dimensions: Literal[1, 3]) -> NDArray[np.uint8]:
@@ -100,7 +100,7 @@ def read_idx(path: Path, dimensions: Literal[1, 3]) -> NDArray[np.uint8]:
     try:
         with opened(path, "rb") as file:
             head = file.read(4 + 4 * dimensions)
-            if len(head) < 4 + 4 * dimensions or head[:4] != bytes((0, 0, UNSIGNED_BYTE, dimensions)):
+            if len(head) < 4 + 4 * dimensions or head[:4] != bytes((0, 0, _UNSIGNED_BYTE, dimensions)):
                 raise InvalidArgumentError(f"{path} is no IDX file of {dimensions} dimensions", field="data")
             shape = struct.unpack(f">{dimensions}I", head[4:])
             size = 1

@@ -1,12 +1,12 @@
-"""Decoded pixels in a memory-mapped file, made once: sets larger than memory train from there.
+"""Cache decoded pixels in a memory-mapped file, so that sets larger than memory can be trained on.
 
     CACHE_DIR/SOURCE-CONTENT/         pixels.bin and set.json: a finished set
-    CACHE_DIR/SOURCE-CONTENT.part/    pixels.bin and rows.jsonl: one that is being made, or was when it was killed
-    CACHE_DIR/SOURCE.lock             held (flock) by the process that makes it; others wait, then read
+    CACHE_DIR/SOURCE-CONTENT.part/    pixels.bin and rows.jsonl: a set that is being built, or whose build was killed
+    CACHE_DIR/SOURCE.lock             held (flock) by the process that builds it; others wait, then read
 
-SOURCE stands for the path and how its files become pixels, CONTENT for the names, sizes and times of its files: when
-those change, the set is made anew and the old one removed. Everything is checksummed in blocks. A build that was killed
-goes on after the last block that is whole; the finished set is renamed into place only when it is on disk.
+SOURCE is a hash of the path and of how its files become pixels, CONTENT one of the names, sizes and times of its files:
+when these change, the set is built again and the old one removed. Everything is checksummed in blocks. A build that was
+killed continues after the last whole block; the finished set is renamed into place only once it is on disk.
 """
 
 import fcntl
@@ -32,7 +32,7 @@ from imagekin.progress import progress
 from imagekin.sources.open import PARQUET_SUFFIXES, TAR_SUFFIXES
 
 PIXELS_FILE, SET_FILE, ROWS_FILE = "pixels.bin", "set.json", "rows.jsonl"
-BLOCK_BYTES = 4 * 2**20
+_BLOCK_BYTES = 4 * 2**20
 FORMAT = 1
 """Part of the key: caches of another format are not looked at."""
 
@@ -41,13 +41,13 @@ logger = logging.getLogger("imagekin.training")
 
 @dataclass(frozen=True, slots=True)
 class DecodedFile:
-    """One file of a source, decoded or not.
+    """One file of a source with its pixels, or the reason why it has none.
 
     Attributes:
         name: unique in its source.
         pixels: uint8 [H, W, 3]; None when there are none.
-        problem: why there are none; empty when there are.
-        label: name of its class where the source states one.
+        problem: the reason why there are none; empty when there are.
+        label: name of its class if the source gives one.
     """
 
     name: str
@@ -58,7 +58,7 @@ class DecodedFile:
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
-    """Which of the decoded files make up the set, and in what order.
+    """Choice and order of the decoded files that make up the set.
 
     Attributes:
         order: int64 [N], positions among the files that were decoded.
@@ -77,7 +77,7 @@ class Arrangement:
 
 @dataclass(frozen=True, slots=True)
 class CacheKey:
-    """What a cached set is known by: its source, and what that held."""
+    """Key of a cached set: the source, and its content."""
 
     source: str
     content: str
@@ -89,18 +89,18 @@ class CacheKey:
 
 
 def cache_key(path: Path, preprocess: Preprocess, limit: int) -> CacheKey:
-    """Return the key of what `path` holds now, by the names, sizes and times of its files; nothing is read."""
+    """Return the key of the content of `path`, by the names, sizes and times of its files; no file is read."""
     source = _digest([FORMAT, str(path.resolve()), asdict(preprocess), limit])
     return CacheKey(source, _digest(sorted(_files(path))))
 
 
 def can_be_cached(path: Path) -> bool:
-    """Say whether `cache_key` would notice every change: not where images lie elsewhere, as a manifest's do."""
+    """Return whether `cache_key` notices every change: not where images lie elsewhere, as a manifest's do."""
     return path.is_dir() or (path.is_file() and path.name.lower().endswith((*TAR_SUFFIXES, *PARQUET_SUFFIXES)))
 
 
 def is_cached(root: Path, key: CacheKey) -> bool:
-    """Say whether the set, or a part of it, is in the cache."""
+    """Return whether the set, or a part of it, is in the cache."""
     return (root / key.name).is_dir() or (root / f"{key.name}.part").is_dir()
 
 
@@ -111,17 +111,17 @@ def open_cached(
     decode: Callable[[int], Iterator[DecodedFile]],
     arrange: Callable[[Sequence[DecodedFile]], Arrangement],
 ) -> tuple[NDArray[np.uint8], Arrangement]:
-    """Return a set from the cache, made first where it is not there.
+    """Open a set in the cache, and build it first if it is not there.
 
     Args:
-        root: the cache's folder, made when there is none.
+        root: the cache's folder, created when there is none.
         key: of the set.
         shape: H, W, 3.
-        decode: yields the files of the source in an order that is always the same, without the first so many.
-        arrange: decides about the set, given all files (without their pixels).
+        decode: yields the files of the source in a fixed order, without the first so many.
+        arrange: chooses and orders the files of the set, given all files (without their pixels).
 
     Returns:
-        Memory-mapped pixels uint8 [N, H, W, 3], and what they are; `order` is 0 … N − 1.
+        Memory-mapped pixels uint8 [N, H, W, 3] and their arrangement; `order` is 0 … N − 1.
 
     Raises:
         FailedPreconditionError: the cache cannot be written.
@@ -152,7 +152,7 @@ def _build(
     decode: Callable[[int], Iterator[DecodedFile]],
     arrange: Callable[[Sequence[DecodedFile]], Arrangement],
 ) -> None:
-    """Make a set beside where it belongs, and rename it when it is on disk."""
+    """Build a set under a temporary name, and rename it once it is on disk."""
     part = folder.with_name(f"{folder.name}.part")
     part.mkdir(exist_ok=True)
     rows = _decode_into(part, shape, decode)
@@ -165,7 +165,7 @@ def _build(
     if not np.array_equal(order, np.arange(count)):
         _reorder(part, order, image_bytes)
     with (part / PIXELS_FILE).open("rb") as pixels:
-        checksums = [zlib.crc32(block) for block in iter(lambda: pixels.read(BLOCK_BYTES), b"")]
+        checksums = [zlib.crc32(block) for block in iter(lambda: pixels.read(_BLOCK_BYTES), b"")]
         os.fsync(pixels.fileno())
     content = asdict(arrangement) | {"order": len(order), "blocks": checksums}
     with (part / SET_FILE).open("w", encoding="utf-8") as file:
@@ -180,8 +180,8 @@ def _build(
 def _decode_into(
     part: Path, shape: tuple[int, int, int], decode: Callable[[int], Iterator[DecodedFile]]
 ) -> Sequence[DecodedFile]:
-    """Decode what is not in the part yet, block by block; return all its files without their pixels."""
-    each = max(1, BLOCK_BYTES // int(np.prod(shape)))
+    """Decode the files that the part lacks, block by block; return all its files without their pixels."""
+    each = max(1, _BLOCK_BYTES // int(np.prod(shape)))
     with (part / PIXELS_FILE).open("ab+") as pixels, (part / ROWS_FILE).open("ab+") as journal:
         rows = _recover(pixels, journal, int(np.prod(shape)))
         if rows:
@@ -198,7 +198,7 @@ def _decode_into(
 
 
 def _append(pixels: IO[bytes], journal: IO[bytes], block: Sequence[DecodedFile]) -> list[DecodedFile]:
-    """Write pixels first, then the line that vouches for them."""
+    """Write the pixels of a block, then the journal's line with their checksum."""
     data = b"".join(item.pixels.tobytes() for item in block if item.pixels is not None)
     pixels.write(data)
     pixels.flush()
@@ -209,7 +209,7 @@ def _append(pixels: IO[bytes], journal: IO[bytes], block: Sequence[DecodedFile])
 
 
 def _recover(pixels: IO[bytes], journal: IO[bytes], image_bytes: int) -> list[DecodedFile]:
-    """Return the files of all whole blocks, and cut off what follows them."""
+    """Return the files of all whole blocks, and cut off the rest."""
     rows: list[DecodedFile] = []
     pixels.seek(0)
     journal.seek(0)
@@ -230,10 +230,10 @@ def _recover(pixels: IO[bytes], journal: IO[bytes], image_bytes: int) -> list[De
 
 
 def _reorder(part: Path, order: NDArray[np.int64], image_bytes: int) -> None:
-    """Write the pixels again, those of `order` only and in that order."""
+    """Rewrite the pixels: only those of `order`, in that order."""
     unsorted = np.memmap(part / PIXELS_FILE, np.uint8, "r").reshape(-1, image_bytes)
     temporary = part / f"{PIXELS_FILE}.sorted"
-    each = max(1, BLOCK_BYTES // image_bytes)
+    each = max(1, _BLOCK_BYTES // image_bytes)
     with temporary.open("wb") as file, progress("sorting", len(order)) as advance:
         for start in range(0, len(order), each):
             some = order[start : start + each]
@@ -241,13 +241,13 @@ def _reorder(part: Path, order: NDArray[np.int64], image_bytes: int) -> None:
             advance(len(some))
         file.flush()
         os.fsync(file.fileno())
-    # From here on the journal does not fit the pixels: a build killed now starts again, and does not end up wrong.
+    # From here on the journal does not match the pixels, so it is emptied: a build killed now starts all over.
     (part / ROWS_FILE).write_bytes(b"")
     temporary.replace(part / PIXELS_FILE)
 
 
 def _read(folder: Path, shape: tuple[int, int, int]) -> tuple[NDArray[np.uint8], Arrangement] | None:
-    """Map a finished set; None when there is none, or it is damaged, which removes it."""
+    """Map a finished set; None when there is none, or when it was damaged and is now removed."""
     try:
         content = _verified((folder / SET_FILE).read_bytes())
     except FileNotFoundError:
@@ -266,15 +266,15 @@ def _read(folder: Path, shape: tuple[int, int, int]) -> tuple[NDArray[np.uint8],
 
 
 def _map(path: Path, shape: tuple[int, int, int], content: dict[str, Any]) -> NDArray[np.uint8] | None:
-    """Map the pixels when every block of them has its checksum."""
+    """Map the pixels if every block of them matches its checksum."""
     size = content["order"] * int(np.prod(shape))
-    starts = range(0, size, BLOCK_BYTES)
+    starts = range(0, size, _BLOCK_BYTES)
     if not size or not path.is_file() or path.stat().st_size != size or len(content["blocks"]) != len(starts):
         return None
-    # Copy-on-write: nothing is written, but torch takes a read-only array for a mistake.
+    # Copy-on-write: nothing is written, but torch warns of a read-only array.
     flat = np.memmap(path, np.uint8, "c")
     with ThreadPoolExecutor(2) as pool, progress("checking the cache", len(starts)) as advance:
-        found = pool.map(lambda start: zlib.crc32(flat[start : start + BLOCK_BYTES].data), starts)
+        found = pool.map(lambda start: zlib.crc32(flat[start : start + _BLOCK_BYTES].data), starts)
         for checksum, expected in zip(found, content["blocks"], strict=True):
             if checksum != expected:
                 return None
@@ -283,7 +283,7 @@ def _map(path: Path, shape: tuple[int, int, int], content: dict[str, Any]) -> ND
 
 
 def _remove_old(root: Path, key: CacheKey) -> None:
-    """Remove what the source held before it changed."""
+    """Remove sets of an earlier content of the source."""
     for folder in root.glob(f"{key.source}-*"):
         if folder.name != key.name:
             shutil.rmtree(folder, ignore_errors=True)
@@ -335,7 +335,7 @@ def _signed(content: dict[str, Any]) -> str:
 
 
 def _verified(line: bytes) -> dict[str, Any] | None:
-    """Return what `_signed` wrote; None when it is damaged or cut off."""
+    """Parse a line that `_signed` wrote; None when it is damaged or cut off."""
     checksum, _, text = line.removesuffix(b"\n").partition(b" ")
     if not line.endswith(b"\n") or checksum != f"{zlib.crc32(text):08x}".encode():
         return None

@@ -1,4 +1,4 @@
-"""The published data sets that come with test images of their own, by path and, below a data root, by name."""
+"""Find published data sets that come with test images, by path or by name below a data root."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ PUBLISHED: dict[str, Cifar | Mnist] = {
 
 
 def published_name(path: Path) -> str | None:
-    """Return the name of the published data set that lies at `path`, as torchvision stores it; None if there is none.
+    """Return the name of the published data set at `path`, as torchvision stores it; None when there is none.
 
     Of a folder that holds several the first in `PUBLISHED` counts.
     """
@@ -24,7 +24,7 @@ def published_name(path: Path) -> str | None:
 
 
 def read_published(name: str, path: Path, split: Split) -> Arrays:
-    """Read a part of a data set.
+    """Read one split of a data set.
 
     Raises:
         NotFoundError: a file is missing.
@@ -34,7 +34,7 @@ def read_published(name: str, path: Path, split: Split) -> Arrays:
 
 
 def resolve_data(spec: str, root: Path | None) -> str:
-    """Return what `spec` stands for: the place of the data set of that name below `root`, or `spec` itself.
+    """Return the path of the data set named `spec` below `root`, or `spec` itself when it is no name.
 
     Raises:
         NotFoundError: it is the name of a published data set that is not there. Nothing is ever downloaded.

@@ -1,4 +1,4 @@
-"""What a run trains on: loaded, checked for labels, measured, and put where training takes its batches from."""
+"""Load the data of a run, check the labels, and place the images where training takes its batches from."""
 
 import logging
 from collections import Counter
@@ -36,10 +36,10 @@ def measure_normalisation(images: ImageSet) -> Normalisation:
 
 
 def load_data(settings: TrainSettings) -> tuple[ImageSet, ImageSet | None]:
-    """Load the training images, and the test images if any, so that bad test data are known before the training."""
+    """Load the training images, and the test images if any, so that errors in test data show before the training."""
     size = settings.crop_from or settings.image_size
     split: Split = "train" if has_split(settings.data) else "all"
-    storage, resize = storage_of(settings), settings.resize
+    storage, resize = _storage_of(settings), settings.resize
     train = load_images(settings.data, size=size, split=split, limit=settings.limit, resize=resize, storage=storage)
     spec = settings.test or (settings.data if has_split(settings.data) else "")
     if not spec:
@@ -52,7 +52,7 @@ def load_data(settings: TrainSettings) -> tuple[ImageSet, ImageSet | None]:
 
 
 def check_labels(train: ImageSet, settings: TrainSettings, *, needed: bool) -> None:
-    """Say what is wrong with the labels: an error when the objective cannot learn from them, else a warning."""
+    """Raise an error when the objective cannot learn from the labels, and warn about labels that are doubtful."""
     if not needed:
         return
     if not train.class_names:
@@ -74,15 +74,15 @@ def check_labels(train: ImageSet, settings: TrainSettings, *, needed: bool) -> N
 
 
 def device_data(settings: TrainSettings, train: ImageSet, device: torch.device) -> DeviceData:
-    """Put the training set on the device, or leave it where batches are gathered from and moved."""
+    """Put the training set on the device, or leave it in host memory, from where batches are copied."""
     rotations, mirrors = 4 if settings.rotations_as_classes else 1, 2 if settings.mirrors_as_classes else 1
     labels = torch.from_numpy(train.labels).to(device)
     images = _planes(train.pixels).to(device) if _is_moved(settings, train, device) else _mapped(train.pixels)
     return DeviceData(images, labels, len(train.class_names), rotations, mirrors)
 
 
-def storage_of(settings: TrainSettings) -> Storage:
-    """Return where the settings want decoded images kept."""
+def _storage_of(settings: TrainSettings) -> Storage:
+    """Return the storage of decoded images that the settings ask for."""
     return Storage(settings.data_on, settings.cache_dir)
 
 
@@ -101,5 +101,5 @@ def _planes(pixels: NDArray[np.uint8]) -> Tensor:
 
 
 def _mapped(pixels: NDArray[np.uint8]) -> Tensor:
-    """Return the same view of pixels that stay where they are."""
+    """Return the same view of pixels without copying them."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)

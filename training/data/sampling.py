@@ -1,4 +1,4 @@
-"""Which images make up each batch."""
+"""Choose the images of each batch."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -11,7 +11,7 @@ from imagekin.training.loop.seeds import generator
 
 
 class Sampler(Protocol):
-    """Chooses the batches of an epoch, the same ones whenever it is asked for the same epoch.
+    """Sampler of batches; the same epoch always gives the same batches.
 
     Attributes:
         batches_per_epoch: the same for every epoch.
@@ -27,11 +27,11 @@ class Sampler(Protocol):
 
 
 class ShuffleSampler:
-    """Every epoch all images in a new order, cut into full batches; what is left over waits for another epoch.
+    """Shuffle all images anew each epoch and cut them into full batches, dropping the remainder.
 
     Args:
-        count: images there are.
-        batch_size: images a batch; all of them when there are fewer.
+        count: number of images.
+        batch_size: images per batch; all of them when there are fewer.
         seed: of the orders.
     """
 
@@ -52,11 +52,11 @@ class ShuffleSampler:
 
 
 class ClassSampler:
-    """Batches of P classes × K images, so that every anchor has positives however many classes there are (P×K).
+    """Draw batches of P classes × K images, so that every anchor has positives however many classes there are (P×K).
 
     Classes come in random order, none twice in a batch, and all equally often however many images they have. A class
-    gives K images that differ; one with fewer gives each as equally often as can be. An epoch has as many batches as
-    one of all images would have.
+    gives K different images; one with fewer images repeats them as evenly as possible. An epoch has as many batches as
+    one over all images.
 
     Args:
         labels: int64 [N], on the CPU.
@@ -80,7 +80,7 @@ class ClassSampler:
         self.batches_per_epoch = max(1, len(labels) // self.batch_size)
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
-        """Yield the rows of each batch, int64 [P·K], on the CPU: the K images of a class stand together."""
+        """Yield the rows of each batch, int64 [P·K], on the CPU: the K images of a class are consecutive."""
         draws = generator(self._seed, "classes", epoch)
         streams = [self._images(rows, draws) for rows in self._rows]
         classes = self._rounds(draws)
@@ -88,14 +88,14 @@ class ClassSampler:
             yield torch.cat([next(streams[chosen]) for chosen in next(classes)])
 
     def _rounds(self, draws: torch.Generator) -> Iterator[list[int]]:
-        """Yield P classes at a time; those that an order leaves over wait for the next one."""
+        """Yield P classes at a time, in a new order each round; the remainder of a round is dropped."""
         while True:
             order = torch.randperm(len(self._rows), generator=draws).tolist()
             for start in range(0, len(order) - self._classes + 1, self._classes):
                 yield order[start : start + self._classes]
 
     def _images(self, rows: Tensor, draws: torch.Generator) -> Iterator[Tensor]:
-        """Yield K images of a class at a time, all different while it has so many."""
+        """Yield K images of a class at a time, all different if it has that many."""
         while True:
             order = rows[torch.randperm(len(rows), generator=draws)]
             if len(order) < self._each:

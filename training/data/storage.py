@@ -1,4 +1,4 @@
-"""Where decoded images are kept: in memory while they fit, else in a memory-mapped cache."""
+"""Choose where decoded images are kept: in memory while they fit, else in a memory-mapped cache."""
 
 import os
 from dataclasses import dataclass
@@ -7,19 +7,19 @@ from typing import Literal
 
 DataOn = Literal["auto", "device", "cache"]
 
-MEMORY_SHARE = 3
+_MEMORY_SHARE = 3
 """A set in memory is there up to three times while it is made ready."""
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Where a set's pixels are kept.
+    """Place where a set's pixels are kept.
 
     Attributes:
-        on: `device` (in memory), `cache` (a memory-mapped file), or `auto`: the cache for what is there already and for
-            what needs more than `budget`.
+        on: `device` (in memory), `cache` (a memory-mapped file), or `auto`: the cache for sets that are already in it
+            or need more than `budget`.
         cache_dir: the cache's folder; None is `default_cache`.
-        budget: bytes of pixels that may be in memory; 0 is a third of the memory that is free now.
+        budget: bytes of pixels allowed in memory; 0 is a third of the memory that is free now.
     """
 
     on: DataOn = "device"
@@ -33,8 +33,8 @@ class Storage:
 
     @property
     def limit(self) -> int:
-        """Bytes of pixels that may be in memory."""
-        return self.budget or free_memory() // MEMORY_SHARE
+        """Bytes of pixels allowed in memory."""
+        return self.budget or _free_memory() // _MEMORY_SHARE
 
 
 IN_MEMORY = Storage()
@@ -46,8 +46,8 @@ def default_cache() -> Path:
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "imagekin" / "pixels"
 
 
-def free_memory() -> int:
-    """Return the bytes of memory that are free for this process, by the system and by its control group."""
+def _free_memory() -> int:
+    """Return the free memory in bytes, the lesser of the system's and the control group's."""
     try:
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):

@@ -1,9 +1,9 @@
-"""Calibration: whether an answer given with 80 % confidence is right four times out of five.
+"""Measure calibration: of the answers given with 80 % confidence, four out of five should be right.
 
 The expected calibration error (Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599) of the two ways to classify by
-embeddings: the votes of nearest neighbours, and the linear probe; each as it is, and with its confidences scaled by
-one temperature (Guo et al., section 4.2) fitted on a fifth of the training images. An encoder that was trained on these
-very images knows their labels, so a temperature fitted on them may be too low; the figures on test images show it.
+embeddings: the votes of nearest neighbours, and the linear probe; each unscaled, and with its confidences scaled by one
+temperature (Guo et al., section 4.2) fitted on a fifth of the training images. An encoder that was trained on the same
+images knows their labels, so the fitted temperature may be too low; the errors on test images show that.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from imagekin.errors import InvalidArgumentError
 from imagekin.training.evaluation.evaluate import Features, Labels, knn_votes
 from imagekin.training.evaluation.linear_probe import HELD_OUT, LinearProbe, choose_penalty, stratified_split
 
-BINS = 15
-BISECTIONS = 50
+_BINS = 15
+_BISECTIONS = 50
 COLDEST, HOTTEST = 0.02, 50.0
 """Temperatures between which the best is looked for."""
 
@@ -28,7 +28,7 @@ class CalibrationErrors:
     Attributes:
         knn_ece: of the votes' shares.
         knn_ece_scaled: of the votes' shares with the fitted temperature.
-        knn_scale: that temperature; above 1 the votes were too sure.
+        knn_scale: that temperature; above 1 the votes were overconfident.
         linear_ece: of the linear probe's probabilities.
         linear_ece_scaled: of these with the fitted temperature.
         linear_scale: that temperature.
@@ -55,8 +55,8 @@ def calibration(
 ) -> CalibrationErrors:
     """Measure how calibrated both classifiers of embeddings are.
 
-    Both temperatures are fitted on a stratified fifth of the training embeddings, whose neighbours, or probe, are the
-    other four fifths; the errors are those of all training embeddings' answers on the test embeddings.
+    Both temperatures are fitted on a stratified fifth of the training embeddings, classified by the other four fifths.
+    The errors are those of the test embeddings, classified by all training embeddings.
 
     Args:
         train_x: [N, D] float embeddings.
@@ -81,13 +81,13 @@ def calibration(
         penalty = choose_penalty(train_x, train_y, seed=seed)
     classes, truth = np.unique(train_y, return_inverse=True)
 
-    # A split leaves every class an image to answer with, so that the columns are those of `classes`.
+    # The split leaves at least one image of every class in the gallery, so the columns are those of `classes`.
     def votes(gallery: NDArray[np.int64], queries: Features) -> NDArray[np.float64]:
         shares = knn_votes(train_x[gallery], truth[gallery], queries, k=k, temperature=temperature)
         return log_votes(shares, min(k, len(gallery)))
 
     def probed(rows: NDArray[np.int64], queries: Features) -> NDArray[np.float64]:
-        # The penalty weighs against the sum over images: fewer of them want a larger C, or the logits would be smaller.
+        # The loss is a sum over images: with fewer of them the same C would shrink the logits more, so C is raised.
         strength = penalty * len(train_y) / len(rows)
         return LinearProbe.fit(train_x[rows], truth[rows], strength).logits(queries)
 
@@ -103,14 +103,14 @@ def calibration(
 
 
 def expected_calibration_error(
-    probabilities: NDArray[np.floating], labels: Labels, *, bins: int = BINS, adaptive: bool = False
+    probabilities: NDArray[np.floating], labels: Labels, *, bins: int = _BINS, adaptive: bool = False
 ) -> float:
     """Return Σ_b |B_b|/M · |accuracy(B_b) − mean confidence(B_b)|, the confidence being the highest probability.
 
     Args:
         probabilities: [M, C], rows that sum to 1.
         labels: [M] int, the right columns.
-        bins: into how many bins the answers go, by confidence.
+        bins: number of bins of confidence.
         adaptive: bins of equal number instead of equal width in (0, 1] (Nguyen and O'Connor 2015).
 
     Raises:
@@ -130,7 +130,7 @@ def expected_calibration_error(
 
 
 def fit_temperature(logits: NDArray[np.floating], labels: Labels) -> float:
-    """Return the T that makes the labels likeliest under softmax(logits / T), within 0.02 and 50.
+    """Return the T that maximises the likelihood of the labels under softmax(logits / T), within 0.02 and 50.
 
     The negative log-likelihood is convex in 1/T, so its slope is bisected.
 
@@ -141,7 +141,7 @@ def fit_temperature(logits: NDArray[np.floating], labels: Labels) -> float:
     values = np.asarray(logits, dtype=np.float64)
     wanted = values[np.arange(len(values)), np.asarray(labels)].mean()
     low, high = 1 / HOTTEST, 1 / COLDEST
-    for _ in range(BISECTIONS):
+    for _ in range(_BISECTIONS):
         middle = float(np.sqrt(low * high))
         expected = (softmax(values * middle) * values).sum(1).mean()
         low, high = (low, middle) if expected > wanted else (middle, high)
@@ -149,10 +149,10 @@ def fit_temperature(logits: NDArray[np.floating], labels: Labels) -> float:
 
 
 def log_votes(shares: NDArray[np.float64], k: int) -> NDArray[np.float64]:
-    """Return logits of votes' shares [M, C], with one neighbour more that votes for all classes alike.
+    """Return logits of votes' shares [M, C], as if one more neighbour voted for all classes equally.
 
-    Without it a class that no neighbour is of would be impossible, and one such answer that is wrong nonetheless would
-    decide the temperature.
+    Otherwise a class without a neighbour would have probability 0, and a single test image of such a class would
+    determine the temperature.
     """
     return np.asarray(np.log((k * shares + 1 / shares.shape[1]) / (k + 1)), dtype=np.float64)
 

@@ -1,4 +1,4 @@
-"""Puts training runs side by side: where their settings differ, what they scored, what they cost."""
+"""Compare training runs: differing settings, scores and costs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,17 +10,17 @@ from imagekin.errors import InvalidArgumentError
 from imagekin.training.report.details import read_curves, read_scores
 from imagekin.training.settings import TrainSettings
 
-COMPARED = ("knn_accuracy", "linear_accuracy", "recall_at_1", "map_at_r")
-NOT_COMPARED = frozenset({"out"})
+_COMPARED = ("knn_accuracy", "linear_accuracy", "recall_at_1", "map_at_r")
+_NOT_COMPARED = frozenset({"out"})
 
 
 @dataclass(frozen=True, slots=True)
 class RunComparison:
-    """Runs beside each other; every tuple below has one entry a run, in their order.
+    """Training runs side by side; every tuple below has one entry per run, in their order.
 
     Attributes:
         runs: their folders.
-        settings: by name, those in which at least two runs differ.
+        settings: settings in which at least two runs differ, by name.
         scores: by name, fractions from 0 to 1; None where a run has none.
         losses: of the last epoch; None for an untrained run.
         train_seconds: spent in training steps.
@@ -33,7 +33,7 @@ class RunComparison:
     train_seconds: tuple[float, ...]
 
     def to_json(self) -> dict[str, JSON]:
-        """Return the comparison as a JSON object with one entry a run under `runs`."""
+        """Return the comparison as a JSON object with one entry per run under `runs`."""
         entries: list[JSON] = [
             {
                 "run": run,
@@ -48,7 +48,7 @@ class RunComparison:
 
 
 def compare(runs: Sequence[Path]) -> RunComparison:
-    """Read runs and put them side by side.
+    """Read runs and compare them.
 
     Raises:
         InvalidArgumentError: fewer than two runs are named, or a folder is no training run.
@@ -59,12 +59,12 @@ def compare(runs: Sequence[Path]) -> RunComparison:
     settings = [TrainSettings.load(run).to_dict() for run in runs]
     scores = [read_scores(run) for run in runs]
     curves = [read_curves(run) for run in runs]
-    names = (field.name for field in dataclasses.fields(TrainSettings) if field.name not in NOT_COMPARED)
+    names = (field.name for field in dataclasses.fields(TrainSettings) if field.name not in _NOT_COMPARED)
     columns = {name: tuple(each[name] for each in settings) for name in names}
     return RunComparison(
         runs=tuple(str(run) for run in runs),
         settings={name: values for name, values in columns.items() if any(value != values[0] for value in values)},
-        scores={name: tuple(each.get(name) for each in scores) for name in COMPARED},
+        scores={name: tuple(each.get(name) for each in scores) for name in _COMPARED},
         losses=tuple(lines[-1]["loss"] if lines else None for lines in curves),
         train_seconds=tuple(round(sum(line["seconds"] for line in lines), 3) for lines in curves),
     )

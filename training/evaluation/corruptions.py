@@ -1,10 +1,10 @@
-"""The 15 common corruptions at 5 severities (Hendrycks and Dietterich 2019, arXiv:1903.12261), made on the fly.
+"""The 15 common corruptions at 5 severities (Hendrycks and Dietterich 2019, arXiv:1903.12261), computed on the fly.
 
-Our own implementation: severities are those of CIFAR-10-C, with lengths scaled by the image's side over 32, so that any
-size can be corrupted. It differs from the published files in this: frost is ridged fractal noise and no photo, with
-amounts of its own; fog and elastic fields are drawn by other generators; glass takes a random neighbour for each pixel
-instead of swapping; severities of elastic and glass are our own, since theirs are not in order. Figures are to be
-compared with figures made by this module only.
+The severities are those of CIFAR-10-C, with lengths scaled by the image's side over 32, so that images of any size can
+be corrupted. Differences from the published files: frost is ridged fractal noise instead of a photo, with its own
+amounts; fog and elastic fields come from other generators; glass takes a random neighbour for each pixel instead of
+swapping; the severities of elastic and glass are new, because the published ones are not monotonic. Compare figures of
+this module only with each other.
 """
 
 import io
@@ -66,7 +66,7 @@ def gaussian_noise(x: Tensor, severity: int, draws: torch.Generator) -> Tensor:
 
 
 def shot_noise(x: Tensor, severity: int, draws: torch.Generator) -> Tensor:
-    """Count photons: Poisson noise."""
+    """Replace every value by a Poisson count, as photon noise does."""
     photons = (500, 250, 100, 75, 50)[severity]
     return torch.poisson(x * photons, generator=draws) / photons
 
@@ -80,7 +80,7 @@ def impulse_noise(x: Tensor, severity: int, draws: torch.Generator) -> Tensor:
 
 
 def defocus_blur(x: Tensor, severity: int, draws: torch.Generator) -> Tensor:
-    """Blur by a disc and a little Gaussian, as a lens out of focus does."""
+    """Blur with a disc and a small Gaussian, as a lens out of focus does."""
     radius, sigma = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1))[severity]
     radius, sigma = radius * _scale(x), sigma * _scale(x)
     reach = max(1, math.ceil(radius))
@@ -92,7 +92,7 @@ def defocus_blur(x: Tensor, severity: int, draws: torch.Generator) -> Tensor:
 
 
 def glass_blur(x: Tensor, severity: int, draws: torch.Generator) -> Tensor:
-    """Let some pixels show a neighbour at random, all of them several times when it is severe, and blur a little."""
+    """Replace pixels by random neighbours, repeatedly at high severities, and blur a little."""
     share, rounds = ((0.5, 1), (0.75, 1), (1.0, 1), (1.0, 2), (1.0, 3))[severity]
     reach = max(1, round(_scale(x)))
     count, _, height, width = x.shape
@@ -106,20 +106,20 @@ def glass_blur(x: Tensor, severity: int, draws: torch.Generator) -> Tensor:
 
 
 def motion_blur(x: Tensor, severity: int, draws: torch.Generator) -> Tensor:
-    """Smear along a line within 45° of the horizontal."""
+    """Blur along a line within 45° of the horizontal."""
     sigma = (1.0, 1.5, 2.0, 2.25, 2.5)[severity]
     angles = (torch.rand(len(x), generator=draws) * 90 - 45).deg2rad()
     return _smear(x, angles, sigma * _scale(x))
 
 
 def zoom_blur(x: Tensor, severity: int, draws: torch.Generator) -> Tensor:
-    """Average the image with enlargements of itself."""
+    """Average the image with enlarged copies of itself."""
     most = (6, 11, 16, 21, 26)[severity]
     return torch.stack([x, *(_zoom(x, 1 + step / 100) for step in range(most))]).mean(0)
 
 
 def snow(x: Tensor, severity: int, draws: torch.Generator) -> Tensor:
-    """Whiten the image and let flakes fall over it."""
+    """Whiten the image and draw falling flakes."""
     mean, spread, zoom, least, sigma, kept = (
         (0.1, 0.2, 1.0, 0.6, 3.0, 0.95),
         (0.1, 0.2, 1.0, 0.5, 4.0, 0.9),
@@ -136,7 +136,7 @@ def snow(x: Tensor, severity: int, draws: torch.Generator) -> Tensor:
 
 
 def frost(x: Tensor, severity: int, draws: torch.Generator) -> Tensor:
-    """Lay crystals over the image: thin bright ridges of fractal noise, a little blue, denser in some places."""
+    """Overlay thin bright ridges of fractal noise, a little blue, denser in some places."""
     kept, amount = ((1.0, 0.2), (1.0, 0.3), (0.95, 0.4), (0.95, 0.5), (0.9, 0.6))[severity]
     ridges = (1 - (2 * fractal(x, 1.6, draws) - 1).abs()) ** 3
     crystals = 0.3 + 0.7 * ridges * (0.5 + 0.5 * fractal(x, 2.5, draws))
@@ -145,14 +145,14 @@ def frost(x: Tensor, severity: int, draws: torch.Generator) -> Tensor:
 
 
 def fog(x: Tensor, severity: int, draws: torch.Generator) -> Tensor:
-    """Add clouds of fractal noise; the brightest value stays where it was."""
+    """Add clouds of fractal noise; the brightest value stays the same."""
     amount, decay = ((0.2, 3.0), (0.5, 3.0), (0.75, 2.5), (1.0, 2.0), (1.5, 1.75))[severity]
     brightest = x.amax((1, 2, 3), keepdim=True)
     return (x + amount * fractal(x, decay, draws)) * brightest / (brightest + amount)
 
 
 def brightness(x: Tensor, severity: int, draws: torch.Generator) -> Tensor:
-    """Raise the value of HSV; hue and saturation stay."""
+    """Raise the value of HSV; hue and saturation stay the same."""
     value = x.amax(1, keepdim=True)
     raised = (value + (0.05, 0.1, 0.15, 0.2, 0.3)[severity]).clamp_max(1)
     return torch.where(value > 0, x * raised / value.clamp_min(1e-6), raised)
@@ -165,7 +165,7 @@ def contrast(x: Tensor, severity: int, draws: torch.Generator) -> Tensor:
 
 
 def elastic_transform(x: Tensor, severity: int, draws: torch.Generator) -> Tensor:
-    """Bend the image: a random affine map and a smooth field of displacements."""
+    """Warp the image by a random affine map and a smooth field of displacements."""
     affine, field = ((0.02, 0.01), (0.03, 0.02), (0.04, 0.03), (0.05, 0.04), (0.06, 0.05))[severity]
     count = len(x)
     corners = torch.rand(count, 2, 3, generator=draws) * 2 - 1
@@ -178,7 +178,7 @@ def elastic_transform(x: Tensor, severity: int, draws: torch.Generator) -> Tenso
 
 
 def pixelate(x: Tensor, severity: int, draws: torch.Generator) -> Tensor:
-    """Average squares, and show each as one colour."""
+    """Replace squares by their mean colour."""
     share = (0.95, 0.9, 0.85, 0.75, 0.65)[severity]
     height, width = x.shape[2:]
     rows, columns = _areas(height, int(height * share)), _areas(width, int(width * share))
@@ -220,7 +220,7 @@ def fractal(x: Tensor, decay: float, draws: torch.Generator) -> Tensor:
 
     Args:
         x: the images.
-        decay: by how much each octave is fainter than the one before; the smaller, the finer the noise.
+        decay: factor between the amplitudes of successive octaves; the smaller, the finer the noise.
         draws: of the noise.
     """
     count, _, height, width = x.shape
@@ -234,7 +234,7 @@ def fractal(x: Tensor, decay: float, draws: torch.Generator) -> Tensor:
 
 
 def _scale(x: Tensor) -> float:
-    """Return how many pixels of these images are one of CIFAR's."""
+    """Return the number of these images' pixels per pixel of a CIFAR image."""
     return min(x.shape[2:]) / 32
 
 
@@ -251,7 +251,7 @@ def _gaussian(x: Tensor, sigma: float) -> Tensor:
 
 
 def _zoom(x: Tensor, factor: float) -> Tensor:
-    """Enlarge the middle of images [N, C, H, W]."""
+    """Enlarge the centre of images [N, C, H, W]."""
     return warp(x, (torch.eye(2, 3) / factor).expand(len(x), 2, 3))
 
 

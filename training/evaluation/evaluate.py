@@ -1,8 +1,8 @@
-"""How good an encoder is: nearest neighbours, a linear probe and retrieval on images that it was not trained on.
+"""Score an encoder by nearest neighbours, a linear probe and retrieval on images that it was not trained on.
 
 The metrics are plain functions of embeddings and labels. `evaluate_artifact` computes the embeddings with the exported
-file through ONNX Runtime, so that the scores are those of what is served. Test labels are only ever compared with
-answers: everything that is chosen is chosen on the training images.
+file through ONNX Runtime, so that the scores are those of the served model. Test labels are only compared with answers:
+every choice is made on the training images.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from imagekin.training.evaluation.linear_probe import linear_probe
 Features = NDArray[np.floating]
 Labels = NDArray[np.integer]
 
-# Similarities held at once, in elements: 128 MiB of float32.
+# Similarities in memory at once: 128 MiB of float32.
 BLOCK_ELEMENTS = 2**25
 # Images between two steps of the progress bar.
 EMBED_BATCH = 1024
@@ -33,7 +33,7 @@ EMBED_BATCH = 1024
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What an evaluation found; accuracies are fractions of the test images, 0 to 1.
+    """Scores of an evaluation; accuracies are fractions of the test images, 0 to 1.
 
     Attributes:
         knn_accuracy: weighted k-nearest-neighbour classification, see `knn_predict`.
@@ -42,7 +42,7 @@ class Scores:
             image is alone in its class.
         map_at_r: mean average precision at R among the test images, see `retrieval`; None likewise.
         linear_c: inverse strength of the probe's L2 penalty, chosen on a split of the training images.
-        knn_k: neighbours asked.
+        knn_k: neighbours that vote.
         knn_temperature: temperature of their votes.
         train_count: training images, which are the neighbours and train the probe.
         test_count: test images.
@@ -82,13 +82,13 @@ def evaluate_artifact(
     device: Device = "auto",
     seed: int = 0,
 ) -> Scores:
-    """Judge the model artifact `model`: `train` are the neighbours and train the probe, `test` is asked.
+    """Score the model artifact `model`: `train` gives the neighbours and trains the probe, `test` gives the queries.
 
     Args:
         model: the ONNX file.
         train: labelled images, prepared as the model's metadata say.
         test: labelled images of the same classes, prepared likewise.
-        k: neighbours asked; fewer when `train` is smaller.
+        k: neighbours that vote; fewer when `train` is smaller.
         temperature: of their votes.
         device: `auto`, `cpu` or `cuda`.
         seed: of the split of `train` that the probe's penalty is chosen on.
@@ -122,7 +122,7 @@ def check_prepared(encoder: Encoder, *sets: ImageSet) -> None:
 def embed_both(
     encoder: Encoder, train: ImageSet, test: ImageSet
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
-    """Return the embeddings of both sets, float32 [N, D] and [M, D], and how many a second there were."""
+    """Return the embeddings of both sets, float32 [N, D] and [M, D], and the images per second."""
     encoder.embed_pixels(train.pixels[:64])  # warm-up, so that the speed below is that of a running service
     started = time.perf_counter()
     with progress("embedding", len(train) + len(test)) as advance:
@@ -140,7 +140,7 @@ def score(
     temperature: float = 0.07,
     seed: int = 0,
 ) -> Scores:
-    """Judge embeddings [N, D] and [M, D] with their classes [N] and [M], numbered alike; see `evaluate_artifact`.
+    """Score embeddings [N, D] and [M, D] with their classes [N] and [M], numbered alike; see `evaluate_artifact`.
 
     The speed is left at 0.
     """
@@ -162,7 +162,7 @@ def score(
 
 
 def align_labels(train: ImageSet, test: ImageSet) -> NDArray[np.int64]:
-    """Return the labels of `test` [M] as numbers of `train`'s classes, matched by name.
+    """Renumber the labels of `test` [M] by `train`'s classes, matched by name.
 
     Raises:
         InvalidArgumentError: a set has no labels, or `test` has images of a class that `train` has none of.
@@ -186,7 +186,7 @@ def align_labels(train: ImageSet, test: ImageSet) -> NDArray[np.int64]:
 def knn_accuracy(
     train_x: Features, train_y: Labels, test_x: Features, test_y: Labels, *, k: int = 20, temperature: float = 0.07
 ) -> float:
-    """Return the share of `test_x` [M, D] that `knn_predict` gives its label in `test_y` [M]; arguments as there."""
+    """Return the share of `test_x` [M, D] that `knn_predict` classifies as `test_y` [M]; arguments as there."""
     predicted = knn_predict(train_x, train_y, test_x, k=k, temperature=temperature)
     return float(np.mean(predicted == np.asarray(test_y)))
 
@@ -203,11 +203,10 @@ def knn_predict(
         train_y: [N] int >= 0, their classes.
         test_x: [M, D] float, what to classify.
         k: how many neighbours vote; all when there are fewer.
-        temperature: the lower, the more the nearest count.
+        temperature: the lower, the more weight the nearest have.
 
     Returns:
-        [M] int64 classes. Neighbours equally near enter by their place in `train_x`; of classes with equal votes the
-        lowest wins.
+        [M] int64 classes. Ties of neighbours go to the lower row of `train_x`, ties of classes to the lower class.
 
     Raises:
         InvalidArgumentError: k or temperature is not positive, or there are no neighbours.
@@ -231,8 +230,8 @@ def retrieval(x: Features, y: Labels) -> tuple[float | None, float | None]:
 
     With R the number of other images of a query's class and P(i) the precision of its first i neighbours, MAP@R is the
     mean over queries of 1/R · Σ_{i ≤ R} P(i)·[neighbour i is of the class]: 1 only when all R come first.
-    Source: Musgrave et al. 2020, "A Metric Learning Reality Check", section 3.2. Queries alone in their class have no
-    right answer and do not count.
+    Source: Musgrave et al. 2020, "A Metric Learning Reality Check", section 3.2. Queries that are alone in their class
+    have no right answer and are left out.
 
     Args:
         x: [N, D] float embeddings; of any length, only directions count.
@@ -265,9 +264,9 @@ def retrieval(x: Features, y: Labels) -> tuple[float | None, float | None]:
 
 
 def nearest(similarities: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the k highest of each row, descending, and their columns [Q, k]; of equals the lowest column comes first.
+    """Return the k highest of each row, descending, and their columns [Q, k]; ties go to the lowest column.
 
-    `topk` alone leaves the order of equals open, so rows in which equals meet are sorted again by a stable sort.
+    `topk` alone does not define the order of equal values, so rows with ties are sorted again by a stable sort.
     """
     reach = min(k + 1, similarities.shape[1])
     values, columns = similarities.topk(reach, dim=1)
@@ -278,7 +277,7 @@ def nearest(similarities: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Ten
 
 
 def embed(encoder: Encoder, pixels: NDArray[np.uint8], advance: Advance | None = None) -> NDArray[np.float32]:
-    """Embed pixels uint8 [N, H, W, 3] piece by piece, so that progress shows: float32 [N, D]."""
+    """Embed pixels uint8 [N, H, W, 3] in pieces, so that progress shows: float32 [N, D]."""
     parts = []
     for start in range(0, len(pixels), EMBED_BATCH):
         parts.append(encoder.embed_pixels(pixels[start : start + EMBED_BATCH]))
@@ -290,7 +289,7 @@ def embed(encoder: Encoder, pixels: NDArray[np.uint8], advance: Advance | None =
 def _vote_blocks(
     train_x: Features, train_y: Labels, test_x: Features, k: int, temperature: float
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield rows of `test_x` and the votes that each class gets there, float64 [rows, C]."""
+    """Yield blocks of rows of `test_x` with the votes of each class, float64 [rows, C]."""
     if k < 1 or not temperature > 0 or len(train_x) == 0:
         raise InvalidArgumentError("kNN needs k of at least 1, a temperature above 0 and at least one neighbour")
     gallery, queries = _directions(train_x), _directions(test_x)
@@ -298,7 +297,7 @@ def _vote_blocks(
     class_count = int(classes.max()) + 1
     for rows in _blocks(len(queries), len(gallery) + class_count):
         similarities, neighbours = nearest(queries[rows] @ gallery.T, min(k, len(gallery)))
-        # Relative to the nearest, so that no temperature overflows; summed in float64, so that equal votes are equal.
+        # Relative to the nearest, so that no temperature overflows; in float64, so that equal votes have equal sums.
         weights = ((similarities - similarities[:, :1]).double() / temperature).exp()
         votes = torch.zeros(len(weights), class_count, dtype=torch.float64)
         votes.scatter_add_(1, classes[neighbours], weights)

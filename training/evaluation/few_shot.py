@@ -1,4 +1,4 @@
-"""N-way K-shot accuracy: how well an encoder tells apart classes that it was never trained on, from K examples of each.
+"""N-way K-shot accuracy: tell apart classes that the encoder was never trained on, given K examples of each.
 
 An episode draws N classes, K examples and some queries of each. A query is answered by the class whose examples are
 nearest to it by cosine; nothing is trained. Source of the protocol: Vinyals et al. 2016, arXiv:1606.04080, and Snell et
@@ -23,7 +23,7 @@ QUERIES = 5
 
 @dataclass(frozen=True, slots=True)
 class FewShot:
-    """Accuracy over many episodes, and how sure it is.
+    """Accuracy over many episodes, with its standard error.
 
     Attributes:
         accuracy: mean over episodes of the share of right answers, 0 to 1.
@@ -55,16 +55,15 @@ def few_shot_accuracy(
         labels: [N] int, their classes. A class with fewer than `shot` + `queries` images is never drawn.
         way: classes of an episode.
         shot: examples of each class.
-        queries: images of each class that are asked about; none of them is an example.
-        episodes: how many are drawn.
+        queries: query images of each class; none of them is an example.
+        episodes: number of episodes.
         seed: of all draws.
         groups: [N] int: all classes of an episode are of one group, for example an alphabet. Each group that has
             enough classes is drawn equally often on average. None draws from all classes.
         method: `mean` compares with the mean of a class's examples, `nearest` with the nearest of them.
 
     Raises:
-        InvalidArgumentError: a number is below 1 (`way` below 2), or nowhere are there enough classes with enough
-            images.
+        InvalidArgumentError: a number is below 1 (`way` below 2), or no group has enough classes with enough images.
     """
     if way < 2 or min(shot, queries, episodes) < 1:
         raise InvalidArgumentError("few-shot needs at least 2 ways, 1 shot, 1 query and 1 episode", field="few_shot")
@@ -101,7 +100,7 @@ def parse_way_shot(text: str) -> tuple[int, int]:
 
 
 def _pools(labels: NDArray[np.integer], groups: NDArray[np.integer], least: int) -> list[list[NDArray[np.int64]]]:
-    """Return for each group the rows of each of its classes that has at least `least` images."""
+    """Return, for each group, the rows of each class that has at least `least` images."""
     pools = []
     for group in np.unique(groups):
         members = np.flatnonzero(groups == group)
@@ -119,7 +118,7 @@ def _answer(examples: NDArray[np.float32], asked: NDArray[np.float32], method: M
         similarities = flat @ _unit(examples.mean(1)).T
     else:
         similarities = (flat @ examples.reshape(-1, width).T).reshape(len(flat), way, -1).max(2)
-    # A tie with another class is no answer: an encoder that maps all images to one point must not score.
+    # A tie with another class counts as wrong: an encoder that maps all images to one point must not score.
     own = np.arange(way).repeat(queries)
     mine = similarities[np.arange(len(flat)), own].copy()
     similarities[np.arange(len(flat)), own] = -np.inf

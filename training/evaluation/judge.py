@@ -1,4 +1,4 @@
-"""Everything that `imagekin evaluate` can say of a model, as one flat JSON object."""
+"""Compute all scores of `imagekin evaluate` as one flat JSON object."""
 
 import dataclasses
 from pathlib import Path
@@ -25,7 +25,7 @@ def judge(
     *,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return the scores of the model artifact `model`, and what else `settings` ask for.
+    """Return the scores of the model artifact `model`, and the further figures that `settings` ask for.
 
     Args:
         model: the ONNX file.
@@ -95,7 +95,7 @@ def judge(
 
 
 def _corrupted(encoder: Encoder, train: ImageSet, test: ImageSet, settings: JudgeSettings, seed: int) -> Robustness:
-    """Measure one model, its neighbours and its probe those of its own embeddings of the training images."""
+    """Measure one model on corrupted images, with its own embeddings of the training images as neighbours."""
     return measure_robustness(
         encoder,
         embed(encoder, train.pixels),
@@ -120,7 +120,7 @@ def _robustness_figures(own: Robustness, baseline: Robustness | None = None) -> 
 
 
 def _parents(images: ImageSet) -> NDArray[np.int64]:
-    """Return the number of each image's group: the folder that its class folder lies in.
+    """Return the number of each image's group, the parent of its class folder.
 
     Raises:
         InvalidArgumentError: class folders do not lie in folders.

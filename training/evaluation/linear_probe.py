@@ -14,11 +14,11 @@ Labels = NDArray[np.integer]
 # Inverse strengths of the probe's L2 penalty to choose from, strongest penalty first.
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 HELD_OUT = 0.2
-PROBE_ITERATIONS = 2000
+_PROBE_ITERATIONS = 2000
 
 
 class LinearProbe:
-    """A multinomial logistic regression on standardised features, fitted.
+    """A fitted multinomial logistic regression on standardised features.
 
     Attributes:
         classes: [C] int, ascending: what the columns of `logits` stand for.
@@ -31,7 +31,7 @@ class LinearProbe:
 
     @classmethod
     def fit(cls, x: Features, y: Labels, penalty: float, *, start: "LinearProbe | None" = None) -> Self:
-        """Fit it to features [N, D] and their classes [N], with C = `penalty`, from the weights of `start` if any."""
+        """Fit to features [N, D] and their classes [N], with C = `penalty`, from the weights of `start` if any."""
         from sklearn.linear_model import LogisticRegression
         from sklearn.preprocessing import StandardScaler
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -39,10 +39,11 @@ class LinearProbe:
         # In float32, the embeddings' own type: double precision takes twice the time for the same accuracy.
         x = np.asarray(x, dtype=np.float32)
         if start is None:
-            scaler, model = StandardScaler().fit(x), LogisticRegression(max_iter=PROBE_ITERATIONS, warm_start=True)
+            scaler, model = StandardScaler().fit(x), LogisticRegression(max_iter=_PROBE_ITERATIONS, warm_start=True)
         else:
             scaler, model = start._scaler, start._model
-        # One thread: the products are so narrow that threads wait for each other, up to ten times longer on busy cores.
+        # One thread: the products are so small that more threads wait for each other, up to ten times longer on a busy
+        # machine.
         with threadpool_limits(1):
             return cls(scaler, model.set_params(C=penalty).fit(scaler.transform(x), y))
 
@@ -50,11 +51,11 @@ class LinearProbe:
         """Return the unnormalised log-probabilities of the classes, float64 [M, C], of features [M, D]."""
         values = self._model.decision_function(self._scaler.transform(np.asarray(x, dtype=np.float32)))
         values = np.asarray(values, dtype=np.float64)
-        # Of two classes scikit-learn gives the log-odds of the second.
+        # For two classes scikit-learn gives only the log-odds of the second.
         return values if values.ndim == 2 else np.stack((np.zeros_like(values), values), axis=1)
 
     def layer(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return weight [C, D] and bias [C] of the one linear layer that makes `logits` of plain features."""
+        """Return weight [C, D] and bias [C] of the linear layer that maps unstandardised features to `logits`."""
         weight = np.asarray(self._model.coef_, dtype=np.float64)
         bias = np.asarray(self._model.intercept_, dtype=np.float64)
         if len(weight) == 1:
@@ -63,13 +64,13 @@ class LinearProbe:
         return weight, bias - weight @ self._scaler.mean_
 
     def accuracy(self, x: Features, y: Labels) -> float:
-        """Return the share of features [M, D] that get their class in `y` [M]."""
+        """Return the share of features [M, D] that are classified as `y` [M]."""
         predicted = self._model.predict(self._scaler.transform(np.asarray(x, dtype=np.float32)))
         return float(np.mean(predicted == np.asarray(y)))
 
 
 def linear_accuracy(train_x: Features, train_y: Labels, test_x: Features, test_y: Labels, *, seed: int = 0) -> float:
-    """Return `linear_probe`'s accuracy alone."""
+    """Return only the accuracy of `linear_probe`."""
     return linear_probe(train_x, train_y, test_x, test_y, seed=seed)[0]
 
 
@@ -102,9 +103,9 @@ def linear_probe(
 
 
 def choose_penalty(train_x: Features, train_y: Labels, *, seed: int = 0) -> float:
-    """Return C of the strongest penalty that does best on a stratified fifth of the training features.
+    """Return C of the strongest penalty among the best on a stratified fifth of the training features.
 
-    Without a class of two images there is nothing to choose on; then it is the weakest.
+    When no class has two images, no choice is possible and the weakest penalty is returned.
     """
     fitted, held_out = stratified_split(train_y, HELD_OUT, seed)
     if not len(held_out):
@@ -113,7 +114,7 @@ def choose_penalty(train_x: Features, train_y: Labels, *, seed: int = 0) -> floa
     accuracies = []
     with progress("linear probe", len(PENALTIES)) as advance:
         for penalty in PENALTIES:
-            # Each fit starts from the one before, whose penalty is stronger: fewer steps for the same optimum.
+            # Start from the previous fit, whose penalty is stronger: fewer steps to the same optimum.
             probe = LinearProbe.fit(train_x[fitted], train_y[fitted], penalty, start=probe)
             accuracies.append(probe.accuracy(train_x[held_out], train_y[held_out]))
             advance(1)

@@ -147,7 +147,7 @@ def _reduce(
 
 
 def _load(spec: str, metadata: "Metadata", split: "Split") -> "ImageSet":
-    """Load images as the model is served them; `split` counts where the source has one."""
+    """Load images as the model is served them; `split` applies where the source has one."""
     from imagekin.training.data.images import has_split, load_images
     from imagekin.training.data.published import resolve_data
 

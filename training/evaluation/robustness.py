@@ -1,8 +1,8 @@
-"""Robustness: how much accuracy is left when test images are corrupted (Hendrycks and Dietterich, arXiv:1903.12261).
+"""Robustness: the accuracy on corrupted test images (Hendrycks and Dietterich, arXiv:1903.12261).
 
-Only the test images are corrupted; neighbours and probe are those of clean training images. The mean corruption error
-(mCE) sets a model's errors against a baseline's: for each corruption the errors' sum over severities over the
-baseline's, averaged over corruptions. The baseline is named with every figure; below 1 is better than it.
+Only the test images are corrupted; neighbours and probe come from clean training images. The mean corruption error
+(mCE) compares a model's errors with a baseline's: for each corruption the sum of its errors over severities divided by
+the baseline's, averaged over corruptions. Every figure names its baseline; below 1 is better than the baseline.
 """
 
 from collections.abc import Mapping, Sequence
@@ -92,7 +92,7 @@ def measure_robustness(
 
 
 def mean_corruption_error(own: Mapping[str, Sequence[float]], baseline: Mapping[str, Sequence[float]]) -> float:
-    """Return mCE of accuracies by corruption against those of a baseline on the same images; 1 is the baseline's own.
+    """Return the mCE of accuracies by corruption, relative to a baseline on the same images; the baseline's own is 1.
 
     Raises:
         InvalidArgumentError: the baseline makes no error at all under some corruption.

@@ -1,4 +1,4 @@
-"""What `imagekin evaluate` measures of a model, and how. Nothing here imports torch."""
+"""Settings of `imagekin evaluate`. Nothing here imports torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from imagekin.settings import check, option
 
 @dataclass(frozen=True, slots=True)
 class JudgeSettings:
-    """How the usual scores are measured, and what else is.
+    """Settings of the usual scores, and the choice of further ones.
 
     Raises:
         InvalidArgumentError: a number is out of its bounds, or corruptions are named that are not asked for.
@@ -39,5 +39,5 @@ class JudgeSettings:
 
     @property
     def corruption_names(self) -> tuple[str, ...]:
-        """The corruptions asked for; empty is all of them."""
+        """Names of the corruptions asked for; empty is all of them."""
         return tuple(name.strip() for name in self.corruptions.split(",") if name.strip())

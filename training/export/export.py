@@ -1,7 +1,7 @@
-"""Turns a trained encoder into the model artifact, and refuses to when the file does not do what the encoder did.
+"""Export a trained encoder as a model artifact, and refuse to when the file's embeddings differ from the encoder's.
 
-The exported file is run by ONNX Runtime on real images beside the torch encoder; only when both give the same numbers
-and the same answers does it get its name.
+ONNX Runtime runs the exported file on real images, and so does torch the encoder. The file gets its name only if both
+give the same embeddings and the same nearest neighbours.
 """
 
 import copy
@@ -32,16 +32,16 @@ from imagekin.training.loop.checkpoint import Run, load_run
 from imagekin.training.models.encoders import Backbone, Normalisation
 from imagekin.training.settings import MODEL_FILE, REPORT_FILE
 
-SAMPLE_COUNT = 1000
+_SAMPLE_COUNT = 1000
 """Images that a run's export is checked on: the fewest of which one wrong answer is still 99.9 % agreement."""
 
-# What says where things lie on the training machine, or how it was told to use that machine.
-LOCAL_SETTINGS = ("data", "test", "out", "weights", "device", "data_on", "cache_dir", "threads", "checkpoint_seconds")
+# Settings that name paths of the training machine, or how that machine was used.
+_LOCAL_SETTINGS = ("data", "test", "out", "weights", "device", "data_on", "cache_dir", "threads", "checkpoint_seconds")
 
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """How far the exported file is from the torch encoder.
+    """Differences between the exported file and the torch encoder.
 
     Attributes:
         max_abs_diff: largest difference of any component of any embedding.
@@ -67,7 +67,7 @@ class ExportReport:
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """What became of a run; also written to its folder as `report.json`.
+    """Results of a run; also written to its folder as `report.json`.
 
     Attributes:
         model: the model artifact.
@@ -75,7 +75,7 @@ class RunReport:
         dim: components of its embeddings.
         parity: how close the file is to the torch encoder.
         scores: its scores on the test images; None when there are none.
-        head_accuracy: share of the test images that the file's own logits name right; None without head or test images.
+        head_accuracy: share of test images that the file's own logits classify correctly; None without head or images.
     """
 
     model: Path
@@ -94,9 +94,9 @@ class RunReport:
 
 
 def space_of(encoder: nn.Module, normalisation: Normalisation) -> str:
-    """Return the id of the embedding space that these weights make: equal weights, equal id.
+    """Return the id of the embedding space of these weights: equal weights, equal id.
 
-    The normalisation counts as weights. BatchNorm's step counters do not: no embedding depends on them.
+    The normalisation counts as weights. BatchNorm's step counters do not, because no embedding depends on them.
     """
     state = {name: value for name, value in encoder.state_dict().items() if not name.endswith("num_batches_tracked")}
     state["normalisation"] = torch.tensor([normalisation.mean, normalisation.std])
@@ -113,19 +113,19 @@ def export(
     *,
     head: nn.Linear | None = None,
 ) -> ExportReport:
-    """Write the model artifact `out` if it does what the encoder does; otherwise raise and leave nothing new behind.
+    """Write the model artifact `out` if it agrees with the encoder; otherwise raise and leave nothing behind.
 
     Args:
         encoder: on any device, in any mode; not changed.
-        normalisation: that it was trained with.
-        metadata: what to write into the file; `space` must be `space_of(encoder, normalisation)`.
+        normalisation: the one that it was trained with.
+        metadata: the file's metadata; `space` must be `space_of(encoder, normalisation)`.
         sample_pixels: uint8 [N, H, W, 3], N >= 2 real images, prepared as `metadata.preprocess` says.
-        sample_labels: int [N], what a nearest-neighbour answer is; None makes the neighbour itself the answer.
+        sample_labels: int [N]; nearest-neighbour answers agree when the labels do; None compares the neighbours.
         out: the file; one that exists is replaced.
         head: linear layer from embedding to logits, one for each of `metadata.class_names`.
 
     Returns:
-        How close the file came.
+        The differences between file and encoder.
 
     Raises:
         InvalidArgumentError: the metadata belong to another encoder, or there are fewer than two sample images.
@@ -141,7 +141,7 @@ def export(
     model = to_onnx(ServedEncoder(plain, normalisation, plain_head).eval(), sample_pixels)
     labels = np.arange(len(sample_pixels)) if sample_labels is None else np.asarray(sample_labels)
     out.parent.mkdir(parents=True, exist_ok=True)
-    # A folder beside it, so that the file has its name already: messages about it make sense, and the move is atomic.
+    # In a folder beside it: the file has its final name already, for messages, and the move is atomic.
     with tempfile.TemporaryDirectory(prefix=".unchecked-", dir=out.parent) as folder:
         unchecked = artifact.write(model, metadata, Path(folder) / out.name)
         reference = torch_embeddings(plain, normalisation, sample_pixels)
@@ -164,15 +164,15 @@ def export_run(
     page: bool = False,
     head: bool = False,
 ) -> RunReport:
-    """Export a run's last checkpoint to its `model.onnx`, score that file, and write both figures to its `report.json`.
+    """Export a run's last checkpoint to its `model.onnx`, score that file, and write both reports to `report.json`.
 
-    The scores stand in the artifact's metadata as well. Without test images, or labels, there are none.
+    The scores are written to the artifact's metadata as well. Without test images or labels there are none.
 
     Args:
         run_dir: the run's folder.
         train: the run's training images, prepared as the encoder is served; loaded when None.
         test: test images, likewise; loaded when None.
-        data: where to load the training images from, when they are no longer where the run found them.
+        data: path of the training images, if they have moved since the run.
         test_data: likewise for the test images.
         page: also write `report.html` and `details.json`, where there are scores.
         head: fit a linear head to the training images' embeddings, which gives the file an output `logits`.
@@ -181,7 +181,7 @@ def export_run(
         NotFoundError: the folder holds no checkpoint, or the images are gone.
         DataLossError: the checkpoint is damaged.
         InvalidArgumentError: the test images have classes that the training images lack.
-        FailedPreconditionError: the exported file is not what the encoder was; nothing was written.
+        FailedPreconditionError: the exported file differs from the encoder; nothing was written.
     """
     run = load_run(run_dir)
     data = data or run.settings.data
@@ -204,7 +204,7 @@ def export_run(
     if head:
         linear, names = _fit_head(run, train)
         metadata = replace(metadata, class_names=names)
-    sample = train.take(np.linspace(0, len(train) - 1, min(len(train), SAMPLE_COUNT)).astype(np.int64))
+    sample = train.take(np.linspace(0, len(train) - 1, min(len(train), _SAMPLE_COUNT)).astype(np.int64))
     labels = sample.labels if train.class_names else None
     out = run_dir / MODEL_FILE
     parity = export(run.encoder, run.normalisation, metadata, sample.pixels, labels, out, head=linear)
@@ -218,14 +218,14 @@ def export_run(
     report = RunReport(out, metadata.space, metadata.dim, parity, scores, accuracy)
     _write_text(run_dir / REPORT_FILE, json.dumps(report.to_json(), indent=2) + "\n")
     if page and test is not None and scored:
-        from imagekin.training.report.page import write_report  # only now: it loads a drawing library
+        from imagekin.training.report.page import write_report  # only here: it loads a drawing library
 
         write_report(run_dir, train, test)
     return report
 
 
 def _fit_head(run: Run, train: ImageSet) -> tuple[nn.Linear, tuple[str, ...]]:
-    """Fit a linear head to the training images, and return it with the names of its classes: those that have images."""
+    """Fit a linear head to the training images, and return it with the names of the classes that have images."""
     if not train.class_names:
         raise InvalidArgumentError(f"a linear head needs labels, and {train.name} has no class folders", field="head")
     present, labels = np.unique(train.labels, return_inverse=True)
@@ -235,7 +235,7 @@ def _fit_head(run: Run, train: ImageSet) -> tuple[nn.Linear, tuple[str, ...]]:
 
 
 def _head_accuracy(model: Path, test: ImageSet) -> float:
-    """Return the share of labelled test images that the artifact's own logits name right."""
+    """Return the share of labelled test images that the artifact's own logits classify correctly."""
     encoder = session.Encoder.open(model, device="cpu")
     logits = encoder.run(np.asarray(test.pixels)).logits
     if logits is None:
@@ -245,7 +245,7 @@ def _head_accuracy(model: Path, test: ImageSet) -> float:
 
 
 def _load(run: Run, spec: str, split: Split, *, limit: int = 0) -> ImageSet:
-    """Load images as the run's encoder is served them; `split` counts where the source has one."""
+    """Load images as the run's encoder is served them; `split` applies where the source has one."""
     part = split if has_split(spec) else "all"
     settings = run.settings
     storage = Storage(settings.data_on, settings.cache_dir)
@@ -253,20 +253,20 @@ def _load(run: Run, spec: str, split: Split, *, limit: int = 0) -> ImageSet:
 
 
 def _load_test(run: Run, data: str, test_data: str) -> ImageSet | None:
-    """Load the test images: those named, else those that the training data come with, else none."""
+    """Load the test images: those named, else those of the training data, else none."""
     if test_data:
         return _load(run, test_data, "test")
     return _load(run, data, "test") if has_split(data) else None
 
 
 def _training(run: Run) -> dict[str, JSON]:
-    """Return what the artifact says of its training; no paths of the machine that it was trained on."""
-    settings = {name: value for name, value in run.settings.to_dict().items() if name not in LOCAL_SETTINGS}
+    """Return the artifact's record of its training, without paths of the machine that it was trained on."""
+    settings = {name: value for name, value in run.settings.to_dict().items() if name not in _LOCAL_SETTINGS}
     return {**settings, "pretrained": run.settings.weights is not None, "steps_done": run.position.step}
 
 
 def _write_text(path: Path, text: str) -> None:
-    """Write a small file so that it is there as a whole or not at all."""
+    """Write a small file atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")

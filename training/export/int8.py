@@ -1,7 +1,7 @@
-"""Converts an artifact's graph to lower precision: int8 for CPUs with VNNI or AMX, float16 for GPUs.
+"""Convert an artifact's graph to lower precision: int8 for CPUs with VNNI or AMX, float16 for GPUs.
 
-Only the encoder between the first and the last layer of weights changes. Normalisation, the first layer (three channels
-leave integer kernels idle), pooling, the L2 norm and a linear head stay in float32.
+Only the part between the first and the last layer with weights changes. Normalisation, the first layer (whose three
+channels are too few for integer kernels), pooling, the L2 norm and a linear head stay in float32.
 """
 
 import logging
@@ -20,23 +20,23 @@ from imagekin.encoder.graph_contract import EMBEDDING, PIXELS
 if TYPE_CHECKING:
     import onnx
 
-CALIBRATION_BATCH = 16
+_CALIBRATION_BATCH = 16
 _LAYERS = frozenset({"Conv", "MatMul", "Gemm"})
-# Between integer layers these are integer as well, so that nothing is converted back and forth, and nothing is given a
-# range that the next node cuts down: a convolution's output before ReLU6, a Clip, is many times wider than after it.
+# Nodes that are integer as well, between integer layers. This avoids conversions back and forth, and ranges that the
+# next node cuts down: a convolution's output is many times wider before ReLU6, a Clip, than after it.
 _BETWEEN = frozenset({"Add", "Clip", "Relu", "MaxPool"})
 
 
 def to_int8(model: "onnx.ModelProto", calibration: NDArray[np.uint8], float_share: float = 0.0) -> "onnx.ModelProto":
-    """Return the graph with its layers in int8, as QuantizeLinear and DequantizeLinear around them (QDQ).
+    """Return the graph with its layers in int8, with QuantizeLinear and DequantizeLinear around them (QDQ).
 
-    Weights are signed, one scale for each output channel; activations unsigned, the pair of types that ONNX Runtime's
-    CPU kernels fuse. Their ranges are the means, over batches, of each batch's least and greatest value.
+    Weights are signed with one scale for each output channel, activations unsigned: ONNX Runtime's CPU kernels fuse
+    this pair of types. Activation ranges are means over batches of each batch's minimum and maximum.
 
     Args:
         model: an artifact's graph in float32; not changed.
         calibration: uint8 [N, H, W, 3], real images.
-        float_share: how much of the front of the encoder stays in float32, in layers, 0 to 1; at least the first does.
+        float_share: share of the layers, from the first, that stay in float32, 0 to 1; at least the first one does.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -44,7 +44,7 @@ def to_int8(model: "onnx.ModelProto", calibration: NDArray[np.uint8], float_shar
     kept = set(_float_nodes(named, float_share))
     _pool_before_relu(named.graph, kept)
     transformer = any(node.op_type == "Softmax" for node in named.graph.node)
-    # Sums of a transformer's residual stream have outliers that eight bits cannot hold beside the rest.
+    # Sums in a transformer's residual stream have outliers too large for eight bits.
     kinds = _LAYERS if transformer else _LAYERS | _BETWEEN
     with tempfile.TemporaryDirectory() as folder, _hushed():
         out = Path(folder) / "int8.onnx"
@@ -68,7 +68,7 @@ def to_int8(model: "onnx.ModelProto", calibration: NDArray[np.uint8], float_shar
 def to_float16(model: "onnx.ModelProto") -> "onnx.ModelProto":
     """Return the graph with weights and activations in float16; pixels stay uint8 and the embedding float32.
 
-    The converter rounds what passes between nodes, the embedding's components among it: lengths are 1 to within 1e-3.
+    The converter rounds all values between nodes, the embedding's components included: lengths are 1 to within 1e-3.
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -82,7 +82,7 @@ def to_float16(model: "onnx.ModelProto") -> "onnx.ModelProto":
 
 
 def _named(model: "onnx.ModelProto") -> "onnx.ModelProto":
-    """Return a copy in which every node has a name of its own, by which the converters are told what to leave."""
+    """Return a copy in which every node has a unique name, for the converters' lists of exceptions."""
     import onnx
 
     copy = onnx.ModelProto()
@@ -93,10 +93,10 @@ def _named(model: "onnx.ModelProto") -> "onnx.ModelProto":
 
 
 def _pool_before_relu(graph: "onnx.GraphProto", among: set[str]) -> None:
-    """Exchange max-pooling and the ReLU in front of it, where both are among these nodes: the numbers are the same.
+    """Swap max-pooling and the ReLU in front of it, where both are among these nodes; the result is the same.
 
-    ONNX Runtime moves a conversion to int8 from behind a pooling to in front of it, but not past a ReLU. Its kernel for
-    pooling bytes takes twenty times as long as the one for floats, which is a quarter of a ResNet-18's time.
+    Otherwise ONNX Runtime would pool bytes: it moves a conversion to int8 in front of a pooling, but not past a ReLU,
+    and its kernel for pooling bytes takes twenty times as long as the one for floats, a quarter of a ResNet-18's time.
     """
     makers = {output: node for node in graph.node for output in node.output}
     users = Counter(name for node in graph.node for name in node.input)
@@ -116,7 +116,7 @@ def _pool_before_relu(graph: "onnx.GraphProto", among: set[str]) -> None:
 
 
 def _layers(model: "onnx.ModelProto") -> list[str]:
-    """Return the names of the encoder's layers: nodes that multiply by weights, in the order that they run."""
+    """Return the names of the encoder's layers, the nodes that multiply by weights, in execution order."""
     weights = {tensor.name for tensor in model.graph.initializer}
     after = _after_embedding(model)
     return [
@@ -142,7 +142,7 @@ def _outside(model: "onnx.ModelProto") -> list[str]:
     order = [node.name for node in model.graph.node]
     first = min((order.index(name) for name in layers), default=0)
     last = max((order.index(name) for name in layers), default=len(order))
-    # What follows the last layer in its own block (its ReLU, its sum) may be of low precision; the rest may not.
+    # Nodes after the last layer but in its block (its ReLU, its sum) may be of low precision; the others may not.
     kinds = {node.name: node.op_type for node in model.graph.node}
     behind = [name for name in order[last + 1 :] if kinds[name] not in _BETWEEN]
     return [*order[:first], *behind]
@@ -154,7 +154,7 @@ def _float_nodes(model: "onnx.ModelProto", share: float) -> list[str]:
     order = [node.name for node in model.graph.node]
     count = min(len(layers), max(1, round(share * len(layers))))
     start = order.index(layers[count]) if count < len(layers) else len(order)
-    # Products of two activations, which attention is made of, are no layers: they stay as well.
+    # Products of two activations, as in attention, are no layers: they stay in float32 as well.
     products = [n.name for n in model.graph.node if n.op_type in _LAYERS and n.name not in set(layers[count:])]
     front = [name for name in order[:start] if name not in set(layers[count:])]
     return [*front, *products, *_outside(model)]
@@ -166,8 +166,8 @@ def _reader(pixels: NDArray[np.uint8]) -> Any:
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
             self._batches: Iterator[dict[str, NDArray[np.uint8]]] = iter(
-                {PIXELS: pixels[start : start + CALIBRATION_BATCH]}
-                for start in range(0, len(pixels), CALIBRATION_BATCH)
+                {PIXELS: pixels[start : start + _CALIBRATION_BATCH]}
+                for start in range(0, len(pixels), _CALIBRATION_BATCH)
             )
 
         def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
@@ -185,7 +185,7 @@ def _load(path: Path) -> "onnx.ModelProto":
 
 @contextmanager
 def _hushed() -> Iterator[None]:
-    """Keep the converters' advice about preparing models from the user, who has not asked for it."""
+    """Suppress the converters' advice about preparing models, which is not meant for users."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Fits the linear head that turns an artifact's embeddings into logits: the linear probe, as one layer."""
+"""Fit the linear head that maps an artifact's embeddings to logits: the linear probe as one layer."""
 
 import numpy as np
 import torch

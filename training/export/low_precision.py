@@ -1,7 +1,7 @@
-"""Writes an artifact's twin of lower precision, and refuses to when its answers are not the original's.
+"""Write an artifact's twin of lower precision, and refuse to when its answers differ from the original's.
 
-The twin keeps the embedding space: collections made by either serve both. That is only true while the answers agree,
-so they are compared on real images that the conversion has not seen.
+The twin keeps the embedding space: collections made with either one serve both. That holds only if the answers agree,
+so they are compared on real images that were not used for calibration.
 """
 
 import dataclasses
@@ -26,25 +26,25 @@ from imagekin.training.settings import MODEL_FILE, TrainSettings
 ReducedPrecision = Literal["int8", "float16"]
 
 MIN_AGREEMENT = 0.99
-CALIBRATION_COUNT = 128
-COMPARED_COUNT = 1000
-LEAST_COUNT = 4
-FLOAT_SHARES = (0.0, 0.4, 0.7)
+_CALIBRATION_COUNT = 128
+_COMPARED_COUNT = 1000
+_LEAST_COUNT = 4
+_FLOAT_SHARES = (0.0, 0.4, 0.7)
 """How much of the front of the encoder stays in float32: the first of these whose answers agree is taken."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReducedReport:
-    """What became of an artifact's twin.
+    """Results of writing a twin.
 
     Attributes:
         model: the file.
         precision: `int8` or `float16`.
         space: id of its embedding space, the original's.
-        knn_agreement: share of held-out images with the same nearest-neighbour answer as the original's, 0 to 1: the
-            worse of all embeddings made by the twin, and queries made by the twin among embeddings of the original.
+        knn_agreement: share of held-out images with the same nearest-neighbour answer as the original's, 0 to 1; the
+            lower of two: all embeddings by the twin, and queries by the twin among embeddings by the original.
         sample_count: held-out images.
-        float_share: how much of the front of the encoder stays in float32, in layers; at least the first does.
+        float_share: share of the layers, from the first, that stay in float32; at least the first one does.
         file_bytes: size of the file.
         parent_bytes: size of the original.
         seconds: time that it took.
@@ -68,15 +68,15 @@ class ReducedReport:
 def reduce_artifact(
     source: Path, out: Path, precision: ReducedPrecision, calibration: ImageSet, held_out: ImageSet
 ) -> ReducedReport:
-    """Write the twin `out` of the artifact `source` when its answers agree; otherwise raise and leave nothing new.
+    """Write the twin `out` of the artifact `source` if its answers agree; otherwise raise and leave nothing behind.
 
     Args:
         source: a float32 artifact.
         out: the file; one that exists is replaced.
         precision: `int8` or `float16`.
         calibration: real images, prepared as the artifact's metadata say; they give int8 its ranges.
-        held_out: other real images, likewise, at least four; labels make a neighbour's class the answer, without
-            labels it is the neighbour itself.
+        held_out: at least four other real images, prepared likewise; answers are compared by the neighbour's label, and
+            without labels by the neighbour itself.
 
     Raises:
         InvalidArgumentError: `source` is of lower precision already, or there are too few images.
@@ -86,15 +86,15 @@ def reduce_artifact(
     metadata = artifact.read_metadata(source)
     if metadata.precision != "float32":
         raise InvalidArgumentError(f"{source.name} is {metadata.precision} already; give the float32 model")
-    if min(len(calibration), len(held_out)) < LEAST_COUNT:
-        raise InvalidArgumentError(f"give at least {2 * LEAST_COUNT} images to convert by and to check on")
+    if min(len(calibration), len(held_out)) < _LEAST_COUNT:
+        raise InvalidArgumentError(f"give at least {2 * _LEAST_COUNT} images to convert by and to check on")
     graph = artifact.load_graph(source)
-    sample = _spread(held_out, COMPARED_COUNT)
+    sample = _spread(held_out, _COMPARED_COUNT)
     labels = sample.labels if sample.class_names else np.arange(len(sample))
     reference = Encoder.open(source, device="cpu").embed_pixels(sample.pixels)
     reduced = dataclasses.replace(metadata, precision=precision, scores={})
-    pixels = _spread(calibration, CALIBRATION_COUNT).pixels
-    shares = FLOAT_SHARES if precision == "int8" else (0.0,)
+    pixels = _spread(calibration, _CALIBRATION_COUNT).pixels
+    shares = _FLOAT_SHARES if precision == "int8" else (0.0,)
     agreement = 0.0
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unchecked-", dir=out.parent) as folder:
@@ -126,13 +126,13 @@ def reduce_artifact(
 
 
 def reduce_run(run: Path, precision: ReducedPrecision, *, data: str = "", test: str = "") -> ReducedReport:
-    """Write the twin of a run's `model.onnx` beside it; by its training images, checked on its test images.
+    """Write the twin of a run's `model.onnx` beside it, calibrated on its training images, checked on its test images.
 
     Args:
         run: the run's folder.
         precision: `int8` or `float16`.
-        data: where the training images are, when they have moved.
-        test: where the test images are, likewise. A run without any is checked on a third of the training images.
+        data: path of the training images, if they have moved.
+        test: path of the test images, likewise. A run without any is checked on a third of the training images.
 
     Raises:
         NotFoundError: there is no model yet, or the images are gone.
@@ -152,7 +152,7 @@ def reduce_run(run: Path, precision: ReducedPrecision, *, data: str = "", test: 
 
 
 def twin_path(model: Path, precision: ReducedPrecision) -> Path:
-    """Return where the twin of `model` goes: `model-int8.onnx` or `model-fp16.onnx` beside it."""
+    """Return the path of the twin of `model`: `model-int8.onnx` or `model-fp16.onnx` beside it."""
     return model.with_name(f"{model.stem}-{'int8' if precision == 'int8' else 'fp16'}{model.suffix}")
 
 
@@ -163,7 +163,7 @@ def split_images(images: ImageSet) -> tuple[ImageSet, ImageSet]:
 
 
 def _agreement(reference: NDArray[np.float32], candidate: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Return the worse agreement of both ways that a twin is used."""
+    """Return the lower of the agreements in the two ways that a twin is used."""
     own = knn_agreement(reference, candidate, labels)
     return min(own, knn_agreement(reference, candidate, labels, gallery=reference))
 

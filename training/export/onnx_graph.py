@@ -1,4 +1,4 @@
-"""Converts a trained encoder to an ONNX graph that holds everything from pixels to the unit-length embedding."""
+"""Convert a trained encoder to an ONNX graph that goes from pixels to the unit-length embedding."""
 
 import logging
 import warnings
@@ -19,12 +19,12 @@ from imagekin.training.models.encoders import Normalisation
 if TYPE_CHECKING:
     import onnx
 
-OPSET = 18
+_OPSET = 18
 """The opset that the exporter's own translations are written in; any later one is a conversion on top."""
 
 
 class ServedEncoder(nn.Module):
-    """What the artifact computes: pixels to a unit-length embedding, and to logits when there is a linear head.
+    """Function of the artifact: pixels to a unit-length embedding, and to logits when there is a linear head.
 
     Args:
         encoder: normalised float [N, 3, H, W] to features [N, D].
@@ -41,13 +41,13 @@ class ServedEncoder(nn.Module):
         self.head = head
         mean = torch.tensor(normalisation.mean, dtype=torch.float64).view(1, 3, 1, 1)
         std = torch.tensor(normalisation.std, dtype=torch.float64).view(1, 3, 1, 1)
-        # (pixel / 255 - mean) / std as one product and one sum.
+        # (pixel / 255 - mean) / std, as one product and one sum.
         self.register_buffer("scale", (1 / (255 * std)).float())
         self.register_buffer("shift", (-mean / std).float())
 
     def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Map uint8 [N, H, W, 3] to embeddings float32 [N, D], and with a head also to logits float32 [N, C]."""
-        # Transposed as bytes, a quarter of the traffic of doing it as float32.
+        # Transposed as bytes, with a quarter of the memory traffic of float32.
         images = pixels.permute(0, 3, 1, 2).float() * self.scale + self.shift
         features = self.encoder(images).float()
         length = torch.linalg.vector_norm(features, dim=1, keepdim=True)
@@ -65,7 +65,7 @@ def to_onnx(module: ServedEncoder, pixels: NDArray[np.uint8]) -> "onnx.ModelProt
     Raises:
         FailedPreconditionError: the exporter cannot convert the encoder.
     """
-    # Two images: the exporter takes a batch of one for a constant.
+    # Two images, because the exporter treats a batch size of one as a constant.
     example = torch.tensor(pixels[:2])
     names = [EMBEDDING] if module.head is None else [EMBEDDING, LOGITS]
     with _silent():
@@ -77,7 +77,7 @@ def to_onnx(module: ServedEncoder, pixels: NDArray[np.uint8]) -> "onnx.ModelProt
                 dynamic_shapes={"pixels": {0: torch.export.Dim("N")}},
                 input_names=[PIXELS],
                 output_names=names,
-                opset_version=OPSET,
+                opset_version=_OPSET,
                 external_data=False,
                 verbose=False,
             )
@@ -92,7 +92,7 @@ def to_onnx(module: ServedEncoder, pixels: NDArray[np.uint8]) -> "onnx.ModelProt
 
 
 def _strip(model: "onnx.ModelProto") -> None:
-    """Remove the exporter's notes: stack traces and file names of the training machine have no place in an artifact."""
+    """Remove the exporter's notes, which hold stack traces and file names of the training machine."""
     graph = model.graph
     graph.name = "imagekin"
     del model.metadata_props[:]
@@ -105,7 +105,7 @@ def _strip(model: "onnx.ModelProto") -> None:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Hush the exporter: it warns of its own deprecated calls and logs each package that it looks for in vain."""
+    """Silence the exporter: it warns of its own deprecated calls and logs every package that it does not find."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

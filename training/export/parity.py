@@ -1,7 +1,7 @@
-"""The gate of every export: does the file do what the trained encoder did, on real images?
+"""Check every export: the file must agree with the trained encoder on real images.
 
-Two measures: how far the embeddings are apart, and how often the nearest-neighbour answers agree. A file that fails
-either is not written.
+Two measures: the largest difference of the embeddings, and the share of nearest-neighbour answers that agree. A file
+that fails either one is not written.
 """
 
 import numpy as np
@@ -17,10 +17,10 @@ from imagekin.training.models.encoders import Normalisation, normalise
 
 MAX_DIFFERENCE = 1e-4
 MIN_AGREEMENT = 0.999
-# Two neighbours whose cosines differ by less are equally near as far as float32 arithmetic can tell.
-TIE = 1e-5
+# Neighbours whose cosines differ by less are equally near within the precision of float32.
+_TIE = 1e-5
 EPSILON = 1e-12
-REFERENCE_BATCH = 64
+_REFERENCE_BATCH = 64
 
 
 def check_parity(reference: NDArray[np.float32], candidate: NDArray[np.float32], labels: Labels) -> tuple[float, float]:
@@ -33,7 +33,7 @@ def check_parity(reference: NDArray[np.float32], candidate: NDArray[np.float32],
         FailedPreconditionError: the difference is above 1e-4 or the agreement below 99.9 %.
     """
     difference = float(np.abs(reference - candidate).max())
-    if not difference <= MAX_DIFFERENCE:  # written so that NaN fails
+    if not difference <= MAX_DIFFERENCE:  # in this form NaN fails, too
         raise FailedPreconditionError(
             f"the exported model is not the trained encoder: embeddings differ by {difference:.2g}, "
             f"allowed is {MAX_DIFFERENCE:.0e}; nothing was written"
@@ -68,20 +68,20 @@ def knn_agreement(
     candidate: NDArray[np.float32],
     labels: Labels,
     *,
-    tie: float = TIE,
+    tie: float = _TIE,
     gallery: NDArray[np.float32] | None = None,
 ) -> float:
     """Return the share of images whose nearest other image has the same label in both sets of embeddings, 0 to 1.
 
-    A candidate's neighbour that the reference holds equally near, to within `tie` of cosine, agrees as well: which of
-    two equals comes first is no property of the encoder.
+    A candidate's neighbour also agrees if the reference has it equally near, within `tie` of cosine: the order of equal
+    neighbours is no property of the encoder.
 
     Args:
         reference: [N, D] float32 of unit length, N >= 2.
         candidate: [N, D] float32 of unit length, of the same images.
         labels: [N] int.
         tie: cosine difference that counts as equal.
-        gallery: [N, D] embeddings that the candidate's queries are put to; None is the candidate's own.
+        gallery: [N, D] embeddings that the candidate's queries are searched in; None is the candidate's own.
     """
     ours, theirs = torch.from_numpy(reference), torch.from_numpy(candidate)
     asked = theirs if gallery is None else torch.from_numpy(gallery)
@@ -100,14 +100,14 @@ def knn_agreement(
 def torch_embeddings(
     encoder: nn.Module, normalisation: Normalisation, pixels: NDArray[np.uint8]
 ) -> NDArray[np.float32]:
-    """Embed `pixels` [N, H, W, 3] the way training sees them, float32 [N, D]: the reference for an exported file.
+    """Embed `pixels` [N, H, W, 3] as training does, float32 [N, D]: the reference for an exported file.
 
-    It shares no code with `ServedEncoder`, so that a mistake there shows up as a difference.
+    It shares no code with `ServedEncoder`, so that a mistake there shows as a difference.
     """
     parts = []
     with torch.inference_mode(), progress("checking the export", len(pixels)) as advance:
-        for start in range(0, len(pixels), REFERENCE_BATCH):
-            batch = torch.tensor(pixels[start : start + REFERENCE_BATCH]).permute(0, 3, 1, 2)
+        for start in range(0, len(pixels), _REFERENCE_BATCH):
+            batch = torch.tensor(pixels[start : start + _REFERENCE_BATCH]).permute(0, 3, 1, 2)
             features = encoder(normalise(batch, normalisation))
             parts.append(functional.normalize(features.float(), dim=1, eps=EPSILON))
             advance(len(batch))
