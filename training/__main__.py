@@ -6,7 +6,7 @@ import typer
 
 from imagekin.errors import ImagekinError
 from imagekin.machine import is_first
-from imagekin.training.loop.process_errors import has_to_say, stand_back
+from imagekin.training.loop.process_errors import must_report, wait_for_report
 from imagekin.training.options import train_command
 
 
@@ -17,7 +17,7 @@ def main() -> int:
     try:
         app(prog_name="python -m imagekin.training", standalone_mode=False)
     except ImagekinError as error:
-        return say(str(error), error.exit_status, aloud=has_to_say(error))
+        return say(str(error), error.exit_status, aloud=must_report(error))
     except (KeyboardInterrupt, typer.Abort):
         return say("stopped; the same command with --resume goes on", 130, aloud=is_first())
     except Exception as error:
@@ -33,7 +33,7 @@ def say(message: str, status: int, *, aloud: bool) -> int:
     if aloud:
         print(f"imagekin train: {message}", file=sys.stderr, flush=True)
     else:
-        stand_back()
+        wait_for_report()
     return status
 
 

@@ -1,6 +1,6 @@
 """Define the options of `imagekin train`, which are also those of `torchrun -m imagekin.training`.
 
-Nothing here imports torch until the options are known to be good.
+Nothing here imports torch before the options have been checked.
 """
 
 import dataclasses
@@ -94,10 +94,10 @@ def train_command(
 
 
 def resolve_settings(data: str, out: Path, given: Mapping[str, Any], *, resume: bool) -> TrainSettings:
-    """Lay the options given (those not None) over the saved settings of a run that goes on, or over the defaults.
+    """Combine the options given (those not None) with a resumed run's saved settings, or with the defaults.
 
     Args:
-        data: what to train on; may be empty for a run that goes on.
+        data: the training data; may be empty for a resumed run.
         out: the run's folder.
         given: options by the names of `TrainSettings`.
         resume: whether to start from the settings in `out`.
@@ -117,7 +117,7 @@ def resolve_settings(data: str, out: Path, given: Mapping[str, Any], *, resume: 
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """Return what the command says at its end when it is not asked for JSON."""
+    """Return the closing lines of the command when it does not answer in JSON."""
     lines = [f"model            {report['model']} (checked: max |Δ| {report['onnx_max_abs_diff']:.1e})"]
     if report["epochs"]:
         lines.append(

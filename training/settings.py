@@ -1,4 +1,4 @@
-"""What a training run is told: one frozen dataclass, saved as `config.json` in the run's folder.
+"""Settings of a training run: one frozen dataclass, saved as `config.json` in the run's folder.
 
 Nothing here imports torch, so that the command line can show its help without waiting for it.
 """
@@ -42,7 +42,7 @@ LABELLED = (
     "self-distillation",
 )
 """Objectives that learn from labels."""
-# Titles of the groups in `imagekin train --help`; what matters first stands above them.
+# Titles of the groups in `imagekin train --help`; the options that matter most stand above the groups.
 IMAGES = "Images and views"
 OPTIMISER = "Optimisation"
 CONTRASTIVE = "Contrastive objectives"
@@ -54,7 +54,7 @@ FOLLOWS = "follows data and objective"
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """Every choice of one training run; the same settings and seed give the same weights on the same machine.
+    """All settings of one training run; with the same seed they give the same weights on the same machine.
 
     Attributes:
         data: what to train on, see `imagekin.training.data.images.load_images`.
@@ -275,10 +275,10 @@ class TrainSettings:
 
 
 def recommended(data: str, out: Path, objective: str = "supcon") -> TrainSettings:
-    """Return the settings that suit `data` and the objective on a CPU; the command's options are laid over them."""
+    """Return the settings that suit `data` and the objective on a CPU; the command's options override them."""
     if data == "digits":
-        # One thread: so little work gains little from a second one, and two that wait for each other lose tenfold on a
-        # machine that is busy with other things.
+        # One thread: so little work gains little from a second one, and on a busy machine two threads that wait for
+        # each other are ten times slower.
         return TrainSettings(data=data, out=out, image_size=16, views="strokes", epochs=20, warmup_epochs=2, threads=1)
     published = published_name(Path(data))
     if published in ("mnist", "fashion-mnist"):
@@ -286,7 +286,7 @@ def recommended(data: str, out: Path, objective: str = "supcon") -> TrainSetting
         return TrainSettings(data=data, out=out, image_size=28, views=views, epochs=10, warmup_epochs=1)
     if published is not None:
         return for_small_images(data, out, objective)
-    # Meant for a few thousand photos: about ten minutes for three thousand on two cores. Name fewer epochs for more.
+    # For a few thousand photos: about ten minutes for three thousand on two cores. Larger sets need fewer epochs.
     return TrainSettings(data=data, out=out, image_size=64, views="photos", epochs=100, warmup_epochs=2)
 
 
@@ -300,12 +300,12 @@ def for_small_images(data: str, out: Path, objective: str) -> TrainSettings:
         out=out,
         objective=objective,
         image_size=32,
-        # Milder views made supcon and cross-entropy better alike, by three points, where images and steps are few.
+        # With few images and steps, milder views improved both supcon and cross-entropy by three points.
         views="gentle" if objective in LABELLED else "supcon",
         epochs=30,
         warmup_epochs=1,
         batch_size=128,
-        # So short a run has no time to learn a head that is thrown away: features compared directly are better by far.
+        # So short a run has no time to learn a head, which is dropped anyway: comparing features directly is better.
         projection_dim=0 if objective in LABELLED else 128,
         learning_rate=3e-3 if objective in (*LABELLED, "context", "deepcluster", "jigsaw") else 1e-3,
     )
@@ -314,11 +314,11 @@ def for_small_images(data: str, out: Path, objective: str) -> TrainSettings:
     if objective == "exemplar":
         return dataclasses.replace(base, surrogate_classes=500)
     if objective in ("moco", "supmoco"):
-        # A long queue would hold most of a small set, in keys of an encoder that has long changed since. A short one is
-        # made anew every few steps, so its encoder can follow fast.
+        # A long queue would hold most of a small set, as outdated keys of an encoder that has changed since. A short
+        # one is replaced every few steps, so its encoder can follow fast.
         return dataclasses.replace(base, queue_size=512, teacher_momentum=0.9)
     if objective == "triplet":
-        # The hardest triplets of a batch pull everything into one point at first (Schroff et al. 2015, section 3.2).
+        # At first the hardest triplets of a batch make the embedding collapse (Schroff et al. 2015, section 3.2).
         return dataclasses.replace(base, mining="semi-hard", learning_rate=1e-3)
     return base
 

@@ -1,7 +1,7 @@
-"""Checkpoints: everything a run needs to go on as if nothing had happened, in one file that is replaced as a whole.
+"""Checkpoints: all state that a run needs to resume exactly, in one file that is replaced atomically.
 
-A checkpoint is a plain mapping of tensors, numbers and strings, so `torch.load(..., weights_only=True)` reads it: to
-open somebody's checkpoint is never to run somebody's code.
+A checkpoint is a plain mapping of tensors, numbers and strings that `torch.load(..., weights_only=True)` reads, so
+opening a checkpoint from elsewhere never runs code from it.
 """
 
 import os
@@ -33,12 +33,12 @@ StateDict = dict[str, Any]
 
 @dataclass(slots=True)
 class Position:
-    """How far a run has come.
+    """Progress of a run.
 
     Attributes:
-        epoch: the epoch being run, from 0; equal to the settings' epochs when the run is finished.
+        epoch: the current epoch, from 0; equal to the settings' epochs when the run is finished.
         batch: steps done in this epoch.
-        step: steps done in all.
+        step: steps done in all epochs.
         images: images seen in this epoch (each counted once, however many views it gave).
         loss_sum: sum of this epoch's losses.
         seconds: time spent in this epoch.
@@ -56,19 +56,19 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a checkpoint file holds.
+    """Contents of a checkpoint file.
 
     Attributes:
         settings: of the run.
         normalisation: of the encoder's input.
         class_names: of the training data.
-        data_name: name of the training data, for people.
-        position: how far the run has come.
+        data_name: display name of the training data.
+        position: the run's progress.
         encoder: state dict of the encoder.
-        objective: state dict of the objective: its head, and whatever else it remembers.
+        objective: state dict of the objective: its head and its buffers.
         optimiser: state dict of the optimiser.
-        average: state dict of the running mean of the encoder, empty when there is none; it is what is exported.
-        rng: states of torch's global generators, by device type. The generators of views and of the data's order need
+        average: state dict of the running mean of the encoder, which is exported; empty when there is none.
+        rng: states of torch's global generators, by device type. The generators of views and of the data's order have
             none: each step and each epoch seeds its own from the run's seed (`imagekin.training.loop.seeds`).
     """
 
@@ -94,8 +94,8 @@ class Run:
         normalisation: of the encoder's input.
         preprocess: how files become the encoder's input.
         class_names: of the training data.
-        data_name: name of the training data, for people.
-        position: how far the run has come.
+        data_name: display name of the training data.
+        position: the run's progress.
     """
 
     settings: TrainSettings
@@ -108,7 +108,7 @@ class Run:
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write `path` so that at every moment, power cut or kill included, there is a whole checkpoint under that name."""
+    """Write `path` atomically: even after a kill or a power cut there is a whole checkpoint under that name."""
     values = {part.name: getattr(checkpoint, part.name) for part in fields(checkpoint)}
     values |= {
         "format": FORMAT,

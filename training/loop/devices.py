@@ -1,4 +1,4 @@
-"""Where a run trains: which device, how many threads, which number format."""
+"""Choose the device, the number of threads and the number format of a run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +11,12 @@ from imagekin.training.settings import TrainSettings
 
 
 def has_native_bfloat16(device: torch.device) -> bool:
-    """Say whether the device multiplies bfloat16 in hardware, so that it is faster than float32 and not slower."""
+    """Return whether the device multiplies bfloat16 in hardware, so that it is faster than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu":
         return False
-    read = getattr(torch.cpu, "get_capabilities", None)  # younger than the oldest torch that is supported
+    read = getattr(torch.cpu, "get_capabilities", None)  # missing in the oldest torch that is supported
     capabilities = read() if read is not None else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
@@ -41,18 +41,18 @@ def find_device(name: str) -> torch.device:
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Return a CPU tensor on `device`, without waiting for what a GPU is doing (a plain copy would)."""
+    """Copy a CPU tensor to `device` without waiting for the GPU's pending work, as a plain copy would."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 @contextmanager
 def torch_settings(settings: TrainSettings, device: torch.device) -> Iterator[None]:
-    """Give torch the run's thread count, let cuDNN try its algorithms, and leave all and the generators as they were.
+    """Set torch's thread count and cuDNN's autotuning for a run; restore them and the generators afterwards.
 
-    Convolutions in float32 use TF32 on a GPU (torch's default); products do not, since the loss is to be exact.
+    Convolutions in float32 use TF32 on a GPU (torch's default); matrix products do not, to keep the loss exact.
     """
     threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
-    # Every step has the same shapes, so the fastest algorithm is worth finding.
+    # Every step has the same shapes, so searching for the fastest algorithm pays.
     torch.backends.cudnn.benchmark = device.type == "cuda"
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -66,7 +66,7 @@ def torch_settings(settings: TrainSettings, device: torch.device) -> Iterator[No
 
 @contextmanager
 def failures_explained(settings: TrainSettings, device: torch.device) -> Iterator[None]:
-    """Turn what torch says when a device or a compiler is not up to the settings into one line.
+    """Convert torch's errors about too weak a device or compiler to one line.
 
     Raises:
         FailedPreconditionError: the device has too little memory, or the encoder cannot be compiled.

@@ -1,8 +1,8 @@
-"""Several processes (torchrun) that train one encoder: each takes its part of every batch.
+"""Train one encoder in several processes (torchrun): each takes its part of every batch.
 
 Gradients are *averaged* over the processes, as DistributedDataParallel does, but as one flat tensor after the backward
-pass: nothing wraps the encoder, so objectives, gradient caching and heads work as they do alone. A loss over all
-vectors is computed by every process from the gathered vectors; each gets the gradient of its own vectors from it.
+pass: nothing wraps the encoder, so objectives, gradient caching and heads work as in a single process. Every process
+computes a loss over all vectors from the gathered ones, and gets the gradient of its own vectors from it.
 """
 
 import importlib
@@ -20,11 +20,11 @@ from torch.distributed.rendezvous import rendezvous
 from imagekin.errors import FailedPreconditionError, ImagekinError, InvalidArgumentError
 from imagekin.training.loop.process_errors import HEAD_START_SECONDS, ElsewhereError, OneProcessError
 
-TIMEOUT = timedelta(minutes=30)
+_TIMEOUT = timedelta(minutes=30)
 """Longest wait for another process, which may read its images from a slower disk."""
-HOLDS_GROUPS = "torch.distributed.nn.functional"
+_HOLDS_GROUPS = "torch.distributed.nn.functional"
 """A module that would keep a group for good, were it imported while there is one; see `process_group`."""
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 """What gloo says when another process is gone."""
 
 
@@ -34,34 +34,34 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Return this process's number, from 0."""
+    """Return this process's number; the first is 0."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the processes that torchrun started: nccl between GPUs, gloo otherwise. Alone it does nothing.
+    """Join the processes that torchrun started: nccl between GPUs, gloo otherwise. Do nothing in a single process.
 
-    Each process takes the GPU of its local number. A failure inside ends all of them, and one of them has the reason.
+    Each process uses the GPU of its local number. A failure in the block ends all of them, and one reports the reason.
 
     Raises:
-        FailedPreconditionError: the processes cannot meet, or there are more of them than GPUs.
+        FailedPreconditionError: the processes cannot connect, or there are more of them than GPUs.
         ElsewhereError: another process failed, and raises the reason.
-        OneProcessError: this one, not the first, failed alone.
+        OneProcessError: this process, which is not the first, failed alone.
     """
     if int(os.environ.get("WORLD_SIZE", "1") or 1) == 1 or distributed.is_initialized():
         yield
         return
-    # That module's functions take the group that exists when it is first imported, which torch does at its leisure, as
-    # their default. They would keep the group, and gloo's threads, beyond the end of Python, where a thread that still
-    # has a tensor to let go of aborts the process.
-    importlib.import_module(HOLDS_GROUPS)
+    # The functions of that module keep the group that exists at its first import as a default argument, and torch may
+    # import it at any time. Imported too late, it would keep the group, and gloo's threads, beyond the end of Python,
+    # where a thread that frees a tensor aborts the process.
+    importlib.import_module(_HOLDS_GROUPS)
     try:
         if device.type == "cuda":
             _take_gpu(device, int(os.environ.get("LOCAL_RANK", "0")))
-        store, number, count = next(iter(rendezvous("env://", timeout=TIMEOUT)))
+        store, number, count = next(iter(rendezvous("env://", timeout=_TIMEOUT)))
         backend = "nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
+        distributed.init_process_group(backend, store=store, rank=number, world_size=count, timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise FailedPreconditionError(f"the processes cannot meet ({reason}); start them with torchrun") from error
@@ -70,9 +70,9 @@ def process_group(device: torch.device) -> Iterator[None]:
     except ElsewhereError:
         raise
     except Exception as error:
-        if not _speaks(store):
+        if not _reports_first(store):
             raise ElsewhereError("another process failed") from error
-        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST):
+        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST):
             raise OneProcessError("another process was ended; the same command with --resume goes on") from error
         if number and isinstance(error, ImagekinError):
             raise OneProcessError(f"process {number}: {error}") from error
@@ -82,7 +82,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def raise_together(error: ImagekinError | None, device: torch.device) -> None:
-    """Raise `error` where it is one, and ElsewhereError in all other processes then. All processes must come here."""
+    """Raise `error` if there is one, and ElsewhereError in all other processes. All processes must call this."""
     failed = gather_rows(torch.tensor([error is not None], dtype=torch.int64, device=device))
     if error is not None:
         raise error
@@ -91,7 +91,7 @@ def raise_together(error: ImagekinError | None, device: torch.device) -> None:
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Raise InvalidArgumentError when a batch of that many images cannot be shared out evenly."""
+    """Raise InvalidArgumentError when a batch of that size cannot be divided evenly among the processes."""
     if batch_size % world_size():
         raise InvalidArgumentError(
             f"--batch-size {batch_size} must be a multiple of the {world_size()} processes", field="batch_size"
@@ -99,18 +99,18 @@ def check_batch_size(batch_size: int) -> None:
 
 
 def even_part(count: int) -> int:
-    """Return the largest number up to `count` that the processes can share out evenly, at least one each."""
+    """Return the largest number up to `count` that the processes can divide evenly, at least one each."""
     return max(count - count % world_size(), world_size())
 
 
 def own_part(rows: Tensor) -> Tensor:
-    """Return this process's part of a batch's rows; raises InvalidArgumentError when they do not part evenly."""
+    """Return this process's part of a batch's rows; raises InvalidArgumentError when they cannot be divided evenly."""
     check_batch_size(len(rows))
     return rows.chunk(world_size())[rank()]
 
 
 def gather(vectors: Tensor) -> Tensor:
-    """Return the vectors of all processes [W·M, P]; the gradient flows to one's own."""
+    """Return the vectors of all processes [W·M, P]; gradients flow to this process's own."""
     if world_size() == 1:
         return vectors
     gathered: Tensor = _Gather.apply(vectors)  # type: ignore[no-untyped-call]
@@ -136,7 +136,7 @@ def average(value: Tensor) -> Tensor:
 
 
 def average_gradients(modules: Iterable[nn.Module]) -> None:
-    """Replace every gradient by its mean over the processes; parameters without one count as zero."""
+    """Replace every gradient by its mean over the processes; a missing gradient counts as zero."""
     if world_size() == 1:
         return
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
@@ -152,7 +152,7 @@ def average_gradients(modules: Iterable[nn.Module]) -> None:
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Give all processes the first one's buffers: BatchNorm's running statistics differ between them."""
+    """Copy the first process's buffers to all: BatchNorm's running statistics differ between processes."""
     if world_size() > 1:
         for buffer in module.buffers():
             distributed.broadcast(buffer, 0)
@@ -167,13 +167,13 @@ def _take_gpu(device: torch.device, number: int) -> None:
     torch.cuda.set_device(number)
 
 
-def _speaks(store: Any) -> bool:
-    """Say whether this process is the first to speak of a failure."""
+def _reports_first(store: Any) -> bool:
+    """Return whether this process is the first to report a failure."""
     if rank():
         time.sleep(HEAD_START_SECONDS)
     try:
         return int(store.add("imagekin/failed", 1)) == 1
-    except RuntimeError:  # the store went with the first process
+    except RuntimeError:  # the store ended with the first process
         return False
 
 
@@ -186,5 +186,5 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> Tensor:
         start = rank() * ctx.count
-        # Every process has the whole loss, and the mean over processes follows: hence the factor.
+        # Every process has the whole loss, and gradients are averaged over processes later: hence the factor.
         return slopes[0][start : start + ctx.count] * world_size()

@@ -1,9 +1,9 @@
-"""Gradient caching: the loss of a large batch with the memory of a small one (Gao et al. 2021, arXiv:2101.06983).
+"""Gradient caching: gradients of a large batch in the memory of a small one (Gao et al. 2021, arXiv:2101.06983).
 
-The encoder runs over the views in chunks without keeping anything but the features; the loss over all of them gives the
-gradient of each feature; then each chunk runs again, and is taken back from there. The gradient is that of the whole
-batch, for about a third more work. There is one difference: BatchNorm takes its statistics from a chunk, as it would
-from a process of several, so chunks should not be tiny (32 or more), and the running statistics follow chunks as well.
+The encoder runs over the views in chunks and keeps only the features; the loss over all of them gives the gradient of
+each feature; then each chunk runs again, with a backward pass from that gradient. The result is the gradient of the
+whole batch, for about a third more work. One difference remains: BatchNorm takes its statistics from a chunk, as it
+would in each of several processes, so chunks should have 32 images or more; the running statistics follow chunks, too.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ def backward_in_chunks(
     Args:
         encoder: in training mode; it must not draw random numbers.
         images: float [M, 3, H, W].
-        chunk_size: images that the encoder sees at a time.
+        chunk_size: images in the encoder at a time.
         loss_of: from features float32 [M, D] to a scalar.
         autocast: makes the context that the encoder runs in.
 
@@ -51,7 +51,7 @@ def backward_in_chunks(
 
 @contextmanager
 def _running_statistics_kept(encoder: nn.Module) -> Iterator[None]:
-    """Let BatchNorm use the batch without remembering it: the second pass over the same images will."""
+    """Keep BatchNorm's running statistics unchanged: the second pass over the same images updates them."""
     norms = [module for module in encoder.modules() if isinstance(module, _BatchNorm)]
     kept = [module.track_running_stats for module in norms]
     for module in norms:

@@ -1,4 +1,4 @@
-"""LARS: SGD whose step in each layer is in proportion to its own weights (You et al. 2017, arXiv:1708.03888)."""
+"""LARS: SGD whose step in each layer is proportional to the norm of its weights (You et al. 2017, arXiv:1708.03888)."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,7 +16,7 @@ class LARS(Optimizer):
 
     Args:
         params: parameters or groups of them.
-        lr: the rate; larger than SGD's, some 0.3 for each 256 images of a batch.
+        lr: the learning rate; larger than SGD's, some 0.3 per 256 images of a batch.
         momentum: of the steps.
         weight_decay: λ.
     """

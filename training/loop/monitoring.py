@@ -1,4 +1,4 @@
-"""What is watched while a run goes on: the metrics written to disk, and whether the loss still says anything."""
+"""Monitor a run: write its metrics, and stop it when the loss has collapsed."""
 
 import json
 from collections.abc import Mapping
@@ -14,15 +14,15 @@ from imagekin.training.objectives.base import DeviceData
 from imagekin.training.settings import METRICS_FILE, TrainSettings
 from imagekin.training.views.views import Views
 
-COLLAPSE_EPOCHS = 3
-COLLAPSE_TOLERANCE = 1e-3
+_COLLAPSE_EPOCHS = 3
+_COLLAPSE_TOLERANCE = 1e-3
 """The loss has collapsed when it rests so near (relative) to that of chance for so many epochs after the warm-up."""
-KNN_SAMPLE = 2000
-TENSORBOARD_FOLDER = "tensorboard"
+_KNN_SAMPLE = 2000
+_TENSORBOARD_FOLDER = "tensorboard"
 
 
 def check_collapse(settings: TrainSettings, chance: float | None) -> None:
-    """Stop a run whose last epochs, by its metrics, all rest at the loss of an encoder that tells nothing apart.
+    """Stop a run whose last epochs all have the loss of an encoder that tells no images apart.
 
     Raises:
         FailedPreconditionError: they do.
@@ -31,8 +31,8 @@ def check_collapse(settings: TrainSettings, chance: float | None) -> None:
         return
     lines = (settings.out / METRICS_FILE).read_text(encoding="utf-8").splitlines()
     after = [float(json.loads(line)["loss"]) for line in lines[int(np.ceil(settings.warmup_epochs)) :]]
-    last = after[-COLLAPSE_EPOCHS:]
-    if len(last) == COLLAPSE_EPOCHS and all(abs(loss / chance - 1) < COLLAPSE_TOLERANCE for loss in last):
+    last = after[-_COLLAPSE_EPOCHS:]
+    if len(last) == _COLLAPSE_EPOCHS and all(abs(loss / chance - 1) < _COLLAPSE_TOLERANCE for loss in last):
         raise FailedPreconditionError(
             f"the loss rests at {chance:.3f}, that of an encoder that tells nothing apart: "
             "try a lower --learning-rate, more --warmup-epochs or another --temperature"
@@ -42,12 +42,12 @@ def check_collapse(settings: TrainSettings, chance: float | None) -> None:
 def online_knn(encoder: nn.Module, data: DeviceData, views: Views, seed: int) -> float | None:
     """Return the leave-one-out 1-nearest-neighbour accuracy on a fixed sample of the training images.
 
-    No test image is looked at, and nothing is chosen by it; None when there are no labels.
+    It uses no test images, and no choice depends on it; None when there are no labels.
     """
     from imagekin.training.views.geometry import crop_resize
 
     device = data.labels.device
-    rows = torch.randperm(len(data.labels), generator=generator(seed, "knn"))[:KNN_SAMPLE].to(device)
+    rows = torch.randperm(len(data.labels), generator=generator(seed, "knn"))[:_KNN_SAMPLE].to(device)
     rows = rows[data.labels[rows] >= 0]
     if len(rows) < 2:
         return None
@@ -70,7 +70,7 @@ def write_tensorboard(run: Path, line: Mapping[str, float | int]) -> None:
     """Add an epoch's metrics to RUN/tensorboard."""
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(run / TENSORBOARD_FOLDER)) as writer:
+    with SummaryWriter(str(run / _TENSORBOARD_FOLDER)) as writer:
         for name, value in line.items():
             if name not in ("epoch", "step"):
                 writer.add_scalar(name, value, int(line["epoch"]))

@@ -9,25 +9,25 @@ from torch.optim import SGD, AdamW, Optimizer
 from imagekin.training.loop.lars import LARS
 from imagekin.training.settings import TrainSettings
 
-MOMENTUM = 0.9
+_MOMENTUM = 0.9
 
 
 def build_optimiser(settings: TrainSettings, modules: Iterable[nn.Module]) -> Optimizer:
-    """Build the optimiser of all parameters; only matrices and kernels decay, not biases and norms."""
+    """Build the optimiser of all parameters; weight decay applies to matrices and kernels, not to biases and norms."""
     parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if settings.optimiser == "sgd":
-        return SGD(groups, lr=settings.learning_rate, momentum=MOMENTUM, nesterov=True, fused=True)
+        return SGD(groups, lr=settings.learning_rate, momentum=_MOMENTUM, nesterov=True, fused=True)
     if settings.optimiser == "lars":
-        return LARS(groups, lr=settings.learning_rate, momentum=MOMENTUM)
+        return LARS(groups, lr=settings.learning_rate, momentum=_MOMENTUM)
     return AdamW(groups, lr=settings.learning_rate, fused=True)
 
 
 def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
-    """Return the rate of one step: linear from 0 to `peak`, which step `warmup` reaches, then half a cosine to 0.
+    """Return the learning rate of a step: linear warm-up to `peak` at step `warmup`, then half a cosine to 0.
 
     Args:
         step: from 0 to `steps` − 1.
@@ -41,7 +41,7 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
 
 
 def set_learning_rate(optimiser: Optimizer, rate: float) -> None:
-    """Give every parameter group that rate."""
+    """Set the learning rate of every parameter group."""
     for group in optimiser.param_groups:
-        # A plain number: a tensor would be saved, and loaded, as one.
+        # A plain number, because a tensor would be saved and loaded as one.
         group["lr"] = rate

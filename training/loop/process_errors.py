@@ -1,4 +1,4 @@
-"""Which of several processes (torchrun) says what; nothing here imports torch."""
+"""Report an error once among several processes (torchrun). Nothing here imports torch."""
 
 import time
 
@@ -10,18 +10,18 @@ HEAD_START_SECONDS = 1.0
 
 
 class ElsewhereError(FailedPreconditionError):
-    """Another process of this training failed, and says why: this one ends without a word."""
+    """Another process of this training failed and reports it: this one ends silently."""
 
 
 class OneProcessError(FailedPreconditionError):
-    """A process that is not the first failed alone, so it has to say why."""
+    """A process other than the first failed alone, so it has to report its error."""
 
 
-def has_to_say(error: ImagekinError) -> bool:
-    """Say whether it is up to this process to print the error, so that it is printed once."""
+def must_report(error: ImagekinError) -> bool:
+    """Return whether this process has to report the error, so that it is reported once."""
     return not isinstance(error, ElsewhereError) and (is_first() or isinstance(error, OneProcessError))
 
 
-def stand_back() -> None:
-    """Wait while another process says what went wrong: torchrun ends all of them as soon as one has ended."""
+def wait_for_report() -> None:
+    """Wait for another process to report its error: torchrun ends all of them as soon as one has ended."""
     time.sleep(5 * HEAD_START_SECONDS)

@@ -1,4 +1,4 @@
-"""A run's folder: who may write to it, and what of an earlier run is kept."""
+"""A run's folder: lock it, and decide what of an earlier run is kept."""
 
 import dataclasses
 import fcntl
@@ -22,25 +22,25 @@ from imagekin.training.settings import (
     TrainSettings,
 )
 
-LOCK_FILE = ".lock"
+_LOCK_FILE = ".lock"
 
-FREE_SETTINGS = frozenset({"out", "test", "device", "data_on", "cache_dir", "threads", "checkpoint_seconds"})
+_FREE_SETTINGS = frozenset({"out", "test", "device", "data_on", "cache_dir", "threads", "checkpoint_seconds"})
 """What may change when a run goes on: none of it decides what the weights become (on one machine)."""
 
 
 @contextmanager
 def open_run(settings: TrainSettings, *, resume: bool, overwrite: bool) -> Iterator[Checkpoint | None]:
-    """Take the folder `settings.out` for one process, and yield the checkpoint to go on from, or None.
+    """Lock the folder `settings.out` for this process; yield the checkpoint to resume from, or None.
 
     Raises:
-        AlreadyExistsError: there is a run in it, and neither `resume` nor `overwrite` says what to do with that.
-        InvalidArgumentError: the run to go on with was started with other settings, or `out` is a file.
-        FailedPreconditionError: another process is at work in it, or it cannot be written.
+        AlreadyExistsError: there is a run in it, and neither `resume` nor `overwrite` is set.
+        InvalidArgumentError: the run to resume was started with other settings, or `out` is a file.
+        FailedPreconditionError: another process works in it, or it cannot be written.
     """
     out = settings.out
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with (out / LOCK_FILE).open("w") as lock:
+        with (out / _LOCK_FILE).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield _prepare(settings, resume=resume, overwrite=overwrite)
     except (FileExistsError, NotADirectoryError) as error:
@@ -52,10 +52,10 @@ def open_run(settings: TrainSettings, *, resume: bool, overwrite: bool) -> Itera
 
 
 def differences(settings: TrainSettings, saved: TrainSettings) -> tuple[str, ...]:
-    """Return the names of the settings that differ and may not, when a run goes on."""
+    """Return the names of the settings that differ although they may not when a run is resumed."""
     names = (field.name for field in dataclasses.fields(settings))
     return tuple(
-        name for name in names if name not in FREE_SETTINGS and getattr(settings, name) != getattr(saved, name)
+        name for name in names if name not in _FREE_SETTINGS and getattr(settings, name) != getattr(saved, name)
     )
 
 
@@ -78,7 +78,7 @@ def _prepare(settings: TrainSettings, *, resume: bool, overwrite: bool) -> Check
 
 
 def _resume(settings: TrainSettings) -> Checkpoint:
-    """Read the checkpoint, and cut from the metrics what came after it."""
+    """Read the checkpoint, and cut later lines from the metrics."""
     saved = checkpoint.load(settings.out / CHECKPOINT_FILE)
     differing = differences(settings, saved.settings)
     if differing:
@@ -90,7 +90,7 @@ def _resume(settings: TrainSettings) -> Checkpoint:
         )
     metrics = settings.out / METRICS_FILE
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-    # Epochs after the checkpoint are run again; a line that a kill cut short is dropped as well.
+    # Epochs after the checkpoint are run again, and a kill may have cut the last line short.
     kept = lines[: saved.position.epoch]
     _write(metrics, "".join(line + "\n" for line in kept))
     _write(settings.out / CONFIG_FILE, settings.to_json())

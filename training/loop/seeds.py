@@ -1,7 +1,7 @@
-"""Where chance comes from: every draw follows from the run's seed, what it is for, and its place in the run.
+"""Derive every random draw from the run's seed, its purpose, and its place in the run.
 
-Nothing is carried from one step to the next, so a run that goes on from a checkpoint draws exactly what it would have
-drawn, and there is no generator state to lose.
+No state passes from one step to the next, so a run resumed from a checkpoint draws exactly what it would have drawn
+without the interruption.
 """
 
 import hashlib

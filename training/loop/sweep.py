@@ -1,10 +1,10 @@
-"""How much each hyper-parameter moves the result: from one base setting, each is varied alone.
+"""Measure the effect of each hyper-parameter: vary each alone from one base setting.
 
     sweep(base, {"temperature": (0.05, 0.1, 0.5), "learning_rate": (1e-4, 1e-3)}, seeds=3)
 
-trains the base and every variation once a seed, each in a folder of its own, and finds what is there already. The
-spread over seeds stands beside the spread over values: a hyper-parameter whose values differ by less than the seeds do
-has not been shown to matter. Khosla et al. 2020 (section 4.4) claim that of SupCon. Nothing here chooses a value: the
+trains the base and every variation once per seed, each in its own folder, and reuses finished runs. The spread over
+seeds is reported beside the spread over values: a hyper-parameter whose values differ by less than the seeds has no
+demonstrated effect, which Khosla et al. 2020 (section 4.4) claim for SupCon. Nothing here chooses a value, because the
 accuracies are those on the test images.
 """
 
@@ -24,19 +24,19 @@ from imagekin.training.settings import CONFIG_FILE, REPORT_FILE, TrainSettings
 
 Value = str | int | float | bool
 
-FIXED = frozenset({"data", "out", "test", "seed", "weights", "device", "threads", "checkpoint_seconds"})
-BASE = "base"
+_FIXED = frozenset({"data", "out", "test", "seed", "weights", "device", "threads", "checkpoint_seconds"})
+_BASE = "base"
 
 logger = logging.getLogger("imagekin.training")
 
 
 @dataclass(frozen=True, slots=True)
 class SweepRow:
-    """One setting, trained once a seed.
+    """One setting, trained once per seed.
 
     Attributes:
         name: the hyper-parameter that differs from the base; `base` for the base itself.
-        value: what it is set to; that of the base is None.
+        value: its value; None for the base.
         accuracies: kNN accuracy of each seed on the test images, 0 to 1; NaN where training failed.
     """
 
@@ -53,7 +53,7 @@ class SweepRow:
 
 @dataclass(frozen=True, slots=True)
 class SweepReport:
-    """What a sweep found.
+    """Results of a sweep.
 
     Attributes:
         rows: the base first, then each value of each hyper-parameter.
@@ -62,7 +62,7 @@ class SweepReport:
     rows: tuple[SweepRow, ...]
 
     def effects(self) -> dict[str, float]:
-        """Return by hyper-parameter how far the means of its values and the base lie apart, largest first."""
+        """Return each hyper-parameter's spread of means, over its values and the base, largest first."""
         means: dict[str, list[float]] = {}
         for row in self.rows[1:]:
             means.setdefault(row.name, [self.rows[0].mean]).append(row.mean)
@@ -70,7 +70,7 @@ class SweepReport:
         return dict(sorted(spread.items(), key=lambda item: -item[1]))
 
     def seed_spread(self) -> float:
-        """Return how far the seeds of one setting lie apart at most; 0 with one seed."""
+        """Return the largest spread between the seeds of one setting; 0 with one seed."""
         return max(_spread(row.accuracies) for row in self.rows)
 
     def to_json(self) -> dict[str, JSON]:
@@ -89,23 +89,23 @@ class SweepReport:
 
 
 def sweep(base: TrainSettings, varied: Mapping[str, Sequence[Value]], *, seeds: int = 1) -> SweepReport:
-    """Train the base and each variation, and say how far each hyper-parameter moves the kNN accuracy.
+    """Train the base and each variation, and report the effect of each hyper-parameter on the kNN accuracy.
 
     Args:
-        base: the setting that all others differ from in one value; `out` is the folder of all runs, and there must be
+        base: the setting from which each other differs in one value; `out` is the folder of all runs. There must be
             test images: `test`, or data that come with some.
         varied: values by the names of `TrainSettings`.
         seeds: trainings of each setting, with seeds 0, 1, …
 
     Raises:
-        InvalidArgumentError: a name or value is none that can be varied, there are no test images, or the folder holds
-            runs of another base.
+        InvalidArgumentError: a name or value cannot be varied, there are no test images, or the folder holds runs of
+            another base.
     """
     if seeds < 1:
         raise InvalidArgumentError("--seeds must be at least 1", field="seeds")
-    settings: list[tuple[str, Value | None, TrainSettings]] = [(BASE, None, base)]
+    settings: list[tuple[str, Value | None, TrainSettings]] = [(_BASE, None, base)]
     for name, values in varied.items():
-        if name in FIXED or name not in {field.name for field in dataclasses.fields(TrainSettings)}:
+        if name in _FIXED or name not in {field.name for field in dataclasses.fields(TrainSettings)}:
             raise InvalidArgumentError(f"--vary {name.replace('_', '-')}: no option that can be varied", field="vary")
         # All are checked before the first is trained.
         changes: list[dict[str, Any]] = [{name: value} for value in values]
@@ -118,7 +118,7 @@ def sweep(base: TrainSettings, varied: Mapping[str, Sequence[Value]], *, seeds: 
 
 
 def parse_variation(text: str) -> tuple[str, tuple[Value, ...]]:
-    """Read `learning-rate=1e-4,1e-3` as the setting's name and its values, each of the setting's own type.
+    """Parse `learning-rate=1e-4,1e-3` into the setting's name and its values, each of the setting's own type.
 
     Raises:
         InvalidArgumentError: it is not of that form, or a value is not of the type.
@@ -148,12 +148,12 @@ def _parse(option: str, kind: object, text: str) -> Value:
 
 
 def _place(setting: TrainSettings, name: str, value: Value | None, seed: int) -> TrainSettings:
-    folder = BASE if value is None else f"{name.replace('_', '-')}={value}"
+    folder = _BASE if value is None else f"{name.replace('_', '-')}={value}"
     return dataclasses.replace(setting, out=setting.out / f"{folder}-seed{seed}", seed=seed)
 
 
 def _train(settings: TrainSettings) -> float:
-    """Train one run, unless it is there, and return its kNN accuracy; NaN when the loss stopped being a number."""
+    """Train one run, unless it exists, and return its kNN accuracy; NaN when the loss was no longer a number."""
     from imagekin.training.loop.run_folder import differences
     from imagekin.training.loop.trainer import pretrain
 

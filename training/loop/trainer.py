@@ -2,12 +2,12 @@
 
     report = pretrain(TrainSettings(data="digits", out=Path("run")))
 
-leaves in the run's folder `config.json` (the settings), `metrics.jsonl` (one object an epoch), `checkpoint.pt`
-(everything needed to go on), `model.onnx` and `report.json` (what it scored). A run that was killed goes on with
-`resume=True`, and on a CPU ends with the very weights it would have had.
+leaves in the run's folder `config.json` (the settings), `metrics.jsonl` (one object per epoch), `checkpoint.pt`
+(everything needed to resume), `model.onnx` and `report.json` (its scores). `resume=True` continues a run that was
+killed; on a CPU it ends with exactly the weights of an uninterrupted run.
 
-Several processes that torchrun started each call `pretrain_part`. The first one alone has the run's folder: it writes
-what is written, exports and scores. The others read the checkpoint there, so all of them must see the folder.
+Processes that torchrun started each call `pretrain_part`. Only the first one writes to the run's folder, exports and
+scores. The others read the checkpoint there, so all of them need access to the folder.
 """
 
 import copy
@@ -59,7 +59,7 @@ from imagekin.training.loop.optimiser import build_optimiser, learning_rate, set
 from imagekin.training.loop.run_folder import last_loss, open_run
 from imagekin.training.loop.seeds import derived_seed, generator
 from imagekin.training.models.encoders import Backbone, Normalisation, build_encoder, load_state, stem_of
-from imagekin.training.models.recalibrate_batchnorm import settle_norms
+from imagekin.training.models.recalibrate_batchnorm import recalibrate_norms
 from imagekin.training.models.running_mean import Follower
 from imagekin.training.models.sync_batchnorm import synchronise_norms
 from imagekin.training.objectives.base import DeviceData, Inputs, Objective, Setup, TrainingBatch
@@ -67,18 +67,18 @@ from imagekin.training.objectives.registry import find_objective
 from imagekin.training.settings import CHECKPOINT_FILE, METRICS_FILE, TrainSettings
 from imagekin.training.views.views import Views
 
-FINITE_CHECK_STEPS = 20
+_FINITE_CHECK_STEPS = 20
 """On an accelerator the loss is only looked at so often, because looking means waiting for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
-    """What a run came to.
+    """Results of a training.
 
     Attributes:
         run: the exported model and its scores.
-        position: where it ended.
-        images_per_second: training speed, each image counted once however many views it gave; 0 without an epoch.
+        position: progress at its end.
+        images_per_second: training speed, with each image counted once, not each view; 0 without an epoch.
         seconds: wall time of this call, with loading, export and scoring.
         loss: mean of the last epoch; None without an epoch.
         image_count: training images.
@@ -116,15 +116,15 @@ def pretrain(
 
     Args:
         settings: of the run.
-        resume: go on with the run in `settings.out`, which must have been started with the same settings.
-        overwrite: throw away the run in `settings.out`.
+        resume: continue the run in `settings.out`, which must have been started with the same settings.
+        overwrite: delete the run in `settings.out`.
         page: also write `report.html`, where there are test images.
 
     Raises:
         InvalidArgumentError: the data or a setting cannot be used; the message names it.
         NotFoundError: the data or the weights are not there.
-        FailedPreconditionError: there is a run in the folder already, the loss is no number any more, the exported
-            model is not what was trained, or this is not the first of several processes (see `pretrain_part`).
+        FailedPreconditionError: there is a run in the folder already, the loss is no longer a number, the exported
+            model differs from the encoder, or this is not the first of several processes (see `pretrain_part`).
     """
     report = pretrain_part(settings, resume=resume, overwrite=overwrite, page=page)
     if report is None:
@@ -135,7 +135,7 @@ def pretrain(
 def pretrain_part(
     settings: TrainSettings, *, resume: bool = False, overwrite: bool = False, page: bool = False
 ) -> TrainReport | None:
-    """Do as `pretrain` does, as one of the processes that torchrun started, which share every batch.
+    """Run `pretrain` as one of the processes that torchrun started, which share every batch.
 
     Alone, or as the first one, it returns the report; the others return None once the training is over.
 
@@ -149,7 +149,7 @@ def pretrain_part(
             trainer, train, test = _train(stack, settings, device, resume=resume, overwrite=overwrite)
             if rank():
                 return None
-        # From here on the first process is alone: the others need not wait for it, nor it for them.
+        # From here on only the first process works, and no process waits for another.
         same_size = settings.crop_from in (0, settings.image_size)
         report = export_run(settings.out, train=train if same_size else None, test=test, page=page)
     position = trainer.position
@@ -170,7 +170,7 @@ def _train(
 ) -> tuple["Trainer", ImageSet, ImageSet | None]:
     """Train to the end; return the trainer, the training images, and the test images if any.
 
-    `stack` keeps the run's folder, in the first process, and torch's settings.
+    `stack` holds the lock on the run's folder, in the first process, and torch's settings.
     """
     objective_class = find_objective(settings.objective)
     Views.named(settings.views, settings.image_size, Normalisation((0, 0, 0), (1, 1, 1)))
@@ -189,7 +189,7 @@ def _train(
 def _enter_run(
     stack: ExitStack, settings: TrainSettings, device: torch.device, *, resume: bool, overwrite: bool
 ) -> Checkpoint | None:
-    """Take the run's folder in the first process, and return the checkpoint to go on from in each, or None."""
+    """Lock the run's folder in the first process; return the checkpoint to resume from in each, or None."""
     saved: Checkpoint | None = None
     failure: ImagekinError | None = None
     if rank() == 0:
@@ -208,14 +208,14 @@ def _enter_run(
 
 
 class Trainer:
-    """One run: what is trained, on what, and how far it has come.
+    """State of one run: the model, the data, and the progress.
 
     Args:
         settings: of the run.
         train: the training images.
         device: where to train.
         objective_class: what to minimise.
-        saved: the checkpoint to go on from; None starts anew.
+        saved: the checkpoint to resume from; None starts from the beginning.
     """
 
     def __init__(
@@ -255,7 +255,7 @@ class Trainer:
             self._restore(saved)
 
     def run(self) -> None:
-        """Train from where the run is to its last epoch."""
+        """Train from the current position to the last epoch."""
         settings, position = self.settings, self.position
         self.encoder.train()
         self.objective.train()
@@ -278,7 +278,7 @@ class Trainer:
                     position.batch += 1
                     position.step += 1
                     position.images += len(rows)
-                    if self.device.type == "cpu" or position.step % FINITE_CHECK_STEPS == 0:
+                    if self.device.type == "cpu" or position.step % _FINITE_CHECK_STEPS == 0:
                         self._check_finite(loss_sum)
                     advance(1, note=f"epoch {position.epoch + 1}/{settings.epochs}")
                     if time.monotonic() - self._saved_at > settings.checkpoint_seconds and position.batch < per_epoch:
@@ -288,14 +288,14 @@ class Trainer:
                 self._check_finite(loss_sum)
                 self._end_epoch(metrics, loss_sum.item() / per_epoch, rate, time.perf_counter() - clock)
         if settings.epochs and not self.objective.sees_whole_images:
-            settle_norms(self.encoder, self.data, self.views)
+            recalibrate_norms(self.encoder, self.data, self.views)
             if self.average is not None:
-                settle_norms(self.average.copy, self.data, self.views)
+                recalibrate_norms(self.average.copy, self.data, self.views)
 
     def step(self, rows: Tensor, rate: float) -> Tensor:
         """Take one step on the images at `rows` (int64 [B], on the CPU) and return its loss, detached."""
         rows = to_device(own_part(rows), self.device)
-        # The first process draws what a single one would; the others need draws of their own.
+        # The first process draws the same as a single one would; the others need different draws.
         purpose = f"step of process {rank()}" if rank() else "step"
         draws = generator(self.settings.seed, purpose, self.position.step, device=self.device)
         rows = self.objective.pick(rows, draws)
@@ -316,7 +316,7 @@ class Trainer:
         return loss
 
     def _backward(self, inputs: Inputs) -> Tensor:
-        """Make the gradients of one step and return its loss, detached."""
+        """Compute the gradients of one step and return its loss, detached."""
 
         def autocast() -> torch.autocast:
             return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
@@ -333,7 +333,7 @@ class Trainer:
         return loss.detach()
 
     def save(self) -> None:
-        """Write the checkpoint; of several processes only the first does."""
+        """Write the checkpoint, in the first process only."""
         self._saved_at = time.monotonic()
         if rank():
             return
@@ -357,7 +357,7 @@ class Trainer:
         )
 
     def _end_epoch(self, metrics: TextIO, loss: float, rate: float, seconds: float) -> None:
-        """Log the epoch, move to the next one, and write a checkpoint unless the last one is only just written."""
+        """Log the epoch, move to the next one, and write a checkpoint unless one was written just before."""
         position = self.position
         self.last_loss = loss
         line: dict[str, float | int] = {
@@ -390,12 +390,12 @@ class Trainer:
             self.save()
 
     def _as_served(self) -> nn.Module:
-        """Return the encoder that would be served if the run ended here; what is trained on stays as it is."""
+        """Return the encoder that would be served if the run ended now, without changing the one in training."""
         encoder = self.encoder if self.average is None else self.average.copy
         if self.objective.sees_whole_images:
             return encoder
         settled = copy.deepcopy(encoder)
-        settle_norms(settled, self.data, self.views)
+        recalibrate_norms(settled, self.data, self.views)
         return settled
 
     def _check_finite(self, loss_sum: Tensor) -> None:
@@ -436,5 +436,5 @@ def _build_sampler(settings: TrainSettings, data: DeviceData) -> Sampler:
     if settings.sampler == "pk":
         labels = data.all_labels().cpu()
         return ClassSampler(labels, settings.batch_size, settings.images_per_class, settings.seed)
-    # A set smaller than a batch is one, as far as it can be shared out evenly.
+    # A set smaller than a batch makes one batch, as far as the processes can divide it evenly.
     return ShuffleSampler(len(data), min(settings.batch_size, even_part(len(data))), settings.seed)

@@ -1,1 +1,1 @@
-"""Define the encoders, and what follows or normalises their weights."""
+"""Define the encoders, and follow or normalise their weights."""

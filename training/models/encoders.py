@@ -1,11 +1,11 @@
 """The encoders: images in, features out, by name.
 
-`resnet18` and `resnet50` (He et al. 2016) carry torchvision's parameter names, so that any of its weight files is a
-start. `tiny` is for quick work on a CPU: a digit or a 64-pixel photo does not need eleven million weights. `strokes` is
-for characters and drawings.
+`resnet18` and `resnet50` (He et al. 2016) have torchvision's parameter names, so that training can start from its
+weight files. `tiny` is for quick work on a CPU: a digit or a 64-pixel photo does not need eleven million weights.
+`strokes` is for characters and drawings.
 
-An encoder is fed normalised pixels; the mean and standard deviation it was trained with travel beside it as a
-`Normalisation`, which export writes into the graph.
+The input of an encoder is normalised pixels; its mean and standard deviation are kept beside it as a `Normalisation`,
+which export writes into the graph.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from imagekin.errors import InvalidArgumentError
 
 Stem = Literal["small", "large"]
 
-SMALL_IMAGE = 64
+_SMALL_IMAGE = 64
 """Sides up to this many pixels get the small stem: a 7×7 stride-2 convolution and a pool would leave little.."""
 
 
@@ -56,7 +56,7 @@ def normalise(pixels: Tensor, normalisation: Normalisation) -> Tensor:
     return (pixels.float() / 255.0 - mean) / std
 
 
-class BasicBlock(nn.Module):
+class _BasicBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut; the block of ResNet-18."""
 
     expansion = 1
@@ -79,7 +79,7 @@ class BasicBlock(nn.Module):
         return result
 
 
-class Bottleneck(nn.Module):
+class _Bottleneck(nn.Module):
     """1×1, 3×3 (which carries the stride, as torchvision has it), 1×1, and a shortcut; the block of ResNet-50."""
 
     expansion = 4
@@ -112,7 +112,7 @@ class ResNet(Backbone):
     as SimCLR (Chen et al. 2020, B.9) and SupCon use on CIFAR-10.
     """
 
-    def __init__(self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, ...], stem: Stem) -> None:
+    def __init__(self, block: type[_BasicBlock] | type[_Bottleneck], depths: tuple[int, ...], stem: Stem) -> None:
         super().__init__()
         small = stem == "small"
         self.conv1 = nn.Conv2d(3, 64, 3 if small else 7, 1 if small else 2, 1 if small else 3, bias=False)
@@ -138,10 +138,10 @@ class ResNet(Backbone):
         return x.mean((2, 3))
 
 
-class Tiny(Backbone):
+class _Tiny(Backbone):
     """A small residual network: a stem, then stages that halve the side and widen the channels; 0.7 million weights.
 
-    Stages stop halving at a side of 4, so that 16-pixel digits keep some place to look at.
+    Stages stop halving at a side of 4, so that 16-pixel digits keep some spatial detail.
     """
 
     def __init__(self, image_size: int, widths: tuple[int, ...] = (32, 64, 128, 128)) -> None:
@@ -156,7 +156,7 @@ class Tiny(Backbone):
         in_channels = widths[0]
         for channels in widths[1:]:
             stride = 2 if side >= 8 else 1
-            blocks.append(BasicBlock(in_channels, channels, stride))
+            blocks.append(_BasicBlock(in_channels, channels, stride))
             side //= stride
             in_channels = channels
         self.blocks = nn.Sequential(*blocks)
@@ -169,11 +169,11 @@ class Tiny(Backbone):
         return x.mean((2, 3))
 
 
-class Strokes(Backbone):
+class _Strokes(Backbone):
     """A small residual network for drawings and characters; its features keep their places, 4×4×256 at most.
 
-    Where a stroke lies is what tells characters apart, so nothing is averaged over places; and colour says nothing,
-    so the three channels become one at the entry. 1.2 million weights.
+    Characters differ by where their strokes lie, so nothing is averaged over positions; colour carries no information,
+    so the three channels become one at the input. 1.2 million weights.
     """
 
     WIDTHS = (64, 128, 256)
@@ -189,12 +189,12 @@ class Strokes(Backbone):
         side = (image_size + 1) // 2
         for index, channels in enumerate(self.WIDTHS):
             stride = 2 if index else 1
-            blocks.append(BasicBlock(in_channels, channels, stride))
+            blocks.append(_BasicBlock(in_channels, channels, stride))
             side = (side + stride - 1) // stride
             in_channels = channels
         self.blocks = nn.Sequential(*blocks)
         self.pool: nn.Module = nn.AdaptiveAvgPool2d(self.SIDE) if side > self.SIDE else nn.Identity()
-        # Torch's own initialisation is left: smaller weights than He's are turned faster by the same learning rate.
+        # Keep torch's own initialisation: its weights are smaller than He's, so the same rate changes them more.
         self.feature_dim = in_channels * min(side, self.SIDE) ** 2
 
     def forward(self, images: Tensor) -> Tensor:
@@ -204,15 +204,15 @@ class Strokes(Backbone):
 
 
 _BUILDERS: dict[str, Callable[[int, Stem], Backbone]] = {
-    "tiny": lambda size, stem: Tiny(size),
-    "resnet18": lambda size, stem: ResNet(BasicBlock, (2, 2, 2, 2), stem),
-    "resnet50": lambda size, stem: ResNet(Bottleneck, (3, 4, 6, 3), stem),
-    "strokes": lambda size, stem: Strokes(size),
+    "tiny": lambda size, stem: _Tiny(size),
+    "resnet18": lambda size, stem: ResNet(_BasicBlock, (2, 2, 2, 2), stem),
+    "resnet50": lambda size, stem: ResNet(_Bottleneck, (3, 4, 6, 3), stem),
+    "strokes": lambda size, stem: _Strokes(size),
 }
 
 
 def encoder_names() -> tuple[str, ...]:
-    """Return the names that `build_encoder` takes."""
+    """Return the names that `build_encoder` accepts."""
     return tuple(_BUILDERS)
 
 
@@ -230,11 +230,11 @@ def build_encoder(name: str, image_size: int, *, stem: Stem | None = None) -> Ba
     if name not in _BUILDERS:
         names = ", ".join(_BUILDERS)
         raise InvalidArgumentError(f"there is no encoder {name!r}; choose one of: {names}", field="encoder")
-    return _BUILDERS[name](image_size, stem or ("small" if image_size <= SMALL_IMAGE else "large"))
+    return _BUILDERS[name](image_size, stem or ("small" if image_size <= _SMALL_IMAGE else "large"))
 
 
 def stem_of(state: Mapping[str, Tensor]) -> Stem | None:
-    """Return the stem that a ResNet's state dict was made with, None when it is no ResNet's."""
+    """Return the stem of a ResNet's state dict, None when it is no ResNet's."""
     weight = state.get("conv1.weight")
     if weight is None or weight.ndim != 4:
         return None
@@ -265,7 +265,7 @@ def _shortcut(in_channels: int, channels: int, stride: int) -> nn.Sequential | N
 
 
 def _initialise(module: nn.Module) -> None:
-    """He initialisation, as torchvision's ResNets have it."""
+    """Initialise as He et al. do, and as torchvision's ResNets."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")

@@ -8,14 +8,14 @@ from torch import Tensor, distributed, nn
 from imagekin.training.loop.distributed import world_size
 
 
-class SyncNorm(nn.BatchNorm2d):
+class _SyncNorm(nn.BatchNorm2d):
     """BatchNorm2d whose statistics in training are those of all processes' images together.
 
     Every process must have equally many images. The gradient flows through the statistics.
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map float [N, C, H, W] to normalised ones."""
+        """Normalise float [N, C, H, W]."""
         if not self.training or world_size() == 1:
             return super().forward(images)
         wide = images if images.dtype == torch.float64 else images.float()
@@ -36,14 +36,14 @@ class SyncNorm(nn.BatchNorm2d):
 
 
 def synchronise_norms(module: nn.Module) -> None:
-    """Turn every BatchNorm2d within `module` into a SyncNorm, with the same parameters, buffers and names."""
+    """Replace every BatchNorm2d within `module` by a `_SyncNorm` with the same parameters, buffers and names."""
     for part in module.modules():
         if type(part) is nn.BatchNorm2d:
-            part.__class__ = SyncNorm
+            part.__class__ = _SyncNorm
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes; so is the gradient, since each of their losses depends on it."""
+    """Sum over all processes; the gradient is summed as well, since every process's loss depends on it."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""What pretraining minimises: one objective a file, all behind the interface in `base`."""
+"""Objectives of pretraining, one a file, all with the interface in `base`."""

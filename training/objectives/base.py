@@ -1,14 +1,14 @@
-"""The interface of objectives: how one makes inputs from a batch of images, its head, its loss.
+"""Interface of objectives: make inputs from a batch of images, own a head, and compute the loss.
 
 The loop knows nothing else of an objective. It calls, each step,
 
-    inputs = objective.make_inputs(batch)              # views, rotations, tiles …, and what is to be told of them
+    inputs = objective.make_inputs(batch)              # views, rotations, tiles …, and their targets
     features = encoder(inputs.images)
     loss = objective.loss(features, inputs.targets)    # head and loss, in float32
 
-and around that `begin_epoch` (where pseudo-labels are made anew), `pick` (which of the images are shown) and
-`after_step` (where a momentum encoder or a queue follows). An objective is a module: its head's parameters are trained,
-and whatever it keeps in buffers is in the checkpoint.
+and around that `begin_epoch` (to make new pseudo-labels), `pick` (to choose the images shown) and `after_step` (to
+update a momentum encoder or a queue). An objective is a module: its head's parameters are trained, and its buffers are
+saved in the checkpoint.
 """
 
 from abc import ABC, abstractmethod
@@ -35,8 +35,8 @@ class DeviceData:
         images: uint8 [N, 3, H, W], H = W; on the device, or in a memory-mapped file on the host.
         labels: int64 [N], on the device; −1 where there is none.
         class_count: number of classes.
-        rotations: turns that each image is there in, 1 or 4; each turn of a class is a class of its own.
-        mirrors: 2 when each of those is there mirrored left to right as well (before it is turned), else 1. Row
+        rotations: copies of each image by quarter turns, 1 or 4; each turn of a class is a class of its own.
+        mirrors: 2 when each of those also has a copy mirrored left to right (before it is turned), else 1. Row
             (m·rotations + r)·N + n is image n, mirrored if m, turned by r quarters.
     """
 
@@ -48,7 +48,7 @@ class DeviceData:
 
     @property
     def copies(self) -> int:
-        """How often each image, and each class, is there."""
+        """Number of copies of each image, and of each class."""
         return self.rotations * self.mirrors
 
     def __len__(self) -> int:
@@ -102,7 +102,7 @@ class TrainingBatch:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What the encoder is shown, and what the loss is told.
+    """Input of the encoder, and targets of the loss.
 
     Attributes:
         images: normalised float32 [M, 3, H', W']; M and the sides are the objective's choice.
@@ -115,12 +115,12 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What an objective is built from.
+    """Everything that an objective is built from.
 
     Attributes:
         settings: of the run.
         views: draws the views of the settings' preset.
-        encoder: with its first weights; an objective that wants another one copies it.
+        encoder: with its initial weights; an objective that needs a second one copies it.
         feature_dim: D, number of the encoder's features.
         class_count: number of classes in the training set, rotations and mirror images counted when they are classes.
         image_count: number of images in the training set, likewise.
@@ -139,8 +139,8 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         needs_labels: whether it learns from class labels.
-        sees_whole_images: whether the encoder is shown images as it will be when it is served. Where it is not, its
-            BatchNorm statistics are measured anew on whole images after the last epoch, and for the online kNN.
+        sees_whole_images: whether the encoder is trained on whole images, as it is served. Otherwise its BatchNorm
+            statistics are recalibrated on whole images after the last epoch, and for the online kNN.
     """
 
     needs_labels: ClassVar[bool]
@@ -149,32 +149,32 @@ class Objective(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def build(cls, setup: Setup) -> Self:
-        """Build it, its head with random weights from torch's global generator."""
+        """Build it, with random weights of its head from torch's global generator."""
 
     @abstractmethod
     def make_inputs(self, batch: TrainingBatch) -> Inputs:
-        """Make what the encoder is shown from a batch; everything random comes from `batch.generator`."""
+        """Make the encoder's input from a batch; all randomness comes from `batch.generator`."""
 
     @abstractmethod
     def loss(self, features: Tensor, targets: Targets) -> Tensor:
         """Return the loss, a float32 scalar, of features float32 [M, D] (not of unit length)."""
 
     def pick(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the rows to show instead of those that the sampler chose, int64 [B]; by default the same."""
+        """Return the rows to show in place of the sampler's, int64 [B]; by default the same."""
         return rows
 
     def chance_loss(self, batch_size: int) -> float | None:
-        """Return the loss of an encoder that tells nothing apart, for batches of that many images; None if unknown.
+        """Return the loss of an encoder that tells no images apart, for that batch size; None if unknown.
 
-        A loss that rests there has collapsed.
+        Training has collapsed if the loss stays there.
         """
         return None
 
     def begin_epoch(self, encoder: Backbone, data: DeviceData, epoch: int) -> None:
         """Prepare for an epoch: pseudo-labels, a new head. By default there is nothing to do.
 
-        A run that goes on in the middle of an epoch does not come here again, so what this makes belongs in buffers.
+        A run resumed in the middle of an epoch does not call this again, so its results must be kept in buffers.
         """
 
     def after_step(self, encoder: Backbone) -> None:
-        """Follow the encoder after its weights changed: a momentum encoder, a queue. By default nothing to do."""
+        """Update what follows the encoder's weights: a momentum encoder, a queue. By default there is nothing to do."""

@@ -1,4 +1,4 @@
-"""Cross-entropy on class labels, with label smoothing and mixup: the baseline, and the base of what classifies."""
+"""Cross-entropy on class labels, with label smoothing and mixup: the baseline, and the base of other classifiers."""
 
 import math
 from typing import ClassVar, Self
@@ -14,7 +14,7 @@ from imagekin.training.views.views import Views
 
 
 class CrossEntropy(Objective):
-    """A linear classifier on the features of one view of each image; the exported features are those below it.
+    """A linear classifier on the features of one view of each image; the features are exported, not the logits.
 
     Args:
         views: draws the view.
@@ -50,7 +50,7 @@ class CrossEntropy(Objective):
         )
 
     def begin_epoch(self, encoder: Backbone, data: DeviceData, epoch: int) -> None:
-        """Look at the labels once, not at those of each step, for which a device would have to be waited for.
+        """Check all labels once; checking those of each step would wait for the device.
 
         Raises:
             InvalidArgumentError: there are images without a label.
@@ -59,7 +59,7 @@ class CrossEntropy(Objective):
             raise InvalidArgumentError("there are images without a label; this objective learns from labels")
 
     def make_inputs(self, batch: TrainingBatch) -> Inputs:
-        """Return one view of each image, mixed with another when that is asked for."""
+        """Return one view of each image, mixed with another if mixup is on."""
         images = self._views(batch.images, batch.generator)
         if not self._mixup:
             return Inputs(images, {"labels": batch.labels})

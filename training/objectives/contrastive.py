@@ -1,8 +1,8 @@
-"""What the contrastive objectives share: views stacked into one batch, a projection head, the losses over pairs.
+"""Shared parts of the contrastive objectives: stacked views, a projection head, the losses over pairs.
 
 In all losses here z are unit vectors, s_ij = z_i·z_j/τ, and the positives P(i) of an anchor i are the others of its
-group. Anchors without positives are left out of the mean; when none has any, the loss is 0. There is no rescaling by
-the temperature, which SupCon's reference code has and the paper has not.
+group. Anchors without positives are left out of the mean; when none has any, the loss is 0. As in SupCon's paper, and
+unlike its reference code, losses are not rescaled by the temperature.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from imagekin.training.objectives.base import TrainingBatch
-from imagekin.training.objectives.tiled import tiled_loss, tiles_pay
+from imagekin.training.objectives.tiled import needs_tiles, tiled_loss
 from imagekin.training.settings import LossForm
 from imagekin.training.views.views import Views
 
@@ -20,7 +20,7 @@ from imagekin.training.views.views import Views
 class ProjectionHead(nn.Sequential):
     """Linear, ReLU, linear: features [M, D] to vectors [M, P] (SimCLR, SupCon). Dropped after pretraining.
 
-    With a projection_dim of 0 there is no head: the features themselves are compared.
+    A projection_dim of 0 means no head: the features themselves are compared.
     """
 
     def __init__(self, feature_dim: int, projection_dim: int) -> None:
@@ -50,28 +50,28 @@ def contrastive_loss(
         out: L_i = −1/|P(i)| · Σ_{p ∈ P(i)} log( exp(s_ip) / Σ_{a ≠ i} exp(s_ia) )
         in:  L_i = −log( 1/|P(i)| · Σ_{p ∈ P(i)} exp(s_ip) / Σ_{a ≠ i} exp(s_ia) )
 
-    With pairs as groups both are NT-Xent (Chen et al. 2020). Large batches are worked through in tiles, which is exact.
+    With pairs as groups both are NT-Xent (Chen et al. 2020). Large batches are computed in tiles, which is exact.
 
     Args:
         vectors: float [M, P], of any length; they are normalised here. Computed in float32, or float64 when given that.
         groups: int64 [M]; or bool [M, C], the labels of each, where sharing one makes a positive.
         temperature: τ.
         form: `out` or `in`.
-        max_positives: count at most so many positives of an anchor, those of its own source first; the others stay
-            in the denominator, as in the paper's ablation. 0 is all.
-        sources: int64 [M], which image each vector is of; needed to put other views of it first.
+        max_positives: number of positives of an anchor, those of its own source first; the others stay in the
+            denominator, as in the paper's ablation. 0 is all.
+        sources: int64 [M], the image of each vector; needed to put other views of it first.
     """
     with torch.autocast(vectors.device.type, enabled=False):
         unit = unit_vectors(vectors)
         if len(unit) < 2:
             return unit.sum() * 0.0
-        if form == "out" and not max_positives and groups.ndim == 1 and tiles_pay(unit):
+        if form == "out" and not max_positives and groups.ndim == 1 and needs_tiles(unit):
             return tiled_loss(unit, groups, temperature)
         similarities = unit @ unit.T / temperature
         positive = positive_pairs(groups)
         if max_positives:
             positive = _capped(positive, max_positives, sources)
-        # Masked before the sum of exponentials takes its maximum, so that the anchor itself never sets the scale.
+        # Masked before logsumexp takes the maximum, so that the anchor itself never sets the scale.
         masked = similarities.fill_diagonal_(-torch.inf)
         return attraction(masked, positive) if form == "out" else _inner_attraction(masked, positive)
 
@@ -89,7 +89,7 @@ def sincere_loss(vectors: Tensor, groups: Tensor, temperature: float) -> Tensor:
         similarities = unit @ unit.T / temperature
         positive = positive_pairs(groups)
         own = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
-        # −1e4 and not −∞: with no negatives at all an infinite maximum would make the gradient NaN. exp of it is 0.
+        # −1e4 and not −∞, whose exp is 0 as well: without negatives an infinite maximum would make the gradient NaN.
         negatives = similarities.masked_fill(positive | own, -1e4).logsumexp(1, keepdim=True)
         pairs = functional.softplus(negatives - similarities.masked_fill(own, 0.0))
         return _mean_over_anchors((pairs * positive).sum(1) / positive.sum(1).clamp_min(1), positive)
@@ -99,8 +99,8 @@ def attraction(similarities: Tensor, weights: Tensor) -> Tensor:
     """Return the cross-entropy of each anchor's positives among its candidates, averaged over anchors.
 
     Args:
-        similarities: float [A, K], divided by τ; −∞ for what is no candidate.
-        weights: [A, K], at least 0: how much of a positive each candidate is; bool for plain positives.
+        similarities: float [A, K], divided by τ; −∞ for those that are no candidates.
+        weights: [A, K], at least 0: weight of each candidate as a positive; bool for plain positives.
     """
     total = weights.sum(1)
     wanted = torch.where(weights > 0, similarities, 0.0) * weights
@@ -109,19 +109,19 @@ def attraction(similarities: Tensor, weights: Tensor) -> Tensor:
 
 
 def positive_pairs(groups: Tensor) -> Tensor:
-    """Return which are positives of which, bool [M, M], from int64 groups [M] or bool labels [M, C]."""
+    """Return the matrix of positive pairs, bool [M, M], from int64 groups [M] or bool labels [M, C]."""
     one_each = groups.ndim == 1
     positive = groups.view(-1, 1) == groups.view(1, -1) if one_each else groups.float() @ groups.float().T > 0
     return positive.fill_diagonal_(False)
 
 
 def unit_vectors(vectors: Tensor) -> Tensor:
-    """Return the vectors with length 1, in float32, or float64 when given that."""
+    """Return the vectors scaled to length 1, in float32, or float64 when given that."""
     return functional.normalize(vectors if vectors.dtype == torch.float64 else vectors.float(), dim=1)
 
 
 def _inner_attraction(similarities: Tensor, positive: Tensor) -> Tensor:
-    """Return L_in; a row without positives keeps a finite stand-in, so that no gradient is NaN."""
+    """Return L_in; a row without positives gets a finite placeholder, so that no gradient is NaN."""
     some = positive.any(1, keepdim=True)
     chosen = similarities.masked_fill(~positive & some, -torch.inf).masked_fill(~some, 0.0)
     counts = positive.sum(1).clamp_min(1).to(similarities.dtype)
@@ -131,7 +131,7 @@ def _inner_attraction(similarities: Tensor, positive: Tensor) -> Tensor:
 def _capped(positive: Tensor, most: int, sources: Tensor | None) -> Tensor:
     """Keep `most` positives of each anchor: those of its own source, then those that follow it in the batch.
 
-    The order of a batch is random, so this is a random choice that needs no draws.
+    The order of a batch is random, so the choice is random without further draws.
     """
     count = len(positive)
     place = torch.arange(count, device=positive.device)

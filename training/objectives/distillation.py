@@ -20,8 +20,8 @@ class SelfDistillation(CrossEntropy):
     """(1 − w)·cross-entropy + w·T²·KL(teacher ‖ student), the teacher's weights a running mean of the student's.
 
     Args:
-        encoder: what the teacher starts as.
-        teacher_momentum: how much of itself the teacher keeps each step.
+        encoder: the teacher's initial state.
+        teacher_momentum: share of its own weights that the teacher keeps each step.
         weight: w.
         views, feature_dim, class_count, smoothing, mixup: as in `CrossEntropy`.
     """
@@ -56,7 +56,7 @@ class SelfDistillation(CrossEntropy):
         )
 
     def make_inputs(self, batch: TrainingBatch) -> Inputs:
-        """Return what the classifier gets, and what the teacher says of it."""
+        """Return the classifier's inputs, with the teacher's logits among the targets."""
         inputs = super().make_inputs(batch)
         return Inputs(inputs.images, {**inputs.targets, "teacher": self.teacher(inputs.images)})
 
@@ -73,5 +73,5 @@ class SelfDistillation(CrossEntropy):
         self.teacher.follow(nn.Sequential(encoder, self.head))
 
     def chance_loss(self, batch_size: int) -> float | None:
-        """Return None: a student that has become its teacher is no collapse."""
+        """Return None: a student that equals its teacher has not collapsed."""
         return None

@@ -8,11 +8,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Who is mixed with whom.
+    """Partners and shares of mixed images.
 
     Attributes:
         partners: int64 [B], the other image of each.
-        share: float [B] in [0, 1], how much of itself each keeps.
+        share: float [B] in [0, 1], the share of each image in its mixture.
     """
 
     partners: Tensor
@@ -23,7 +23,7 @@ def draw_mix(count: int, alpha: float, generator: torch.Generator) -> Mix:
     """Draw a partner and a share of Beta(α, α) for each of `count` images, on the generator's device."""
     device = generator.device
     partners = torch.randperm(count, generator=generator, device=device)
-    # Beta as two gammas, in float64, where small α does not underflow; torch's own Beta takes no generator.
+    # Beta from two gammas, because torch's own Beta takes no generator; in float64, where small α does not underflow.
     shape = torch.full((2, count), alpha, dtype=torch.float64, device=device)
     one, other = torch._standard_gamma(shape, generator=generator).unbind(0)
     return Mix(partners, (one / (one + other)).float())

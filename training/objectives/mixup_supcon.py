@@ -1,4 +1,4 @@
-"""Mixup-SupCon: SupCon of mixed images, which are alike as far as their mixed labels are (GenSCL, arXiv:2206.00384)."""
+"""Mixup-SupCon: SupCon of mixed images, weighted by the similarity of mixed labels (GenSCL, arXiv:2206.00384)."""
 
 from typing import Self
 
@@ -15,7 +15,7 @@ from imagekin.training.settings import TrainSettings
 
 
 class MixupSupCon(SupCon):
-    """Cross-entropy between how alike the labels of two views are and how alike their vectors are.
+    """Cross-entropy between the similarity of two views' labels and the similarity of their vectors.
 
     With y the mixed one-hot labels, candidate j of anchor i weighs cos(y_i, y_j), normalised over candidates. Without
     mixing (every share 1) this is SupCon's L_out. Each view is mixed with the same view of another image.

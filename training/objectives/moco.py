@@ -1,11 +1,11 @@
-"""MoCo: views against a queue of keys that a slow copy of the encoder made (He et al. 2020, arXiv:1911.05722).
+"""MoCo: contrast views with a queue of keys from a momentum encoder (He et al. 2020, arXiv:1911.05722).
 
-The queue remembers each key's group. In `moco` that is its image, so an older key of the same image is no negative; in
-`supmoco` its class, so that thousands of labelled keys are compared with whatever the batch size.
+The queue stores each key's group. In `moco` that is its image, so an older key of the same image is no negative; in
+`supmoco` it is its class, so that each query is compared with thousands of labelled keys whatever the batch size.
 
-Queries and keys are both normalised by the statistics of their batch: running ones lag behind weights that change fast,
-and keys made with them lie elsewhere than queries. MoCo shuffles its keys over processes because its positive is the
-only key of the query's own batch, which statistics would betray; here all keys of the batch are candidates.
+Queries and keys are both normalised by the statistics of their batch: running statistics lag behind weights that change
+fast, and would shift the keys away from the queries. The paper shuffles keys over processes because the positive is the
+only key of the query's own batch and its statistics would give it away; here all keys of the batch are candidates.
 """
 
 import math
@@ -29,11 +29,11 @@ class MoCo(Objective):
 
     Args:
         views: draws one view of each image.
-        encoder: what the keys' encoder starts as.
+        encoder: initial state of the momentum encoder.
         projection_dim: size of the vectors compared; 0 compares the features.
         temperature: τ.
-        queue_size: keys remembered.
-        teacher_momentum: how much of itself the keys' encoder keeps each step.
+        queue_size: number of keys in the queue.
+        teacher_momentum: share of its own weights that the momentum encoder keeps each step.
     """
 
     needs_labels: ClassVar[bool] = False
@@ -76,7 +76,7 @@ class MoCo(Objective):
         )
 
     def make_inputs(self, batch: TrainingBatch) -> Inputs:
-        """Return one view of each image as queries, and the keys of another one."""
+        """Return one view of each image as queries, and keys of another view."""
         images, others = stack_views(batch, self._views, 2).chunk(2)
         keys = unit_vectors(self.teacher(others))
         return Inputs(images, {"keys": gather_rows(keys), "groups": self.groups(batch)})
@@ -94,7 +94,7 @@ class MoCo(Objective):
             return attraction(similarities, groups.view(-1, 1) == candidate_groups.view(1, -1))
 
     def after_step(self, encoder: Backbone) -> None:
-        """Move the keys' encoder, and put the batch's keys over the oldest ones of the queue."""
+        """Update the momentum encoder, and replace the queue's oldest keys by the batch's."""
         self.teacher.follow(nn.Sequential(encoder, self.head))
         if self._new is None:
             return
@@ -109,7 +109,7 @@ class MoCo(Objective):
         return math.log(batch_size + len(self.queue))
 
     def groups(self, batch: TrainingBatch) -> Tensor:
-        """Return what makes a query and a key alike, int64 [B]: the image they were drawn from."""
+        """Return the group of each query and key, int64 [B]: the image that it was drawn from."""
         return batch.rows
 
 

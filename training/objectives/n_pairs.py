@@ -13,7 +13,7 @@ LENGTH_PENALTY = 0.002
 
 
 class NPairs(SupCon):
-    """The N-pairs loss of projected features; wants at least two views, or two images of a class in a batch."""
+    """The N-pairs loss of projected features; needs at least two views, or two images of a class in a batch."""
 
     @classmethod
     def pair_loss(cls, settings: TrainSettings) -> PairLoss:

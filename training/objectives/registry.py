@@ -1,4 +1,4 @@
-"""The objectives by name."""
+"""Objectives by name."""
 
 from imagekin.errors import InvalidArgumentError
 from imagekin.training.objectives.base import Objective

@@ -14,5 +14,5 @@ class SimCLR(SupCon):
     needs_labels: ClassVar[bool] = False
 
     def groups(self, batch: TrainingBatch) -> Tensor:
-        """Return what makes two views alike, int64 [B]: the image they were drawn from."""
+        """Return the group of each view, int64 [B]: the image that it was drawn from."""
         return batch.rows

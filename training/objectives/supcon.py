@@ -58,7 +58,7 @@ class SupCon(Objective):
 
     @classmethod
     def pair_loss(cls, settings: TrainSettings) -> PairLoss:
-        """Return the loss over pairs of vectors that the settings ask for."""
+        """Return the loss over pairs of vectors that the settings choose."""
 
         def loss(vectors: Tensor, groups: Tensor, sources: Tensor) -> Tensor:
             return contrastive_loss(
@@ -73,7 +73,7 @@ class SupCon(Objective):
         return loss
 
     def make_inputs(self, batch: TrainingBatch) -> Inputs:
-        """Return the views of all images, each view's class, and which image it is of."""
+        """Return the views of all images, with each view's class and image."""
         images = stack_views(batch, self._views, self._num_views)
         groups = self.groups(batch).repeat(self._num_views)
         return Inputs(images, {"groups": groups, "sources": batch.rows.repeat(self._num_views)})
@@ -86,10 +86,10 @@ class SupCon(Objective):
         return self._pair_loss(vectors, groups, sources)
 
     def chance_loss(self, batch_size: int) -> float | None:
-        """Return log of the number of candidates: all vectors equal."""
+        """Return log of the number of candidates, the loss when all vectors are equal."""
         count = batch_size * self._num_views // (1 if self._gathered else world_size())
         return math.log(count - 1) if count > 2 else None
 
     def groups(self, batch: TrainingBatch) -> Tensor:
-        """Return what makes two images alike, int64 [B]: their class."""
+        """Return the group of each image, int64 [B]: its class."""
         return batch.labels

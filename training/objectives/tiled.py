@@ -1,12 +1,13 @@
-"""The contrastive loss of large batches, a block of rows at a time: exact, in memory that grows with M and not M².
+"""The contrastive loss of large batches in tiles: exact, in memory that grows with M and not M².
 
-The value needs, of each anchor, the logarithm of its sum of exponentials and the mean similarity of its positives; the
-latter is z_i·(sum of its group − z_i), so no pair is looked at for it. The gradient of the mean over A anchors is
+The value needs two numbers of each anchor: the logarithm of its sum of exponentials, and the mean similarity of its
+positives. The latter is z_i·(sum of its group − z_i)/|P(i)|, without looking at pairs. The gradient of the mean over A
+anchors is
 
     ∂L/∂z_i = 1/(A·τ) · ( Σ_j (p_ij + p_ji) z_j − 2·(g_i − z_i)/|P(i)| ),   p_ij = exp(s_ij − logsumexp_i),
 
-where g_i is the sum of i's group and p_ij counts for anchors with positives only. The second pass makes the block's
-similarities anew, unless one block holds them all.
+where g_i is the sum of i's group, and p_ij is 0 for anchors without positives. The backward pass computes the
+similarities of each block again, unless one block holds them all.
 """
 
 from typing import Any
@@ -14,19 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TILED_FROM = {"cpu": 256, "cuda": 8192}
+_TILED_FROM = {"cpu": 256, "cuda": 8192}
 """Vectors from which tiles are faster than the whole matrix (and below which memory is no matter).
 
 On a GPU the whole matrix is quick for longer, and needs no answer from the device in between.
 """
 
-BLOCK_VALUES = {"cpu": 2**20, "cuda": 2**23}
+_BLOCK_VALUES = {"cpu": 2**20, "cuda": 2**23}
 """Similarities held at a time: on a CPU so many as stay in its cache."""
 
 
-def tiles_pay(unit: Tensor) -> bool:
-    """Say whether `unit`, [M, P], is large enough to be worked through in tiles."""
-    return len(unit) >= TILED_FROM.get(unit.device.type, TILED_FROM["cuda"])
+def needs_tiles(unit: Tensor) -> bool:
+    """Return whether `unit`, [M, P], is large enough for tiles to be worthwhile."""
+    return len(unit) >= _TILED_FROM.get(unit.device.type, _TILED_FROM["cuda"])
 
 
 def tiled_loss(unit: Tensor, groups: Tensor, temperature: float, block_values: int = 0) -> Tensor:
@@ -36,9 +37,9 @@ def tiled_loss(unit: Tensor, groups: Tensor, temperature: float, block_values: i
         unit: float32 or float64 [M, P], of unit length, M >= 2.
         groups: int64 [M].
         temperature: τ.
-        block_values: similarities held at a time; 0 chooses by the device.
+        block_values: similarities in memory at a time; 0 chooses by the device.
     """
-    values = block_values or BLOCK_VALUES.get(unit.device.type, BLOCK_VALUES["cuda"])
+    values = block_values or _BLOCK_VALUES.get(unit.device.type, _BLOCK_VALUES["cuda"])
     loss: Tensor = _TiledLoss.apply(unit, groups, temperature, values)  # type: ignore[no-untyped-call]
     return loss
 
@@ -50,7 +51,7 @@ class _TiledLoss(torch.autograd.Function):
         sums = unit.new_zeros(len(sizes), unit.shape[1]).index_add_(0, group, unit)
         partners = (sizes - 1)[group]
         counted = partners > 0
-        # Of the anchor's positives, the mean vector; its product with the anchor is their mean similarity.
+        # Mean vector of the anchor's positives; its product with the anchor is their mean similarity.
         means = (sums[group] - unit) / partners.clamp_min(1).unsqueeze(1)
         log_sums = torch.empty(len(unit), dtype=unit.dtype, device=unit.device)
         rows = max(1, block_values // len(unit))
@@ -67,7 +68,7 @@ class _TiledLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None, None]:
         unit, log_sums, means, counted, anchors, whole = ctx.saved_tensors
-        # exp(−logsumexp), as an exponent: an anchor that does not count contributes exp(−∞) = 0.
+        # Exponents −logsumexp; an anchor that does not count contributes exp(−∞) = 0.
         exponents = torch.where(counted, -log_sums, -torch.inf)
         gradient = torch.empty_like(unit)
         for start in range(0, len(unit), ctx.rows):
@@ -76,14 +77,14 @@ class _TiledLoss(torch.autograd.Function):
             both = (block + exponents[part].unsqueeze(1)).exp_()
             both += (block + exponents).exp_()
             torch.mm(both, unit, out=gradient[part])
-        # Positives are mutual and groups equal in size for both sides of a pair, hence the factor of two. An anchor
-        # without positives has means of 0. In place, since each of these is as large as all vectors.
+        # Being positive is mutual, and both vectors of a pair have equally many positives: hence the factor of two. An
+        # anchor without positives has a mean of 0. In place, since each of these is as large as all vectors.
         gradient.sub_(means, alpha=2).mul_(slopes[0] / (anchors * ctx.temperature))
         return gradient, None, None, None
 
 
 def _similarities(unit: Tensor, start: int, rows: int, temperature: float) -> Tensor:
-    """Return s_ij of the anchors from `start` on, [rows, M]; −∞ where an anchor meets itself."""
+    """Return s_ij of the anchors from `start` on, [rows, M]; −∞ for an anchor with itself."""
     block = (unit[start : start + rows] / temperature) @ unit.T
     block.diagonal(start).fill_(-torch.inf)
     return block

@@ -1,4 +1,4 @@
-"""Triplets: an anchor nearer to its own class than to others by a margin, the triplets mined within the batch."""
+"""Triplet loss: an anchor nearer to its own class than to others by a margin, with triplets mined within the batch."""
 
 import torch
 from torch import Tensor
@@ -9,11 +9,11 @@ from imagekin.training.settings import TrainSettings
 
 
 class Triplet(SupCon):
-    """The triplet loss on Euclidean distances of projected unit vectors; wants `--sampler pk` or several views."""
+    """The triplet loss on Euclidean distances of projected unit vectors; needs `--sampler pk` or several views."""
 
     @classmethod
     def pair_loss(cls, settings: TrainSettings) -> PairLoss:
-        """Return batch-hard or semi-hard mining with the settings' margin."""
+        """Return the loss with batch-hard or semi-hard mining and the settings' margin."""
         mine = batch_hard if settings.mining == "hard" else semi_hard
 
         def loss(vectors: Tensor, groups: Tensor, sources: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ class Triplet(SupCon):
         return loss
 
     def chance_loss(self, batch_size: int) -> float | None:
-        """Return None; hardest triplets rest at the margin for a while before they learn."""
+        """Return None: the loss of the hardest triplets stays at the margin for a while before they learn."""
         return None
 
 
@@ -62,10 +62,10 @@ def semi_hard(vectors: Tensor, groups: Tensor, margin: float) -> Tensor:
 
 
 def _pairs(vectors: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return all distances [M, M], and which pairs are positives and which negatives."""
+    """Return all distances [M, M] and the masks of positive and of negative pairs."""
     with torch.autocast(vectors.device.type, enabled=False):
         unit = unit_vectors(vectors)
-        # The square root has no gradient at 0, where equal vectors are.
+        # The square root has no gradient at 0, the distance of equal vectors.
         distances = (2 - 2 * unit @ unit.T).clamp_min(1e-8).sqrt()
     own = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
     positive = positive_pairs(groups)

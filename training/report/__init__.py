@@ -1,1 +1,1 @@
-"""A run's report: what its scores are made of, as `details.json` and as one self-contained `report.html`."""
+"""Report on a run in detail, as `details.json` and as one self-contained `report.html`."""

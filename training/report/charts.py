@@ -1,4 +1,4 @@
-"""The report's pictures, each as text that stands inside the page: charts as SVG, images as PNG data URLs."""
+"""Draw the report's pictures as text to embed in the page: charts as SVG, images as PNG data URLs."""
 
 import base64
 import io
@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-THUMBNAIL = 64
-NAMED_CLASSES = 30
-LEGEND_CLASSES = 20
+_THUMBNAIL = 64
+_NAMED_CLASSES = 30
+_LEGEND_CLASSES = 20
 
 
 def curves(lines: Sequence[dict[str, Any]]) -> str:
-    """Draw the loss, the learning rate and the kNN accuracy, where it was logged, over the epochs."""
+    """Draw the loss, the learning rate and, if it was logged, the kNN accuracy over the epochs."""
     wanted = (("loss", "loss"), ("learning_rate", "learning rate"), ("online_knn", "kNN accuracy, training images"))
     shown = [(name, title) for name, title in wanted if any(name in line for line in lines)]
     figure = Figure(figsize=(3.6 * max(1, len(shown)), 2.6), layout="constrained")
@@ -32,13 +32,13 @@ def curves(lines: Sequence[dict[str, Any]]) -> str:
 
 
 def confusion(matrix: NDArray[np.int64], class_names: Sequence[str]) -> str:
-    """Draw the share of each true class (row) that is taken for each class (column)."""
+    """Draw the share of each true class (row) that is predicted as each class (column)."""
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = float(np.clip(0.28 * len(class_names) + 1.5, 4.0, 9.0))
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    if len(class_names) <= NAMED_CLASSES:
+    if len(class_names) <= _NAMED_CLASSES:
         ticks = range(len(class_names))
         axes.set_xticks(ticks, [short(name) for name in class_names], rotation=90)
         axes.set_yticks(ticks, [short(name) for name in class_names])
@@ -52,32 +52,32 @@ def confusion(matrix: NDArray[np.int64], class_names: Sequence[str]) -> str:
 
 
 def embedding_map(points: NDArray[np.float32], labels: NDArray[np.int64], class_names: Sequence[str]) -> str:
-    """Draw embeddings [M, 2] as points, one colour a class."""
+    """Draw embeddings [M, 2] as points, one colour per class."""
     figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.add_subplot()
     present = np.unique(labels)
-    colours = matplotlib.colormaps["tab20" if len(present) <= LEGEND_CLASSES else "hsv"]
+    colours = matplotlib.colormaps["tab20" if len(present) <= _LEGEND_CLASSES else "hsv"]
     for place, label in enumerate(present):
         rows = points[labels == label]
-        colour = colours(place if len(present) <= LEGEND_CLASSES else place / len(present))
+        colour = colours(place if len(present) <= _LEGEND_CLASSES else place / len(present))
         axes.scatter(rows[:, 0], rows[:, 1], s=10, color=colour, label=short(class_names[label]))
-    if len(present) <= LEGEND_CLASSES:
+    if len(present) <= _LEGEND_CLASSES:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     _bare(axes)
     return _svg(figure)
 
 
 def thumbnail(pixels: NDArray[np.uint8]) -> str:
-    """Return an image, uint8 [H, W, 3], as a PNG data URL; large ones are made smaller."""
+    """Return an image, uint8 [H, W, 3], as a PNG data URL, reduced if it is large."""
     image = Image.fromarray(pixels)
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     data = io.BytesIO()
     image.save(data, "PNG")
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode("ascii")
 
 
 def short(name: str, length: int = 24) -> str:
-    """Return a class name that fits beside an axis, its end kept; a dollar sign would begin a formula."""
+    """Shorten a class name to fit beside an axis, keeping its end; escape dollar signs, which would begin a formula."""
     return (name if len(name) <= length else "…" + name[1 - length :]).replace("$", r"\$")
 
 
@@ -89,7 +89,7 @@ def _bare(axes: Axes) -> None:
 
 def _svg(figure: Figure) -> str:
     data = io.StringIO()
-    # Text stays text, and ids do not depend on chance: the same run gives the same page.
+    # Text stays text, and ids are not random, so that the same run gives the same page.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "imagekin"}):
         figure.savefig(data, format="svg", metadata={"Date": None})
     text = data.getvalue()

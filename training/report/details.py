@@ -1,7 +1,7 @@
-"""What a report shows beside the scores: curves, confusion, nearest neighbours and a map of the embeddings.
+"""Details of a report: curves, confusion, nearest neighbours and a map of the embeddings.
 
-Everything is computed from the exported file's embeddings, so it shows what is served. Which test images are shown is
-drawn by a fixed seed, half of them from the mistakes, and says nothing about the scores.
+Everything is computed from the exported file's embeddings, so it shows the served model. The test images shown are
+drawn with a fixed seed, half of them from the mistakes, so they are not representative of the scores.
 """
 
 import json
@@ -21,11 +21,11 @@ from imagekin.training.data.images import ImageSet
 from imagekin.training.evaluation.evaluate import align_labels, knn_predict, nearest
 from imagekin.training.settings import METRICS_FILE, MODEL_FILE, REPORT_FILE
 
-STRIPS = 12
+_STRIPS = 12
 NEIGHBOURS = 8
-MAP_POINTS = 1000
-CONFUSED_PAIRS = 15
-PERPLEXITY = 30.0
+_MAP_POINTS = 1000
+_CONFUSED_PAIRS = 15
+_PERPLEXITY = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Strip:
 
     Attributes:
         query: row of the test image.
-        predicted: class that kNN gives it.
+        predicted: class that kNN assigns to it.
         neighbours: rows of training images, nearest first.
         similarities: their cosines.
     """
@@ -47,15 +47,15 @@ class Strip:
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What a report shows beside the scores.
+    """Details of a report beside the scores.
 
     Attributes:
         curves: the lines of `metrics.jsonl`.
         class_names: of the training images; classes below are positions in it.
-        confusion: int64 [C, C], test images of class row that kNN takes for class column.
+        confusion: int64 [C, C], test images of class row that kNN assigns to class column.
         strips: test images with their nearest training images.
         map_rows: int64 [M], rows of the test images on the map.
-        map_points: float32 [M, 2], where t-SNE puts them.
+        map_points: float32 [M, 2], their positions by t-SNE.
     """
 
     curves: tuple[dict[str, Any], ...]
@@ -66,16 +66,16 @@ class Details:
     map_points: NDArray[np.float32]
 
     def most_confused(self) -> list[tuple[str, str, int]]:
-        """Return (true class, class taken for it, images) of the most frequent mistakes, most frequent first."""
+        """Return (true class, predicted class, images) of the most frequent mistakes, most frequent first."""
         wrong = self.confusion.copy()
         np.fill_diagonal(wrong, 0)
-        order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSED_PAIRS]
+        order = np.argsort(-wrong, axis=None, kind="stable")[:_CONFUSED_PAIRS]
         pairs = [(int(place) // len(wrong), int(place) % len(wrong)) for place in order]
         names = self.class_names
         return [(names[true], names[taken], int(wrong[true, taken])) for true, taken in pairs if wrong[true, taken]]
 
     def to_json(self, train: ImageSet, test: ImageSet) -> dict[str, JSON]:
-        """Return all of it as one JSON object, images by their keys."""
+        """Return the details as one JSON object, with images by their keys."""
         names, labels = self.class_names, align_labels(train, test)
         strips: list[JSON] = [
             {
@@ -107,12 +107,12 @@ class Details:
 
 
 def collect(run: Path, train: ImageSet, test: ImageSet, *, device: Device = "auto", seed: int = 0) -> Details:
-    """Embed both sets with the run's model and work out what its report shows.
+    """Embed both sets with the run's model and compute the details of its report.
 
     Args:
         run: the run's folder, with an exported model.
         train: labelled images, prepared as the model's metadata say: the neighbours.
-        test: labelled images of the same classes, prepared likewise: what is asked.
+        test: labelled images of the same classes, prepared likewise: the queries.
         device: where ONNX Runtime runs.
         seed: of the draw of the test images shown, and of the map.
 
@@ -134,7 +134,7 @@ def collect(run: Path, train: ImageSet, test: ImageSet, *, device: Device = "aut
     np.add.at(confusion, (labels, predicted), 1)
     random = np.random.default_rng(seed)
     shown = _draw_shown(predicted != labels, random)
-    map_rows = np.sort(random.permutation(len(test_x))[:MAP_POINTS])
+    map_rows = np.sort(random.permutation(len(test_x))[:_MAP_POINTS])
     return Details(
         curves=read_curves(run),
         class_names=train.class_names,
@@ -161,10 +161,10 @@ def read_scores(run: Path) -> dict[str, Any]:
 
 
 def _draw_shown(wrong: NDArray[np.bool_], random: np.random.Generator) -> list[int]:
-    """Draw test images to show: up to half of them mistakes, mistakes last."""
+    """Draw the test images to show: up to half of them mistakes, mistakes last."""
     mistakes, others = (random.permutation(np.flatnonzero(rows)) for rows in (wrong, ~wrong))
-    mistaken = mistakes[: max(STRIPS // 2, STRIPS - len(others))]
-    return [*others[: STRIPS - len(mistaken)].tolist(), *mistaken.tolist()]
+    mistaken = mistakes[: max(_STRIPS // 2, _STRIPS - len(others))]
+    return [*others[: _STRIPS - len(mistaken)].tolist(), *mistaken.tolist()]
 
 
 def _strips(
@@ -179,7 +179,7 @@ def _strips(
 
 
 def _map(x: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
-    """Lay embeddings [M, D] out in a plane [M, 2] by t-SNE (van der Maaten and Hinton 2008), begun from PCA."""
+    """Project embeddings [M, D] to a plane [M, 2] by t-SNE (van der Maaten and Hinton 2008), starting from PCA."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -188,9 +188,9 @@ def _map(x: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
         flat = np.zeros((len(x), 2), dtype=np.float32)
         flat[:, : min(2, x.shape[1])] = x[:, :2]
         return flat
-    with threadpool_limits(1):  # so small a job only loses by threads that wait for each other
+    with threadpool_limits(1):  # more threads would only slow down so small a job
         start = PCA(n_components=2, random_state=seed).fit_transform(x)
         start = start / max(float(start[:, 0].std()), 1e-12) * 1e-4
-        perplexity = min(PERPLEXITY, (len(x) - 1) / 3)
+        perplexity = min(_PERPLEXITY, (len(x) - 1) / 3)
         tsne = TSNE(init=start.astype(np.float32), perplexity=perplexity, random_state=seed, n_jobs=1)
         return np.asarray(tsne.fit_transform(x), dtype=np.float32)

@@ -1,6 +1,6 @@
 """The commands `imagekin report`, `imagekin compare` and `imagekin sweep`: options in, a table or one JSON line out.
 
-Nothing here imports torch until the options are known to be good.
+Nothing here imports torch before the options have been checked.
 """
 
 import json
@@ -51,7 +51,7 @@ def compare_command(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Training runs' folders.", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
-    """Put runs side by side: the settings in which they differ, their scores, and what they cost."""
+    """Compare runs: the settings in which they differ, their scores and their costs."""
     from imagekin.training.evaluation.compare import compare
 
     comparison = compare(runs)
@@ -76,7 +76,7 @@ def sweep_command(
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each setting.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Show how much each option moves the result: each is varied alone, from one base. Goes on where it was stopped."""
+    """Measure the effect of each option, varied alone from one base; resumes where it was stopped."""
     from imagekin.training.loop.sweep import parse_variation, sweep
     from imagekin.training.options import resolve_settings
 

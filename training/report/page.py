@@ -1,4 +1,4 @@
-"""Writes a run's `report.html`, which needs nothing beside itself, and the same as `details.json`."""
+"""Write a run's `report.html`, which needs no other file, and the same figures as `details.json`."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from imagekin.training.report import charts
 from imagekin.training.report.details import Details, Strip, collect, read_scores
 from imagekin.training.settings import DETAILS_FILE, PAGE_FILE, TrainSettings
 
-SHOWN_SCORES = {
+_SHOWN_SCORES = {
     "knn_accuracy": ("kNN accuracy", ".2%"),
     "linear_accuracy": ("linear probe accuracy", ".2%"),
     "recall_at_1": ("recall@1", ".2%"),
@@ -27,7 +27,7 @@ SHOWN_SCORES = {
     "onnx_knn_agreement": ("same nearest neighbour, ONNX and torch", ".2%"),
     "embeddings_per_second": ("embeddings per second", ",.0f"),
 }
-STYLE = """
+_STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em; color: #222; }
 h2 { margin-top: 2em; } table { border-collapse: collapse; } td, th { padding: .15em .9em .15em 0; text-align: left; }
 td.figure { text-align: right; font-variant-numeric: tabular-nums; } svg { max-width: 100%; height: auto; }
@@ -48,7 +48,7 @@ def write_report(run: Path, train: ImageSet, test: ImageSet, *, device: Device =
 
 
 def page(settings: TrainSettings, scores: Mapping[str, Any], details: Details, train: ImageSet, test: ImageSet) -> str:
-    """Return the report as one HTML page without links, scripts or files beside it."""
+    """Return the report as one HTML page without links, scripts or other files."""
     labels = align_labels(train, test)
     title = f"{settings.objective} on {train.name}"
     sections = [
@@ -56,7 +56,7 @@ def page(settings: TrainSettings, scores: Mapping[str, Any], details: Details, t
         f"<p>{escape(settings.encoder)} encoder at {settings.image_size} pixels, judged on {len(test):,} images of "
         f"{escape(test.name)} that it was not trained on.</p>",
         "<h2>Scores</h2>",
-        _table([(name, format(scores[key], form)) for key, (name, form) in SHOWN_SCORES.items() if scores.get(key)]),
+        _table([(name, format(scores[key], form)) for key, (name, form) in _SHOWN_SCORES.items() if scores.get(key)]),
         "<h2>Training</h2>",
         charts.curves(details.curves) if details.curves else "<p>Not trained: random weights.</p>",
         "<h2>Confusion</h2>",
@@ -73,7 +73,7 @@ def page(settings: TrainSettings, scores: Mapping[str, Any], details: Details, t
         "<h2>Settings</h2>",
         _table([(name.replace("_", "-"), str(value)) for name, value in settings.to_dict().items()]),
     ]
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(sections) + "\n</body></html>\n"
 
 

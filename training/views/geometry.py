@@ -1,7 +1,7 @@
-"""Crops, flips, turns, blurs and holes of a batch of images, drawn for each image: the geometric half of the views.
+"""Crop, flip, turn, blur and cut out, with separate draws for each image: the geometric half of the views.
 
-Crop, resize and flip together are one linear map of the rows and one of the columns, so they are two batched matrix
-products. That filters as Pillow's antialiased bilinear resize does, which `grid_sample` cannot, and is faster.
+Crop, resize and flip together are one linear map of the rows and one of the columns, hence two batched matrix products.
+They filter as Pillow's antialiased bilinear resize does, which `grid_sample` cannot, and are faster.
 """
 
 import math
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-ELASTIC_KNOTS = 4
+_ELASTIC_KNOTS = 4
 
 
 def draw_boxes(
@@ -18,7 +18,7 @@ def draw_boxes(
 ) -> Tensor:
     """Draw crop boxes: area uniform in `scale`, aspect ratio log-uniform in `ratio`, place uniform.
 
-    Sides longer than the image are cut to it (torchvision draws again instead).
+    Sides longer than the image are clipped to it; torchvision draws again instead.
 
     Args:
         count: N.
@@ -51,18 +51,18 @@ def crop_resize(images: Tensor, boxes: Tensor, size: int, flip: Tensor | None = 
         Float32 [N, 3, S, S] in the units of `images`.
     """
     count, channels, height, width = images.shape
-    rows = resize_weights(boxes[:, 0], boxes[:, 2], height, size)
-    columns = resize_weights(boxes[:, 1], boxes[:, 3], width, size)
+    rows = _resize_weights(boxes[:, 0], boxes[:, 2], height, size)
+    columns = _resize_weights(boxes[:, 1], boxes[:, 3], width, size)
     if flip is not None:
         columns = torch.where(flip.view(-1, 1, 1), columns.flip(1), columns)
-    # Planes interleaved by row, [N, H, 3, W]: both products are then plain batched ones without a copy between.
+    # Planes interleaved by row, [N, H, 3, W], so that both products are plain batched ones without a copy in between.
     interleaved = images.permute(0, 2, 1, 3).to(torch.float32, memory_format=torch.contiguous_format)
     tall = torch.bmm(rows, interleaved.reshape(count, height, channels * width))
     wide = torch.bmm(tall.view(count, size * channels, width), columns.transpose(1, 2))
     return wide.view(count, size, channels, size).permute(0, 2, 1, 3)
 
 
-def resize_weights(start: Tensor, extent: Tensor, pixels: int, size: int) -> Tensor:
+def _resize_weights(start: Tensor, extent: Tensor, pixels: int, size: int) -> Tensor:
     """Return the matrices that resample a line of pixels with a triangle filter, as Pillow's `resize(box=…)` does.
 
     Args:
@@ -125,15 +125,15 @@ def draw_elastic(count: int, amount: float, size: int, generator: torch.Generato
         Float [N, S, S, 2], in coordinates from −1 to 1, to be added to a grid.
     """
     device = generator.device
-    knots = torch.randn(count, 2, ELASTIC_KNOTS, ELASTIC_KNOTS, generator=generator, device=device) * (2 * amount)
-    # The interpolation is linear, and as two small products many times faster than done for each field.
-    each = torch.eye(ELASTIC_KNOTS, device=device).view(1, 1, ELASTIC_KNOTS, ELASTIC_KNOTS)
-    weights = functional.interpolate(each, size=(size, ELASTIC_KNOTS), mode="bicubic", align_corners=False)[0, 0]
+    knots = torch.randn(count, 2, _ELASTIC_KNOTS, _ELASTIC_KNOTS, generator=generator, device=device) * (2 * amount)
+    # The interpolation is linear; as two small products it is many times faster than interpolating each field.
+    each = torch.eye(_ELASTIC_KNOTS, device=device).view(1, 1, _ELASTIC_KNOTS, _ELASTIC_KNOTS)
+    weights = functional.interpolate(each, size=(size, _ELASTIC_KNOTS), mode="bicubic", align_corners=False)[0, 0]
     return (weights @ knots @ weights.T).permute(0, 2, 3, 1)
 
 
 def warp(images: Tensor, maps: Tensor, fields: Tensor | None = None) -> Tensor:
-    """Apply an affine map to each image, bilinear; what lies outside repeats the border.
+    """Apply an affine map to each image, bilinear; the border is repeated outside.
 
     Args:
         images: float [N, 3, H, W].
@@ -147,12 +147,12 @@ def warp(images: Tensor, maps: Tensor, fields: Tensor | None = None) -> Tensor:
 
 
 def vary_strokes(images: Tensor, softness: Tensor, gain: Tensor) -> Tensor:
-    """Draw dark strokes on white paper with another pen: soften the ink, then make more of it, up to black.
+    """Change the pen of dark strokes on white paper: soften the ink, then multiply it, up to black.
 
     Args:
         images: float [N, 3, H, W] in [0, 1].
         softness: [N], from 0 to 1, part of the ink that is replaced by its mean over 3×3 pixels.
-        gain: [N], at least 1, factor of the ink; it decides how thick a softened stroke becomes.
+        gain: [N], at least 1, factor of the ink; it determines the thickness of a softened stroke.
     """
     ink = 1 - images
     rows, columns = (torch.ones(side, side, device=ink.device).tril_(1).triu_(-1).div_(3) for side in ink.shape[2:])

@@ -1,4 +1,4 @@
-"""A picture of what views look like: one row for each image, the image itself first, then views drawn of it."""
+"""Draw a sheet of views: one row per image, first the image itself, then views of it."""
 
 import io
 import os
@@ -26,7 +26,7 @@ GAP = 4
 
 
 def save_view_sheet(settings: TrainSettings, path: Path) -> None:
-    """Write a picture of views that the settings' preset draws of a few of the training images.
+    """Write a sheet of views of a few training images, drawn by the settings' preset.
 
     Args:
         settings: of a run: the data, sizes, preset and seed. Nothing is written to its folder.
@@ -62,11 +62,11 @@ def save_view_sheet(settings: TrainSettings, path: Path) -> None:
 
 
 def view_sheet(images: ImageSet, views: Views, seed: int) -> NDArray[np.uint8]:
-    """Draw the picture: uint8 [height, width, 3], a white gap between the cells.
+    """Draw the sheet: uint8 [height, width, 3], with a white gap between the cells.
 
     Args:
-        images: some of them, drawn by the seed, make the rows.
-        views: draws what stands beside each.
+        images: images from which the seed draws those of the rows.
+        views: draws the views.
         seed: of all draws.
     """
     draws = generator(seed, "view sheet")

@@ -1,7 +1,7 @@
-"""Views: random augmentations of a batch, drawn for each image, made for the whole batch at once on its device.
+"""Views: random augmentations, drawn for each image, computed for the whole batch at once on its device.
 
-A preset says how much of what; `Views` draws and applies it. The single changes live in
-`imagekin.training.views.geometry` and `imagekin.training.views.colour`, each a function of its own.
+A preset holds the amounts; `Views` draws and applies the changes, each of which is a function of
+`imagekin.training.views.geometry` or `imagekin.training.views.colour`.
 """
 
 import math
@@ -33,10 +33,10 @@ PIECE_VALUES = 2**19
 
 @dataclass(frozen=True, slots=True)
 class ViewPreset:
-    """How views are drawn. A pair is the ends of a range; a single amount a means the range 1 ± a.
+    """Parameters of views. A pair holds the ends of a range; a single amount a means the range 1 ± a.
 
     Attributes:
-        about: what the preset is for and where it comes from.
+        about: purpose and source of the preset.
         crop_scale: part of the image's area that a crop keeps.
         crop_ratio: width over height of a crop.
         flip: probability of mirroring left to right.
@@ -182,7 +182,7 @@ PRESETS = {
 
 
 class Views:
-    """Makes views of images: float [N, 3, size, size], normalised, ready for the encoder.
+    """Make views of images: float [N, 3, size, size], normalised, ready for the encoder.
 
     Args:
         preset: how views are drawn.
@@ -206,7 +206,7 @@ class Views:
         return cls(PRESETS[name], size, normalisation)
 
     def __call__(self, images: Tensor, generator: torch.Generator, count: int = 1) -> Tensor:
-        """Return views of each image, normalised: all first ones, then all second ones, and so on.
+        """Return views of each image, normalised: all first views, then all second ones, and so on.
 
         Args:
             images: uint8 [N, 3, H, W], on the generator's device.
@@ -230,7 +230,7 @@ class Views:
         pieces = math.ceil(result.numel() / count / PIECE_VALUES)
         parts = images.chunk(pieces) * count
         places = [piece for place in result.chunk(count) for piece in place.chunk(pieces)]
-        # Each draws for itself, so that it does not matter which is made first.
+        # Each part has its own seed, so that their order does not matter.
         seeds = torch.randint(2**63 - 1, (len(parts),), generator=generator).tolist()
         draws = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._workers.run([partial(make, *each) for each in zip(parts, places, draws, strict=True)])
@@ -242,7 +242,7 @@ class Views:
         boxes = draw_boxes(count, preset.crop_scale, preset.crop_ratio, generator)
         flip = _chance(count, preset.flip, generator) if preset.flip else None
         if flip is None and preset.crop_scale == (1.0, 1.0) and images.shape[2] == images.shape[3] == self.size:
-            views = images.float().mul_(1 / 255)  # nothing to cut, nothing to resize
+            views = images.float().mul_(1 / 255)  # nothing to crop or resize
         else:
             views = crop_resize(images, boxes, self.size, flip).mul_(1 / 255)
         if preset.rotate:
@@ -261,12 +261,12 @@ class Views:
         return self._hide(views, generator)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Return float images [N, 3, H, W] in [0, 1] as the encoder wants them."""
+        """Normalise float images [N, 3, H, W] in [0, 1] for the encoder."""
         scale, shift, _ = self._constants(images.device)
         return torch.addcmul(shift, images, scale)
 
     def _recolour(self, views: Tensor, generator: torch.Generator) -> Tensor:
-        """Change tone and hue of the chosen images; a gray view has saturation 0, which leaves no hue to turn."""
+        """Change tone and hue of the chosen images; in a gray view, of saturation 0, hue has no effect."""
         preset, count = self.preset, len(views)
         jittered = _chance(count, preset.jitter, generator)
         gray = _chance(count, preset.gray, generator)
@@ -282,7 +282,7 @@ class Views:
         return views
 
     def _hide(self, views: Tensor, generator: torch.Generator) -> Tensor:
-        """Take a channel or a box away; what is missing is the data's mean, which is 0 to the encoder."""
+        """Replace a channel or a box by the data's mean, which is 0 to the encoder."""
         preset, count = self.preset, len(views)
         _, _, mean = self._constants(views.device)
         if preset.channel_drop:
@@ -298,7 +298,7 @@ class Views:
     def _constants(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Return scale and shift of the normalisation, [1, 3, 1, 1], and the mean, [3].
 
-        They stay on the device: copying them there each time would make the CPU wait for it.
+        They are cached on the device: copying them each time would make the CPU wait for it.
         """
         if device not in self._kept:
             mean = torch.tensor(self.normalisation.mean, device=device)
@@ -310,8 +310,8 @@ class Views:
 def _change(views: Tensor, chosen: Tensor, amount: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Apply `change`, by an amount [N] each, to the chosen images, bool [N].
 
-    A CPU changes these only. Elsewhere all are changed and some taken: to know how many there are, the CPU would have
-    to wait for the device.
+    On a CPU only these are changed. On other devices all are changed and the chosen ones kept, because the CPU would
+    have to wait for the device to know their number.
     """
     if views.device.type != "cpu":
         return torch.where(chosen.view(-1, 1, 1, 1), change(views, amount), views)

@@ -1,4 +1,4 @@
-"""Runs pieces of work side by side on a CPU, each of them on one thread."""
+"""Run tasks side by side on a CPU, each on one thread."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,17 +8,17 @@ import torch
 
 
 class WorkerThreads:
-    """As many threads as torch works with; what runs in one of them does not spread to the others.
+    """As many threads as torch uses; a task in one of them does not spread to the others.
 
-    That suits long rows of small operations. Shared out between threads, each single one would end with a wait for the
-    slowest of them, which on a busy machine is one that is not running at all.
+    This suits long sequences of small operations. Divided among threads, each operation would wait for the slowest
+    thread, which on a busy machine may not be running at all.
     """
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
 
     def run(self, tasks: Sequence[Callable[[], None]]) -> None:
-        """Do all tasks, in any order, and return when they are done; raises what one of them raised.
+        """Run all tasks, in any order, and return when they are done; raises what one of them raised.
 
         A single task has all of torch's threads.
         """
@@ -34,16 +34,16 @@ class WorkerThreads:
 
 
 def _start(threads: int) -> ThreadPoolExecutor:
-    """Start that many threads, each of which torch takes for the only one."""
+    """Start that many threads, in each of which torch uses a single thread."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="one-thread")
     everyone = Barrier(threads)
 
     def begin() -> None:
-        everyone.wait()  # so that no thread comes here twice
-        torch.get_num_threads()  # a thread's first use of torch gives it the common number: let that be over
+        everyone.wait()  # so that each thread runs this once
+        torch.get_num_threads()  # a thread's first use of torch sets it to the common number, so do that first
         torch.set_num_threads(1)
 
     for begun in [pool.submit(begin) for _ in range(threads)]:
         begun.result()
-    torch.set_num_threads(threads)  # the common number, which theirs has replaced
+    torch.set_num_threads(threads)  # restore the common number, which theirs has replaced
     return pool

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from imagekin.training.models.encoders import Normalisation, build_encoder
-from imagekin.training.models.recalibrate_batchnorm import settle_norms
+from imagekin.training.models.recalibrate_batchnorm import recalibrate_norms
 from imagekin.training.objectives.base import DeviceData, TrainingBatch
 from imagekin.training.objectives.pretext.context import Context, drop_colours
 from imagekin.training.objectives.pretext.deepcluster import DeepCluster, cluster, head_of_means, whiten
@@ -203,7 +203,7 @@ def test_norms_settle_on_whole_images() -> None:
     data = DeviceData(noise(300) // 2 + 60, torch.zeros(300, dtype=torch.int64), 1)
     before = [parameter.clone() for parameter in encoder.parameters()]
     encoder.eval()
-    settle_norms(encoder, data, PLAIN)
+    recalibrate_norms(encoder, data, PLAIN)
     assert not encoder.training
     assert all(torch.equal(a, b) for a, b in zip(before, encoder.parameters(), strict=True))
     first = next(module for module in encoder.modules() if isinstance(module, torch.nn.BatchNorm2d))
@@ -212,7 +212,7 @@ def test_norms_settle_on_whole_images() -> None:
         seen = encoder.get_submodule("stem.0")(PLAIN.normalise(data.images / 255))
     assert first.running_mean is not None
     torch.testing.assert_close(first.running_mean, seen.mean((0, 2, 3)), atol=1e-2, rtol=1e-2)
-    settle_norms(encoder, data, PLAIN)
+    recalibrate_norms(encoder, data, PLAIN)
     again = first.running_mean.clone()
-    settle_norms(encoder, data, PLAIN)
+    recalibrate_norms(encoder, data, PLAIN)
     assert torch.equal(first.running_mean, again)

@@ -1,4 +1,4 @@
-"""Context prediction: a patch and each of its eight neighbours; tell which (Doersch et al. 2015, arXiv:1505.05192)."""
+"""Context prediction: locate a patch's neighbour among eight places (Doersch et al. 2015, arXiv:1505.05192)."""
 
 import math
 from typing import ClassVar, Self
@@ -11,14 +11,14 @@ from imagekin.training.objectives.base import Inputs, Objective, Setup, Targets,
 from imagekin.training.objectives.pretext.patches import CELLS, PATCH_SHARE, cut_patches, patch_side
 from imagekin.training.views.views import Views
 
-CENTRE = CELLS // 2
+_CENTRE = CELLS // 2
 NEIGHBOURS = CELLS - 1
 
 
 class Context(Objective):
-    """The encoder sees each patch alone; a head sees two features and names the neighbour's place.
+    """Encode each patch alone, and predict a neighbour's place from the features of both.
 
-    All eight neighbours of a centre are asked about: the centre's features serve eight pairs.
+    All eight neighbours of a centre are predicted, so the centre's features serve eight pairs.
 
     Args:
         views: whose normalisation is used.
@@ -43,7 +43,7 @@ class Context(Objective):
         return cls(setup.views, setup.settings.image_size, setup.feature_dim)
 
     def make_inputs(self, batch: TrainingBatch) -> Inputs:
-        """Return [B·9] patches, those of an image together by rows, and the images' numbers."""
+        """Return [B·9] patches, grouped by image in row order, with the images' numbers."""
         count, device = len(batch.images), batch.images.device
         cells = torch.arange(CELLS, device=device).expand(count, CELLS)
         patches = cut_patches(batch.images, cells, PATCH_SHARE, self._side, batch.generator)
@@ -52,8 +52,8 @@ class Context(Objective):
     def loss(self, features: Tensor, targets: Targets) -> Tensor:
         """Return the mean cross-entropy over the eight places."""
         patches = features.reshape(len(targets["rows"]), CELLS, -1)
-        centres = patches[:, CENTRE : CENTRE + 1].expand(-1, NEIGHBOURS, -1)
-        neighbours = torch.cat((patches[:, :CENTRE], patches[:, CENTRE + 1 :]), dim=1)
+        centres = patches[:, _CENTRE : _CENTRE + 1].expand(-1, NEIGHBOURS, -1)
+        neighbours = torch.cat((patches[:, :_CENTRE], patches[:, _CENTRE + 1 :]), dim=1)
         answers = self.head(torch.cat((centres, neighbours), dim=2)).flatten(0, 1)
         places = torch.arange(NEIGHBOURS, device=features.device).repeat(len(patches))
         return functional.cross_entropy(answers, places)
@@ -64,9 +64,9 @@ class Context(Objective):
 
 
 def drop_colours(patches: Tensor, generator: torch.Generator) -> Tensor:
-    """Keep one channel of each patch, a drawn one; the others become noise of a hundredth of its deviation.
+    """Keep one random channel of each patch; the others become noise of a hundredth of its deviation.
 
-    A lens shifts the colours against each other by an amount that tells where in the image a patch is from.
+    Otherwise chromatic aberration would tell where in the image a patch comes from.
 
     Args:
         patches: float [N, 3, H, W].

@@ -1,4 +1,4 @@
-"""DeepCluster: classify images by the cluster their features lay in at the epoch's start (arXiv:1807.05520)."""
+"""DeepCluster: classify images by the cluster of their features at the start of the epoch (arXiv:1807.05520)."""
 
 from typing import ClassVar, Self
 
@@ -16,18 +16,18 @@ from imagekin.training.views.geometry import crop_resize
 from imagekin.training.views.views import Views
 from imagekin.version import install_command
 
-COMPONENTS = 256
+_COMPONENTS = 256
 """Principal components that features are reduced to before clustering, as in the paper."""
-ITERATIONS = 20
-CONCENTRATION = 10.0
+_ITERATIONS = 20
+_CONCENTRATION = 10.0
 """Of a new head's answers: cosines to the clusters' means are divided by 0.1."""
 EMBED_BATCH = 512
 
 
 class DeepCluster(Objective):
-    """Each epoch: features → PCA, whitened, unit length → k-means → new labels and a new head.
+    """In each epoch: features → PCA, whitened, unit length → k-means → new labels and a new head.
 
-    Batches are drawn so that every cluster is shown equally often: otherwise a large one would soon be all.
+    Batches are drawn so that every cluster is shown equally often; otherwise a large one would soon take over.
 
     Args:
         views: draws one view of each image.
@@ -56,24 +56,24 @@ class DeepCluster(Objective):
         return cls(setup.views, setup.feature_dim, setup.image_count, settings.clusters, settings.seed)
 
     def begin_epoch(self, encoder: Backbone, data: DeviceData, epoch: int) -> None:
-        """Cluster all images anew, and start the head anew, since a cluster's number has no meaning over epochs."""
+        """Cluster all images again and reset the head, since cluster numbers have no meaning across epochs."""
         features = self._embed(encoder, data)
         labels = cluster(whiten(features), self._clusters, derived_seed(self._seed, "clusters", epoch) % 2**31)
         self.labels.copy_(torch.from_numpy(labels))
-        # A random head would spend a short epoch on finding the clusters, and its gradient would tell the encoder
-        # little meanwhile; the clusters' means are known (as in DeepCluster-v2, arXiv:2006.09882).
+        # Start from the clusters' means (as in DeepCluster-v2, arXiv:2006.09882): a random head would spend a short
+        # epoch on finding the clusters, with gradients of little use to the encoder.
         weight, bias = head_of_means(features, labels, self._clusters)
         with torch.no_grad():
             self.head.weight.copy_(torch.from_numpy(weight))
             self.head.bias.copy_(torch.from_numpy(bias))
 
     def pick(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Return as many rows, every cluster equally likely."""
+        """Return as many rows, with every cluster equally likely."""
         weights = 1.0 / torch.bincount(self.labels, minlength=self._clusters).clamp_min(1)[self.labels]
         return torch.multinomial(weights.float(), len(rows), replacement=True, generator=generator)
 
     def make_inputs(self, batch: TrainingBatch) -> Inputs:
-        """Return one view of each image, and its cluster."""
+        """Return one view of each image, with its cluster."""
         return Inputs(self._views(batch.images, batch.generator), {"clusters": self.labels[batch.rows]})
 
     def loss(self, features: Tensor, targets: Targets) -> Tensor:
@@ -81,7 +81,7 @@ class DeepCluster(Objective):
         return functional.cross_entropy(self.head(features), targets["clusters"])
 
     def _embed(self, encoder: Backbone, data: DeviceData) -> NDArray[np.float32]:
-        """Return the features of all images as they are, float32 [N, D]."""
+        """Return the features of all images without augmentation, float32 [N, D]."""
         training = encoder.training
         encoder.eval()
         parts = []
@@ -94,16 +94,16 @@ class DeepCluster(Objective):
         return np.ascontiguousarray(torch.cat(parts).float().cpu().numpy())
 
 
-def whiten(features: NDArray[np.float32], components: int = COMPONENTS) -> NDArray[np.float32]:
+def whiten(features: NDArray[np.float32], components: int = _COMPONENTS) -> NDArray[np.float32]:
     """Reduce features [N, D] by PCA to at most `components`, each with deviation 1, then each row to unit length."""
-    mean, matrix = whitening(features, components)
+    mean, matrix = _whitening(features, components)
     if not matrix.shape[1]:
         return np.ones((len(features), 1), dtype=np.float32)
     return np.asarray(_unit((features - mean) @ matrix), dtype=np.float32)
 
 
-def whitening(
-    features: NDArray[np.float32], components: int = COMPONENTS
+def _whitening(
+    features: NDArray[np.float32], components: int = _COMPONENTS
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the mean [D] and the matrix [D, P] that whiten features [N, D]; P is 0 when all are equal."""
     mean = features.mean(0, dtype=np.float64)
@@ -117,28 +117,28 @@ def whitening(
 def head_of_means(
     features: NDArray[np.float32], labels: NDArray[np.int64], clusters: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return weight [C, D] and bias [C] of the linear head that compares whitened features with the clusters' means.
+    """Return weight [C, D] and bias [C] of the linear head that compares whitened features with cluster means.
 
-    Its logits are the cosines with them, times CONCENTRATION, for a whitened feature of usual length.
+    Its logits are the cosines with the means, times `_CONCENTRATION`, for a whitened feature of average length.
 
     Args:
         features: [N, D] float.
         labels: [N] int, the cluster of each, none empty.
         clusters: C.
     """
-    mean, matrix = whitening(features)
+    mean, matrix = _whitening(features)
     projected = (features - mean) @ matrix
     sums = np.zeros((clusters, matrix.shape[1]))
     np.add.at(sums, labels, _unit(projected))
     lengths = np.linalg.norm(projected, axis=1).mean() if matrix.shape[1] else 1.0
-    weight = CONCENTRATION / lengths * _unit(sums) @ matrix.T
+    weight = _CONCENTRATION / lengths * _unit(sums) @ matrix.T
     return weight, -weight @ mean
 
 
 def cluster(features: NDArray[np.float32], clusters: int, seed: int) -> NDArray[np.int64]:
     """Cluster features [N, D] by k-means; returns int64 [N] from 0 to clusters − 1, no cluster empty.
 
-    FAISS splits a large cluster where one is empty; one that is empty at the end gets an image of the largest.
+    FAISS replaces an empty cluster by splitting a large one; one that is empty at the end gets an image of the largest.
 
     Raises:
         FailedPreconditionError: FAISS is not installed.
@@ -152,7 +152,7 @@ def cluster(features: NDArray[np.float32], clusters: int, seed: int) -> NDArray[
     means = faiss.Kmeans(
         features.shape[1],
         clusters,
-        niter=ITERATIONS,
+        niter=_ITERATIONS,
         seed=seed,
         min_points_per_centroid=1,
         max_points_per_centroid=10**6,

@@ -1,4 +1,4 @@
-"""Exemplar: every chosen image with all its views is a class (Dosovitskiy et al. 2014, arXiv:1406.6909)."""
+"""Exemplar: each chosen image with all its views forms a class (Dosovitskiy et al. 2014, arXiv:1406.6909)."""
 
 import math
 from typing import ClassVar, Self
@@ -35,7 +35,7 @@ class Exemplar(Objective):
         super().__init__()
         order = torch.randperm(image_count, generator=generator(seed, "exemplars"))
         self.register_buffer("chosen", order[:class_count])
-        # A hidden layer, as in the paper: the features below it need not tell thousands of images apart by themselves.
+        # A hidden layer, as in the paper, so that the features themselves need not tell thousands of images apart.
         self.head = nn.Sequential(
             nn.Linear(feature_dim, feature_dim), nn.ReLU(inplace=True), nn.Linear(feature_dim, len(self.chosen))
         )
@@ -60,7 +60,7 @@ class Exemplar(Objective):
         return self.chosen[rows % len(self.chosen)]
 
     def make_inputs(self, batch: TrainingBatch) -> Inputs:
-        """Return the views of all images, and each one's surrogate class."""
+        """Return the views of all images, with their surrogate classes."""
         classes = (batch.rows.view(-1, 1) == self.chosen.view(1, -1)).int().argmax(1)
         return Inputs(stack_views(batch, self._views, self._num_views), {"classes": classes.repeat(self._num_views)})
 

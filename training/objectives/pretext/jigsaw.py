@@ -1,4 +1,4 @@
-"""Jigsaw: nine tiles of an image in an order; tell which (Noroozi and Favaro 2016, arXiv:1603.09246)."""
+"""Jigsaw: predict the permutation of an image's nine tiles (Noroozi and Favaro 2016, arXiv:1603.09246)."""
 
 import itertools
 import math
@@ -15,21 +15,21 @@ from imagekin.training.objectives.pretext.patches import CELLS, PATCH_SHARE, cut
 from imagekin.training.views.colour import luma
 from imagekin.training.views.views import Views
 
-GRAY_SHARE = 0.3
+_GRAY_SHARE = 0.3
 """Images shown in gray, so that colour aberration does not give places away."""
 
 
 class Jigsaw(Objective):
-    """The encoder sees each tile alone; a head sees the features of all nine and names the permutation.
+    """Encode each tile alone, and predict the permutation from the features of all nine.
 
     Args:
         views: whose normalisation is used.
         image_size: that the encoder is for.
         feature_dim: number of the encoder's features.
-        permutations: number of orders that are told apart.
+        permutations: number of permutations to choose from.
         normalise_tiles: whether each tile is normalised on its own, as in the paper, so that brightness and contrast do
-            not tell which tiles lie side by side. They stay as they will be when the encoder is served otherwise, which
-            makes better features of small images.
+            not tell which tiles are adjacent. Otherwise tiles stay as images are served, which gives better features
+            of small images.
         seed: of the set of permutations.
     """
 
@@ -66,11 +66,11 @@ class Jigsaw(Objective):
         )
 
     def make_inputs(self, batch: TrainingBatch) -> Inputs:
-        """Return [B·9] tiles in a drawn order, and that order's number."""
+        """Return [B·9] tiles in a random order, with that order's number."""
         device, count = batch.images.device, len(batch.images)
         orders = torch.randint(len(self.permutations), (count,), generator=batch.generator, device=device)
         tiles = cut_patches(batch.images, self.permutations[orders], PATCH_SHARE, self._side, batch.generator)
-        gray = torch.rand(count, generator=batch.generator, device=device) < GRAY_SHARE
+        gray = torch.rand(count, generator=batch.generator, device=device) < _GRAY_SHARE
         chosen = gray.repeat_interleave(CELLS).view(-1, 1, 1, 1)
         tiles = torch.where(chosen, luma(tiles), tiles)
         if self._normalise_tiles:
@@ -89,15 +89,15 @@ class Jigsaw(Objective):
 
 
 def permutation_set(count: int, seed: int, items: int = CELLS) -> Tensor:
-    """Choose permutations that are far from each other, int64 [count, items].
+    """Choose permutations that are far apart, int64 [count, items].
 
-    Starting from a random one, each next one is, of all, the one whose least Hamming distance to those chosen is
-    largest, and of several such the one with the largest mean distance.
+    The first one is random. Each further one has the largest minimum Hamming distance to those chosen before; ties go
+    to the largest mean distance.
 
     Args:
-        count: how many, at most items!.
+        count: number of permutations, at most items!.
         seed: of the first one.
-        items: what is permuted.
+        items: number of items permuted.
     """
     everything = np.array(list(itertools.permutations(range(items))), dtype=np.int8)
     least = np.full(len(everything), items, dtype=np.int64)

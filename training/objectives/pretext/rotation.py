@@ -1,4 +1,4 @@
-"""Rotation: tell by how many quarters an image was turned (RotNet, Gidaris et al. 2018, arXiv:1803.07728)."""
+"""Rotation: predict the quarter turns of an image (RotNet, Gidaris et al. 2018, arXiv:1803.07728)."""
 
 import math
 from typing import ClassVar, Self
@@ -10,11 +10,11 @@ from torch.nn import functional
 from imagekin.training.objectives.base import Inputs, Objective, Setup, Targets, TrainingBatch
 from imagekin.training.views.views import Views
 
-TURNS = 4
+_TURNS = 4
 
 
 class Rotation(Objective):
-    """One view of each image, shown in all four rotations in the same batch, which the paper found to be better.
+    """Show one view of each image in all four rotations in the same batch, which the paper found to be better.
 
     Args:
         views: draws the view; a preset that rotates spoils the task.
@@ -25,7 +25,7 @@ class Rotation(Objective):
 
     def __init__(self, views: Views, feature_dim: int) -> None:
         super().__init__()
-        self.head = nn.Linear(feature_dim, TURNS)
+        self.head = nn.Linear(feature_dim, _TURNS)
         self._views = views
 
     @classmethod
@@ -34,10 +34,10 @@ class Rotation(Objective):
         return cls(setup.views, setup.feature_dim)
 
     def make_inputs(self, batch: TrainingBatch) -> Inputs:
-        """Return [4·B] images: all as they are, then all turned by one quarter, and so on."""
+        """Return [4·B] images: all unturned, then all turned by one quarter, and so on."""
         views = self._views(batch.images, batch.generator)
-        turned = torch.cat([views.rot90(turn, (2, 3)) for turn in range(TURNS)])
-        turns = torch.arange(TURNS, device=views.device).repeat_interleave(len(views))
+        turned = torch.cat([views.rot90(turn, (2, 3)) for turn in range(_TURNS)])
+        turns = torch.arange(_TURNS, device=views.device).repeat_interleave(len(views))
         return Inputs(turned.contiguous(memory_format=torch.channels_last), {"turns": turns})
 
     def loss(self, features: Tensor, targets: Targets) -> Tensor:
@@ -46,4 +46,4 @@ class Rotation(Objective):
 
     def chance_loss(self, batch_size: int) -> float | None:
         """Return log 4."""
-        return math.log(TURNS)
+        return math.log(_TURNS)
