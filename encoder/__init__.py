@@ -1,4 +1,4 @@
-"""Run model artifacts: bytes → pixels → embeddings.
+"""Decode images and run model artifacts.
 
 Nothing is imported here: `metadata` and `decoding` need only NumPy and Pillow, `runtime` needs ONNX Runtime.
 """

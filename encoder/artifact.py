@@ -1,8 +1,8 @@
 """Read, check and write model artifacts: one ONNX file with its metadata inside.
 
-The graph's promise: input `pixels` uint8 [N, H, W, 3], output `embedding` float32 [N, D] of unit length, optional
-output `logits` float32 [N, C]; N is dynamic and normalisation is part of the graph. Only `write` and `load_graph` need
-the onnx package; reading goes through ONNX Runtime, which serving has anyway.
+The graph has the input `pixels` uint8 [N, H, W, 3], the output `embedding` float32 [N, D] of unit length, and
+optionally the output `logits` float32 [N, C]; N is dynamic, and normalisation is part of the graph. Only `write` and
+`load_graph` need the onnx package; reading uses ONNX Runtime, which serving depends on anyway.
 """
 
 import hashlib
@@ -26,18 +26,18 @@ def new_space_id(state: Iterable[tuple[str, bytes]]) -> str:
     """
     digest = hashlib.sha256()
     for name, data in sorted(state):
-        # Lengths make the boundaries part of the digest: ("a", "bc") and ("ab", "c") differ.
+        # With lengths, the boundaries are part of the digest: ("a", "bc") and ("ab", "c") differ.
         digest.update(f"{len(name)}:{name}:{len(data)}:".encode())
         digest.update(data)
     return f"ik1-{digest.hexdigest()[:32]}"
 
 
 def read_metadata(path: Path) -> Metadata:
-    """Return the metadata of a model artifact.
+    """Read the metadata of a model artifact.
 
     Raises:
         NotFoundError: there is no such file.
-        InvalidArgumentError: it is no artifact, or its graph is not what the metadata say.
+        InvalidArgumentError: it is no artifact, or its graph does not match its metadata.
     """
     from imagekin.encoder.runtime.session import Encoder
 
@@ -45,7 +45,7 @@ def read_metadata(path: Path) -> Metadata:
 
 
 def load_graph(path: Path) -> "onnx.ModelProto":
-    """Return an ONNX file's graph. Needs the onnx package.
+    """Read an ONNX file; needs the onnx package.
 
     Raises:
         NotFoundError: there is no such file.
@@ -63,21 +63,21 @@ def load_graph(path: Path) -> "onnx.ModelProto":
 
 
 def write(model: "onnx.ModelProto", metadata: Metadata, path: Path) -> Path:
-    """Write a model artifact: the graph with the metadata inside. Needs the onnx package.
+    """Write a model artifact, a graph with metadata inside; needs the onnx package.
 
-    The file appears complete or not at all, and only when ONNX Runtime can open it and the graph is what the metadata
-    say. Other entries of `metadata_props` stay.
+    The file is written completely or not at all, and only if ONNX Runtime can open it and the graph matches the
+    metadata. Other entries of `metadata_props` are kept.
 
     Args:
-        model: the graph; not changed.
-        metadata: what to write into it.
-        path: where to write; an existing file is replaced.
+        model: the graph; it is not changed.
+        metadata: the metadata to write.
+        path: the file; an existing one is replaced.
 
     Returns:
         `path`.
 
     Raises:
-        InvalidArgumentError: the graph is not what the metadata say.
+        InvalidArgumentError: the graph does not match the metadata.
     """
     import onnx
 
@@ -94,7 +94,7 @@ def write(model: "onnx.ModelProto", metadata: Metadata, path: Path) -> Path:
         _sync(temporary)
         temporary.replace(path)
     except ImagekinError as error:
-        # The temporary name means nothing to the caller.
+        # The message must not contain the temporary name.
         raise type(error)(str(error).replace(temporary.name, path.name), field=error.field) from None
     finally:
         temporary.unlink(missing_ok=True)

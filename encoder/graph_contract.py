@@ -1,4 +1,4 @@
-"""Define what the graph of a model artifact looks like from outside: its inputs and outputs, and the check of them.
+"""Define and check the inputs and outputs of a model artifact's graph.
 
 Input `pixels` uint8 [N, H, W, 3], output `embedding` float32 [N, D] of unit length, optional output `logits` float32
 [N, C]; N is dynamic and normalisation is part of the graph.
@@ -26,7 +26,7 @@ class Tensor:
     Attributes:
         name: its name.
         dtype: element type in ONNX Runtime's spelling, for example `tensor(uint8)`.
-        shape: sides; an int when fixed, a name or None when dynamic.
+        shape: the sides: a number if fixed, a name or None if dynamic.
     """
 
     name: str
@@ -35,10 +35,10 @@ class Tensor:
 
 
 def check_graph(metadata: Metadata, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-    """Check that a graph's inputs and outputs are what its metadata promise.
+    """Check that a graph's inputs and outputs match its metadata.
 
     Raises:
-        InvalidArgumentError: they are not; the message says what is wrong.
+        InvalidArgumentError: they do not; the message states the difference.
     """
     side = metadata.preprocess
     if [tensor.name for tensor in inputs] != [PIXELS]:
@@ -57,7 +57,7 @@ def check_graph(metadata: Metadata, inputs: Sequence[Tensor], outputs: Sequence[
 
 
 def _check_tensor(tensor: Tensor, dtype: str, sides: tuple[int, ...]) -> None:
-    """Check type and sides; a dynamic side is taken on trust here and checked again when the model runs."""
+    """Check type and sides; dynamic sides are checked when the model runs."""
     if tensor.dtype != dtype:
         raise InvalidArgumentError(f"model's {tensor.name!r} must be {dtype}, not {tensor.dtype}")
     wanted = f"[N, {', '.join(map(str, sides))}]"

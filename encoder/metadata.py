@@ -1,7 +1,7 @@
 """Read and write a model artifact's metadata: preprocessing, embedding space and origin.
 
-The artifact holds one JSON object under one key of the ONNX `metadata_props`. The text comes from a file that anybody
-may have written, so it is parsed strictly: sizes are bounded, and every field is checked and named when it is wrong.
+The artifact holds one JSON object under one key of the ONNX `metadata_props`. The file is not trusted, so the text is
+parsed strictly: sizes are bounded, and every field is checked and named in errors.
 """
 
 import json
@@ -35,12 +35,12 @@ class Preprocess:
     Attributes:
         height: rows of the input, 1 to 4,096 pixels.
         width: columns of the input, 1 to 4,096 pixels.
-        resize: `squash` ignores the aspect ratio; `crop` scales the image to cover the input and cuts off what
-            overhangs, equally on both sides; `pad` scales it to fit inside and fills the rest with `background`.
+        resize: `squash` ignores the aspect ratio; `crop` scales the image to cover the input, and crops the excess
+            equally on both sides; `pad` scales it to fit inside, and fills the rest with `background`.
         interpolation: resampling filter, antialiased except for `nearest`.
         background: RGB colour, 0 to 255 each, behind transparent pixels and around padded images.
-        crop_fraction: for `crop`, the part of the covered area's sides that is kept, above 0 and at most 1. Models
-            trained with "resize to 256, crop 224" have 0.875.
+        crop_fraction: for `crop`, the fraction of the sides that is kept, above 0 and at most 1. For models trained
+            with "resize to 256, crop 224" it is 0.875.
 
     Raises:
         InvalidArgumentError: a value is out of range.
@@ -68,15 +68,16 @@ class Preprocess:
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """Everything that a model artifact says about itself.
+    """The metadata of a model artifact.
 
     Attributes:
-        space: id of the embedding space, 1 to 128 bytes: the weights that made an embedding. Two spaces never mix.
+        space: id of the embedding space, 1 to 128 bytes, which identifies the weights; embeddings of different spaces
+            cannot be compared.
         dim: number of components of an embedding, 1 to 65,536.
-        preprocess: how pixels are prepared.
+        preprocess: preprocessing of images.
         class_names: names of the linear head's classes in the order of its logits; empty when there is no head.
-        objective: what pretraining minimised, for example `supcon`; empty when unknown.
-        dataset: what it was trained on; empty when unknown.
+        objective: objective of pretraining, for example `supcon`; empty when unknown.
+        dataset: data set of pretraining; empty when unknown.
         training: settings of the training run, any JSON object.
         scores: finite figures by name, for example `knn_accuracy`.
         precision: number format of the weights.
@@ -123,7 +124,7 @@ class Metadata:
                 _fail("scores", f"must be finite numbers, {name[:64]!r} is not")
 
     def to_json(self) -> str:
-        """Return the JSON object that `from_json` reads, on one line, keys in the order of the fields."""
+        """Return the metadata as one JSON object, on one line, with keys in the order of the fields."""
         plain = {part.name: getattr(self, part.name) for part in fields(self)}
         plain["preprocess"] = {part.name: getattr(self.preprocess, part.name) for part in fields(Preprocess)}
         plain["training"] = dict(self.training)
@@ -132,13 +133,13 @@ class Metadata:
 
     @classmethod
     def from_json(cls, text: str) -> "Metadata":
-        """Return the metadata that a JSON object describes.
+        """Parse the JSON object that `to_json` returns.
 
         Args:
             text: one JSON object, at most 4 Mi characters.
 
         Raises:
-            InvalidArgumentError: it is not such an object; the message names the field at fault.
+            InvalidArgumentError: it is invalid; the message names the field.
         """
         values = _parse_object(text)
         _check_names("", values, cls)
@@ -169,7 +170,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _unique(pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:
-    """Build an object; a repeated name is an error, because readers disagree about which value counts."""
+    """Build an object; a repeated name is an error, because JSON parsers differ in the value that they use."""
     value = dict(pairs)
     if len(value) != len(pairs):
         raise ValueError("repeated name")
@@ -177,7 +178,7 @@ def _unique(pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:
 
 
 def _check_names(prefix: str, values: Mapping[str, JSON], kind: type[Metadata] | type[Preprocess]) -> None:
-    """Refuse unknown names (ignoring one could mean other pixels than the model was trained on) and missing ones."""
+    """Refuse missing and unknown names, because ignoring one could change the preprocessing."""
     known = {part.name for part in fields(kind)}
     for name in values:
         if name not in known:
@@ -217,7 +218,7 @@ def _check_text(name: str, value: object, limit: int = MAX_TEXT_BYTES) -> None:
 
 
 def _check_json(name: str, value: object, depth: int = 0) -> None:
-    """Check that a value is plain, finite JSON of bounded depth; the outermost must be an object."""
+    """Check that a value is a JSON object of bounded depth with finite numbers."""
     if depth > MAX_DEPTH:
         _fail(name, f"is nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, Mapping):

@@ -1,9 +1,8 @@
-"""From a folder of images to a service that knows which images are alike and what they are.
+"""Train image encoders, index images, and serve similarity search and classification.
 
     from imagekin import Client
 
-Names are loaded when they are first used: the client needs gRPC, numpy and protobuf, and nothing of FAISS, ONNX Runtime
-or torch.
+Names are loaded on first use: the client needs gRPC, NumPy and protobuf, but neither FAISS nor ONNX Runtime nor torch.
 """
 
 import importlib
@@ -41,7 +40,7 @@ __all__ = [
     "types",
 ]
 
-# Public name → module that holds it, and the name there (empty: the module itself).
+# Public name → its module, and its name there (empty for the module itself).
 _HOMES = {
     "AsyncClient": ("imagekin.client.async_client", "AsyncClient"),
     "Client": ("imagekin.client.sync_client", "Client"),

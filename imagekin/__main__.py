@@ -1,4 +1,4 @@
-"""`python -m imagekin` is the `imagekin` command."""
+"""Run the `imagekin` command as `python -m imagekin`."""
 
 from imagekin.cli.main import main
 

@@ -1,11 +1,11 @@
-"""Make the options of a command of the settings classes that it takes.
+"""Generate a command's options from the settings classes that it takes.
 
     @with_options
     def train(given: Given[TrainSettings], place: Place, as_json: AsJson = False) -> None: ...
 
-A parameter of a settings class (see `imagekin.settings`) becomes one option for each of its settings, and of those of
-the classes inside it, and arrives filled. As `Given[…]` it arrives with what the user gave alone. Other parameters are
-typer's as usual.
+A parameter of a settings class (see `imagekin.settings`) becomes one option for each of its settings and those of
+nested settings classes; the function gets an instance. A parameter `Given[…]` gets only the values that the user gave.
+Other parameters are typer's as usual.
 """
 
 import functools
@@ -21,23 +21,23 @@ from imagekin.settings import Setting, parts_of, settings_of
 
 Settings = TypeVar("Settings")
 
-# From the most direct way of giving a value to the least.
+# Sources of a value, by descending precedence.
 _SOURCES = ("COMMANDLINE", "PROMPT", "ENVIRONMENT", "DEFAULT_MAP", "DEFAULT")
 
 
 @dataclass(frozen=True, slots=True)
 class Given(Generic[Settings]):
-    """The settings of a class that the user gave; what the others are, the command finds out.
+    """The settings of a class that the user gave; the command determines the others.
 
     Attributes:
-        values: by field.
+        values: the values by field.
     """
 
     values: Mapping[str, Any]
 
 
 def with_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Return a function for typer that has options where `function` takes settings classes."""
+    """Wrap a function for typer, with options in place of its settings classes."""
     asked = inspect.signature(function, eval_str=True).parameters
     settings = {name: one.annotation for name, one in asked.items() if is_dataclass(_origin(one.annotation))}
     own = {name: one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, one in asked.items()}
@@ -59,7 +59,7 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def rank(ctx: typer.Context, name: str) -> int:
-    """Return how directly a parameter was given: 0 on the command line, then environment, file, default."""
+    """Return the precedence of a parameter's source: 0 for the command line, then environment, file, default."""
     source = ctx.get_parameter_source(name)
     return _SOURCES.index(source.name) if source is not None else len(_SOURCES)
 
@@ -74,20 +74,20 @@ def _class_of(annotation: Any) -> type:
 
 
 def _options(cls: type) -> Iterator[Setting]:
-    """Yield the settings of a class that users can give, and those of the classes inside it."""
+    """Yield the settings of a class that have an option, and those of nested settings classes."""
     yield from (setting for setting in settings_of(cls) if setting.flag)
     for part in parts_of(cls).values():
         yield from _options(part)
 
 
 def _parameter(setting: Setting) -> inspect.Parameter:
-    """Return the parameter that typer makes an option of."""
+    """Return the function parameter from which typer makes the option."""
     kind, default, flag = setting.kind, setting.default, setting.flag or ""
     if setting.parse is not None or _origin(kind) is tuple:
         element: Any = str if setting.parse is not None else get_args(kind)[0]
         kind, default = (list[element] if _origin(kind) is tuple else element) | None, default or None
     if kind is bool:
-        # What a file or the environment turns on can be turned off again.
+        # To turn off what a file or the environment has turned on.
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
     shown = not (default is None or default is False or default == "")
     info = typer.Option(
@@ -103,7 +103,7 @@ def _parameter(setting: Setting) -> inspect.Parameter:
 
 
 def _fill(annotation: Any, values: Mapping[str, Any], ctx: typer.Context) -> Any:
-    """Return the settings that the options' values make; see `with_options`."""
+    """Make an instance of a settings class from the options' values; see `with_options`."""
     cls = _class_of(annotation)
     settings = [setting for setting in settings_of(cls) if setting.flag]
     ranks = {setting.key: rank(ctx, setting.key) for setting in settings}

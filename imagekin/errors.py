@@ -1,20 +1,20 @@
-"""The errors of the whole project, each of which owns its status code.
+"""Define the project's errors and their status codes.
 
-Every error that a user can act on is one of these. The server answers with `code`, the client turns a status back into
-the same class, and the command prints the message in one line and exits with `exit_status`: one definition, three
-readers. The message says what to do; it never holds a trace, and never a path of the server's.
+Every error that a user can act on is one of these. The server answers with `code`, the client converts a status back
+to the same class, and the command prints the message in one line and exits with `exit_status`. The message says what to
+do; it never contains a traceback or a path of the server.
 """
 
 from typing import ClassVar
 
 
 class ImagekinError(Exception):
-    """Base of every error that a user can act on.
+    """Base class of every error that a user can act on.
 
     Attributes:
         code: name of the gRPC status code (google.rpc.Code).
         exit_status: exit status of the `imagekin` command, 1 (failed) or 2 (wrong use).
-        field: the request's field at fault, empty when it is none.
+        field: the invalid field of the request, empty for none.
     """
 
     code: ClassVar[str] = "UNKNOWN"
@@ -26,14 +26,14 @@ class ImagekinError(Exception):
 
 
 class InvalidArgumentError(ImagekinError):
-    """The request can never succeed as it is."""
+    """The request is invalid, and cannot succeed unchanged."""
 
     code = "INVALID_ARGUMENT"
     exit_status = 2
 
 
 class ImageError(InvalidArgumentError):
-    """The bytes are no image that can be served: no image at all, cut off, unsupported, or too large."""
+    """The bytes are not a usable image: no image at all, truncated, unsupported, or too large."""
 
     exit_status = 1
 
@@ -45,13 +45,13 @@ class NotFoundError(ImagekinError):
 
 
 class AlreadyExistsError(ImagekinError):
-    """There is one of that name already."""
+    """Something of that name exists already."""
 
     code = "ALREADY_EXISTS"
 
 
 class FailedPreconditionError(ImagekinError):
-    """The state forbids it: another embedding space, a read-only replica, a second writer."""
+    """The current state does not allow it: another embedding space, a read-only replica, a second writer."""
 
     code = "FAILED_PRECONDITION"
 
@@ -60,7 +60,7 @@ class ResourceExhaustedError(ImagekinError):
     """A queue or a disk is full.
 
     Attributes:
-        retry_after: seconds after which to try again; None when trying again does not help, as with a full disk.
+        retry_after: seconds after which to try again; None when that does not help, as with a full disk.
     """
 
     code = "RESOURCE_EXHAUSTED"
@@ -71,19 +71,19 @@ class ResourceExhaustedError(ImagekinError):
 
 
 class DeadlineExceededError(ImagekinError):
-    """The caller's deadline passed before there was an answer."""
+    """The caller's deadline passed before the answer was ready."""
 
     code = "DEADLINE_EXCEEDED"
 
 
 class CancelledError(ImagekinError):
-    """The caller went away."""
+    """The caller cancelled the request."""
 
     code = "CANCELLED"
 
 
 class UnauthenticatedError(ImagekinError):
-    """No token or certificate, or a wrong one."""
+    """The token or certificate is missing or wrong."""
 
     code = "UNAUTHENTICATED"
 
@@ -95,29 +95,29 @@ class PermissionDeniedError(ImagekinError):
 
 
 class UnavailableError(ImagekinError):
-    """The server cannot be reached, is starting or is going away."""
+    """The server cannot be reached, is starting or is shutting down."""
 
     code = "UNAVAILABLE"
 
 
 class UnimplementedError(ImagekinError):
-    """The contract has it, this version does not."""
+    """The contract defines the method, but this version does not implement it."""
 
     code = "UNIMPLEMENTED"
 
 
 class DataLossError(ImagekinError):
-    """Stored data are damaged; the message names what."""
+    """Stored data are damaged; the message names them."""
 
     code = "DATA_LOSS"
 
 
 class InternalError(ImagekinError):
-    """A bug; the message holds an id that the server's log has too."""
+    """An unexpected error, a bug; the message contains an id that is also in the server's log."""
 
     code = "INTERNAL"
 
 
 def error_classes() -> dict[str, type[ImagekinError]]:
-    """Return the class of each status code that one states; of several, the most general one."""
+    """Return the error class of each status code; of several, the most general one."""
     return {kind.code: kind for kind in ImagekinError.__subclasses__() if "code" in vars(kind)}

@@ -1,4 +1,4 @@
-"""The machine that this process runs on."""
+"""Describe the machine that this process runs on."""
 
 import ctypes
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
-"""Where a model runs; `auto` is the GPU where there is one that can be used."""
+"""The device that a model runs on; `auto` is a GPU if one can be used, else the CPU."""
 
 
 def cores() -> int:
@@ -27,7 +27,7 @@ def processor() -> str:
 
 
 def glibc() -> ctypes.CDLL | None:
-    """Return the C library where it is glibc, whose allocator can be told what to do; None elsewhere."""
+    """Return the C library if it is glibc, else None."""
     if sys.platform != "linux":
         return None
     library = ctypes.CDLL(None)
@@ -35,7 +35,7 @@ def glibc() -> ctypes.CDLL | None:
 
 
 def return_freed_memory() -> None:
-    """Give the system back what was freed between blocks that are still in use, which glibc keeps by itself."""
+    """Return freed memory between blocks in use to the system, which glibc otherwise keeps."""
     library = glibc()
     if library is not None:
         library.malloc_trim(0)

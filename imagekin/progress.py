@@ -1,6 +1,6 @@
-"""A progress bar for anything that takes more than a second, on standard error, only when that is a terminal.
+"""Show a progress bar on standard error, if that is a terminal, for work of more than a second.
 
-Of several processes only the first draws it.
+Of several processes, only the first one shows it.
 """
 
 import sys
@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from imagekin.machine import is_first
 
 Advance = Callable[..., None]
-"""`advance(n, note="")`: n more are done; the note stands at the end of the bar."""
+"""`advance(n, note="")` adds n to the work done; the note is shown at the end of the bar."""
 
 SHOW_AFTER_SECONDS = 1.0
 
 
 @contextmanager
 def progress(description: str, total: int | None) -> Iterator[Advance]:
-    """Yield a function that reports work done; `total` None draws a bar without an end."""
+    """Yield a function that reports work done; with `total` None, the bar has no end."""
     if not sys.stderr.isatty() or not is_first():
         yield lambda count, note="": None
         return

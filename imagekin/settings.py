@@ -1,4 +1,4 @@
-"""Define each setting once: its type, default, meaning and bounds stand at one field of a settings class.
+"""Define each setting once, as a field of a settings class with type, default, meaning and bounds.
 
     @dataclass(frozen=True, slots=True)
     class Training:
@@ -7,8 +7,8 @@
         def __post_init__(self) -> None:
             check(self)
 
-`imagekin.command_options` makes `--epochs` of it, with the environment and the settings file behind it; `check`
-refuses what is out of bounds, wherever it came from.
+`imagekin.command_options` generates the option `--epochs` from it, which the environment and the settings file can also
+set; `check` refuses values out of bounds from any source.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ _METADATA = "setting"
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The interval that a number must lie in: from `least` or above `above`, to `most` or below `below`."""
+    """An interval of numbers: from `least` or above `above`, to `most` or below `below`."""
 
     least: float | None = None
     above: float | None = None
@@ -35,7 +35,7 @@ class Bounds:
     below: float | None = None
 
     def hold(self, value: float) -> bool:
-        """Return whether a number lies inside; infinity and NaN never do."""
+        """Return whether a number lies inside; infinity and NaN do not."""
         return (
             math.isfinite(value)
             and (self.least is None or value >= self.least)
@@ -58,21 +58,21 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A field of a settings class, and how a user gives it.
+    """A field of a settings class, and the option that sets it.
 
     Attributes:
-        default: the value when nobody gives one.
+        default: the default value.
         help: the meaning, in a line.
         name: the field's name.
         kind: the field's type, such as `int`, `Path | None` or `Literal["in", "out"]`.
-        flag: the option of the command line, such as `--image-size`; None makes it of the field's name, and an empty
-            one is for a setting that no command has.
-        metavar: the form of the value in the help; None shows the type.
-        panel: title of the group of options that shows it in the help; None is the first group.
-        default_help: in words where the default comes from, when it is not always `default`.
-        bounds: of a number; None for anything else.
-        parse: turns a text of the command line into the value; None leaves that to the type.
-        exclusive: of a class's exclusive settings only the one counts that was given most directly.
+        flag: the option of the command line, such as `--image-size`; None derives it from the field's name, and an
+            empty text is for a setting without an option.
+        metavar: the form of the value in the help; None for the type.
+        panel: title of the option's group in the help; None for the first group.
+        default_help: description of the default in the help, if it is not always `default`.
+        bounds: bounds of a number; None for none.
+        parse: converts a text of the command line to the value; None for the type's conversion.
+        exclusive: of a class's exclusive settings, only the one whose source has precedence is used.
     """
 
     default: Any
@@ -89,12 +89,12 @@ class Setting:
 
     @property
     def key(self) -> str:
-        """The name by which the environment and the settings file know it: that of the flag, with underscores."""
+        """Name in the environment and the settings file: that of the flag, with underscores."""
         return (self.flag or "").removeprefix("--").replace("-", "_")
 
     @property
     def choices(self) -> tuple[Any, ...]:
-        """The values that its type allows; empty when these are not listed."""
+        """Values of a `Literal` type; empty for other types."""
         return get_args(self.kind) if get_origin(self.kind) is Literal else ()
 
 
@@ -131,7 +131,7 @@ def option(
 
 @functools.cache
 def settings_of(cls: type) -> tuple[Setting, ...]:
-    """Return the settings that a class's fields define, in their order; other fields are left out."""
+    """Return the settings that a class's fields define, in their order, without other fields."""
     hints = get_type_hints(cls)
     found = []
     for field in dataclasses.fields(cls):
@@ -143,16 +143,16 @@ def settings_of(cls: type) -> tuple[Setting, ...]:
 
 @functools.cache
 def parts_of(cls: type) -> Mapping[str, type]:
-    """Return the settings classes inside a settings class, by field."""
+    """Return the nested settings classes of a settings class, by field."""
     hints = get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if is_dataclass(hints[field.name])}
 
 
 def check(settings: object) -> None:
-    """Refuse settings that are out of bounds or not among the choices.
+    """Check that settings are within their bounds and among their choices.
 
     Raises:
-        InvalidArgumentError: the message names the option, and the error's field the setting.
+        InvalidArgumentError: one is not; the message names the option, and the error's field the setting.
     """
     cls: type = type(settings)
     for one in settings_of(cls):

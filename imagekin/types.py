@@ -41,13 +41,13 @@ __all__ = [
 ]
 
 # A path, the bytes of an image file, a Pillow image, or an array: uint8 [H, W], [H, W, 3] (RGB), [H, W, 4] (RGBA).
-# Union, because `|` takes no name that is only known to the type checker: Pillow is not loaded for this.
+# Union, because `|` does not accept a forward reference: Pillow is not imported for this.
 ImageLike: TypeAlias = Union[str, os.PathLike[str], bytes, bytearray, memoryview, NDArray[np.generic], "PillowImage"]
-# [D] real numbers; float32 is what travels.
+# [D] real numbers; they are sent as float32.
 VectorLike: TypeAlias = NDArray[np.floating[Any]] | Sequence[float]
-# The text form, for example `label = "shoe" AND payload.price < 10`, or the tree for untrusted values.
+# The text form, for example `label = "shoe" AND payload.price < 10`, or the tree, which is safe for untrusted values.
 FilterLike: TypeAlias = Union[str, "Condition"]
-# `raise` fails on the first member of a batch that was not served; `return` puts the error in its place.
+# `raise` raises the first error of a batch; `return` returns errors in the place of results.
 Errors = Literal["raise", "return"]
 # Where a class comes from, see imagekin.v1.ClassifyRequest.Method.
 Method = Literal["knn", "prototype", "linear"]
@@ -69,12 +69,12 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ItemUpdate:
-    """A change to one item that leaves its vector alone.
+    """A change of one item's label or payload.
 
     Attributes:
         key: the item's key.
-        label: the new label; None leaves it alone, the empty string removes it.
-        payload: the new payload; None leaves it alone, an empty mapping removes it.
+        label: the new label; None keeps it, the empty string removes it.
+        payload: the new payload; None keeps it, an empty mapping removes it.
     """
 
     key: str
@@ -91,16 +91,16 @@ class UpdateResult:
     sequence: int
 
 
-@dataclass(slots=True, eq=False)  # not frozen: that makes it three times slower to make, and answers are made of it
+@dataclass(slots=True, eq=False)  # frozen would make construction three times slower
 class Neighbour:
-    """An item and how similar it is to the query.
+    """An item and its similarity to the query.
 
     Attributes:
         key: the item's key.
         similarity: cosine similarity, -1 to 1.
         label: the item's label, None when unknown.
-        payload: the item's payload when it was asked for and there is one.
-        vector: the item's embedding, float32 [D] of unit length, when it was asked for.
+        payload: the item's payload if it was requested and exists.
+        vector: the item's embedding, float32 [D] of unit length, if it was requested.
     """
 
     key: str
@@ -112,11 +112,11 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A class and how sure the collection is.
+    """A predicted class and its confidence.
 
     Attributes:
-        label: the class; None means unknown (nothing labelled to compare with, or rejected by a threshold).
-        confidence: share of the votes of the winning class, 0 to 1; also stated when the label was rejected.
+        label: the class; None for unknown (no labelled items to compare with, or rejected by a threshold).
+        confidence: share of the votes for the winning class, 0 to 1, even if it was rejected.
         nearest_similarity: similarity of the nearest labelled item or prototype, 0 when there is none.
         votes: shares of the leading classes, at most 10, largest first, ties by label.
     """
@@ -147,10 +147,10 @@ class CollectionInfo:
         labelled: number of items that have a label.
         sequence: sequence number of the last write, 0 for none.
         index_kind: kind of the index in use, for example `flat`.
-        disk_bytes: bytes that it takes on disk.
-        created_at: when it was made, seconds since the epoch.
-        recall: recall@10 of the index, measured with vectors that it did not hold then; None when not measured.
-        index_device: where its sealed rows are searched, `cpu` or `cuda`; empty when that is not known.
+        disk_bytes: size on disk.
+        created_at: time of creation, seconds since the epoch.
+        recall: recall@10 of the index, measured with vectors before they were added; None when not measured.
+        index_device: device that searches its sealed rows, `cpu` or `cuda`; empty when unknown.
     """
 
     name: str
@@ -173,10 +173,10 @@ class Item:
     Attributes:
         key: unique in its collection, 1 to 1,024 bytes of UTF-8 without control characters.
         image: a path, bytes, array or Pillow image.
-        vector: [D] numbers of the collection's embedding space; the server makes them unit length.
-        label: the class that the item is known to belong to.
-        payload: a JSON object of the caller's own, at most 64 KiB.
-        content_hash: SHA-256 of the image file, 32 bytes; the server computes it for an item sent as `image`.
+        vector: [D] numbers of the collection's embedding space; the server scales them to unit length.
+        label: the item's known class.
+        payload: a JSON object of the caller's, at most 64 KiB.
+        content_hash: SHA-256 of the image file, 32 bytes; for an item with an image, the server computes it.
     """
 
     key: str
@@ -189,13 +189,13 @@ class Item:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Examples:
-    """A query for more like these and less like those: mean of the positive minus mean of the negative ones.
+    """A query by examples: the mean of the positive ones minus the mean of the negative ones.
 
     Attributes:
-        positive_keys: stored items that the answer should resemble; they are left out of it.
-        negative_keys: stored items that it should not resemble; they are left out of it.
-        positive_vectors: vectors that the answer should resemble, [D] each.
-        negative_vectors: vectors that it should not resemble, [D] each.
+        positive_keys: stored items that the neighbours should resemble; they are left out of the result.
+        negative_keys: stored items that they should not resemble; they are left out of the result.
+        positive_vectors: vectors that the neighbours should resemble, [D] each.
+        negative_vectors: vectors that they should not resemble, [D] each.
     """
 
     positive_keys: Sequence[str] = ()
@@ -206,15 +206,15 @@ class Examples:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredItem:
-    """An item as the server holds it.
+    """An item as stored by the server.
 
     Attributes:
         key: unique in its collection.
         label: its class, None when unknown.
         payload: its JSON object, None when it has none.
         content_hash: SHA-256 of the image file, None when unknown.
-        sequence: the collection's sequence number at which the item was last written.
-        vector: float32 [D] of unit length; None unless asked for.
+        sequence: sequence number of the item's last write.
+        vector: float32 [D] of unit length; None unless requested.
     """
 
     key: str
@@ -230,8 +230,8 @@ class Upserted:
     """The result of an upsert.
 
     Attributes:
-        outcomes: one for each item, in order; an error only with `errors="return"`.
-        sequence: sequence number of the last write: a reader that sees it sees these items.
+        outcomes: one for each item, in order; errors only with `errors="return"`.
+        sequence: sequence number from which readers see the items.
     """
 
     outcomes: tuple[Outcome | ImagekinError, ...]
@@ -253,12 +253,12 @@ class Model:
     """A model that the server has loaded.
 
     Attributes:
-        name: by which requests choose it.
+        name: its name in requests.
         space: id of its embedding space.
         dim: number of components of its embeddings.
-        image_height: height in pixels of the image that it sees.
-        image_width: width in pixels.
-        class_names: names of the linear head's logits, empty when it has none.
+        image_height: height of its input in pixels.
+        image_width: width of its input in pixels.
+        class_names: class names of the linear head's logits; empty when it has none.
         metadata: the artifact's metadata: preprocessing, objective, data set, scores, versions.
     """
 
@@ -272,7 +272,7 @@ class Model:
 
 
 class Snapshot(NamedTuple):
-    """A copy of a collection: its name in the server's snapshot folder, its bytes, the last write that it holds."""
+    """A snapshot of a collection: its name on the server, its size on disk, sequence number of its last write."""
 
     name: str
     disk_bytes: int

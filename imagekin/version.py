@@ -1,4 +1,4 @@
-"""Know the installed distribution: its version, and the command that installs an extra of it."""
+"""Return the version of the installed distribution, and the command that installs its extras."""
 
 from importlib import metadata
 
@@ -6,7 +6,7 @@ _DISTRIBUTION = "imagekin"
 
 
 def installed_version() -> str:
-    """Return the distribution's version, or `0+source` when the code runs without being installed."""
+    """Return the distribution's version, or `0+source` if it is not installed."""
     try:
         return metadata.version(_DISTRIBUTION)
     except metadata.PackageNotFoundError:
@@ -14,13 +14,13 @@ def installed_version() -> str:
 
 
 def install_command(extras: str) -> str:
-    """Return the command that installs extras the way this installation was made: from a checkout or from an index.
+    """Return the command that installs extras from the source of this installation: a checkout or a package index.
 
     Args:
         extras: names joined by commas, for example `cpu,train`.
     """
     try:
-        # PEP 610: pip notes here where it installed from, unless that was an index.
+        # PEP 610: pip records the source of the installation here, unless it was an index.
         origin = metadata.distribution(_DISTRIBUTION).read_text("direct_url.json")
     except metadata.PackageNotFoundError:
         origin = "a checkout that is not installed"

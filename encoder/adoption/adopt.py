@@ -1,7 +1,7 @@
 """Make a model artifact of an image encoder that was exported elsewhere: torchvision, timm, DINOv2, a CLIP tower.
 
-The finished file is run on images beside the foreign model, which sees the same images one at a time and normalised by
-other code; only when both agree does the file get its name. Needs the onnx package.
+The artifact and the foreign model are run on the same images, for the foreign model one at a time and normalised by
+other code. The artifact is only kept if both agree. Needs the onnx package.
 """
 
 import json
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PresetName = Literal["imagenet", "clip", "dinov2"]
 
 MAX_DIFFERENCE = 1e-4
-HALF_DIFFERENCE = 5e-3  # of weights in float16, whose sums depend on the order of adding
+HALF_DIFFERENCE = 5e-3  # with weights in float16, whose sums depend on the order of addition
 DEFAULT_SIDE = 224
 _SAME = 1e-6
 _FIXED = "its batch size is fixed; export it with a dynamic one"
@@ -38,9 +38,9 @@ class PreprocessPreset:
     """The preprocessing that a family of encoders expects.
 
     Attributes:
-        mean: of each channel, red, green, blue, of pixels scaled to [0, 1].
-        std: likewise.
-        interpolation: of the resizing.
+        mean: mean of each channel, red, green, blue, of pixels scaled to [0, 1].
+        std: standard deviation of each channel, likewise.
+        interpolation: resampling filter.
         crop_fraction: see `Preprocess`.
     """
 
@@ -66,16 +66,16 @@ class AdoptSettings:
     """Settings for adopting a foreign encoder: its preprocessing, and which output is the embedding.
 
     Attributes:
-        mean: of each channel, red, green, blue, of pixels scaled to [0, 1].
-        std: likewise, above 0.
-        size: side of the square input; 0 takes what the graph fixes, else 224.
+        mean: mean of each channel, red, green, blue, of pixels scaled to [0, 1].
+        std: standard deviation of each channel, likewise, above 0.
+        size: side of the square input; 0 for the graph's own size or, if that is dynamic, 224.
         resize: see `Preprocess`.
         interpolation: see `Preprocess`.
         crop_fraction: see `Preprocess`.
-        layout: of the input; None finds out.
-        pool: what becomes of tokens [N, T, D] (`cls`, `mean`) or places [N, D, H, W] (`mean`).
-        input: name of the input; empty takes the only one.
-        output: name of the output; empty takes the only one.
+        layout: layout of the input; None to detect it.
+        pool: pooling of tokens [N, T, D] (`cls`, `mean`) or positions [N, D, H, W] (`mean`).
+        input: name of the input; empty for the only one.
+        output: name of the output; empty for the only one.
     """
 
     mean: Triple
@@ -101,9 +101,9 @@ class Adopted:
 
     Attributes:
         model: the artifact.
-        metadata: what stands in it.
-        max_abs_diff: largest difference of a component to the foreign model's embeddings, images one at a time.
-        images: how many images both were run on.
+        metadata: the artifact's metadata.
+        max_abs_diff: largest absolute difference of a component from the foreign model's embeddings.
+        images: number of images that both were run on.
     """
 
     model: Path
@@ -113,18 +113,18 @@ class Adopted:
 
 
 class Adoption:
-    """A foreign encoder that is being adopted: read and understood, nothing written yet.
+    """A foreign encoder to be adopted, read and checked but not yet written.
 
     Args:
         path: the foreign ONNX file.
-        settings: how it wants its images.
+        settings: its preprocessing and its output.
 
     Attributes:
-        preprocess: how images must be prepared for `write`.
+        preprocess: the preprocessing of images for `write`.
 
     Raises:
-        NotFoundError: there is no such file, or weights of it are missing.
-        InvalidArgumentError: it cannot be adopted; the message says why.
+        NotFoundError: the file, or a file of its weights, is missing.
+        InvalidArgumentError: it cannot be adopted; the message states the reason.
     """
 
     def __init__(self, path: Path, settings: AdoptSettings) -> None:
@@ -137,15 +137,15 @@ class Adoption:
         self.preprocess = _preprocess(settings, self._port)
 
     def write(self, pixels: NDArray[np.uint8], out: Path) -> Adopted:
-        """Write the artifact, when it does on these images what the foreign model does.
+        """Write the artifact if its embeddings of these images are those of the foreign model.
 
         Args:
             pixels: uint8 [N, H, W, 3], N >= 2, different images prepared by `preprocess`.
-            out: the file; one that exists is replaced.
+            out: the file; an existing one is replaced.
 
         Raises:
-            InvalidArgumentError: the model does not run, its output is no embedding, or it cannot take batches.
-            FailedPreconditionError: the artifact's embeddings are not the foreign model's.
+            InvalidArgumentError: the model does not run, its output is no embedding, or its batch size is fixed.
+            FailedPreconditionError: the artifact's embeddings differ from the foreign model's.
         """
         if len(pixels) < 2:
             raise InvalidArgumentError("an adoption is checked on images; give at least two")
@@ -183,7 +183,7 @@ class Adoption:
         return Adopted(out, metadata, difference, len(pixels))
 
     def _space(self) -> str:
-        """Return the space's id: of the graph with all its weights, and of all that decides what it is shown."""
+        """Return the id of the embedding space, derived from the graph with its weights and from the preprocessing."""
         settings = self._settings
         shown = [settings.mean, settings.std, settings.pool, self._port.layout, self._port.output]
         prepared = repr(self.preprocess)
@@ -191,7 +191,7 @@ class Adoption:
         return artifact.new_space_id([("graph", graph), ("shown", json.dumps([*shown, prepared]).encode())])
 
     def _run_foreign(self, pixels: NDArray[np.uint8]) -> NDArray[np.floating[Any]]:
-        """Run the foreign graph as it came, one image at a time, which a fixed batch of one takes as well."""
+        """Run the unchanged foreign graph on one image at a time, as a fixed batch size of one requires."""
         session = _open(self._foreign, self._name)
         wanted = np.float16 if self._port.half else np.float32
         mean, std = np.array(self._settings.mean), np.array(self._settings.std)
@@ -201,7 +201,7 @@ class Adoption:
             batch = (normalised if self._port.layout == "nhwc" else normalised.transpose(2, 0, 1))[None]
             try:
                 (part,) = session.run([self._port.output], {self._port.input: np.ascontiguousarray(batch)})
-            except Exception as error:  # its exceptions have no common base but this
+            except Exception as error:  # its exceptions have no other common base class
                 raise InvalidArgumentError(
                     f"{self._name} does not run on one RGB image of {image.shape[0]}×{image.shape[1]} pixels as "
                     f"{self._port.layout} ({type(error).__name__}); check --size and --layout",
@@ -215,7 +215,7 @@ class Adoption:
         return np.concatenate(parts)
 
     def _check(self, encoder: Encoder, reference: NDArray[np.float32], pixels: NDArray[np.uint8]) -> float:
-        """Compare the artifact, given all images at once, with the foreign model, given one by one."""
+        """Compare the artifact's embeddings of all images in one batch with the foreign model's of single images."""
         allowed = HALF_DIFFERENCE if self._port.half else MAX_DIFFERENCE
         difference = float(np.abs(encoder.embed_pixels(pixels) - reference).max())
         if not difference <= allowed:
@@ -245,12 +245,12 @@ def _open(model: "onnx.ModelProto", name: str) -> ort.InferenceSession:
     options.log_severity_level = 4
     try:
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions have no common base but this
+    except Exception as error:  # its exceptions have no other common base class
         raise InvalidArgumentError(f"ONNX Runtime cannot run {name} ({type(error).__name__})", field="model") from None
 
 
 def _check_output(raw: NDArray[np.floating[Any]], pool: Pool) -> tuple[int, int]:
-    """Return the output's number of sides and the embedding's dimension."""
+    """Check the output's shape; return its number of sides and the embedding's dimension."""
     shape = list(raw.shape[1:])
     shown = f"the output is [N, {', '.join(map(str, shape))}]"
     if len(shape) == 1 and pool == "none":
@@ -269,7 +269,7 @@ def _check_output(raw: NDArray[np.floating[Any]], pool: Pool) -> tuple[int, int]
 
 
 def _reference(raw: NDArray[np.floating[Any]], pool: Pool) -> NDArray[np.float32]:
-    """Pool and normalise in NumPy, sharing nothing with the graph."""
+    """Pool and normalise the foreign outputs in NumPy, independently of the graph."""
     features = raw.astype(np.float64)
     if features.ndim == 3:
         features = features[:, 0] if pool == "cls" else features.mean(1)

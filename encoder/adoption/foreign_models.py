@@ -1,8 +1,7 @@
 """Read ONNX files from other exporters, which are not trusted.
 
-What comes back is one message that holds all its weights, has one image input, and uses only operators that ONNX
-Runtime brings. Weights kept in files beside the model are read from the model's own folder and from nowhere else.
-Needs the onnx package.
+The result is one message with all weights, valid, and with only those operators that are part of ONNX Runtime. Weights
+in separate files are read only from the model's folder. Needs the onnx package.
 """
 
 from collections.abc import Iterator
@@ -15,20 +14,20 @@ if TYPE_CHECKING:
     import onnx
 
 MAX_BYTES = 2**31 - 2**26
-"""Largest model with its weights: a protobuf message ends at 2 GiB, and the graph around it needs some of that."""
+"""Largest size of a model with its weights: a protobuf message has at most 2 GiB, and the added nodes need some."""
 
 MIN_OPSET = 9
-# The standard operators, and those that ONNX Runtime adds by itself.
+# The standard operators, and ONNX Runtime's own.
 _DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
 
 
 def load_foreign(path: Path) -> "onnx.ModelProto":
-    """Return an ONNX model with all its weights inside, checked.
+    """Read and check an ONNX model, with all its weights in one message.
 
     Raises:
-        NotFoundError: there is no such file, or a file of weights that it names is missing.
+        NotFoundError: the file, or a file of its weights, is missing.
         InvalidArgumentError: it is no ONNX model, is too large, invalid, needs custom operators or an old opset, or
-            its weights are not where weights may be.
+            its weights are outside its folder.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -55,12 +54,12 @@ def load_foreign(path: Path) -> "onnx.ModelProto":
 
 
 def opset_of(model: "onnx.ModelProto") -> int:
-    """Return the version of the standard operators that a model is written in."""
+    """Return a model's version of the standard operators."""
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
 def _check_operators(model: "onnx.ModelProto", name: str) -> None:
-    """Refuse operators that ONNX Runtime does not have, before it says so in twenty lines."""
+    """Refuse operators that ONNX Runtime lacks, with a clearer message than its own."""
     if opset_of(model) < MIN_OPSET:
         raise InvalidArgumentError(
             f"{name} is written in opset {opset_of(model)}; export it again with opset {MIN_OPSET} or newer",
@@ -75,7 +74,7 @@ def _check_operators(model: "onnx.ModelProto", name: str) -> None:
 
 
 def _all_nodes(nodes: "object") -> "Iterator[onnx.NodeProto]":
-    """Yield nodes and those of the graphs inside them. The parser bounds how deep these may nest."""
+    """Yield nodes and those of their subgraphs, whose depth the parser limits."""
     for node in nodes:  # type: ignore[attr-defined]
         yield node
         for attribute in node.attribute:
@@ -84,18 +83,18 @@ def _all_nodes(nodes: "object") -> "Iterator[onnx.NodeProto]":
 
 
 def _drop_listed_weights(model: "onnx.ModelProto") -> None:
-    """Take weights off the list of inputs, where exporters of old put them: nobody is to feed them."""
+    """Remove weights from the list of inputs, where old exporters put them."""
     weights = {tensor.name for tensor in model.graph.initializer}
     kept = [entry for entry in model.graph.input if entry.name not in weights]
     if len(kept) < len(model.graph.input):
         del model.graph.input[:]
         model.graph.input.extend(kept)
-    # The first version in which a weight need not be an input as well.
+    # The first version in which weights need not be inputs as well.
     model.ir_version = max(model.ir_version, 4)
 
 
 def _embed_weights(model: "onnx.ModelProto", path: Path) -> None:
-    """Read weights that lie beside the model into it; a place outside the model's folder is refused."""
+    """Read weights in separate files into the model; files outside the model's folder are refused."""
     import onnx
 
     total = path.stat().st_size
@@ -123,7 +122,7 @@ def _embed_weights(model: "onnx.ModelProto", path: Path) -> None:
 
 
 def _all_tensors(model: "onnx.ModelProto") -> "Iterator[onnx.TensorProto]":
-    """Yield every tensor that could have its values in another file."""
+    """Yield every tensor whose values may be in another file."""
     nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     yield from _graph_tensors(model.graph)
     for node in _all_nodes(nodes):
@@ -142,7 +141,7 @@ def _graph_tensors(graph: "onnx.GraphProto") -> "Iterator[onnx.TensorProto]":
 
 
 def _weights_file(model: Path, location: str) -> Path:
-    """Return the file of weights that a model names, which must lie in the model's folder or below."""
+    """Return the path of a model's file of weights, which must be in the model's folder or below."""
     parts = PurePosixPath(location).parts
     shown = location[:80]
     outside = not location or "\\" in location or "\0" in location or location.startswith("/") or ".." in parts

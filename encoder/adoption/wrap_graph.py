@@ -1,7 +1,7 @@
 """Wrap a foreign image encoder into one ONNX graph from uint8 pixels to a unit-length embedding.
 
-In front: transpose, cast and normalisation. Behind: pooling over tokens or places, cast, L2 norm. Every node added
-exists in the opset that the foreign graph is written in. Needs the onnx package.
+Transpose, cast and normalisation are added before it; cast, pooling over tokens or positions and L2 norm after it.
+Every added node exists in the foreign graph's opset. Needs the onnx package.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ Layout = Literal["nchw", "nhwc"]
 Pool = Literal["none", "cls", "mean"]
 Triple = tuple[float, float, float]
 
-_AXES_ARE_INPUTS = 18  # of ReduceL2 and ReduceMean; before, they are attributes
+_AXES_ARE_INPUTS = 18  # opset from which on axes are inputs of ReduceL2 and ReduceMean instead of attributes
 _EPSILON = 1e-12
 _PREFIX = "adopted/"
 _NAMES = {1: "float32", 10: "float16"}
@@ -35,9 +35,9 @@ class Port:
         input: name of the input.
         output: name of the output.
         layout: order of the input's sides.
-        half: whether the input is float16.
-        sides: height and width where the graph fixes them, else None.
-        fixed_batch: whether the graph says that it takes one image at a time.
+        half: True when the input is float16.
+        sides: height and width; None where they are dynamic.
+        fixed_batch: True when the graph's batch size is fixed to one image.
     """
 
     input: str
@@ -52,10 +52,10 @@ def find_port(model: "onnx.ModelProto", *, input_name: str, output_name: str, la
     """Find the image input and the embedding output of a foreign graph.
 
     Args:
-        model: as `load_foreign` returns it.
-        input_name: the input, when there are several; empty takes the only one.
-        output_name: the output, when there are several; empty takes the only one.
-        layout: order of the input's sides; None follows the side of 3, and is `nchw` when that does not tell.
+        model: a model from `load_foreign`.
+        input_name: name of the input; empty for the only one.
+        output_name: name of the output; empty for the only one.
+        layout: order of the input's sides; None to detect it by the side of 3 channels, or else `nchw`.
 
     Raises:
         InvalidArgumentError: there are several and none is named, or it is no image input or no float output.
@@ -63,7 +63,8 @@ def find_port(model: "onnx.ModelProto", *, input_name: str, output_name: str, la
     inputs = [entry.name for entry in model.graph.input]
     if len(inputs) != 1:
         raise InvalidArgumentError(
-            f"the model has {len(inputs)} inputs ({_listed(inputs)}); only encoders with one image input can be adopted"
+            f"the model has {len(inputs)} inputs ({_list_names(inputs)});"
+            " only encoders with one image input can be adopted"
         )
     if input_name and input_name != inputs[0]:
         raise InvalidArgumentError(f"the model has no input {input_name!r}; its input is {inputs[0]!r}", field="input")
@@ -87,10 +88,12 @@ def find_port(model: "onnx.ModelProto", *, input_name: str, output_name: str, la
 def _find_output(model: "onnx.ModelProto", name: str) -> str:
     outputs = {entry.name: entry.type.tensor_type for entry in model.graph.output}
     if name and name not in outputs:
-        raise InvalidArgumentError(f"the model has no output {name!r}; it has {_listed(list(outputs))}", field="output")
+        raise InvalidArgumentError(
+            f"the model has no output {name!r}; it has {_list_names(list(outputs))}", field="output"
+        )
     if not name and len(outputs) != 1:
         raise InvalidArgumentError(
-            f"the model has several outputs ({_listed(list(outputs))}); name one with --output", field="output"
+            f"the model has several outputs ({_list_names(list(outputs))}); name one with --output", field="output"
         )
     name = name or next(iter(outputs))
     if outputs[name].elem_type not in _NAMES:
@@ -101,16 +104,16 @@ def _find_output(model: "onnx.ModelProto", name: str) -> str:
 def wrap(
     model: "onnx.ModelProto", port: Port, preprocess: Preprocess, mean: Triple, std: Triple, *, rank: int, pool: Pool
 ) -> "onnx.ModelProto":
-    """Return the whole graph, `pixels` to `embedding`, with a dynamic batch.
+    """Return the complete graph from `pixels` to `embedding`, with a dynamic batch size.
 
     Args:
-        model: the foreign graph; not changed.
-        port: where it is entered and left.
-        preprocess: gives the size of the pixels.
-        mean: of each channel, of pixels scaled to [0, 1].
-        std: likewise.
+        model: the foreign graph; it is not changed.
+        port: its input and output.
+        preprocess: the preprocessing, which has the size of the input.
+        mean: mean of each channel, of pixels scaled to [0, 1].
+        std: standard deviation of each channel, likewise.
         rank: number of sides of the output: 2 [N, D], 3 [N, T, D] or 4 [N, D, H, W].
-        pool: how sides beyond two go away: `cls` takes the first token, `mean` the mean of all.
+        pool: reduction of sides beyond two: `cls` for the first token, `mean` for the mean of all.
     """
     import onnx
     from onnx import TensorProto, helper
@@ -131,12 +134,12 @@ def wrap(
     if port.half:
         build.node("Cast", ["imagekin/normalised"], entry, to=TensorProto.FLOAT16)
     front = build.take()
-    _add_end(build, leave, rank, pool)
+    _add_pooling_and_norm(build, leave, rank, pool)
     nodes = [*front, *graph.node, *build.take()]
     del graph.node[:]
     graph.node.extend(nodes)
     graph.initializer.extend(build.weights)
-    # What the exporter noted about shapes inside holds for its own batch size only.
+    # The exporter's shapes of intermediate values are valid only for its own batch size.
     del graph.value_info[:]
     del graph.input[:]
     del graph.output[:]
@@ -150,7 +153,7 @@ def wrap(
     return adopted
 
 
-def _add_end(build: "_Builder", source: str, rank: int, pool: Pool) -> None:
+def _add_pooling_and_norm(build: "_Builder", source: str, rank: int, pool: Pool) -> None:
     """Add pooling and the L2 norm."""
     from onnx import TensorProto
 
@@ -201,5 +204,5 @@ class _Builder:
         return nodes
 
 
-def _listed(names: list[str]) -> str:
+def _list_names(names: list[str]) -> str:
     return ", ".join(repr(name[:40]) for name in names[:6]) + (", …" if len(names) > 6 else "")

@@ -1,1 +1,1 @@
-"""Turn the bytes of an image file into pixels: the one decoder of the whole project."""
+"""Decode image files; the only decoder of the project."""

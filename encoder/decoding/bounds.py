@@ -1,7 +1,7 @@
 """Count the parts of an image file before Pillow makes an object of each.
 
-Limits on bytes and pixels do not bound the time that Pillow spends on a file: it parses headers in Python, and a few
-bytes make a chunk, a strip or a number of its own. No real image comes near the counts refused here.
+Limits of bytes and pixels do not bound the time that Pillow takes for a file: it parses headers in Python, where a few
+bytes can be a chunk, a strip or a number. The limits here are far above the counts in real images.
 """
 
 import io
@@ -12,36 +12,36 @@ from imagekin.errors import ImageError
 
 MESSAGE = "image is made of too many pieces"
 
-# Reads of a header, of which tiny chunks need the most: some 0.5 s.
+# Reads of a file; files of tiny chunks need the most. This many take about 0.5 s.
 MAX_READS = 500_000
-# Values of one tag, strips of a TIFF image among them: a plane of 65,535 rows may be as many strips.
+# Values of one tag, including the strips of a TIFF image, of which a plane of 65,535 rows may have one per row.
 MAX_VALUES = 200_000
-# All numbers in a TIFF file's tags together.
+# Total number of values in a TIFF file's tags.
 _MAX_TIFF_VALUES = 8 * MAX_VALUES
-# Values of an EXIF block, all numbers in it together: an AVIF file's are all made into objects while it is opened.
+# Total number of values in an EXIF block; those of an AVIF file are all converted to objects when it is opened.
 MAX_EXIF_VALUES = 20_000
-# Pillow joins the EXIF blocks of a JPEG file, each of 64 KiB at most, into one. A file of several photos has several.
+# Pillow joins the EXIF blocks of a JPEG file, each of at most 64 KiB. A file with several photos has several blocks.
 _MAX_EXIF_BLOCKS = 16
 _EXIF = b"Exif\0\0"
 _TIFF = (b"II", b"MM")
 _BIG_TIFF = 43
-# Types of which Pillow keeps the bytes as they are: byte, ASCII, signed byte, undefined.
+# Types whose bytes Pillow keeps unconverted: byte, ASCII, signed byte, undefined.
 _PLAIN_TYPES = (1, 2, 6, 7)
-# Tags that point to a further directory: EXIF, GPS, interoperability. Loading a TIFF image reads them.
+# Tags that point to another directory: EXIF, GPS, interoperability. Pillow reads them when it loads a TIFF image.
 _DIRECTORIES = (0x8769, 0x8825, 0xA005)
 _MAX_DIRECTORIES = 8
-# AVIF is a file of boxes, whose EXIF block may lie anywhere: whatever begins as one does is checked as one. That random
-# bytes do, point to a directory that lies in the file, and find too many values in it, takes more files than there are.
+# An AVIF file consists of boxes, and its EXIF block may be anywhere: whatever looks like a block's header is checked as
+# a block. It is practically impossible that random bytes look like one and refer to a directory with too many values.
 _BOXES = b"ftyp"
 _HEADER = re.compile(rb"II(?:\*\0|\0\*)|MM(?:\*\0|\0\*)")
 _MAX_HEADERS = 64
 
 
 class BoundedReader(io.BytesIO):
-    """A file in memory that can be read MAX_READS times.
+    """A file in memory that can be read at most MAX_READS times.
 
     Raises:
-        ImageError: on the next read.
+        ImageError: by `read`, after that many calls.
     """
 
     _reads = 0
@@ -55,7 +55,7 @@ class BoundedReader(io.BytesIO):
 
 
 def check_file(data: bytes) -> None:
-    """Check the tags of a TIFF file and of the EXIF block of an AVIF file, and how many EXIF blocks any other has.
+    """Check the number of tag values of a TIFF file or in an AVIF file's EXIF block, and of EXIF blocks in other files.
 
     Raises:
         ImageError: there are too many.
@@ -73,17 +73,17 @@ def check_file(data: bytes) -> None:
 
 
 def check_exif(block: bytes) -> None:
-    """Check the tags of an EXIF block, which is a TIFF file inside another.
+    """Check the tags of an EXIF block, which has the structure of a TIFF file.
 
     Raises:
         ImageError: its tags have too many values.
     """
-    # Pillow takes a doubled prefix too.
+    # Pillow accepts a doubled prefix, too.
     _check_tags(block.removeprefix(_EXIF).removeprefix(_EXIF), MAX_EXIF_VALUES)
 
 
 def _check_tags(data: bytes | memoryview, left: int) -> None:
-    """Check the tags of a TIFF structure's first directory and of those below it: `left` values in all."""
+    """Check that a TIFF structure's first directory and those below it have at most `left` values in total."""
     order = "<" if bytes(data[:2]) == b"II" else ">"
     big = data[2:3] == bytes([_BIG_TIFF])
     head, entry = struct.Struct(order + ("Q" if big else "H")), struct.Struct(order + ("HHQQ" if big else "HHLL"))
@@ -94,7 +94,7 @@ def _check_tags(data: bytes | memoryview, left: int) -> None:
         start = waiting.pop()
         for number in _unpack(head, data, start):
             for index in range(min(number, MAX_VALUES)):
-                # Cut off or nonsense: Pillow finds that out by itself, and soon.
+                # Truncated or invalid; Pillow detects that quickly by itself.
                 if not (found := _unpack(entry, data, start + head.size + index * entry.size)):
                     break
                 tag, kind, count, value = found
@@ -106,5 +106,5 @@ def _check_tags(data: bytes | memoryview, left: int) -> None:
 
 
 def _unpack(form: struct.Struct, data: bytes | memoryview, offset: int) -> list[int]:
-    """Return the numbers at an offset, none where the data end before."""
+    """Return the numbers at an offset, or none if they extend beyond the data."""
     return list(form.unpack_from(data, offset)) if offset + form.size <= len(data) else []

@@ -1,7 +1,7 @@
 """Convert an image of any mode to plain 8-bit sRGB: bit depth, colour space, colour profile, transparency.
 
-Each rule follows from what the file declares, never from looking at neighbouring images, so one file always gives the
-same pixels. The exceptions are floating point and 32-bit integers, where no file says what white is.
+The conversion follows only from what the file declares. The exceptions are floating-point and 32-bit integer images:
+their files do not state the value of white, so it is inferred from the pixels.
 """
 
 from functools import lru_cache
@@ -13,7 +13,7 @@ from PIL import Image, ImageCms, TiffImagePlugin
 
 Colour = tuple[int, int, int]
 
-# Real profiles are below 3 MB, the largest being those of printers.
+# Real profiles have less than 3 MB; the largest are those of printers.
 _MAX_PROFILE_BYTES = 4 * 2**20
 _BITS_PER_SAMPLE = 258
 _PHOTOMETRIC = 262
@@ -23,12 +23,12 @@ _SIGNED = 2
 
 
 def to_rgb(image: Image.Image, background: Colour, rawmode: str = "") -> Image.Image:
-    """Return a loaded image as mode RGB in sRGB, transparent parts over a background colour.
+    """Convert a loaded image to mode RGB in sRGB, with transparent parts over a background colour.
 
     Args:
         image: an image of any mode, already decoded.
         background: RGB, 0 to 255 each.
-        rawmode: how the file stores a pixel, in Pillow's words; scales a transparent colour as the pixels were.
+        rawmode: Pillow's name of the file's pixel format, by which a transparent colour is scaled like the pixels.
 
     Raises:
         ValueError: the mode cannot be converted.
@@ -52,9 +52,9 @@ def to_rgb(image: Image.Image, background: Colour, rawmode: str = "") -> Image.I
 
 
 def _transparent_key(image: Image.Image, rawmode: str) -> int | tuple[int, ...] | None:
-    """Return the one colour that stands for transparent, on the scale of the decoded pixels; None when there is none.
+    """Return the colour that is transparent, on the scale of the decoded pixels; None when there is none.
 
-    PNG gives it on the scale of the file, and Pillow passes it on as it is.
+    A PNG file gives it on the file's scale, and Pillow returns it unscaled.
     """
     key = image.info.get("transparency")
     if image.mode == "P" or not isinstance(key, int | tuple):
@@ -66,7 +66,7 @@ def _transparent_key(image: Image.Image, rawmode: str) -> int | tuple[int, ...] 
 
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Return an 8-bit image without transparency, in a mode that colour profiles know, and its alpha channel."""
+    """Split an 8-bit image into a mode that colour profiles support, without transparency, and its alpha channel."""
     if image.has_transparency_data:
         if image.mode == "La":
             image = image.convert("LA")
@@ -80,7 +80,7 @@ def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def _reduce_depth(image: Image.Image, key: object) -> tuple[Image.Image, Image.Image | None]:
-    """Return an image of one deep channel as mode L, and its alpha channel if one value stands for transparent."""
+    """Convert an image of one channel of more than 8 bits to mode L; also return its alpha channel, if it has one."""
     values = np.asarray(image)
     alpha = None
     if isinstance(key, int):
@@ -96,7 +96,7 @@ def _reduce_depth(image: Image.Image, key: object) -> tuple[Image.Image, Image.I
 
 
 def _bits(image: Image.Image, tags: object) -> int:
-    """Return how many bits the file gives a sample; 16 where it does not say, as for PGM."""
+    """Return the bits per sample in the file; 16 if it does not state them, as for PGM."""
     bits = _first(tags.get(_BITS_PER_SAMPLE)) if isinstance(tags, TiffImagePlugin.ImageFileDirectory_v2) else None
     return bits if isinstance(bits, int) else 16
 
@@ -106,10 +106,10 @@ def _first(value: object) -> object:
 
 
 def _reduce_int(values: NDArray[np.integer], bits: int, *, signed: bool) -> NDArray[np.uint8]:
-    """Keep the upper 8 of `bits` bits, as decoders do for 16-bit colour; below zero is black."""
+    """Keep the upper 8 of `bits` bits, as decoders do for 16-bit colour; negative values become 0."""
     if bits == 32:
         values = values if signed else values.view(np.uint32)
-        # Hardly any file fills 32 bits: most hold what fits into 16, as Pillow itself writes them.
+        # Most files with 32 bits have values of 16 bits, as Pillow itself writes them.
         if int(values.max(initial=0)) < 2**16:
             bits, signed = 16, False
     top: NDArray[np.uint8] = np.clip(values >> max(bits - signed - 8, 0), 0, 255).astype(np.uint8)
@@ -117,7 +117,7 @@ def _reduce_int(values: NDArray[np.integer], bits: int, *, signed: bool) -> NDAr
 
 
 def _reduce_float(values: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Scale by the smallest customary white that the values stay below: 1, 255 or 65,535; above that is white."""
+    """Scale by the smallest customary value of white that no value exceeds, 1, 255 or 65,535; clip larger values."""
     finite = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
     peak = float(finite.max(initial=0.0))
     white = next((white for white in (1.0, 255.0) if peak <= white), 65535.0)
@@ -126,7 +126,7 @@ def _reduce_float(values: NDArray[np.floating]) -> NDArray[np.uint8]:
 
 
 def _apply_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
-    """Return the image in sRGB; None when its profile is sRGB anyway, broken, or meant for another mode."""
+    """Convert an image to sRGB by its profile; None when the profile is sRGB, invalid or for another mode."""
     if image.mode not in ("RGB", "L", "CMYK") or len(profile) > _MAX_PROFILE_BYTES:
         return None
     transform = _transform(profile, image.mode)
@@ -135,7 +135,7 @@ def _apply_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
 
 @lru_cache(maxsize=16)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """Build the way from a profile to sRGB, once for the many images that share it; threads may share it too."""
+    """Build the transform from a profile to sRGB, which is cached and may be used by any thread."""
     try:
         transform = ImageCms.buildTransform(
             ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB"), mode, "RGB"
@@ -144,12 +144,12 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         changed = np.asarray(transform.apply(probe), np.int16) - np.asarray(probe.convert("RGB"), np.int16)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return None
-    # Most profiles are some vendor's sRGB: off by rounding at most, and not worth the time.
+    # Most profiles are a vendor's variant of sRGB, equal except for rounding: skipping the transform saves time.
     return None if np.abs(changed).max() <= 1 else transform
 
 
 def _probe(mode: str) -> Image.Image:
-    """Return an image with the colours of a coarse grid over the whole range of a mode."""
+    """Return an image with a coarse grid of all colours of a mode."""
     bands = len(Image.new(mode, (1, 1)).getbands())
     levels = np.linspace(0, 255, 256 if bands == 1 else 9).astype(np.uint8)
     grid = np.stack(np.meshgrid(*[levels] * bands, indexing="ij"), axis=-1).reshape(1, -1, bands)

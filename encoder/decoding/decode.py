@@ -1,8 +1,7 @@
-"""The only code of the project that turns bytes into pixels.
+"""Decode image files for training, evaluation, indexing and serving, so that a file has the same pixels everywhere.
 
-Training, evaluation, batch indexing and serving all come through here, so that one file is the same pixels everywhere.
-The bytes may come from anybody: limits are checked before anything is decoded, formats are an allow-list, and whatever
-Pillow raises leaves as an ImageError of one line that holds no path.
+The bytes are not trusted: limits are checked before decoding, only listed formats are allowed, and every exception of
+Pillow becomes an ImageError of one line without a path.
 """
 
 import math
@@ -13,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Imported for their formats, so that opening a file in a thread never starts an import. The rest of Pillow's formats
-# are left out on purpose: EPS and WMF start other programs, TGA has no signature, ICO hides sizes from its header.
+# Imported to register their formats, so that opening a file never imports a module in a thread. Other formats are left
+# out on purpose: EPS and WMF start other programs, TGA has no signature, ICO does not have all sizes in its header.
 from PIL import (
     AvifImagePlugin,  # noqa: F401
     BmpImagePlugin,  # noqa: F401
@@ -39,16 +38,16 @@ from imagekin.errors import ImageError, InvalidArgumentError
 FORMATS = frozenset({"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"})
 WHITE: Colour = (255, 255, 255)
 
-# Pillow runs these codecs in Python, holding the interpreter's lock.
+# Codecs of Pillow that run in Python and hold the interpreter's lock.
 _PYTHON_CODECS = frozenset({"bmp_rle", "ppm", "ppm_plain"})
 _MAX_PYTHON_VALUES = 1_000_000
-# A scan of a progressive JPEG takes a few bytes and a pass over the whole image.
+# A scan of a progressive JPEG has a few bytes, and takes a pass over the whole image.
 _MAX_SCANNED_PIXELS = 4_000_000_000
 _FREE_SCANS = 64
 _START_OF_SCAN = b"\xff\xda"
 _ORIENTATION = 0x0112
-# A JPEG image is decoded at 1/2, 1/4 or 1/8 of its size as long as that is this many times what is needed. Measured on
-# 311 photos and a trained encoder: the least cosine to the full decode is 0.99997 with 2, 0.9987 with 1.
+# A JPEG image is decoded at 1/2, 1/4 or 1/8 of its size if that is at least this many times the size needed. For 311
+# photos and a trained encoder, the least cosine to the embedding at full size is 0.99997 with 2, and 0.9987 with 1.
 _SCALED_MARGIN = 2
 _TILE_SIZE = (322, 323)
 _TRANSPOSE = {
@@ -75,8 +74,8 @@ class DecodeLimits:
 
     Attributes:
         max_bytes: length of the file.
-        max_pixels: width times height, as the file's header states them.
-        max_side: width and height each. Bounds what resizing a long thin image needs.
+        max_pixels: width times height, as stated in the file's header.
+        max_side: width and height each, which bounds the memory for resizing a long, thin image.
         formats: names of the formats allowed, a subset of FORMATS.
 
     Raises:
@@ -101,17 +100,17 @@ DEFAULT_LIMITS = DecodeLimits()
 def decode(
     data: bytes, limits: DecodeLimits = DEFAULT_LIMITS, background: Colour = WHITE, least: int | None = None
 ) -> Image.Image:
-    """Return the image that a file holds: mode RGB, sRGB, upright; of an animation the first frame.
+    """Decode an image file to an upright image of mode RGB in sRGB; of an animation, the first frame.
 
     Args:
         data: the file's bytes.
-        limits: what it may at most be.
+        limits: limits of the file.
         background: RGB colour behind transparent pixels, 0 to 255 each.
-        least: pixels that both sides are enough with; a JPEG image that is much larger is then decoded smaller, by its
-            own transform's coefficients, which takes a fraction of the time. None decodes every pixel.
+        least: sufficient length of both sides in pixels; a much larger JPEG image is decoded at a reduced size from its
+            DCT coefficients, in a fraction of the time. None for full size.
 
     Raises:
-        ImageError: it is no image, is damaged or cut off, is of a format that is not allowed, or is over a limit.
+        ImageError: it is no image, is damaged or truncated, has a format that is not allowed, or exceeds a limit.
     """
     check_size(len(data), limits)
     check_file(data)
@@ -123,21 +122,21 @@ def decode(
             if least is not None and image.format in ("JPEG", "MPO"):
                 image.draft(None, (least, least))
             image.load()
-            # A decoder may find another size than the header gave, and turning must not lose the limit's meaning.
+            # The decoded size may differ from that in the header.
             _check_pixels(image.size, limits)
             upright = _upright(image)
             rgb = to_rgb(upright, background, rawmode)
-    # Nothing of the file's own information holds for these pixels any more, its orientation least of all.
+    # The file's information, such as its orientation, is not valid for the converted pixels.
     rgb.info = {}
     return rgb
 
 
 def fit(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
-    """Return an image as the model's input wants it, uint8 [H, W, 3].
+    """Resize an image to a model's input, uint8 [H, W, 3].
 
     Args:
         image: mode RGB, upright, for example from `decode` or `from_array`.
-        preprocess: the size and the rule.
+        preprocess: the model's preprocessing.
     """
     size = (preprocess.width, preprocess.height)
     filter_ = _RESAMPLING[preprocess.interpolation]
@@ -153,7 +152,7 @@ def fit(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
 
 
 def load_pixels(data: bytes, preprocess: Preprocess, limits: DecodeLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
-    """Return the pixels of an image file as a model's input wants them, uint8 [H, W, 3].
+    """Decode an image file and resize it to a model's input, uint8 [H, W, 3].
 
     Raises:
         ImageError: see `decode`.
@@ -162,13 +161,13 @@ def load_pixels(data: bytes, preprocess: Preprocess, limits: DecodeLimits = DEFA
 
 
 def _least_side(preprocess: Preprocess) -> int:
-    """Return the sides with which a decoded image still holds all that the model's input can show of it."""
+    """Return the length of sides with which a decoded image has enough detail for the model's input."""
     kept = preprocess.crop_fraction if preprocess.resize == "crop" else 1.0
     return math.ceil(_SCALED_MARGIN * max(preprocess.height, preprocess.width) / kept)
 
 
 def from_array(array: NDArray[np.uint8]) -> Image.Image:
-    """Return an array as an image of mode RGB.
+    """Convert an array to an image of mode RGB.
 
     Args:
         array: uint8 [H, W, 3] in RGB, or [H, W] or [H, W, 1] in grey.
@@ -187,10 +186,10 @@ def from_array(array: NDArray[np.uint8]) -> Image.Image:
 
 
 def check_size(size: int, limits: DecodeLimits = DEFAULT_LIMITS) -> None:
-    """Check the length of an image file in bytes, which is possible before it is read.
+    """Check the length of an image file in bytes, before it is read.
 
     Raises:
-        ImageError: it is empty or over the limit.
+        ImageError: it is empty or exceeds the limit.
     """
     if not size:
         raise ImageError("image is empty")
@@ -200,7 +199,7 @@ def check_size(size: int, limits: DecodeLimits = DEFAULT_LIMITS) -> None:
 
 @contextmanager
 def _one_error(message: str) -> Iterator[None]:
-    """Turn whatever Pillow raises into an ImageError: its exceptions have no common base, and any can come."""
+    """Convert exceptions of Pillow, which have no common base class, to ImageError."""
     try:
         yield
     except ImageError:
@@ -216,12 +215,12 @@ def _one_error(message: str) -> Iterator[None]:
 
 
 def _check_header(image: Image.Image, data: bytes, limits: DecodeLimits) -> None:
-    """Check everything that the header tells about the cost of decoding."""
+    """Check the cost of decoding, as far as it can be told from the header."""
     _check_pixels(image.size, limits)
     pixels = image.width * image.height
     tiles = getattr(image, "tile", ())
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        # A tile may be larger than the image, and is decoded whole.
+        # A tile may be larger than the image, and is decoded completely.
         width, height = (image.tag_v2.get(tag) for tag in _TILE_SIZE)
         if isinstance(width, int) and isinstance(height, int):
             _check_pixels((width, height), limits)
@@ -229,7 +228,7 @@ def _check_header(image: Image.Image, data: bytes, limits: DecodeLimits) -> None
     if codecs & _PYTHON_CODECS and pixels * len(image.getbands()) > _MAX_PYTHON_VALUES:
         raise ImageError(f"{image.format} image of this kind has over {_MAX_PYTHON_VALUES:,} values; send it as PNG")
     if "jpeg" in codecs and (image.info.get("progressive") or image.info.get("progression")):
-        # Bytes that only look like the marker are let pass: up to _FREE_SCANS, and more in a small image.
+        # Other bytes may look like the marker, so up to _FREE_SCANS are always allowed, and more in small images.
         scans = data.count(_START_OF_SCAN)
         if scans > _FREE_SCANS and scans * pixels > _MAX_SCANNED_PIXELS:
             raise ImageError("JPEG image has too many scans")
@@ -244,7 +243,7 @@ def _check_pixels(size: tuple[int, int], limits: DecodeLimits) -> None:
 
 
 def _rawmode(image: Image.Image) -> str:
-    """Return how the file stores a pixel, in Pillow's words; known only until it is decoded."""
+    """Return Pillow's name of the file's pixel format, which is known only before decoding."""
     tiles = getattr(image, "tile", ())
     args = tiles[0][3] if tiles else ""
     first = args[0] if isinstance(args, tuple) and args else args
@@ -252,7 +251,7 @@ def _rawmode(image: Image.Image) -> str:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn an image as its EXIF or XMP orientation says; an unreadable EXIF block is as good as none."""
+    """Rotate an image by its EXIF or XMP orientation; an unreadable EXIF block is ignored."""
     block = image.info.get("exif")
     if isinstance(block, bytes):
         check_exif(block)
@@ -266,7 +265,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _crop_box(source: tuple[int, int], size: tuple[int, int], fraction: float) -> tuple[float, float, float, float]:
-    """Return the centred part of the source that has the target's aspect ratio, so that one resize does it all."""
+    """Return the centred box of the source with the target's aspect ratio, to crop and resize in one step."""
     scale = min(source[0] / size[0], source[1] / size[1]) * fraction
     width, height = min(size[0] * scale, source[0]), min(size[1] * scale, source[1])
     left, top = (source[0] - width) / 2, (source[1] - height) / 2

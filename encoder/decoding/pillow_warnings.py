@@ -1,8 +1,8 @@
 """Silence Pillow's warnings in the thread that decodes, and nowhere else.
 
-Pillow warns about odd files, with texts that the file's author can vary without end. `warnings.catch_warnings` is no
-help: it swaps the filters of the whole process, so two threads that decode undo each other's work. Instead one filter
-stays in place whose module matcher answers yes only in threads that are inside `quiet()`.
+Pillow warns about unusual files, with messages that depend on the file. `warnings.catch_warnings` cannot be used: it
+changes the filters of the whole process, and threads that decode at the same time would restore each other's. Instead,
+one filter stays installed, whose module pattern matches only in threads that are inside `quiet()`.
 """
 
 import threading
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class _DecodingHere:
-    """A replacement of the compiled regular expression of a warnings filter, of which only `match` is called."""
+    """A pattern for a warnings filter that matches Pillow's modules in decoding threads; only `match` is called."""
 
     def __init__(self) -> None:
         self.local = threading.local()
@@ -28,8 +28,8 @@ _filter: Any = ("ignore", None, Warning, _here, 0)
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Ignore the warnings that Pillow raises in this thread while the context is open."""
-    # The first filter that matches decides, and others may have been put in front since the last time.
+    """Ignore Pillow's warnings in this thread inside the block."""
+    # The first matching filter decides, and others may have been inserted before it since the last call.
     if not warnings.filters or warnings.filters[0] is not _filter:
         warnings.filters.insert(0, _filter)  # type: ignore[attr-defined]
     _here.local.depth = getattr(_here.local, "depth", 0) + 1

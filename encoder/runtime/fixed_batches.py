@@ -1,8 +1,8 @@
-"""Run a model on a GPU in batches of a few fixed sizes, its input and output in memory of their own.
+"""Run a model on a GPU in batches of a few fixed sizes, with preallocated input and output memory.
 
-A GPU chooses its kernels, and can record them as a CUDA graph, for one shape at a time. So a batch is filled up to the
-next of these sizes, each is run once before the first request, and input and output lie where they lay then. Nothing
-here needs CUDA but the device's name: the same code runs on a CPU, which is how it is tested.
+Kernels are selected, and CUDA graphs recorded, for one shape. Batches are therefore padded to the next of a few sizes,
+each of which is run once before the first request, with input and output at fixed addresses. Only the device's name is
+specific to CUDA: the same code runs on a CPU, which is how it is tested.
 """
 
 import threading
@@ -17,12 +17,12 @@ _NO_GRAPH = -1
 
 
 def bucket_for(count: int, buckets: Sequence[int] = BUCKETS) -> int:
-    """Return the smallest size that holds so many images; the largest one where none does."""
+    """Return the smallest size for so many images, or the largest size if none suffices."""
     return next((size for size in buckets if size >= count), buckets[-1])
 
 
 class Bucketed:
-    """A session whose batches have fixed sizes. Safe to share between threads, one of which runs at a time.
+    """A session whose batches have fixed sizes; any thread may use it, one at a time runs.
 
     Args:
         session: the session.
@@ -31,7 +31,7 @@ class Bucketed:
         side: height and width of an image.
         device: `cuda` or `cpu`.
         graphs: run each size as a CUDA graph of its own; the session must have been opened for that.
-        buckets: the sizes, rising.
+        buckets: the sizes, ascending.
     """
 
     def __init__(
@@ -57,17 +57,17 @@ class Bucketed:
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """The sizes, rising."""
+        """Sizes of batches, ascending."""
         return self._buckets
 
     def run(self, pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """Return the outputs for any number of images, uint8 [N, H, W, 3], N ≥ 1."""
+        """Run the model on any number of images, uint8 [N, H, W, 3], N ≥ 1, and return its outputs."""
         largest = self._buckets[-1]
         parts = [self._part(pixels[start : start + largest]) for start in range(0, len(pixels), largest)]
         return [np.concatenate(each) if len(each) > 1 else each[0] for each in zip(*parts, strict=True)]
 
     def _bind(self, size: int, pixels: str, outputs: Sequence[str], side: tuple[int, int], device: str) -> None:
-        """Set the memory of a size aside and run it once: kernels are chosen, and graphs recorded, here."""
+        """Allocate the memory of a size and run it once, to select kernels and record graphs."""
         blank = np.zeros((size, *side, 3), np.uint8)
         first = self._session.run(list(outputs), {pixels: blank}, _options(_NO_GRAPH))
         self._inputs[size] = ort.OrtValue.ortvalue_from_numpy(blank, device, 0)

@@ -1,7 +1,7 @@
 """Run a model artifact with ONNX Runtime: pixels in, embeddings out.
 
-An `Encoder` is opened once and shared by all threads. Opening it checks everything that can be checked without real
-images, a trial run included, so that a wrong file is refused at the start and not in the middle of the service.
+An `Encoder` is opened once and shared by all threads. Opening checks everything that can be checked without real
+images, including a trial run, so that a wrong file is refused before serving begins.
 """
 
 import logging
@@ -27,13 +27,13 @@ from imagekin.machine import Device
 logger = logging.getLogger("imagekin.encoder")
 
 
-# Pixels in one run of the graph: 64 images of 224×224. Enough to fill the arithmetic units, and it bounds the memory of
-# the graph's intermediate results however many images a call brings.
+# Pixels of one inference: 64 images of 224×224, enough to use the processor fully. Larger calls are split, which bounds
+# the memory of intermediate results.
 _CHUNK_PIXELS = 64 * 224 * 224
 _MAX_CHUNK = 1024
-# Weights of lower precision leave lengths that are off by more than float32 rounding.
+# With weights of lower precision, lengths deviate from 1 by more than the rounding of float32.
 _UNIT_TOLERANCE = 1e-2
-_SILENT = 4  # ONNX Runtime's severity "fatal": its failures come as exceptions, which are reported here in one line
+_SILENT = 4  # ONNX Runtime's severity "fatal": its errors are raised as well, and reported in one line
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +50,13 @@ class Outputs:
 
 
 class Encoder:
-    """A model artifact, ready to run. Safe to share between threads.
+    """An opened model artifact; any number of threads may use it.
 
     Attributes:
-        name: what to call it, by default the file's name without its ending.
-        metadata: what the artifact says about itself.
-        device: where it runs, `cpu` or `cuda`.
-        sessions: runs at one time; more of them wait.
+        name: its name, by default the file's name without its extension.
+        metadata: the artifact's metadata.
+        device: device that it runs on, `cpu` or `cuda`.
+        sessions: number of inferences that run at the same time; others wait.
     """
 
     def __init__(
@@ -92,16 +92,16 @@ class Encoder:
 
         Args:
             path: the ONNX file.
-            device: `cuda` demands a GPU, `auto` takes one when there is one.
-            threads: CPU threads for one run; None lets ONNX Runtime take all cores.
-            sessions: runs at one time, each on threads of its own; more of them wait.
-            graphs: on a GPU, run batches of a few fixed sizes, each a CUDA graph; not every model can be recorded.
-            name: what to call the model; empty takes the file's name without its ending.
+            device: `cuda` requires a GPU, `auto` uses one if there is one.
+            threads: CPU threads of an inference; None for all cores.
+            sessions: number of inferences that run at the same time, each on its own threads; others wait.
+            graphs: on a GPU, run batches of a few fixed sizes as CUDA graphs; not every model can be recorded.
+            name: name of the model; empty for the file's name without its extension.
 
         Raises:
             NotFoundError: there is no such file.
-            InvalidArgumentError: the file is no model artifact, or its graph is not what its metadata say.
-            FailedPreconditionError: `device` is `cuda` and there is none.
+            InvalidArgumentError: the file is no model artifact, or its graph does not match its metadata.
+            FailedPreconditionError: `device` is `cuda`, and there is no usable GPU.
         """
         path = Path(path)
         if not path.is_file():
@@ -109,15 +109,15 @@ class Encoder:
         for value, field in ((threads, "threads"), (sessions, "sessions")):
             if value is not None and value < 1:
                 raise InvalidArgumentError(f"{field} must be at least 1", field=field)
-        session = _start(path, device, threads, graphs)
+        session = _open_session(path, device, threads, graphs)
         metadata = _read_metadata(session, path.name)
         try:
             check_graph(metadata, _tensors(session.get_inputs()), _tensors(session.get_outputs()))
-            # Runs of one thread stay in their callers' threads: one session, and one copy of the weights, will do.
+            # Single-threaded inferences run in the calling threads, so one session (one copy of the weights) suffices.
             alone = threads == 1 or sessions == 1
-            others = [session if alone else _start(path, device, threads) for _ in range(sessions - 1)]
+            others = [session if alone else _open_session(path, device, threads) for _ in range(sessions - 1)]
             encoder = cls([session, *others], metadata, name or path.stem, graphs=graphs)
-            encoder._try()
+            encoder._trial_run()
         except (InvalidArgumentError, FailedPreconditionError) as error:
             raise InvalidArgumentError(f"{path.name}: {error}", field="model") from None
         if metadata.precision == "float16" and encoder.device == "cpu" and device == "auto":
@@ -125,14 +125,14 @@ class Encoder:
         return encoder
 
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
-        """Return the embeddings, and the logits of a model that has a linear head.
+        """Compute the embeddings, and the logits of a model with a linear head.
 
         Args:
-            pixels: uint8 [N, H, W, 3], RGB, of the size that `metadata.preprocess` states. N may be 0.
+            pixels: uint8 [N, H, W, 3], RGB, of the size in `metadata.preprocess`; N may be 0.
 
         Raises:
             InvalidArgumentError: another type or shape.
-            FailedPreconditionError: the model gave numbers that are not finite.
+            FailedPreconditionError: the model's outputs are not finite.
         """
         self._check(pixels)
         starts = range(0, max(len(pixels), 1), self._chunk)
@@ -141,25 +141,25 @@ class Encoder:
         return Outputs(joined[0], joined[1] if len(joined) > 1 else None)
 
     def embed_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the embeddings, float32 [N, D] of unit length; arguments and errors as for `run`."""
+        """Compute the embeddings, float32 [N, D] of unit length; arguments and errors as for `run`."""
         return self.run(pixels).embeddings
 
     def load_pixels(self, data: bytes | memoryview, limits: decode.DecodeLimits | None = None) -> NDArray[np.uint8]:
-        """Return an image file's pixels as this model wants them, uint8 [H, W, 3].
+        """Decode an image file to this model's input, uint8 [H, W, 3].
 
         Raises:
-            ImageError: the bytes are no image that can be served.
+            ImageError: it is not a usable image.
         """
         return decode.load_pixels(bytes(data), self.metadata.preprocess, limits or decode.DecodeLimits())
 
     def embed(self, files: Sequence[bytes]) -> NDArray[np.float32]:
-        """Return the embeddings of image files, float32 [N, D] of unit length.
+        """Embed image files to float32 [N, D] of unit length.
 
         Args:
             files: the files' bytes.
 
         Raises:
-            ImageError: one of them is no image that can be served.
+            ImageError: one of them is not a usable image.
         """
         parts = [
             self.embed_pixels(np.stack([self.load_pixels(data) for data in files[start : start + self._chunk]]))
@@ -193,11 +193,11 @@ class Encoder:
             raise FailedPreconditionError(f"model {self.name} gives numbers that are not finite; export it again")
         return results
 
-    def _try(self) -> None:
-        """Run two images of noise: shapes that the graph leaves open are only known now."""
+    def _trial_run(self) -> None:
+        """Run the model on two images of noise, and check the outputs' dynamic shapes and lengths."""
         side = self.metadata.preprocess
         noise = np.random.default_rng(0).integers(0, 256, (2, side.height, side.width, 3), np.uint8)
-        outputs = _translated(lambda: self.run(noise), "model does not run")
+        outputs = _call_runtime(lambda: self.run(noise), "model does not run")
         if outputs.embeddings.shape != (2, self.metadata.dim):
             raise InvalidArgumentError(f"model's embeddings are not [N, {self.metadata.dim}] as its metadata say")
         if outputs.logits is not None and outputs.logits.shape != (2, len(self.metadata.class_names)):
@@ -209,20 +209,21 @@ class Encoder:
 def cuda_options(*, graphs: bool = False) -> dict[str, str]:
     """Return the options of ONNX Runtime's CUDA provider.
 
-    The default algorithm search runs anew for every batch size; the heuristic is as fast once warm. TF32 would keep 10
-    bits of each factor: other embeddings than the CPU's, in the same space. Speed is what float16 is for.
+    The default algorithm search is repeated for every batch size; the heuristic's kernels are as fast. TF32 rounds
+    factors to 10 bits, so that embeddings would differ from the CPU's in the same space; float16 models are the faster
+    alternative.
     """
     return {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0", "enable_cuda_graph": str(int(graphs))}
 
 
-def _start(path: Path, device: Device, threads: int | None, graphs: bool = False) -> ort.InferenceSession:
+def _open_session(path: Path, device: Device, threads: int | None, graphs: bool = False) -> ort.InferenceSession:
     if device not in ("auto", "cpu", "cuda"):
         raise InvalidArgumentError(f"device must be auto, cpu or cuda, not {device!r}", field="device")
     ort.set_default_logger_severity(_SILENT)
     ort.disable_telemetry_events()
     options = ort.SessionOptions()
     options.log_severity_level = _SILENT
-    # Idle threads that spin steal the cores from decoding: a whole pipeline loses more than one call wins.
+    # Idle threads that spin take the cores from decoding, which costs a pipeline more than a single call gains.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
@@ -232,10 +233,10 @@ def _start(path: Path, device: Device, threads: int | None, graphs: bool = False
     providers: list[Any] = ["CPUExecutionProvider"]
     if device != "cpu" and "CUDAExecutionProvider" in available:
         providers.insert(0, ("CUDAExecutionProvider", cuda_options(graphs=graphs)))
-        # Finds CUDA libraries that pip installed. What it misses it prints, and standard output is not its own.
+        # Finds CUDA libraries that pip installed. It prints missing ones to standard output, which is for results.
         with redirect_stdout(StringIO()):
             ort.preload_dlls()
-    session = _translated(
+    session = _call_runtime(
         lambda: ort.InferenceSession(path, options, providers=providers),
         f"{path.name} is not an ONNX model, is damaged, or needs a newer ONNX Runtime; export it again",
     )
@@ -244,13 +245,13 @@ def _start(path: Path, device: Device, threads: int | None, graphs: bool = False
     return session
 
 
-def _translated(call: Callable[[], Any], message: str) -> Any:
-    """Call ONNX Runtime and say a failure in one line: its own messages run over many and hold paths."""
+def _call_runtime(call: Callable[[], Any], message: str) -> Any:
+    """Call ONNX Runtime, and report errors in one line: its own messages have many lines and contain paths."""
     try:
         return call()
     except (InvalidArgumentError, FailedPreconditionError):
         raise
-    except Exception as error:  # its exceptions have no common base but this
+    except Exception as error:  # its exceptions have no other common base class
         raise InvalidArgumentError(f"{message} ({type(error).__name__})", field="model") from None
 
 

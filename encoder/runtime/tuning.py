@@ -1,8 +1,8 @@
 """Measure the fastest way to run a model on this machine, and keep the result beside the model.
 
-Which number of inferences at one time, of threads for each and of images in a batch is best depends on the model and
-on the processor; no rule knows it. The file holds for the machine and the model file that it was measured with, and is
-passed over for any other.
+The best number of concurrent inferences, of threads for each and of images in a batch depends on the model and on the
+processor, and has to be measured. The result is valid for the machine and the model file that it was measured with, and
+ignored for any other.
 """
 
 import json
@@ -22,9 +22,9 @@ from imagekin.errors import InvalidArgumentError
 from imagekin.machine import Device, cores, processor
 
 BATCHES = {"cpu": (1, 2, 4, 8, 16, 32), "cuda": (8, 16, 32, 64)}
-# While a GPU works on one batch, the next one can be copied there.
+# While a GPU runs one batch, the next one can be copied to it.
 _GPU_SESSIONS = (1, 2, 3)
-# A smaller batch that is this near the best rate is better: whoever waits for it waits less.
+# A smaller batch is preferred if it reaches this share of the best rate, because it has a lower latency.
 _NEAR = 0.97
 _ENDING = ".tuning.json"
 
@@ -34,9 +34,9 @@ class Tuning:
     """The settings to run a model with.
 
     Attributes:
-        sessions: inferences at one time.
+        sessions: number of concurrent inferences.
         threads: CPU threads of each.
-        batch: images of one inference at most.
+        batch: most images of an inference.
 
     Raises:
         InvalidArgumentError: a number is not positive.
@@ -53,8 +53,8 @@ class Tuning:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """One setting and how fast it was, in images a second."""
+class Measurement:
+    """The measured rate of one setting, in images per second."""
 
     tuning: Tuning
     rate: float
@@ -76,33 +76,33 @@ def device_of(device: Device) -> str:
 
 
 def of_machine(path: Path, device: Device) -> tuple[Device, Tuning]:
-    """Return where a model will run and how it runs best there: as was measured on this machine, or by the cores.
+    """Return the device and the settings for a model: as measured on this machine, or else the default.
 
     Raises:
         ImagekinError: the model cannot be opened.
     """
     where = device_of(device)
     if device == "auto" and where == "cuda" and Encoder.open(path, device=device).device == "cpu":
-        device, where = "cpu", "cpu"  # CUDA's build of ONNX Runtime without a GPU
+        device, where = "cpu", "cpu"  # ONNX Runtime was built for CUDA, but there is no GPU
     return device, (load(path, where) if path.is_file() else None) or default(where, cores())
 
 
 def open_for_files(path: Path, device: Device) -> Encoder:
-    """Open a model to embed one batch of files after the other, each shared out between as many runs as pay.
+    """Open a model to embed batches of files one after another, each divided among concurrent inferences if that pays.
 
     Raises:
         ImagekinError: the model cannot be opened.
     """
     device, tuned = of_machine(path, device)
     if device_of(device) == "cuda":
-        return Encoder.open(path, device=device)  # a GPU is the faster the more images it gets at once
+        return Encoder.open(path, device=device)  # a GPU is fastest with undivided batches
     return Encoder.open(path, device=device, threads=tuned.threads, sessions=tuned.sessions)
 
 
 def candidates(device: str, usable: int) -> Iterator[tuple[int, int]]:
-    """Yield the numbers of sessions and threads that are worth trying.
+    """Yield the numbers of sessions and threads to try.
 
-    On a CPU those that fill the cores, from one thread a session to one session; on a GPU some batches at one time.
+    On a CPU, these are the combinations that use all cores; on a GPU, a few concurrent batches.
     """
     if device == "cuda":
         yield from ((sessions, 1) for sessions in _GPU_SESSIONS)
@@ -121,15 +121,15 @@ def measure(
     seconds: float = 0.4,
     rounds: int = 3,
     progress: Callable[[str], None] = lambda line: None,
-) -> list[Measured]:
-    """Measure a model with every number of sessions, threads and images worth trying; the best choice comes first.
+) -> list[Measurement]:
+    """Measure a model with all combinations of sessions, threads and batch size to try; the best one comes first.
 
     Args:
         path: the model artifact.
         device: `auto`, `cpu` or `cuda`.
-        seconds: time for one figure; at least two inferences are timed in any case.
-        rounds: figures of each, interleaved, of which the median counts.
-        progress: told each figure of the first round.
+        seconds: time of a measurement, which takes at least two inferences.
+        rounds: interleaved measurements of each combination, of which the median is used.
+        progress: called with each measurement of the first round.
 
     Raises:
         ImagekinError: the model cannot be opened.
@@ -142,22 +142,22 @@ def measure(
         for (sessions, threads), encoder in opened:
             for batch in BATCHES[where]:
                 tuning = Tuning(sessions, threads, batch)
-                rates.setdefault(tuning, []).append(rate(encoder, sessions, batch, seconds))
+                rates.setdefault(tuning, []).append(measure_rate(encoder, sessions, batch, seconds))
                 if number == 0:
                     progress(f"{sessions} sessions × {threads} threads, batches of {batch}: {rates[tuning][0]:.1f}/s")
-    found = [Measured(tuning, statistics.median(values)) for tuning, values in rates.items()]
-    best = choose(found)
+    found = [Measurement(tuning, statistics.median(values)) for tuning, values in rates.items()]
+    best = best_of(found)
     return [best, *(each for each in found if each is not best)]
 
 
-def choose(found: list[Measured]) -> Measured:
-    """Return the smallest batch that is near the best rate, and of those with this batch the fastest."""
+def best_of(found: list[Measurement]) -> Measurement:
+    """Return the fastest of the settings with the smallest batch that is near the best rate."""
     enough = _NEAR * max(each.rate for each in found)
     return min((each for each in found if each.rate >= enough), key=lambda each: (each.tuning.batch, -each.rate))
 
 
-def rate(encoder: Encoder, sessions: int, batch: int, seconds: float) -> float:
-    """Return the images a second of an encoder that as many threads keep busy as it has sessions."""
+def measure_rate(encoder: Encoder, sessions: int, batch: int, seconds: float) -> float:
+    """Measure the images per second of an encoder, used by as many threads as it has sessions."""
     side = encoder.metadata.preprocess
     pixels = np.random.default_rng(0).integers(0, 256, (batch, side.height, side.width, 3), np.uint8)
     encoder.run(pixels)
@@ -178,18 +178,18 @@ def rate(encoder: Encoder, sessions: int, batch: int, seconds: float) -> float:
 
 
 def tuning_path(model: Path) -> Path:
-    """Return where a model's tuning is kept."""
+    """Return the path of a model's tuning."""
     return model.with_name(model.name + _ENDING)
 
 
-def save(model: Path, device: str, measured: Measured) -> Path:
+def save(model: Path, device: str, measured: Measurement) -> Path:
     """Write a model's tuning beside it and return the file's path.
 
     Raises:
         OSError: it cannot be written.
     """
     path = tuning_path(model)
-    entry = {**_here(model, device), **asdict(measured.tuning), "images_per_second": round(measured.rate, 2)}
+    entry = {**_identity(model, device), **asdict(measured.tuning), "images_per_second": round(measured.rate, 2)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)
@@ -197,10 +197,10 @@ def save(model: Path, device: str, measured: Measured) -> Path:
 
 
 def load(model: Path, device: str) -> Tuning | None:
-    """Return a model's tuning; None where there is none, or it was measured elsewhere or with another file."""
+    """Read a model's tuning; None if there is none, or if it was measured on another machine or with another file."""
     try:
         entry = json.loads(tuning_path(model).read_text(encoding="utf-8"))
-        here = _here(model, device)
+        here = _identity(model, device)
         if not isinstance(entry, dict) or any(entry.get(name) != value for name, value in here.items()):
             return None
         return Tuning(entry["sessions"], entry["threads"], entry["batch"])
@@ -208,6 +208,6 @@ def load(model: Path, device: str) -> Tuning | None:
         return None
 
 
-def _here(model: Path, device: str) -> dict[str, str | int]:
+def _identity(model: Path, device: str) -> dict[str, str | int]:
     """Return the identity of model and machine that a tuning is valid for."""
     return {"model_bytes": model.stat().st_size, "device": device, "processor": processor(), "cores": cores()}

@@ -9,7 +9,7 @@ import pytest
 
 from imagekin.encoder.runtime import tuning
 from imagekin.encoder.runtime.session import Encoder
-from imagekin.encoder.runtime.tuning import Measured, Tuning
+from imagekin.encoder.runtime.tuning import Measurement, Tuning
 from imagekin.machine import cores, processor
 from tests.artifacts import tiny_artifact
 
@@ -32,7 +32,7 @@ def test_a_gpu_has_batches_at_one_time_whatever_the_cores() -> None:
 
 def test_the_smallest_batch_near_the_best_rate_wins() -> None:
     rates = {Tuning(1, 2, 1): 80.0, Tuning(2, 1, 4): 97.5, Tuning(1, 2, 4): 98.0, Tuning(2, 1, 32): 100.0}
-    assert tuning.choose([Measured(*each) for each in rates.items()]).tuning == Tuning(1, 2, 4)
+    assert tuning.best_of([Measurement(*each) for each in rates.items()]).tuning == Tuning(1, 2, 4)
 
 
 def test_what_was_measured_is_found_again_beside_the_model(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_tuning_of_another_machine_or_model_or_a_broken_one_is_passed_over(
     tmp_path: Path, change: dict[str, object] | None
 ) -> None:
     model = tiny_artifact(tmp_path / "tiny.onnx")
-    path = tuning.save(model, "cpu", Measured(Tuning(2, 1, 8), 1.0))
+    path = tuning.save(model, "cpu", Measurement(Tuning(2, 1, 8), 1.0))
     entry = json.loads(path.read_text())
     assert (entry["processor"], entry["cores"]) == (processor(), cores())
     path.write_text("[" if change is None else json.dumps(entry | change))
