@@ -66,11 +66,6 @@ def answer(captured: pytest.CaptureFixture[str]) -> Any:
     return json.loads(captured.readouterr().out.splitlines()[-1])
 
 
-def test_the_client_is_imported_in_half_a_second_of_processor_time() -> None:
-    code = "import time; t = time.process_time(); from imagekin import Client; print(time.process_time() - t)"
-    assert min(float(python(code).stdout) for _ in range(3)) <= 0.5
-
-
 def test_help_of_every_command_loads_nothing_heavy() -> None:
     code = """
 import sys

@@ -143,16 +143,11 @@ def bomb(side: int) -> bytes:
 
 
 @pytest.mark.parametrize("side", [9_000, 13_000])
-def test_a_bomb_is_refused_within_milliseconds(side: int) -> None:
+def test_a_bomb_is_refused_by_its_header_alone(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
     data = bomb(side)
     assert len(data) < 4 * MEBIBYTE
-    outcome(encoded(picture()))
-    spent = []
-    for _ in range(5):
-        start = time.thread_time()  # of this thread alone: on a busy machine others may come between
-        assert "over the limit" in str(outcome(data))
-        spent.append(time.thread_time() - start)
-    assert min(spent) < 0.005
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # no pixel is decoded
+    assert "over the limit" in str(outcome(data))
 
 
 def gif(frame: tuple[int, int]) -> bytes:

