@@ -1,6 +1,6 @@
-"""Read what comes from outside: images, or vectors, with their keys, labels and payloads.
+"""Read images or vectors with their keys, labels and payloads from folders, archives, tables and URLs.
 
-Training, batch indexing and the command all read through `imagekin.sources.open`.
+Training, batch indexing and the command all use `imagekin.sources.open`.
 """
 
 if __name__ != "imagekin.sources":

@@ -1,12 +1,12 @@
-"""The one rule by which folders name classes, for training, indexing and everything else that reads folders.
+"""Derive labels from folders; training, indexing and everything else that reads folders use this rule.
 
-The label of an image is the path of the folder that it lies in, below the source's root: `fruit/apple/1.jpg` is a
-`fruit/apple`, so that two classes never become one because their last folders have the same name. Left out are
+The label of an image is the path of its folder, relative to the source's root: that of `fruit/apple/1.jpg` is
+`fruit/apple`, so that classes whose last folders have the same name stay different. Left out are
 
-- leading folders that hold only folders and that all images share, as `flowers/` in an archive of `flowers/rose/1.jpg`;
-- then the name of a split (`train`, `test`, `val` …), when a folder follows it.
+- leading folders that contain only folders and are common to all images, as `flowers/` in `flowers/rose/1.jpg`;
+- then the name of a split (`train`, `test`, `val` …), if a folder follows it.
 
-What all share is concluded from the first 10,000 images, because a source is read once and may not end.
+Common folders are determined from the first 10,000 images, because a source may be endless.
 """
 
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ class FolderLabels:
 
     @classmethod
     def of(cls, paths: Iterable[str]) -> "FolderLabels":
-        """Return the rule for a source of these paths; reads no more of them than it needs."""
+        """Return the rule for a source with these paths, of which no more are read than necessary."""
         shared: tuple[str, ...] | None = None
         for path in islice(paths, LOOK_AHEAD):
             folders = folders_of(path)
@@ -41,7 +41,7 @@ class FolderLabels:
         return cls(shared or ())
 
     def __call__(self, path: str) -> str | None:
-        """Return the label of an image, None when it lies in no folder."""
+        """Return the label of an image; None if it is not in a folder."""
         folders = folders_of(path)
         count = len(self.shared)
         if folders[:count] == self.shared and len(folders) > count:
@@ -52,7 +52,7 @@ class FolderLabels:
 
 
 def folders_of(path: str) -> tuple[str, ...]:
-    """Return the names of the folders on the way to a file."""
+    """Return the names of the folders in a file's path."""
     return tuple(part for part in path.split("/")[:-1] if part not in ("", "."))
 
 

@@ -25,18 +25,18 @@ PARQUET_SUFFIXES = (".parquet", ".pq")
 
 
 def open_source(path: str | os.PathLike[str], limits: DecodeLimits | None = None) -> Source:
-    """Open a source. Images are read only when the records are asked for.
+    """Open a source; images are read when it is iterated.
 
     Args:
-        path: a folder, which is searched with all folders below it; a .tar, .tar.gz or .tgz archive; a .parquet file of
-            images or vectors; a .csv, .tsv or .jsonl manifest; an image file; a pattern such as `shards/*.tar`; `-`
-            for a list of images on standard input; or the s3://, gs:// or http(s):// URL of any of these.
+        path: a folder, which is searched recursively; a .tar, .tar.gz or .tgz archive; a .parquet file of images or
+            vectors; a .csv, .tsv or .jsonl manifest; an image file; a pattern such as `shards/*.tar`; `-` for a list
+            of images on standard input; or the s3://, gs:// or http(s):// URL of any of these.
         limits: files of more bytes than `max_bytes` are not read, and become records with an error.
 
     Raises:
         NotFoundError: there is no such file or folder.
         InvalidArgumentError: it is none of these.
-        FailedPreconditionError: a package that it needs is not installed.
+        FailedPreconditionError: a required package is not installed.
     """
     path = os.fspath(path)
     max_bytes = (limits or DecodeLimits()).max_bytes
@@ -58,16 +58,16 @@ def open_source(path: str | os.PathLike[str], limits: DecodeLimits | None = None
 
 
 def open_sources(paths: Sequence[str | os.PathLike[str]], limits: DecodeLimits | None = None) -> Source:
-    """Open several sources as one, read one after the other; arguments and errors as for `open_source`.
+    """Open several sources as one that reads them in order; arguments and errors as for `open_source`.
 
     Raises:
-        InvalidArgumentError: some hold images and some vectors, or vectors that do not go together.
+        InvalidArgumentError: some hold images and some vectors, or vectors of different spaces or sizes.
     """
-    return _Joined([open_source(path, limits) for path in paths])
+    return _JoinedSources([open_source(path, limits) for path in paths])
 
 
 def count_records(path: str | os.PathLike[str]) -> int | None:
-    """Return about how many records a source has, without reading the images; None when that cannot be known cheaply.
+    """Estimate the number of records of a source without reading the images; None if that is not possible cheaply.
 
     Raises:
         NotFoundError: there is no such file or folder.
@@ -82,7 +82,7 @@ def open_file(place: Place, max_bytes: int, *, repeatable: bool = True) -> Sourc
     Args:
         place: the file.
         max_bytes: larger images are not read.
-        repeatable: whether it can be opened more than once.
+        repeatable: False for a file that can be opened only once, such as a pipe.
 
     Raises:
         InvalidArgumentError: it is no source.
@@ -107,10 +107,10 @@ def open_file(place: Place, max_bytes: int, *, repeatable: bool = True) -> Sourc
 
 def _open_url(url: str, max_bytes: int) -> Source:
     place = RemotePlace(url)
-    if url.lower().startswith("http"):  # lists no files, and "?" begins a query
+    if url.lower().startswith("http"):  # HTTP cannot list files, and "?" begins a query
         return open_file(place, max_bytes)
     if not has_wildcard(url):
-        with contextlib.suppress(InvalidArgumentError):  # a folder
+        with contextlib.suppress(InvalidArgumentError):  # raised for a folder
             return open_file(place, max_bytes)
     listing, place_of = remote_listing(url)
     opener = partial(open_file, max_bytes=max_bytes) if has_wildcard(url) else None
@@ -121,8 +121,8 @@ def _below(root: str, name: str) -> Place:
     return LocalPlace(os.path.join(root, name))
 
 
-class _Joined:
-    """Several sources, one after the other."""
+class _JoinedSources:
+    """Several sources, read in order."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = sources

@@ -1,4 +1,4 @@
-"""Patterns of paths: `*` and `?` match within a name, `[…]` one of several characters, `**` any folders."""
+"""Match patterns of paths: `*` and `?` match within a name, `[…]` one of several characters, `**` any folders."""
 
 import os
 import re
@@ -29,7 +29,7 @@ def fixed_part(pattern: str) -> tuple[str, tuple[str, ...]]:
 def local_listing(root: str, parts: Sequence[str]) -> Listing:
     """Return a function that lists the files below a folder that a pattern matches.
 
-    Folders that cannot hold a match are not looked into.
+    Folders that cannot contain a match are not read.
     """
     matches = re.compile(_expression(parts)).match
     each = [re.compile(_name(part) + r"\Z") for part in parts]
@@ -48,7 +48,7 @@ def local_listing(root: str, parts: Sequence[str]) -> Listing:
 
 
 def _expression(parts: Sequence[str]) -> str:
-    """Return a regular expression for what the parts match, and everything below that."""
+    """Return a regular expression for the paths that the parts match, and for everything below them."""
     middle = ["(?:[^/]+/)*" if part == "**" else _name(part) + "/" for part in parts[:-1]]
     return "".join(middle) + _name(parts[-1]) + r"(?:/.*)?\Z"
 

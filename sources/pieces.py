@@ -1,7 +1,7 @@
 """Split a source into pieces that can be read independently, in other threads or processes.
 
-A piece is an iterable of records that can be sent to another process or machine, where its places must mean the same.
-Pieces come in the source's order, and cost little to make: what they stand for is read when they are iterated.
+A piece is an iterable of records that can be sent to another process or machine, where its paths must be valid. Pieces
+are in the source's order, and cheap to create: their records are read when they are iterated.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,11 +20,11 @@ class ImageFile:
     """An image file that has not been read yet.
 
     Attributes:
-        key: its record's key.
+        key: key of its record.
         place: the file.
-        max_bytes: a larger one is not read.
-        label: its record's label.
-        payload: its record's payload.
+        max_bytes: a larger file is not read.
+        label: label of its record.
+        payload: payload of its record.
     """
 
     key: str
@@ -40,7 +40,7 @@ class ImageFile:
 
 @runtime_checkable
 class Divisible(Protocol):
-    """A source of more than one piece."""
+    """A source that can be split into pieces."""
 
     def pieces(self) -> Iterator[Piece]:
         """Yield the pieces; together they yield the source's records in its order."""
@@ -48,7 +48,7 @@ class Divisible(Protocol):
 
 
 def pieces_of(source: Source) -> Iterator[Piece]:
-    """Yield the pieces of a source; one that cannot be divided is one piece itself."""
+    """Yield the pieces of a source; one that cannot be split is itself the only piece."""
     if isinstance(source, Divisible):
         yield from source.pieces()
     else:

@@ -9,21 +9,16 @@ from typing import IO, Any, Protocol, cast
 from urllib.parse import urljoin, urlsplit
 
 from imagekin.errors import FailedPreconditionError, ImageError, ImagekinError, InvalidArgumentError
-from imagekin.sources.records import SourceError, printable, too_large
+from imagekin.sources.records import SourceError, printable, size_problem
 from imagekin.version import install_command
 
 SCHEMES = ("s3", "gs", "gcs", "http", "https")
 _BUFFER_BYTES = 1024 * 1024
-_LASTING = frozenset({errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR})
+_PERMANENT_ERRORS = frozenset({errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR})
 
 
 class Place(Protocol):
-    """A file that may be opened more than once.
-
-    Attributes:
-        name: the last part of its path.
-        shown: all of it, as it can be printed.
-    """
+    """A file that may be opened more than once."""
 
     @property
     def name(self) -> str:
@@ -40,10 +35,10 @@ class Place(Protocol):
         ...
 
     def read(self, max_bytes: int) -> bytes | ImagekinError:
-        """Return its bytes, or why there are none: a SourceError when trying again may help."""
+        """Read all bytes, or return the error: a SourceError if trying again may help."""
         ...
 
-    def beside(self, path: str) -> "Place":
+    def resolve(self, path: str) -> "Place":
         """Return the place that a path in this file refers to; raises InvalidArgumentError."""
         ...
 
@@ -60,12 +55,12 @@ class LocalPlace:
 
     @property
     def name(self) -> str:
-        """The last part of its path."""
+        """Last part of the path."""
         return os.path.basename(self.path)
 
     @property
     def shown(self) -> str:
-        """Its path, printable."""
+        """Printable form of the path."""
         return printable(self.path)
 
     def open(self) -> IO[bytes]:
@@ -73,44 +68,44 @@ class LocalPlace:
         return open(self.path, "rb")
 
     def read(self, max_bytes: int) -> bytes | ImagekinError:
-        """Return its bytes; see `Place`."""
+        """Read all bytes; see `Place`."""
         try:
             status = os.stat(self.path)
-            if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            if not stat.S_ISREG(status.st_mode):  # opening a pipe would block
                 return ImageError("it is no ordinary file")
-            problem = too_large(status.st_size, max_bytes)
+            problem = size_problem(status.st_size, max_bytes)
             if problem:
                 return ImageError(problem)
             with open(self.path, "rb", buffering=0) as file:
                 data = file.read(max_bytes + 1)  # it may have grown since
                 while len(data) < status.st_size and (more := file.read(max_bytes + 1 - len(data))):
                     data += more
-            return ImageError(str(too_large(len(data), max_bytes))) if len(data) > max_bytes else data
+            return ImageError(str(size_problem(len(data), max_bytes))) if len(data) > max_bytes else data
         except (FileNotFoundError, NotADirectoryError) as error:
             return ImageError(f"it cannot be read ({error.strerror})")
         except ValueError:
             return ImageError("its path cannot be that of a file")
         except OSError as error:
-            # Links in a circle and names that are too long stay so; anything else may be there after all.
-            kind = ImageError if error.errno in _LASTING else SourceError
+            # Circular links and too long names are permanent errors; others may be temporary.
+            kind = ImageError if error.errno in _PERMANENT_ERRORS else SourceError
             return kind(f"it cannot be read ({error.strerror})")
 
-    def beside(self, path: str) -> Place:
-        """Return a file beside this one, or wherever an absolute path or a URL leads."""
+    def resolve(self, path: str) -> Place:
+        """Return the place of a path relative to this file's folder, of an absolute path or of a URL."""
         if is_url(path):
             return RemotePlace(path)
         return LocalPlace(os.path.join(os.path.dirname(self.path), path))
 
 
 class RemotePlace:
-    """A file behind a URL, reached through fsspec.
+    """A file at a URL, read through fsspec.
 
     Args:
-        url: of a scheme of `SCHEMES`.
+        url: a URL with a scheme of `SCHEMES`.
 
     Raises:
         InvalidArgumentError: another scheme.
-        FailedPreconditionError: what speaks it is not installed.
+        FailedPreconditionError: the package for the scheme is not installed.
     """
 
     def __init__(self, url: str) -> None:
@@ -119,17 +114,17 @@ class RemotePlace:
 
     @property
     def name(self) -> str:
-        """The last part of the URL's path."""
+        """Last part of the URL's path."""
         return PurePosixPath(urlsplit(self.url).path).name
 
     @property
     def shown(self) -> str:
-        """The URL, printable, without credentials or query."""
+        """Printable form of the URL, without credentials and query."""
         parts = urlsplit(self.url)
         return printable(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
 
     def __reduce__(self) -> tuple[type["RemotePlace"], tuple[str]]:
-        """Send only the URL to another process, which connects by itself."""
+        """Pickle only the URL; the other process makes its own connection."""
         return RemotePlace, (self.url,)
 
     def open(self) -> IO[bytes]:
@@ -138,20 +133,20 @@ class RemotePlace:
             file = self._system.open(self._path, "rb", cache_type="readahead")
             return cast("IO[bytes]", io.BufferedReader(cast("Any", _Raw(file)), _BUFFER_BYTES))
         except Exception as error:
-            raise SourceError(f"{self.shown} cannot be read ({said(error)})") from None
+            raise SourceError(f"{self.shown} cannot be read ({first_line(error)})") from None
 
     def read(self, max_bytes: int) -> bytes | ImagekinError:
-        """Return its bytes; see `Place`."""
+        """Read all bytes; see `Place`."""
         try:
             with self._system.open(self._path, "rb") as file:
                 data = cast("bytes", file.read(max_bytes + 1))
         except FileNotFoundError:
             return ImageError("there is no such file")
-        except Exception as error:  # each file system raises its own
-            return SourceError(f"it cannot be read ({said(error)})")
+        except Exception as error:  # file systems raise exceptions of their own
+            return SourceError(f"it cannot be read ({first_line(error)})")
         return ImageError(f"it has more than the {max_bytes:,} bytes it may have") if len(data) > max_bytes else data
 
-    def beside(self, path: str) -> Place:
+    def resolve(self, path: str) -> Place:
         """Return the place of a URL, or of a path relative to this one; never a file of this machine."""
         if is_url(path):
             return RemotePlace(path)
@@ -206,11 +201,11 @@ class _Raw:
         except OSError:
             raise
         except Exception as error:
-            raise OSError(said(error)) from None
+            raise OSError(first_line(error)) from None
 
 
 def is_url(text: str) -> bool:
-    """Return whether a text names something by a URL of a known scheme."""
+    """Return whether a text is a URL with a scheme of `SCHEMES`."""
     return text.partition("://")[0].lower() in SCHEMES and "://" in text
 
 
@@ -218,7 +213,7 @@ def file_system(url: str) -> tuple[Any, str]:
     """Return fsspec's file system for a URL, and the path in it.
 
     Raises:
-        InvalidArgumentError: the scheme is none of `SCHEMES`.
+        InvalidArgumentError: the scheme is not one of `SCHEMES`.
         FailedPreconditionError: a package is missing.
     """
     scheme = url.partition("://")[0].lower()
@@ -230,13 +225,14 @@ def file_system(url: str) -> tuple[Any, str]:
         system, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
         raise FailedPreconditionError(
-            f"reading {scheme}:// needs a package more ({said(error)}): {install_command('remote')}", field="source"
+            f"reading {scheme}:// needs a package more ({first_line(error)}): {install_command('remote')}",
+            field="source",
         ) from None
     except Exception as error:
-        raise FailedPreconditionError(f"{scheme}:// cannot be used ({said(error)})", field="source") from None
+        raise FailedPreconditionError(f"{scheme}:// cannot be used ({first_line(error)})", field="source") from None
     return system, path
 
 
-def said(error: Exception) -> str:
-    """Return the first line of an error, printable."""
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, printable."""
     return printable((str(error).splitlines() or [""])[0][:200]) or type(error).__name__

@@ -1,7 +1,7 @@
 """The records of a source, one per image or vector, good or bad, and the rules for names.
 
-A key is what a collection knows an image by: its path below the source's root, with `/` between the parts, unless the
-source says otherwise.
+A key identifies an image in a collection. It is the path relative to the source's root, with `/` between the parts,
+unless the source has keys of its own.
 """
 
 import posixpath
@@ -18,7 +18,7 @@ from imagekin.types import Payload
 
 Vector: TypeAlias = NDArray[np.float32]
 
-# Names that the decoder's formats go by. Everything else in a folder or an archive is passed over.
+# Suffixes of the decoder's formats; files with others in a folder or an archive are ignored.
 _SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png", ".apng"),
@@ -34,7 +34,7 @@ IMAGE_SUFFIXES = frozenset(suffix for suffixes in _SUFFIXES.values() for suffix 
 
 
 class SourceError(ImagekinError):
-    """Part of a source could not be read, so that nobody knows what else it holds."""
+    """Part of a source could not be read, so its records are not completely known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,11 @@ class Record:
 
     Attributes:
         key: unique in the source.
-        data: the image file's bytes, a vector float32 [D], or why there is neither. A SourceError says that further
-            records may be missing.
-        label: the class that the source names.
-        payload: the source's own JSON object.
-        content_hash: SHA-256 of the image (32 bytes) that a vector was made from, when the source tells.
+        data: the image file's bytes, a vector float32 [D], or an error. A SourceError means that further records may
+            be missing.
+        label: the class, if the source has one.
+        payload: the payload, if the source has one.
+        content_hash: SHA-256 of the image that a vector was made from (32 bytes), if the source states it.
     """
 
     key: str
@@ -65,17 +65,11 @@ class VectorInfo(NamedTuple):
 
 
 class Source(Protocol):
-    """A sequence of records that may be read more than once, save for standard input and pipes.
-
-    Attributes:
-        ignored: files that the last reading passed over, hidden ones and those whose names are not those
-            of images.
-        embedded: what its vectors are like; None when it holds images.
-    """
+    """A sequence of records that may be iterated more than once, except for standard input and pipes."""
 
     @property
     def ignored(self) -> int:
-        """Number of files that the last reading passed over."""
+        """Number of files that the last iteration ignored: hidden ones, and those without the suffix of an image."""
         ...
 
     @property
@@ -84,21 +78,21 @@ class Source(Protocol):
         ...
 
     def __iter__(self) -> Iterator[Record]:
-        """Read the records one by one, always in the same order. What cannot be read is a record with an error."""
+        """Read the records, always in the same order; records that cannot be read have an error."""
         ...
 
     def count(self) -> int | None:
-        """Return about how many records there are, None when that is not known without reading everything."""
+        """Estimate the number of records; None when that requires reading everything."""
         ...
 
 
 def is_image_name(name: str) -> bool:
-    """Return whether a file of that name is taken for an image, and is not hidden."""
+    """Return whether a file's name has the suffix of an image, and is not hidden."""
     return posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name)
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a relative path, or a folder on its way, is hidden."""
+    """Return whether a relative path has a hidden part."""
     if "/." not in name and not name.startswith("."):
         return False
     return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
@@ -111,9 +105,9 @@ def record_of(
     payload: Payload | None = None,
     content_hash: bytes | None = None,
 ) -> Record:
-    """Make a record of what a source holds, or of the reason why it holds nothing.
+    """Make a record from a source's values; `data` as a text is the message of an error.
 
-    What no collection could take (a key that is not UTF-8, a payload that is too large …) is a record with an error.
+    A record that no collection can store (a key that is not UTF-8, a too large payload …) gets an error.
     """
     shown = printable(key)
     if isinstance(data, str):
@@ -131,7 +125,7 @@ def record_of(
 
 
 def key_problem(key: str) -> str | None:
-    """Return why a collection cannot know an image by this key, None when it can."""
+    """Return the reason why a key is invalid; None when it is valid."""
     try:
         key.encode()
         values.key(key)
@@ -143,23 +137,23 @@ def key_problem(key: str) -> str | None:
 
 
 def printable(text: str) -> str:
-    """Return a name as it can be shown and stored: what is not UTF-8 or not printable is escaped."""
+    """Return a name for messages and storage, with invalid and unprintable characters escaped."""
     if text.isprintable():
         return text
     shown = text.encode("utf-8", "backslashreplace").decode()
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in shown)
 
 
-def too_large(size: int, max_bytes: int) -> str | None:
-    """Return why a file of that many bytes is not read, None when it is."""
+def size_problem(size: int, max_bytes: int) -> str | None:
+    """Return the reason why a file of this size is not read; None when it is."""
     return f"it has {size:,} bytes and may have {max_bytes:,}" if size > max_bytes else None
 
 
 def label_text(value: object) -> str | None:
-    """Return a label as text: texts and whole numbers are labels, None and the empty text are none.
+    """Convert a label to text: texts and whole numbers are labels, None and the empty text are no label.
 
     Raises:
-        InvalidArgumentError: it is something else.
+        InvalidArgumentError: another type.
     """
     if value is None or value == "":
         return None

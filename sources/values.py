@@ -1,4 +1,4 @@
-"""The values that come with an image from outside: its key, label and payload, each checked once at the door.
+"""Validate the keys, labels and payloads of images.
 
 Every function returns the value in the form in which it is stored, or raises InvalidArgumentError in one line.
 """
@@ -19,7 +19,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def key(value: str) -> str:
-    """Return `value` when it can be an item's key: 1 to 1,024 bytes of UTF-8 without control characters."""
+    """Return `value` if it is a valid key: 1 to 1,024 bytes of UTF-8 without control characters."""
     size = text_bytes(value, "key")
     if not 1 <= size <= MAX_KEY_BYTES:
         raise InvalidArgumentError(f"a key has 1 to {MAX_KEY_BYTES} bytes, this one has {size}", field="key")
@@ -27,12 +27,12 @@ def key(value: str) -> str:
 
 
 def keys(values: Sequence[str]) -> list[str]:
-    """Return the keys, each once and in their order, after checking every one."""
+    """Check keys, and return them without repetitions, in their order."""
     return list(dict.fromkeys(key(value) for value in values))
 
 
 def label(value: str | None) -> str | None:
-    """Return the label, None for an empty one; at most 1,024 bytes of UTF-8 without control characters."""
+    """Return a label of at most 1,024 bytes of UTF-8 without control characters; None for an empty one."""
     if not value:
         return None
     size = text_bytes(value, "label")
@@ -42,7 +42,7 @@ def label(value: str | None) -> str | None:
 
 
 def payload_text(value: Payload | None) -> str | None:
-    """Return the payload as JSON text of at most 64 KiB, None for an empty one."""
+    """Return a payload as JSON text of at most 64 KiB; None for an empty one."""
     if not value:
         return None
     if not isinstance(value, dict):
@@ -62,7 +62,7 @@ def payload_text(value: Payload | None) -> str | None:
 
 
 def text_bytes(text: str, field: str) -> int:
-    """Return how many bytes of UTF-8 the text has; it must be valid Unicode without control characters."""
+    """Return the number of UTF-8 bytes of a text, which must be valid Unicode without control characters."""
     if not isinstance(text, str):
         raise InvalidArgumentError(f"a {field} is text, this one is of type {type(text).__name__}", field=field)
     if _CONTROL.search(text):

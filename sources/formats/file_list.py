@@ -1,22 +1,22 @@
-"""Images named one a line on standard input, and files that a pattern or a listing names."""
+"""Read images listed on standard input, and the files of a pattern or a listing."""
 
 import sys
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
 
 from imagekin.errors import ImagekinError, InvalidArgumentError
-from imagekin.sources.formats.text_lines import lines
+from imagekin.sources.formats.text_lines import read_lines
 from imagekin.sources.labels import LOOK_AHEAD, FolderLabels
 from imagekin.sources.pieces import ImageFile, Piece, pieces_of
 from imagekin.sources.places import LocalPlace, Place, RemotePlace, is_url
 from imagekin.sources.records import Record, Source, SourceError, is_hidden, is_image_name, printable, record_of
 
-# Yields paths below a root, in the order of names, or records of what could not be listed.
+# Yields paths relative to a root, sorted by name, and records with an error for folders that cannot be listed.
 Listing = Callable[[], Iterator[str | Record]]
 
 
 class ListSource:
-    """The images whose paths or URLs stand on standard input, a line each; a path is also its key. Read once.
+    """The images whose paths or URLs are lines of standard input, which are also their keys; it can be read once.
 
     Args:
         max_bytes: larger images are not read.
@@ -35,7 +35,8 @@ class ListSource:
 
     def pieces(self) -> Iterator[Piece]:
         """Read the list, see `imagekin.sources.pieces`."""
-        paths = (line if line is None else line.removeprefix("./") for _, line in lines(sys.stdin.buffer) if line != "")
+        listed = read_lines(sys.stdin.buffer)
+        paths = (line if line is None else line.removeprefix("./") for _, line in listed if line != "")
         first: list[str | None] = []
 
         def ahead() -> Iterator[str]:
@@ -52,7 +53,7 @@ class ListSource:
                 yield self._piece(path, label(printable(path)))
 
     def count(self) -> None:
-        """Return None: the list is still to come."""
+        """Return None, because the list has not been read yet."""
 
     def _piece(self, path: str, label: str | None) -> Piece:
         try:
@@ -66,10 +67,10 @@ class FilesSource:
     """The images of a listing.
 
     Args:
-        listing: lists the files, again each time.
-        place: says where a listed path is.
+        listing: lists the files, each time it is called.
+        place: returns the place of a listed path.
         max_bytes: larger images are not read.
-        open_file: opens a file that is no image as a source, or raises InvalidArgumentError; None passes over it.
+        open_file: opens a file that is no image as a source, or raises InvalidArgumentError; None to ignore such files.
     """
 
     embedded = None
@@ -89,7 +90,7 @@ class FilesSource:
 
     @property
     def ignored(self) -> int:
-        """Files that the last reading passed over."""
+        """Number of files that the last iteration ignored."""
         return self._ignored
 
     def __iter__(self) -> Iterator[Record]:
@@ -111,7 +112,7 @@ class FilesSource:
                 yield from self._inside(found)
 
     def count(self) -> int | None:
-        """Return how many records there are, None when there are archives or tables among them."""
+        """Return the number of records; None when there are archives or tables among the files."""
         total = 0
         for found in self._listing():
             if isinstance(found, str) and not is_image_name(found):

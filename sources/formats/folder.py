@@ -1,4 +1,4 @@
-"""Image files in a folder and all folders below it, single image files, and the paths that a pattern matches."""
+"""Read the image files of a folder and all folders below it, and single image files."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from imagekin.sources.records import Record, SourceError, is_hidden, is_image_na
 
 
 class FolderSource:
-    """The image files below a folder, in the order of their names; links are followed, but never round in a circle.
+    """The image files below a folder, in the order of their names; links are followed, except circular ones.
 
     Args:
         path: the folder.
@@ -28,7 +28,7 @@ class FolderSource:
 
     @property
     def ignored(self) -> int:
-        """Files that the last reading passed over."""
+        """Number of files that the last iteration ignored."""
         return self._ignored
 
     def __iter__(self) -> Iterator[Record]:
@@ -51,7 +51,7 @@ class FolderSource:
                 self._ignored += 1
 
     def count(self) -> int:
-        """Return how many records there are."""
+        """Return the number of records."""
         return sum(bool(found.problem) or is_image_name(found.key) for found in walk(self._path))
 
 
@@ -87,7 +87,7 @@ class FoundFile(NamedTuple):
 
 
 class _Entered(NamedTuple):
-    """A folder whose entries are being gone through."""
+    """A folder whose entries are being iterated."""
 
     prefix: str
     identity: tuple[int, int]
@@ -95,9 +95,9 @@ class _Entered(NamedTuple):
 
 
 def walk(root: str, enters: Callable[[str], bool] | None = None) -> Iterator[FoundFile]:
-    """Yield all files below a folder, or below those of its folders that `enters` says yes to.
+    """Yield all files below a folder, without the folders for which `enters` returns False.
 
-    A stack, and no recursion: folders may be nested deeper than Python's calls.
+    It is not recursive, because folders may be nested deeper than Python's recursion limit.
     """
     entered: list[_Entered] = []
     pending: str | None = ""
@@ -109,7 +109,7 @@ def walk(root: str, enters: Callable[[str], bool] | None = None) -> Iterator[Fou
             except OSError as error:
                 yield FoundFile(prefix.rstrip("/"), SourceError(f"the folder cannot be read ({error.strerror})"))
             else:
-                # A folder inside itself, by way of a link. The same folder beside itself is another matter.
+                # Skips a folder inside itself, through a link; links to a folder elsewhere in the tree are followed.
                 if all(folder.identity != above.identity for above in entered):
                     entered.append(folder)
         if not entered:
@@ -134,5 +134,5 @@ def _enter(root: str, prefix: str) -> _Entered:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself; reading it will say so if its name is that of an image
+    except OSError:  # a link to itself; an error is reported when it is read as an image
         return False

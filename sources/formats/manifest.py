@@ -1,4 +1,4 @@
-"""Manifests: CSV or JSONL files that name images, with their labels and payloads."""
+"""Read manifests: CSV or JSONL files that list images with their labels and payloads."""
 
 import csv
 import json
@@ -8,8 +8,8 @@ from itertools import islice
 from typing import IO, NamedTuple
 
 from imagekin.errors import InvalidArgumentError
-from imagekin.sources.formats.table_rows import KEY_COLUMNS, LABEL_COLUMNS, PATH_COLUMNS, described, first_of
-from imagekin.sources.formats.text_lines import json_object, lines
+from imagekin.sources.formats.table_rows import KEY_COLUMNS, LABEL_COLUMNS, PATH_COLUMNS, first_of, row_metadata
+from imagekin.sources.formats.text_lines import json_object, read_lines
 from imagekin.sources.labels import LOOK_AHEAD, FolderLabels
 from imagekin.sources.pieces import ImageFile, Piece
 from imagekin.sources.places import Place, is_url
@@ -21,18 +21,19 @@ _CSV_SUFFIXES = (".csv", ".tsv")
 
 
 class _Row(NamedTuple):
-    """A row of a manifest, or why there is none."""
+    """A row of a manifest, or a message why it is invalid."""
 
     number: int
     values: Mapping[str, JSON] | str
 
 
 class ManifestSource:
-    """The images that a manifest names, in its order; paths are relative to the manifest.
+    """The images listed in a manifest, in its order; paths are relative to the manifest.
 
-    A CSV file begins with the names of its columns, a JSONL file has one object a line. Columns: `path` (needed), `key`
-    (else the path), `label` (else by the folders of the paths), `payload` (a JSON object); all others become members
-    of the payload. In CSV, a cell that is a JSON number, `true` or `false` is one; an empty cell is nothing.
+    A CSV file begins with the names of its columns, a JSONL file has one object per line. The columns are `path`
+    (required), `key` (by default the path), `label` (by default from the path's folders) and `payload` (a JSON object);
+    all others become members of the payload. In CSV, a cell with a JSON number, `true` or `false` has that value, and
+    an empty cell has none.
 
     Args:
         place: the manifest.
@@ -62,7 +63,7 @@ class ManifestSource:
             yield (record_of(self._place.name, SourceError(f"the manifest cannot be read ({error})")),)
 
     def count(self) -> int | None:
-        """Return about how many records there are, by the lines of the manifest."""
+        """Estimate the number of records by the lines of the manifest."""
         try:
             with closing(self._place.open()) as file:
                 if not file.seekable():
@@ -82,7 +83,7 @@ class ManifestSource:
         return _json_rows(file)
 
     def _paths(self) -> Iterator[str]:
-        """Yield the first paths, to see which folders they share."""
+        """Yield the first paths, from which common folders are determined."""
         with closing(self._place.open()) as file:
             for row in islice(self._rows(file), LOOK_AHEAD):
                 if not isinstance(row.values, str):
@@ -106,8 +107,8 @@ class ManifestSource:
         key = row.values.get(key_column) if key_column else None
         key = _relative(path) if key is None or key == "" else str(key)
         try:
-            told = described(row.values, label_column, {path_column or "", key_column or ""})
-            place = self._place.beside(path)
+            told = row_metadata(row.values, label_column, {path_column or "", key_column or ""})
+            place = self._place.resolve(path)
         except InvalidArgumentError as error:
             return (record_of(key, str(error)),)
         label = told.label if label_column else label_of(printable(key))
@@ -115,14 +116,14 @@ class ManifestSource:
 
 
 def _relative(path: str) -> str:
-    """Return a path as a key: as it stands, without empty and `.` parts."""
+    """Return a path as a key, without empty and `.` parts."""
     if path.startswith("/") or is_url(path):
         return path
     return "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
 def _json_rows(file: IO[bytes]) -> Iterator[_Row]:
-    for number, line in lines(file):
+    for number, line in read_lines(file):
         if line is None:
             yield _Row(number, "the line is longer than 1 MiB")
         elif line.strip():
@@ -136,7 +137,7 @@ def _csv_rows(file: IO[bytes], delimiter: str) -> Iterator[_Row]:
     too_long: list[int] = []
 
     def text() -> Iterator[str]:
-        for number, line in lines(file):
+        for number, line in read_lines(file):
             if line is None:
                 too_long.append(number)
             else:
@@ -175,7 +176,7 @@ def _bad_header(names: list[str]) -> str | None:
 
 
 def _cell(name: str, text: str) -> JSON:
-    """Return a cell's value: text, unless it is one of the payload's members and a JSON number, true or false."""
+    """Return a cell's value: a number or truth value for a member of the payload that is one in JSON, else text."""
     if not text:
         return None
     if name in PATH_COLUMNS + KEY_COLUMNS + LABEL_COLUMNS or text[0] not in "-0123456789tf":

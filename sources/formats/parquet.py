@@ -1,4 +1,4 @@
-"""Parquet files of images or of vectors, read row group by row group."""
+"""Read Parquet files of images or vectors, row group by row group."""
 
 import json
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ from imagekin.sources.formats.table_rows import (
     LABEL_COLUMNS,
     PATH_COLUMNS,
     PAYLOAD_COLUMN,
-    described,
     first_of,
+    row_metadata,
 )
 from imagekin.sources.pieces import Piece
 from imagekin.sources.places import Place
-from imagekin.sources.records import Record, SourceError, Vector, VectorInfo, printable, record_of, too_large
+from imagekin.sources.records import Record, SourceError, Vector, VectorInfo, printable, record_of, size_problem
 
 SPACE = b"imagekin.space"
 VECTOR_COLUMNS = ("vector", "embedding", "embeddings")
@@ -53,10 +53,10 @@ class _Columns(NamedTuple):
 class ParquetSource:
     """The rows of a Parquet file.
 
-    Images are a column of bytes (`image`, `bytes`, …) or of `{bytes, path}`, as data sets of the Hugging Face Hub have
-    them; vectors a column `vector` or `embedding` of lists of floats. `key` (else the path in the image's column, else
-    the file's name and the row's number), `label`, `payload` (JSON) and `content_hash` are what they are called;
-    further columns of texts, numbers and truth values become members of the payload.
+    Images are in a column of bytes (`image`, `bytes`, …) or of `{bytes, path}`, as in data sets of the Hugging Face
+    Hub; vectors in a column `vector` or `embedding` of lists of floats. The columns `key` (by default the path in the
+    image's column, or the file's name and the row's number), `label`, `payload` (JSON) and `content_hash` are optional;
+    other columns of texts, numbers and truth values become members of the payload.
 
     Args:
         place: the file.
@@ -74,7 +74,7 @@ class ParquetSource:
         self._firsts: list[int] = []
         try:
             with closing(place.open()) as file:
-                parquet = _opened(file)
+                parquet = _open(file)
                 self._rows = parquet.metadata.num_rows
                 sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
                 self._firsts = list(accumulate(sizes[:-1], initial=0)) if sizes else []
@@ -87,11 +87,11 @@ class ParquetSource:
 
     @property
     def embedded(self) -> VectorInfo | None:
-        """The description of its vectors; None when it holds images, or cannot be read."""
+        """Description of its vectors; None when it holds images, or cannot be read."""
         return self._embedded
 
     def count(self) -> int | None:
-        """Return how many rows there are."""
+        """Return the number of rows."""
         return self._rows
 
     def __iter__(self) -> Iterator[Record]:
@@ -101,7 +101,7 @@ class ParquetSource:
             return
         try:
             with closing(self._place.open()) as file:
-                parquet = _opened(file)
+                parquet = _open(file)
                 for group, first in enumerate(self._firsts):
                     yield from self._group(parquet, group, first)
         except _DAMAGE as error:
@@ -115,15 +115,15 @@ class ParquetSource:
             yield _RowGroup(self, group, first)
 
     def read_group(self, group: int, first: int) -> Iterator[Record]:
-        """Open the file and read one row group, whose first row is the file's row `first`."""
+        """Open the file, and read the row group whose first row is the file's row `first`."""
         try:
             with closing(self._place.open()) as file:
-                yield from self._group(_opened(file), group, first)
+                yield from self._group(_open(file), group, first)
         except _DAMAGE as error:
             yield record_of(f"{self._place.name}#{group}", SourceError(_first_line(error)))
 
     def _group(self, parquet: Any, group: int, row: int) -> Iterator[Record]:
-        """Read one row group; one that is damaged is one record with an error, after what could be read of it."""
+        """Read one row group; if it is damaged, the readable records are followed by one with an error."""
         size = _IMAGES_AT_ONCE if self._embedded is None else _VECTORS_AT_ONCE
         batches = parquet.iter_batches(size, row_groups=[group], columns=self._columns.all)
         while True:
@@ -157,16 +157,16 @@ class ParquetSource:
             place = values[names.label]
             values[names.label] = names.classes[place] if 0 <= place < len(names.classes) else None
         if isinstance(data, bytes):
-            data = too_large(len(data), self._max_bytes) or data
+            data = size_problem(len(data), self._max_bytes) or data
         try:
-            told = described(values, names.label, ())
+            told = row_metadata(values, names.label, ())
         except InvalidArgumentError as error:
             return record_of(key, str(error))
         digest = digest if isinstance(digest, bytes) and len(digest) == 32 else None
         return record_of(key, data, told.label, told.payload, digest)
 
     def _data(self, batch: Any) -> tuple[list[bytes | Vector | str], list[str | None]]:
-        """Return the images or vectors of a batch, or why there is none, and the paths that stand beside images."""
+        """Return the images or vectors of a batch (or messages why there is none), and the paths beside images."""
         column = batch.column(self._columns.data)
         if self._columns.dim is not None:
             return _vectors(column, self._columns.dim), [None] * batch.num_rows
@@ -182,7 +182,7 @@ class ParquetSource:
 
 @dataclass(frozen=True, slots=True)
 class _RowGroup:
-    """A row group of a file; the file is opened when it is iterated."""
+    """A row group of a file, which is opened when this is iterated."""
 
     source: ParquetSource
     group: int
@@ -192,14 +192,14 @@ class _RowGroup:
         return self.source.read_group(self.group, self.first)
 
 
-def _opened(file: IO[bytes]) -> Any:
+def _open(file: IO[bytes]) -> Any:
     return pq.ParquetFile(
         pa.PythonFile(file, mode="r"), pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
     )
 
 
 def _columns(parquet: Any) -> _Columns:
-    """Find out what the columns mean; raises InvalidArgumentError when there are neither images nor vectors."""
+    """Determine the columns' meanings; raises InvalidArgumentError when there are neither images nor vectors."""
     schema = parquet.schema_arrow
     fields = {field.name: field.type for field in schema}
     data = next((name for name in VECTOR_COLUMNS if name in fields and _is_vector(fields[name])), None)
@@ -236,7 +236,7 @@ def _is_image(kind: Any) -> bool:
 
 
 def _dim(parquet: Any, name: str, kind: Any) -> int:
-    """Return the number of components: by the type, or by the first vector."""
+    """Return the number of components, from the type or from the first vector."""
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size)
     for batch in parquet.iter_batches(64, columns=[name]):
@@ -247,7 +247,7 @@ def _dim(parquet: Any, name: str, kind: Any) -> int:
 
 
 def _vectors(column: Any, dim: int) -> list[bytes | Vector | str]:
-    """Return the vectors of a column, each float32 [D], or why there is none."""
+    """Return the vectors of a column, float32 [D] each, or messages why there is none."""
     found: list[bytes | Vector | str] = []
     for value in column:
         values = value.values.to_numpy(zero_copy_only=False) if value.is_valid else np.empty(0, np.float32)
@@ -263,7 +263,7 @@ def _vectors(column: Any, dim: int) -> list[bytes | Vector | str]:
 
 
 def _values(column: Any) -> list[Any]:
-    """Return a column's values; texts that are not UTF-8 come with lone surrogates, as file names do."""
+    """Return a column's values; bytes of texts that are not UTF-8 become lone surrogates, as in file names."""
     try:
         return list(column.to_pylist())
     except UnicodeDecodeError:
@@ -272,7 +272,7 @@ def _values(column: Any) -> list[Any]:
 
 
 def _class_names(schema: Any, label: str | None) -> list[str] | None:
-    """Return the names of a label's classes as the Hugging Face Hub's data sets keep them."""
+    """Return the class names of an integer label from the metadata of the Hugging Face Hub's data sets."""
     try:
         told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         names = told["info"]["features"][label]["names"]

@@ -10,7 +10,7 @@ SIDECAR_SUFFIXES = (".cls", ".json", ".txt")
 
 
 class Sidecars:
-    """The sidecars of images whose names are the same up to the first dot."""
+    """The sidecars of images with the same name up to the first dot."""
 
     def __init__(self) -> None:
         self._found: dict[str, bytes | str] = {}
@@ -19,16 +19,16 @@ class Sidecars:
         return len(self._found)
 
     def add(self, key: str, data: bytes | str) -> None:
-        """Keep a sidecar: its bytes, or why there are none. Of equal names the last one counts."""
+        """Add a sidecar: its bytes, or a message why there are none. Of equal names, the last one is used."""
         self._found[key] = data
 
     def record(self, key: str, data: bytes | str, label: str | None) -> Record:
-        """Make the record of an image; one whose sidecars make no sense is a record with an error.
+        """Make the record of an image; with invalid sidecars, it has an error.
 
         Args:
-            key: the image's.
-            data: its bytes, or why there are none.
-            label: what it is by its folder, when no sidecar says otherwise.
+            key: the image's key.
+            data: the image's bytes, or a message why there are none.
+            label: the label by its folder, used if no sidecar has one.
         """
         if not self._found or isinstance(data, str):
             return record_of(key, data, label)
@@ -51,7 +51,7 @@ class Sidecars:
         return record_of(key, data, label, payload)
 
     def _of(self, key: str) -> list[tuple[str, str, bytes | str]]:
-        """Return suffix, name and content of what belongs to an image, the class last."""
+        """Return suffix, name and content of an image's sidecars, the class last."""
         stem = key.rpartition(".")[0]
         folder, slash, name = key.rpartition("/")
         stems = (stem, f"{folder}{slash}{name.partition('.')[0]}")

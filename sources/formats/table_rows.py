@@ -1,4 +1,4 @@
-"""Rows of named values, from a manifest or a Parquet file: which of them are the path, key, label and payload."""
+"""Find path, key, label and payload among the columns of a manifest or a Parquet file."""
 
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from imagekin.sources.formats.text_lines import json_object
 from imagekin.sources.records import label_text
 from imagekin.types import JSON
 
-# The first of these that there is counts; several are what other tools write.
+# The first column that exists is used; several names are those of other tools.
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "image", "url")
 KEY_COLUMNS = ("key", "__key__", "id")
 LABEL_COLUMNS = ("label", "class", "cls")
@@ -23,20 +23,20 @@ class RowMetadata(NamedTuple):
 
 
 def first_of(names: Collection[str], wanted: tuple[str, ...]) -> str | None:
-    """Return the first of the wanted names that there is."""
+    """Return the first of the wanted names that exists; None for none."""
     return next((name for name in wanted if name in names), None)
 
 
-def described(values: Mapping[str, JSON], label_column: str | None, used: Collection[str]) -> RowMetadata:
+def row_metadata(values: Mapping[str, JSON], label_column: str | None, used: Collection[str]) -> RowMetadata:
     """Return the label and the payload of a row.
 
     Args:
-        values: the row; None for what is empty.
-        label_column: name of the label's column, None when there is none.
-        used: columns that are no part of the payload. Column `payload` is a JSON object; the others are its members.
+        values: the row's values by column; None for empty ones.
+        label_column: name of the label's column; None when there is none.
+        used: columns that are not part of the payload. The column `payload` is a JSON object; others become members.
 
     Raises:
-        InvalidArgumentError: the label or the payload cannot be used.
+        InvalidArgumentError: the label or the payload is invalid.
     """
     label = label_text(values.get(label_column)) if label_column else None
     payload: dict[str, JSON] = {}

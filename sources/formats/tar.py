@@ -1,10 +1,10 @@
-"""Image files in a tar archive, plain or gzip-compressed, read from front to back in constant memory.
+"""Read the image files of a tar archive, plain or gzip-compressed, sequentially in constant memory.
 
-Members that follow one another and differ only in their suffixes belong together, as in WebDataset's shards: `7.cls`
-names the class of `7.jpg`, `7.json` is its payload (a `label` in it its class), `7.txt` becomes `text` in the payload.
+Consecutive members that differ only in their suffixes belong together, as in WebDataset's shards: `7.cls` is the class
+of `7.jpg`, `7.json` its payload (and `label` in it its class), and `7.txt` becomes `text` in the payload.
 
-Nothing is ever unpacked to disk, so that an archive's names, links and devices are harmless; what matters here is that
-a damaged or malicious archive is neither believed nor able to fill the memory or to hold up the run.
+Nothing is unpacked to disk, so an archive's names, links and devices are harmless. Headers are not trusted: a damaged
+or malicious archive can neither fill the memory nor block the run.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from imagekin.sources.formats.sidecars import SIDECAR_SUFFIXES, Sidecars
 from imagekin.sources.labels import FolderLabels
 from imagekin.sources.pieces import Piece
 from imagekin.sources.places import Place
-from imagekin.sources.records import Record, SourceError, is_hidden, is_image_name, printable, record_of, too_large
+from imagekin.sources.records import Record, SourceError, is_hidden, is_image_name, printable, record_of, size_problem
 from imagekin.sources.values import MAX_PAYLOAD_BYTES
 
 # Large enough to make system calls rare, small enough to stay in the processor's cache.
 _BUFFER_BYTES = 64 * 1024
-# A header that is followed by its own data (long names, pax records) is held in memory whole.
+# Headers with data of their own (long names, pax records) are read into memory completely.
 _MAX_HEADER_BYTES = 1024 * 1024
 _HEADER_TYPES = frozenset(
     [
@@ -38,29 +38,29 @@ _HEADER_TYPES = frozenset(
         tarfile.SOLARIS_XHDTYPE,
     ]
 )
-# Deflate cannot do better than 1032:1, so this bounds what a compressed archive can hold.
+# Deflate compresses at most 1032:1, which bounds the size of a compressed archive's contents.
 _MAX_RATIO = 1040
-# Past the end marker lies padding; reading it makes gzip check its checksum.
+# After the end marker is padding, which is read so that gzip verifies its checksum.
 _MAX_PADDING_BYTES = 64 * 1024 * 1024
-# Images of one name that are kept until what belongs to them has been read.
+# Members of a group that are buffered until all of its sidecars have been read.
 _MAX_GROUP = 16
 _MAX_GROUP_BYTES = 32 * 2**20
-# Members looked at to estimate how many there are.
+# Members that are read to estimate their total number.
 _SAMPLE = 10_000
-# All that the tar and gzip modules raise on damaged input; RecursionError comes of headers that follow headers.
+# Exceptions of the tar and gzip modules on damaged input; RecursionError is due to long sequences of headers.
 _DAMAGE = (tarfile.TarError, OSError, SourceError, EOFError, zlib.error, ValueError, OverflowError, RecursionError)
 
 
 class TarSource:
-    """The image files of a tar archive in the archive's order.
+    """The image files of a tar archive, in the archive's order.
 
-    Archives that are cut off or damaged yield what lies before the damage, and then one record with an error under the
-    archive's own name.
+    A truncated or damaged archive yields the records before the damage, and then one record with an error, whose key is
+    the archive's name.
 
     Args:
-        place: the archive; may be a pipe.
+        place: the archive, or a pipe.
         max_bytes: larger members are not read.
-        repeatable: whether it can be opened again, as a pipe cannot; folders that all share are then looked for.
+        repeatable: False for a pipe, which cannot be opened again; labels then include folders common to all images.
     """
 
     embedded = None
@@ -73,7 +73,7 @@ class TarSource:
 
     @property
     def ignored(self) -> int:
-        """Members that the last reading passed over."""
+        """Number of members that the last iteration ignored."""
         return self._ignored
 
     def __iter__(self) -> Iterator[Record]:
@@ -92,28 +92,28 @@ class TarSource:
                         continue
                     stem = _stem(key)
                     if stem != group.stem or group.full:
-                        yield from self._finished(group, label)
+                        yield from self._group_records(group, label)
                         group = _Group(stem)
                     if is_image:
                         problem = _problem(member, key, self._max_bytes)
                         group.images.append((key, problem or _read(archive, member)))
                     else:
                         group.sidecars.add(key, _sidecar(archive, member, key))
-                yield from self._finished(group, label)
+                yield from self._group_records(group, label)
                 group = _Group("")
                 for _ in range(_MAX_PADDING_BYTES // _BUFFER_BYTES):
                     if not stream.read(_BUFFER_BYTES):
                         break
         except _DAMAGE as error:
-            yield from self._finished(group, label)
+            yield from self._group_records(group, label)
             where = f"at or after {last}" if last else "at its beginning"
             yield record_of(self._place.name, SourceError(f"the archive is cut off or damaged {where} ({error})"))
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield the archive whole, see `imagekin.sources.pieces`.
+        """Yield the archive as one piece, see `imagekin.sources.pieces`.
 
         Raises:
-            InvalidArgumentError: it is a pipe, which nobody else can read.
+            InvalidArgumentError: it is a pipe, which other processes cannot read.
         """
         if not self._repeatable:
             raise InvalidArgumentError(
@@ -122,7 +122,7 @@ class TarSource:
         yield self
 
     def count(self) -> int | None:
-        """Return how many records there are, estimated for large archives; None for compressed ones."""
+        """Return the number of records, estimated for large archives; None for compressed ones."""
         if not self._repeatable:
             return None
         try:
@@ -135,7 +135,7 @@ class TarSource:
             return None
 
     def _labels(self) -> FolderLabels:
-        """Return the rule for its folders; reads headers up to the first image in a folder of the top, as a rule."""
+        """Return the rule for labels; usually reads only the headers up to the first image in a top-level folder."""
         if not self._repeatable:
             return FolderLabels()
         try:
@@ -147,14 +147,14 @@ class TarSource:
             return FolderLabels()
 
     def _is_sidecar(self, key: str) -> bool:
-        """Return whether a member that is no image belongs to one; count it as passed over if not."""
+        """Return whether a member that is no image is a sidecar; count it as ignored if not."""
         relative = key.lstrip("/")
         if not is_hidden(relative) and relative.lower().endswith(SIDECAR_SUFFIXES):
             return True
         self._ignored += 1
         return False
 
-    def _finished(self, group: "_Group", label: FolderLabels) -> Iterator[Record]:
+    def _group_records(self, group: "_Group", label: FolderLabels) -> Iterator[Record]:
         if not group.images:
             self._ignored += len(group.sidecars)
         for key, data in group.images:
@@ -162,7 +162,7 @@ class TarSource:
 
 
 class _Group:
-    """Members that belong together."""
+    """The images and sidecars that belong together."""
 
     def __init__(self, stem: str) -> None:
         self.stem = stem
@@ -178,15 +178,15 @@ class _Group:
 
 
 def read_members(path: Path, wanted: Callable[[str], bool], max_bytes: int) -> Iterator[tuple[str, bytes]]:
-    """Yield name and bytes of the files of an archive whose names are wanted, images or not.
+    """Yield name and bytes of the wanted files of an archive, images or not.
 
     Args:
         path: the archive.
-        wanted: is given the name as it stands in the archive.
-        max_bytes: a wanted member of more is refused.
+        wanted: called with a name in the archive; returns whether the file is wanted.
+        max_bytes: a larger wanted file is an error.
 
     Raises:
-        InvalidArgumentError: the archive is damaged or cut off, or a wanted member is refused.
+        InvalidArgumentError: the archive is damaged or truncated, or a wanted file cannot be read.
     """
     try:
         with open(path, "rb") as file, _decompressed(file) as stream:
@@ -202,15 +202,15 @@ def read_members(path: Path, wanted: Callable[[str], bool], max_bytes: int) -> I
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose header is not taken on trust.
+    """A member whose header is checked.
 
-    The base class takes an unreadable header past the first one for the end of the archive, and reads headers' data
-    into memory whatever their size.
+    The base class regards an invalid header after the first one as the end of the archive, and reads headers' data of
+    any size into memory.
     """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """Make a member from a header block; an error that is no HeaderError ends the reading with that error."""
+        """Make a member from a header block; raises ReadError, which unlike HeaderError is not regarded as the end."""
         if len(buf) < tarfile.BLOCKSIZE:
             raise tarfile.ReadError("no end marker")
         if not any(buf):
@@ -233,13 +233,13 @@ class _Gzip(gzip.GzipFile):
 
 
 def _members(stream: IO[bytes], mode: str, bound: int | None) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """Yield the members of an archive that must not reach further than `bound` bytes."""
+    """Yield the members of an archive, which may extend to at most `bound` bytes."""
     # The stubs know each mode only as a literal.
     with tarfile.open(fileobj=stream, mode=mode, bufsize=_BUFFER_BYTES, tarinfo=_Member) as archive:  # type: ignore[call-overload]
         position = -1
         while (member := archive.next()) is not None:
-            archive.members = []  # it remembers every member otherwise
-            # A size that no file has would make it skip for ever, a negative one would make it go round in a circle.
+            archive.members = []  # or it would keep every member
+            # A huge size would make it skip endlessly, and a negative one read the same member again.
             if archive.offset <= position or (bound is not None and archive.offset > bound + tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("impossible size")
             position = archive.offset
@@ -252,20 +252,20 @@ def _key(member: tarfile.TarInfo) -> str:
 
 
 def _stem(key: str) -> str:
-    """Return a path up to the first dot of its last part, as WebDataset groups members."""
+    """Return a path up to the first dot of its last part, by which WebDataset groups members."""
     folder, slash, name = key.rpartition("/")
     return f"{folder}{slash}{name.partition('.')[0]}"
 
 
 def _problem(member: tarfile.TarInfo, key: str, max_bytes: int) -> str | None:
-    """Return why a member is not read, None when it is."""
+    """Return the reason why a member is not read; None when it is."""
     if key.startswith("/") or ".." in key.split("/"):
         return "its name leads out of the archive"
     if not member.isreg() or member.issparse():
         return "it is a link, a device or a sparse file; archive the file itself"
     if member.size < 0:
         return "its size is negative"
-    return too_large(member.size, max_bytes)
+    return size_problem(member.size, max_bytes)
 
 
 def _sidecar(archive: tarfile.TarFile, member: tarfile.TarInfo, key: str) -> bytes | str:
@@ -273,7 +273,7 @@ def _sidecar(archive: tarfile.TarFile, member: tarfile.TarInfo, key: str) -> byt
 
 
 def _until_damage(keys: Iterator[str]) -> Iterator[str]:
-    """Yield what lies before the damage."""
+    """Yield the keys before the damage."""
     try:
         yield from keys
     except _DAMAGE:
@@ -281,7 +281,7 @@ def _until_damage(keys: Iterator[str]) -> Iterator[str]:
 
 
 def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """Return the bytes of a member whose header was read last: they follow it, and take no file object of their own."""
+    """Read the bytes of the member whose header was read last, which follow directly."""
     assert archive.fileobj is not None  # noqa: S101  it is open
     data = archive.fileobj.read(member.size)
     if len(data) != member.size:
@@ -290,7 +290,7 @@ def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _estimate(file: IO[bytes], bound: int) -> int:
-    """Count the records of a plain archive by its headers; after many of them, conclude from their share of it."""
+    """Count the records of a plain archive by its headers; extrapolate after the first 10,000."""
     images = 0
     for seen, (archive, member) in enumerate(_members(file, "r:", bound), start=1):
         images += not member.isdir() and is_image_name(_key(member).lstrip("/"))
@@ -300,7 +300,7 @@ def _estimate(file: IO[bytes], bound: int) -> int:
 
 
 def _is_gzip(file: IO[bytes]) -> bool:
-    """Return whether the file begins as gzip does; leaves the file at its beginning."""
+    """Return whether the file has gzip's signature, without changing its position."""
     return cast("bytes", file.peek(2)).startswith(b"\x1f\x8b")  # type: ignore[attr-defined]
 
 
@@ -311,7 +311,7 @@ def _decompressed(file: IO[bytes]) -> contextlib.AbstractContextManager[IO[bytes
 
 
 def _size_bound(file: IO[bytes], stream: IO[bytes]) -> int | None:
-    """Return how many bytes the archive can hold at most, None when it is read from a pipe."""
+    """Return an upper bound of the archive's size in bytes; None for a pipe."""
     if not file.seekable():
         return None
     here = file.tell()

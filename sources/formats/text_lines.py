@@ -1,4 +1,4 @@
-"""Lines of a text file, one at a time, none of which can fill the memory."""
+"""Read the lines of a text file in bounded memory."""
 
 import json
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ from imagekin.types import JSON
 MAX_LINE_BYTES = 1024 * 1024
 
 
-def lines(file: IO[bytes]) -> Iterator[tuple[int, str | None]]:
-    """Yield the lines, counted from 1, without their ends; None for one of more than 1 MiB.
+def read_lines(file: IO[bytes]) -> Iterator[tuple[int, str | None]]:
+    """Yield line numbers from 1 and lines without their ends; None for a line of more than 1 MiB.
 
     Bytes that are not UTF-8 become lone surrogates, as in file names.
     """
@@ -26,7 +26,7 @@ def lines(file: IO[bytes]) -> Iterator[tuple[int, str | None]]:
 
 
 def json_object(text: str) -> dict[str, JSON]:
-    """Parse a JSON object; raises ValueError that says what is wrong."""
+    """Parse a JSON object; raises ValueError with the reason if it is none."""
     try:
         value = json.loads(text)
     except RecursionError:
