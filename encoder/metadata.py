@@ -19,13 +19,13 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box"]
 Precision = Literal["float32", "float16", "int8"]
 
 METADATA_KEY = "imagekin"
-MAX_JSON_CHARACTERS = 4 * 2**20
-MAX_DEPTH = 16
-MAX_SIDE = 4096
-MAX_DIM = 65_536
-MAX_CLASSES = 65_536
-MAX_TEXT_BYTES = 1024
-MAX_SPACE_BYTES = 128
+_MAX_JSON_CHARACTERS = 4 * 2**20
+_MAX_DEPTH = 16
+_MAX_SIDE = 4096
+_MAX_DIM = 65_536
+_MAX_CLASSES = 65_536
+_MAX_TEXT_BYTES = 1024
+_MAX_SPACE_BYTES = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,8 @@ class Preprocess:
     crop_fraction: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_int("preprocess.height", self.height, 1, MAX_SIDE)
-        _check_int("preprocess.width", self.width, 1, MAX_SIDE)
+        _check_int("preprocess.height", self.height, 1, _MAX_SIDE)
+        _check_int("preprocess.width", self.width, 1, _MAX_SIDE)
         _check_choice("preprocess.resize", self.resize, get_args(Resize))
         _check_choice("preprocess.interpolation", self.interpolation, get_args(Interpolation))
         if not isinstance(self.background, tuple) or len(self.background) != 3:
@@ -99,14 +99,14 @@ class Metadata:
     imagekin_version: str = field(default_factory=installed_version)
 
     def __post_init__(self) -> None:
-        _check_text("space", self.space, MAX_SPACE_BYTES)
+        _check_text("space", self.space, _MAX_SPACE_BYTES)
         if not self.space:
             _fail("space", "must not be empty")
-        _check_int("dim", self.dim, 1, MAX_DIM)
+        _check_int("dim", self.dim, 1, _MAX_DIM)
         if not isinstance(self.preprocess, Preprocess):
             _fail("preprocess", "must be an object")
-        if not isinstance(self.class_names, tuple) or len(self.class_names) > MAX_CLASSES:
-            _fail("class_names", f"must be a list of at most {MAX_CLASSES} names")
+        if not isinstance(self.class_names, tuple) or len(self.class_names) > _MAX_CLASSES:
+            _fail("class_names", f"must be a list of at most {_MAX_CLASSES} names")
         for name in self.class_names:
             _check_text("class_names", name)
         if len(set(self.class_names)) != len(self.class_names):
@@ -154,8 +154,8 @@ class Metadata:
 
 
 def _parse_object(text: str) -> dict[str, JSON]:
-    if len(text) > MAX_JSON_CHARACTERS:
-        _fail("", f"is longer than {MAX_JSON_CHARACTERS} characters")
+    if len(text) > _MAX_JSON_CHARACTERS:
+        _fail("", f"is longer than {_MAX_JSON_CHARACTERS} characters")
     try:
         value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except (ValueError, RecursionError):
@@ -212,15 +212,15 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         _fail(name, f"must be one of {', '.join(choices)}")
 
 
-def _check_text(name: str, value: object, limit: int = MAX_TEXT_BYTES) -> None:
+def _check_text(name: str, value: object, limit: int = _MAX_TEXT_BYTES) -> None:
     if not isinstance(value, str) or not value.isprintable() or len(value.encode("utf-8", "replace")) > limit:
         _fail(name, f"must be text of at most {limit} bytes without control characters")
 
 
 def _check_json(name: str, value: object, depth: int = 0) -> None:
     """Check that a value is a JSON object of bounded depth with finite numbers."""
-    if depth > MAX_DEPTH:
-        _fail(name, f"is nested deeper than {MAX_DEPTH} levels")
+    if depth > _MAX_DEPTH:
+        _fail(name, f"is nested deeper than {_MAX_DEPTH} levels")
     if isinstance(value, Mapping):
         for key, part in value.items():
             if not isinstance(key, str):

@@ -26,7 +26,7 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def glibc() -> ctypes.CDLL | None:
+def _glibc() -> ctypes.CDLL | None:
     """Return the C library if it is glibc, else None."""
     if sys.platform != "linux":
         return None
@@ -36,7 +36,7 @@ def glibc() -> ctypes.CDLL | None:
 
 def return_freed_memory() -> None:
     """Return freed memory between blocks in use to the system, which glibc otherwise keeps."""
-    library = glibc()
+    library = _glibc()
     if library is not None:
         library.malloc_trim(0)
 

@@ -13,7 +13,7 @@ from imagekin.machine import is_first
 Advance = Callable[..., None]
 """`advance(n, note="")` adds n to the work done; the note is shown at the end of the bar."""
 
-SHOW_AFTER_SECONDS = 1.0
+_SHOW_AFTER_SECONDS = 1.0
 
 
 @contextmanager
@@ -50,7 +50,7 @@ class _Bar:
 
     def advance(self, count: int, note: str = "") -> None:
         self._progress.update(self._task, advance=count, note=note)
-        if not self._shown and time.monotonic() - self._started > SHOW_AFTER_SECONDS:
+        if not self._shown and time.monotonic() - self._started > _SHOW_AFTER_SECONDS:
             self._progress.start()
             self._shown = True
 

@@ -19,7 +19,7 @@ from imagekin.sources.remote import remote_listing
 
 __all__ = ["Record", "Source", "count_records", "open_source", "open_sources"]
 
-STANDARD_INPUT = "-"
+_STANDARD_INPUT = "-"
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 PARQUET_SUFFIXES = (".parquet", ".pq")
 
@@ -40,7 +40,7 @@ def open_source(path: str | os.PathLike[str], limits: DecodeLimits | None = None
     """
     path = os.fspath(path)
     max_bytes = (limits or DecodeLimits()).max_bytes
-    if path == STANDARD_INPUT:
+    if path == _STANDARD_INPUT:
         return ListSource(max_bytes)
     if "://" in path:
         return _open_url(path, max_bytes)

@@ -114,7 +114,7 @@ def record_of(
         return Record(shown, ImageError(data))
     if isinstance(data, ImagekinError):
         return Record(shown, data)
-    problem = key_problem(key)
+    problem = _key_problem(key)
     if problem is None:
         try:
             values.payload_text(payload)
@@ -124,7 +124,7 @@ def record_of(
     return Record(shown, ImageError(problem))
 
 
-def key_problem(key: str) -> str | None:
+def _key_problem(key: str) -> str | None:
     """Return the reason why a key is invalid; None when it is valid."""
     try:
         key.encode()

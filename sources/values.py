@@ -13,7 +13,7 @@ from imagekin.types import Payload
 MAX_KEY_BYTES = 1024
 MAX_LABEL_BYTES = 1024
 MAX_PAYLOAD_BYTES = 64 * 1024
-MAX_PAYLOAD_DEPTH = 64
+_MAX_PAYLOAD_DEPTH = 64
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -56,8 +56,8 @@ def payload_text(value: Payload | None) -> str | None:
         raise InvalidArgumentError(
             f"a payload has at most {MAX_PAYLOAD_BYTES} bytes as JSON, this one has {size}", field="payload"
         )
-    if text.count("{") + text.count("[") > MAX_PAYLOAD_DEPTH and _depth(value) > MAX_PAYLOAD_DEPTH:
-        raise InvalidArgumentError(f"a payload is nested at most {MAX_PAYLOAD_DEPTH} deep", field="payload")
+    if text.count("{") + text.count("[") > _MAX_PAYLOAD_DEPTH and _depth(value) > _MAX_PAYLOAD_DEPTH:
+        raise InvalidArgumentError(f"a payload is nested at most {_MAX_PAYLOAD_DEPTH} deep", field="payload")
     return text
 
 

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 PresetName = Literal["imagenet", "clip", "dinov2"]
 
-MAX_DIFFERENCE = 1e-4
-HALF_DIFFERENCE = 5e-3  # with weights in float16, whose sums depend on the order of addition
-DEFAULT_SIDE = 224
+_MAX_DIFFERENCE = 1e-4
+_MAX_HALF_DIFFERENCE = 5e-3  # with weights in float16, whose sums depend on the order of addition
+_DEFAULT_SIDE = 224
 _SAME = 1e-6
 _FIXED = "its batch size is fixed; export it with a dynamic one"
 
@@ -216,7 +216,7 @@ class Adoption:
 
     def _check(self, encoder: Encoder, reference: NDArray[np.float32], pixels: NDArray[np.uint8]) -> float:
         """Compare the artifact's embeddings of all images in one batch with the foreign model's of single images."""
-        allowed = HALF_DIFFERENCE if self._port.half else MAX_DIFFERENCE
+        allowed = _MAX_HALF_DIFFERENCE if self._port.half else _MAX_DIFFERENCE
         difference = float(np.abs(encoder.embed_pixels(pixels) - reference).max())
         if not difference <= allowed:
             alone = np.concatenate([encoder.embed_pixels(image[None]) for image in pixels])
@@ -232,7 +232,7 @@ class Adoption:
 
 
 def _preprocess(settings: AdoptSettings, port: Port) -> Preprocess:
-    height, width = (side or settings.size or DEFAULT_SIDE for side in port.sides)
+    height, width = (side or settings.size or _DEFAULT_SIDE for side in port.sides)
     if settings.size and (height, width) != (settings.size, settings.size):
         raise InvalidArgumentError(f"the model's input is fixed to {height}×{width} pixels; drop --size", field="size")
     return Preprocess(

@@ -13,10 +13,10 @@ from imagekin.errors import InvalidArgumentError, NotFoundError
 if TYPE_CHECKING:
     import onnx
 
-MAX_BYTES = 2**31 - 2**26
+_MAX_BYTES = 2**31 - 2**26
 """Largest size of a model with its weights: a protobuf message has at most 2 GiB, and the added nodes need some."""
 
-MIN_OPSET = 9
+_MIN_OPSET = 9
 # The standard operators, and ONNX Runtime's own.
 _DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
 
@@ -34,7 +34,7 @@ def load_foreign(path: Path) -> "onnx.ModelProto":
 
     if not path.is_file():
         raise NotFoundError(f"no model file {path}", field="model")
-    if path.stat().st_size > MAX_BYTES:
+    if path.stat().st_size > _MAX_BYTES:
         raise _too_large(path)
     try:
         model = onnx.load_model_from_string(path.read_bytes())
@@ -60,9 +60,9 @@ def opset_of(model: "onnx.ModelProto") -> int:
 
 def _check_operators(model: "onnx.ModelProto", name: str) -> None:
     """Refuse operators that ONNX Runtime lacks, with a clearer message than its own."""
-    if opset_of(model) < MIN_OPSET:
+    if opset_of(model) < _MIN_OPSET:
         raise InvalidArgumentError(
-            f"{name} is written in opset {opset_of(model)}; export it again with opset {MIN_OPSET} or newer",
+            f"{name} is written in opset {opset_of(model)}; export it again with opset {_MIN_OPSET} or newer",
             field="model",
         )
     own = {(function.domain, function.name) for function in model.functions}
@@ -112,7 +112,7 @@ def _embed_weights(model: "onnx.ModelProto", path: Path) -> None:
         if offset < 0 or length < 0 or offset + length > size:
             raise _damaged(path)
         total += length
-        if total > MAX_BYTES:
+        if total > _MAX_BYTES:
             raise _too_large(path)
         with file.open("rb") as weights:
             weights.seek(offset)
@@ -158,7 +158,7 @@ def _weights_file(model: Path, location: str) -> Path:
 
 
 def _too_large(path: Path) -> InvalidArgumentError:
-    return InvalidArgumentError(f"{path.name} with its weights is larger than {MAX_BYTES >> 20} MiB", field="model")
+    return InvalidArgumentError(f"{path.name} with its weights is larger than {_MAX_BYTES >> 20} MiB", field="model")
 
 
 def _damaged(path: Path) -> InvalidArgumentError:

@@ -10,16 +10,16 @@ import struct
 
 from imagekin.errors import ImageError
 
-MESSAGE = "image is made of too many pieces"
+_MESSAGE = "image is made of too many pieces"
 
 # Reads of a file; files of tiny chunks need the most. This many take about 0.5 s.
-MAX_READS = 500_000
+_MAX_READS = 500_000
 # Values of one tag, including the strips of a TIFF image, of which a plane of 65,535 rows may have one per row.
-MAX_VALUES = 200_000
+_MAX_VALUES = 200_000
 # Total number of values in a TIFF file's tags.
-_MAX_TIFF_VALUES = 8 * MAX_VALUES
+_MAX_TIFF_VALUES = 8 * _MAX_VALUES
 # Total number of values in an EXIF block; those of an AVIF file are all converted to objects when it is opened.
-MAX_EXIF_VALUES = 20_000
+_MAX_EXIF_VALUES = 20_000
 # Pillow joins the EXIF blocks of a JPEG file, each of at most 64 KiB. A file with several photos has several blocks.
 _MAX_EXIF_BLOCKS = 16
 _EXIF = b"Exif\0\0"
@@ -38,7 +38,7 @@ _MAX_HEADERS = 64
 
 
 class BoundedReader(io.BytesIO):
-    """A file in memory that can be read at most MAX_READS times.
+    """A file in memory that can be read at most _MAX_READS times.
 
     Raises:
         ImageError: by `read`, after that many calls.
@@ -49,8 +49,8 @@ class BoundedReader(io.BytesIO):
     def read(self, size: int | None = -1, /) -> bytes:
         """Return up to `size` bytes."""
         self._reads += 1
-        if self._reads > MAX_READS:
-            raise ImageError(MESSAGE)
+        if self._reads > _MAX_READS:
+            raise ImageError(_MESSAGE)
         return super().read(size)
 
 
@@ -66,10 +66,10 @@ def check_file(data: bytes) -> None:
         whole = memoryview(data)
         for number, found in enumerate(_HEADER.finditer(data), 1):
             if number > _MAX_HEADERS:
-                raise ImageError(MESSAGE)
-            _check_tags(whole[found.start() :], MAX_EXIF_VALUES)
+                raise ImageError(_MESSAGE)
+            _check_tags(whole[found.start() :], _MAX_EXIF_VALUES)
     elif data.count(_EXIF) > _MAX_EXIF_BLOCKS:
-        raise ImageError(MESSAGE)
+        raise ImageError(_MESSAGE)
 
 
 def check_exif(block: bytes) -> None:
@@ -79,7 +79,7 @@ def check_exif(block: bytes) -> None:
         ImageError: its tags have too many values.
     """
     # Pillow accepts a doubled prefix, too.
-    _check_tags(block.removeprefix(_EXIF).removeprefix(_EXIF), MAX_EXIF_VALUES)
+    _check_tags(block.removeprefix(_EXIF).removeprefix(_EXIF), _MAX_EXIF_VALUES)
 
 
 def _check_tags(data: bytes | memoryview, left: int) -> None:
@@ -93,14 +93,14 @@ def _check_tags(data: bytes | memoryview, left: int) -> None:
             return
         start = waiting.pop()
         for number in _unpack(head, data, start):
-            for index in range(min(number, MAX_VALUES)):
+            for index in range(min(number, _MAX_VALUES)):
                 # Truncated or invalid; Pillow detects that quickly by itself.
                 if not (found := _unpack(entry, data, start + head.size + index * entry.size)):
                     break
                 tag, kind, count, value = found
                 left -= 0 if kind in _PLAIN_TYPES else count
-                if left < 0 or (kind not in _PLAIN_TYPES and count > MAX_VALUES):
-                    raise ImageError(MESSAGE)
+                if left < 0 or (kind not in _PLAIN_TYPES and count > _MAX_VALUES):
+                    raise ImageError(_MESSAGE)
                 if tag in _DIRECTORIES:
                     waiting.append(value)
 

@@ -112,7 +112,7 @@ def decode(
     Raises:
         ImageError: it is no image, is damaged or truncated, has a format that is not allowed, or exceeds a limit.
     """
-    check_size(len(data), limits)
+    _check_size(len(data), limits)
     check_file(data)
     with quiet(), _one_error("not an image, or of a format that is not supported"), BoundedReader(data) as file:
         image = Image.open(file, formats=sorted(limits.formats))
@@ -185,7 +185,7 @@ def from_array(array: NDArray[np.uint8]) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def check_size(size: int, limits: DecodeLimits = DEFAULT_LIMITS) -> None:
+def _check_size(size: int, limits: DecodeLimits = DEFAULT_LIMITS) -> None:
     """Check the length of an image file in bytes, before it is read.
 
     Raises:

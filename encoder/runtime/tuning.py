@@ -99,7 +99,7 @@ def open_for_files(path: Path, device: Device) -> Encoder:
     return Encoder.open(path, device=device, threads=tuned.threads, sessions=tuned.sessions)
 
 
-def candidates(device: str, usable: int) -> Iterator[tuple[int, int]]:
+def _candidates(device: str, usable: int) -> Iterator[tuple[int, int]]:
     """Yield the numbers of sessions and threads to try.
 
     On a CPU, these are the combinations that use all cores; on a GPU, a few concurrent batches.
@@ -136,27 +136,27 @@ def measure(
     """
     rates: dict[Tuning, list[float]] = {}
     where = device_of(device)
-    shapes = list(candidates(where, cores()))
+    shapes = list(_candidates(where, cores()))
     opened = [(shape, Encoder.open(path, device=device, sessions=shape[0], threads=shape[1])) for shape in shapes]
     for number in range(rounds):
         for (sessions, threads), encoder in opened:
             for batch in BATCHES[where]:
                 tuning = Tuning(sessions, threads, batch)
-                rates.setdefault(tuning, []).append(measure_rate(encoder, sessions, batch, seconds))
+                rates.setdefault(tuning, []).append(_measure_rate(encoder, sessions, batch, seconds))
                 if number == 0:
                     progress(f"{sessions} sessions × {threads} threads, batches of {batch}: {rates[tuning][0]:.1f}/s")
     found = [Measurement(tuning, statistics.median(values)) for tuning, values in rates.items()]
-    best = best_of(found)
+    best = _choose(found)
     return [best, *(each for each in found if each is not best)]
 
 
-def best_of(found: list[Measurement]) -> Measurement:
+def _choose(found: list[Measurement]) -> Measurement:
     """Return the fastest of the settings with the smallest batch that is near the best rate."""
     enough = _NEAR * max(each.rate for each in found)
     return min((each for each in found if each.rate >= enough), key=lambda each: (each.tuning.batch, -each.rate))
 
 
-def measure_rate(encoder: Encoder, sessions: int, batch: int, seconds: float) -> float:
+def _measure_rate(encoder: Encoder, sessions: int, batch: int, seconds: float) -> float:
     """Measure the images per second of an encoder, used by as many threads as it has sessions."""
     side = encoder.metadata.preprocess
     pixels = np.random.default_rng(0).integers(0, 256, (batch, side.height, side.width, 3), np.uint8)
@@ -177,7 +177,7 @@ def measure_rate(encoder: Encoder, sessions: int, batch: int, seconds: float) ->
     return sum(counts) * batch / (time.perf_counter() - began)
 
 
-def tuning_path(model: Path) -> Path:
+def _tuning_path(model: Path) -> Path:
     """Return the path of a model's tuning."""
     return model.with_name(model.name + _ENDING)
 
@@ -188,7 +188,7 @@ def save(model: Path, device: str, measured: Measurement) -> Path:
     Raises:
         OSError: it cannot be written.
     """
-    path = tuning_path(model)
+    path = _tuning_path(model)
     entry = {**_identity(model, device), **asdict(measured.tuning), "images_per_second": round(measured.rate, 2)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
@@ -199,7 +199,7 @@ def save(model: Path, device: str, measured: Measurement) -> Path:
 def load(model: Path, device: str) -> Tuning | None:
     """Read a model's tuning; None if there is none, or if it was measured on another machine or with another file."""
     try:
-        entry = json.loads(tuning_path(model).read_text(encoding="utf-8"))
+        entry = json.loads(_tuning_path(model).read_text(encoding="utf-8"))
         here = _identity(model, device)
         if not isinstance(entry, dict) or any(entry.get(name) != value for name, value in here.items()):
             return None

@@ -45,7 +45,7 @@ class Operator(enum.Enum):
     STARTS_WITH = "STARTS WITH"
 
 
-ORDERINGS = (Operator.LESS, Operator.LESS_OR_EQUAL, Operator.GREATER, Operator.GREATER_OR_EQUAL)
+_ORDERINGS = (Operator.LESS, Operator.LESS_OR_EQUAL, Operator.GREATER, Operator.GREATER_OR_EQUAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +256,7 @@ def _check_value(value: Scalar, operator: Operator) -> None:
     elif operator is Operator.STARTS_WITH:
         raise _wrong("STARTS WITH takes a text")
     elif isinstance(value, bool):
-        if operator in ORDERINGS:
+        if operator in _ORDERINGS:
             raise _wrong(f"{operator.value} compares numbers or texts, not truth values")
     elif isinstance(value, int):
         if value not in _INT64:

@@ -22,14 +22,14 @@ from imagekin.index.filters.conditions import (
     path_of,
 )
 
-Sql = tuple[str, list[object]]
+_Sql = tuple[str, list[object]]
 _ROWS_AT_ONCE = 10_000
 # SQLite binds 32,766 values at most.
 _MOST_VALUES = 32_000
-_NEVER: Sql = ("0", [])
+_NEVER: _Sql = ("0", [])
 
 
-def to_sql(condition: Condition) -> Sql:
+def to_sql(condition: Condition) -> _Sql:
     """Return an expression over `item` that is NULL or 0 where the condition is false, and the values to bind."""
     if isinstance(condition, Comparison):
         return _comparison(condition)
@@ -56,13 +56,13 @@ def matching_rows(connection: sqlite3.Connection, condition: Condition, after: i
                 yield sequence, key
 
 
-def _comparison(comparison: Comparison) -> Sql:
+def _comparison(comparison: Comparison) -> _Sql:
     if comparison.field in ("key", "label"):
         return _column_test(comparison.field, comparison)
     return _payload_test(path_of(comparison.field), comparison)
 
 
-def _column_test(column: str, comparison: Comparison) -> Sql:
+def _column_test(column: str, comparison: Comparison) -> _Sql:
     operator, values = comparison.operator, comparison.values
     if operator in (Operator.EXISTS, Operator.NOT_EXISTS):
         return f"{column} IS {'NOT ' if operator is Operator.EXISTS else ''}NULL", []
@@ -74,7 +74,7 @@ def _column_test(column: str, comparison: Comparison) -> Sql:
     return _text_test(column, operator, value)
 
 
-def _text_test(expression: str, operator: Operator, value: str) -> Sql:
+def _text_test(expression: str, operator: Operator, value: str) -> _Sql:
     if operator is not Operator.STARTS_WITH:
         return f"{expression} {operator.value} ?", [value]
     if not value:
@@ -95,7 +95,7 @@ def after_prefix(prefix: str) -> str | None:
     return kept[:-1] + chr(0xE000 if 0xD800 <= code <= 0xDFFF else code)
 
 
-def _payload_test(path: tuple[str, ...], comparison: Comparison) -> Sql:
+def _payload_test(path: tuple[str, ...], comparison: Comparison) -> _Sql:
     if all(name.isprintable() and not set(name) & set('"\\') for name in path):
         bound = "$" + "".join(f'."{name}"' for name in path)
         return _member_test(comparison, "json_type(payload, ?)", "json_extract(payload, ?)", [bound])
@@ -110,7 +110,7 @@ def _payload_test(path: tuple[str, ...], comparison: Comparison) -> Sql:
     return _member_test(comparison, f"(SELECT {last}.type {found})", f"(SELECT {last}.atom {found})", list(path))
 
 
-def _member_test(comparison: Comparison, kind: str, value: str, names: list[str]) -> Sql:
+def _member_test(comparison: Comparison, kind: str, value: str, names: list[str]) -> _Sql:
     """Return a test of a payload's member; `kind` and `value` are expressions that each bind `names`."""
     operator, values = comparison.operator, comparison.values
     if operator in (Operator.EXISTS, Operator.NOT_EXISTS):
@@ -132,7 +132,7 @@ def _member_test(comparison: Comparison, kind: str, value: str, names: list[str]
     return _join(pieces, "OR")
 
 
-def _value_test(operator: Operator, other: Scalar, kind: str, value: str, names: list[str]) -> Sql:
+def _value_test(operator: Operator, other: Scalar, kind: str, value: str, names: list[str]) -> _Sql:
     if isinstance(other, bool):
         return f"{kind} = ?", [*names, "true" if other else "false"]
     if is_number(other):
@@ -154,7 +154,7 @@ def _interleave(names: list[str], uses: int, values: list[object]) -> list[objec
     return bound
 
 
-def _join(pieces: list[Sql], word: str) -> Sql:
+def _join(pieces: list[_Sql], word: str) -> _Sql:
     """Join expressions by AND or OR as a balanced tree, because SQLite limits the depth of an expression."""
     if len(pieces) == 1:
         return pieces[0]

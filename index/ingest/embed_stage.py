@@ -34,7 +34,7 @@ _NO_MODEL = "it is an image, and no model was given to embed it"
 # Reported for empty data: a remote worker skipped the image because the collection held it, and it was deleted since.
 _VANISHED = "it was deleted from the collection during this run; run the same again"
 
-Decoded: TypeAlias = list[NDArray[np.uint8] | ImageError]
+_Decoded: TypeAlias = list[NDArray[np.uint8] | ImageError]
 Data: TypeAlias = bytes | Vector | ImagekinError
 T = TypeVar("T")
 _Piece: TypeAlias = list[tuple[T, Vector | ImagekinError]]
@@ -118,7 +118,7 @@ class _Loading(Generic[T]):
     def __init__(self) -> None:
         self.entries: list[tuple[T, Vector | ImagekinError | None]] = []
         self.size = 0
-        self.tasks: list[Future[Decoded]] = []
+        self.tasks: list[Future[_Decoded]] = []
         self._files: list[bytes] = []
         self._files_size = 0
 
@@ -133,7 +133,7 @@ class _Loading(Generic[T]):
         self._files_size += len(data)
         self.entries.append((name, None))
 
-    def decode(self, decode: Callable[[list[bytes]], Future[Decoded]], *, last: bool) -> None:
+    def decode(self, decode: Callable[[list[bytes]], Future[_Decoded]], *, last: bool) -> None:
         """Start to decode the files when there are enough of them, or when they are the last ones."""
         enough = len(self._files) >= _DECODED_AT_ONCE or self._files_size >= _DECODED_BYTES_AT_ONCE
         if self._files and (enough or last):
@@ -151,7 +151,7 @@ def _load(
 ) -> Generator[_Loading[T], None, None]:
     """Yield pieces of at most `most` files and about `most_bytes`, whose decoding has been started."""
 
-    def submit(some: list[bytes]) -> Future[Decoded]:
+    def submit(some: list[bytes]) -> Future[_Decoded]:
         return decoders.submit(_decode, model, some, limits)
 
     piece: _Loading[T] = _Loading()
@@ -167,8 +167,8 @@ def _load(
         yield piece
 
 
-def _decode(model: EmbeddingModel | None, files: list[bytes], limits: DecodeLimits) -> Decoded:
-    decoded: Decoded = []
+def _decode(model: EmbeddingModel | None, files: list[bytes], limits: DecodeLimits) -> _Decoded:
+    decoded: _Decoded = []
     for data in files:
         try:
             if model is None:

@@ -13,7 +13,7 @@ from imagekin.types import Outcome
 Progress: TypeAlias = Callable[[int, int | None, int], None]
 
 # Failed records that a report lists; further ones are only counted, to bound the memory of a run.
-MAX_LISTED = 10_000
+_MAX_LISTED = 10_000
 
 
 class FailedRecord(NamedTuple):
@@ -146,7 +146,7 @@ class IngestTally:
             self._counts.failed_count += 1
             self._counts.conflicts += conflict
             self._counts.incomplete += incomplete
-            if len(self._counts.failed) < MAX_LISTED:
+            if len(self._counts.failed) < _MAX_LISTED:
                 self._counts.failed.append(FailedRecord(key, reason))
             self._find(Finding(key, "conflict" if conflict else "failed", reason))
             self._tell()

@@ -34,10 +34,10 @@ from imagekin.index.filters.conditions import (
 )
 from imagekin.index.filters.sql import after_prefix
 
-ALWAYS = "sequence >= 0"
-NEVER = "sequence < 0"
-MAX_TAGS = 4096
-MAX_FACTS_BYTES = 65_536
+_ALWAYS = "sequence >= 0"
+_NEVER = "sequence < 0"
+_MAX_TAGS = 4096
+_MAX_FACTS_BYTES = 65_536
 _EXACT = 2.0**53
 _PLAIN = re.compile(r"[A-Za-z0-9]")
 _CONTROL = re.compile(r"[\x00-\x1f]")
@@ -59,7 +59,7 @@ def flatten(payload: Mapping[str, Any] | None) -> tuple[dict[str, str | float], 
     facts: dict[str, str | float] = {}
     tags: list[str] = []
     for path, value in _members(payload or {}, ()):
-        name = encode_path(path)
+        name = _encode_path(path)
         if isinstance(value, bool):
             tags.append(f"{'t' if value else 'f'}:{name}")
         elif isinstance(value, str):
@@ -71,16 +71,16 @@ def flatten(payload: Mapping[str, Any] | None) -> tuple[dict[str, str | float], 
         else:
             tags.append(f"o:{name}")
     size = len(json.dumps(facts, ensure_ascii=False).encode())
-    if len(tags) > MAX_TAGS or size > MAX_FACTS_BYTES:
+    if len(tags) > _MAX_TAGS or size > _MAX_FACTS_BYTES:
         raise InvalidArgumentError(
-            f"the payload has {len(tags):,} fields of {size:,} bytes: Milvus keeps at most {MAX_TAGS:,} fields of"
-            f" {MAX_FACTS_BYTES:,} bytes",
+            f"the payload has {len(tags):,} fields of {size:,} bytes: Milvus keeps at most {_MAX_TAGS:,} fields of"
+            f" {_MAX_FACTS_BYTES:,} bytes",
             field="payload",
         )
     return facts, tags
 
 
-def encode_path(path: Sequence[str]) -> str:
+def _encode_path(path: Sequence[str]) -> str:
     """Return a path's unique name in Milvus, of letters, digits and underscores."""
     name = "_s_".join(map(_escape, path))
     if len(name) <= _NAME_LENGTH:
@@ -105,10 +105,10 @@ def both(*expressions: str) -> str:
 
 def among(column: str, values: Sequence[str]) -> str:
     """Return the test that a column's text is one of `values`."""
-    return f"{column} in [{', '.join(map(quote, values))}]" if values else NEVER
+    return f"{column} in [{', '.join(map(_quote, values))}]" if values else _NEVER
 
 
-def quote(text: str) -> str:
+def _quote(text: str) -> str:
     """Return a text as a quoted literal."""
     if _CONTROL.search(text):
         raise InvalidArgumentError(
@@ -128,7 +128,7 @@ def join(pieces: Sequence[str], word: str) -> str:
 def has_value(field: str) -> str:
     """Return the test that a field has a value by which items can be grouped."""
     path = path_of(field)
-    return join(_tags("sntf", encode_path(path)), "or") if path else 'label != ""'
+    return join(_tags("sntf", _encode_path(path)), "or") if path else 'label != ""'
 
 
 def _members(payload: Mapping[str, Any], above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -161,7 +161,7 @@ def _expression(condition: Condition, wanted: bool) -> str:
     if condition.field in ("key", "label"):
         found = _column_test(condition.field, condition)
         return found if wanted else f"not ({found})"
-    return _payload_test(encode_path(path_of(condition.field)), condition, wanted)
+    return _payload_test(_encode_path(path_of(condition.field)), condition, wanted)
 
 
 def _column_test(column: str, comparison: Comparison) -> str:
@@ -176,8 +176,8 @@ def _column_test(column: str, comparison: Comparison) -> str:
         # Keys and labels are never empty; "" stands for no label.
         return among(column, [text for text in texts if text])
     if operator is Operator.NOT_EQUAL:
-        return both(present, f"{column} != {quote(texts[0])}") if texts and texts[0] else present
-    return both(present, _text_test(column, operator, texts[0])) if texts else NEVER
+        return both(present, f"{column} != {_quote(texts[0])}") if texts and texts[0] else present
+    return both(present, _text_test(column, operator, texts[0])) if texts else _NEVER
 
 
 def _payload_test(name: str, comparison: Comparison, wanted: bool) -> str:
@@ -218,18 +218,18 @@ def _sign(operator: Operator, wanted: bool) -> str:
 
 def _text_test(expression: str, operator: Operator, value: str) -> str:
     if operator is not Operator.STARTS_WITH:
-        return f"{expression} {_sign(operator, True)} {quote(value)}"
+        return f"{expression} {_sign(operator, True)} {_quote(value)}"
     if not value:
-        return ALWAYS
-    return f"({expression} >= {quote(value)}) and ({expression} < {quote(_end(value))})"
+        return _ALWAYS
+    return f"({expression} >= {_quote(value)}) and ({expression} < {_quote(_end(value))})"
 
 
 def _text_fails(expression: str, operator: Operator, value: str) -> str:
     if operator is not Operator.STARTS_WITH:
-        return f"{expression} {_sign(operator, False)} {quote(value)}"
+        return f"{expression} {_sign(operator, False)} {_quote(value)}"
     if not value:
-        return NEVER
-    return f"({expression} < {quote(value)}) or ({expression} >= {quote(_end(value))})"
+        return _NEVER
+    return f"({expression} < {_quote(value)}) or ({expression} >= {_quote(_end(value))})"
 
 
 def _end(prefix: str) -> str:

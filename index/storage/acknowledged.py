@@ -12,7 +12,7 @@ from pathlib import Path
 
 from imagekin.errors import DataLossError
 
-WATERMARK = "acknowledged"
+_FILE_NAME = "acknowledged"
 _NUMBER = struct.Struct("<QI")
 
 
@@ -26,7 +26,7 @@ class Watermark:
     """
 
     def __init__(self, folder: Path, collection: str, *, read_only: bool) -> None:
-        self._path = folder / WATERMARK
+        self._path = folder / _FILE_NAME
         self._collection = collection
         self._file: int | None = None
         if not read_only:

@@ -13,7 +13,7 @@ from imagekin.index.storage.transactions import Changes, Transaction
 
 T = TypeVar("T")
 # Bounds the writes that a failed commit takes with it, and how long the first of a batch waits for the last.
-MAX_SHARED = 256
+_MAX_SHARED = 256
 
 _Write = Callable[[Transaction], Any]
 # The value that a write returned, and the exception that it raised.
@@ -48,7 +48,7 @@ class Committer:
         self._publish = publish
         self._priority = priority
         self._collection = collection
-        self._combiner: Combiner[_Write, _Answer] = Combiner(self._commit, max_batch=MAX_SHARED)
+        self._combiner: Combiner[_Write, _Answer] = Combiner(self._commit, max_batch=_MAX_SHARED)
         self._left = threading.Condition()
         self._inside = 0
         self._closed = False

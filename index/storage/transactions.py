@@ -221,7 +221,7 @@ class Transaction:
     def _insert(self, table: str, width: int, rows: Sequence[tuple[object, ...]]) -> None:
         begin = 0
         for step in _STEPS:
-            values = ",".join([f"({marks(width)})"] * step)
+            values = ",".join([f"({_marks(width)})"] * step)
             while len(rows) - begin >= step:
                 flat = [value for row in rows[begin : begin + step] for value in row]
                 self.connection.execute(f"INSERT INTO {table} VALUES {values}", flat)  # noqa: S608 (question marks)
@@ -255,7 +255,7 @@ def _bound(values: Sequence[str] | Sequence[int]) -> str | int:
     return values[0] if len(values) == 1 else as_json(values)
 
 
-def marks(count: int) -> str:
+def _marks(count: int) -> str:
     """Return `count` question marks as placeholders of parameters."""
     return ",".join("?" * count)
 

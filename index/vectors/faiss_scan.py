@@ -15,7 +15,7 @@ from imagekin.index.vectors.brute_force import Products, Rows
 _FAISS: Any = faiss
 
 
-class Scanner:
+class _Scanner:
     """FAISS's scanner of signed codes, for one thread at a time.
 
     If the width is a multiple of 16 bytes, FAISS converts the query to integers as well.
@@ -46,7 +46,7 @@ class Scanner:
 
 
 @contextlib.contextmanager
-def borrow_scanner(width: int) -> Iterator[Scanner]:
+def borrow_scanner(width: int) -> Iterator[_Scanner]:
     """Borrow a scanner of codes of so many bytes for the block.
 
     Scanners are reused because each call to FAISS that makes one releases the interpreter's lock.
@@ -55,7 +55,7 @@ def borrow_scanner(width: int) -> Iterator[Scanner]:
     try:
         scanner = idle.get_nowait()
     except queue.Empty:
-        scanner = Scanner(width)
+        scanner = _Scanner(width)
     try:
         yield scanner
     finally:
@@ -63,5 +63,5 @@ def borrow_scanner(width: int) -> Iterator[Scanner]:
 
 
 @functools.cache
-def _idle(width: int) -> "queue.SimpleQueue[Scanner]":
+def _idle(width: int) -> "queue.SimpleQueue[_Scanner]":
     return queue.SimpleQueue()

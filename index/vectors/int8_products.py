@@ -21,7 +21,7 @@ from imagekin.index.vectors.int8_graphs import LEFT, PRODUCTS, RIGHT, multiplica
 log = logging.getLogger("imagekin.index")
 
 Codes = NDArray[np.uint8]
-Weights = NDArray[np.int8]
+_Weights = NDArray[np.int8]
 Integers = NDArray[np.int32]
 
 # Zero point of codes, which are unsigned.
@@ -44,7 +44,7 @@ class IntegerProducts:
         self.packs = True
         self.packs = self._packs_right()
 
-    def multiply(self, codes: Codes, weights: Weights, products: Integers) -> None:
+    def multiply(self, codes: Codes, weights: _Weights, products: Integers) -> None:
         """Store `(codes - ZERO) @ weights`.
 
         Args:
@@ -69,7 +69,7 @@ class IntegerProducts:
             self.packs = False
             return None
 
-    def lifted(self, weights: Weights) -> Codes:
+    def lifted(self, weights: _Weights) -> Codes:
         """Return weights of any shape in the unsigned form that `PackedCodes.multiply` takes."""
         return (weights.astype(np.int16) + self.most).astype(np.uint8)
 
@@ -145,7 +145,7 @@ def _session(model: bytes, constants: dict[str, Any] | None = None) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _loud(most: int) -> Weights:
+def _loud(most: int) -> _Weights:
     """Return weights, int8 [64, 64], that produce the largest intermediate sums."""
     weights = np.full((_LENGTH, _LENGTH), most, np.int8)
     weights[:, 1::2] = -most

@@ -25,7 +25,7 @@ Part = TypeVar("Part")
 Done = TypeVar("Done")
 # Queries, rows and products, each int64 or int32 [m].
 _Picked: TypeAlias = tuple[Rows, Rows, Integers]
-ThresholdsOf: TypeAlias = Callable[[Rows, Rows], NDArray[np.int64]]
+_ThresholdsOf: TypeAlias = Callable[[Rows, Rows], NDArray[np.int64]]
 
 # `BLOCK_MULTIPLE` is a multiple of its square, so that blocks consist of whole groups of groups.
 _GROUP = 16
@@ -41,7 +41,7 @@ _MAX_GROUP_SHARE = 1 / 2
 
 
 def scores_of(
-    queries: NDArray[np.int8], codes: Codes, integers: IntegerProducts, n: int, k: int, thresholds_of: ThresholdsOf
+    queries: NDArray[np.int8], codes: Codes, integers: IntegerProducts, n: int, k: int, thresholds_of: _ThresholdsOf
 ) -> "CodeScores":
     """Multiply the first `n` codes by queries, and return the scores that hold the candidates for the k largest.
 
@@ -155,7 +155,7 @@ class CodeScores:
         unresolved: bool [N], queries with so many candidates that codes do not help.
     """
 
-    def __init__(self, count: int, width: int, n: int, k: int, thresholds_of: ThresholdsOf) -> None:
+    def __init__(self, count: int, width: int, n: int, k: int, thresholds_of: _ThresholdsOf) -> None:
         self.thresholds = np.full(count, _LEAST, np.int64)
         self.unresolved = np.zeros(count, np.bool_)
         self._width, self._n, self._k, self._bars_of = width, n, k, thresholds_of

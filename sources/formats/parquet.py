@@ -24,10 +24,10 @@ from imagekin.sources.pieces import Piece
 from imagekin.sources.places import Place
 from imagekin.sources.records import Record, SourceError, Vector, VectorInfo, printable, record_of, size_problem
 
-SPACE = b"imagekin.space"
-VECTOR_COLUMNS = ("vector", "embedding", "embeddings")
-IMAGE_COLUMNS = ("image", "img", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp", "content")
-HASH_COLUMN = "content_hash"
+_SPACE = b"imagekin.space"
+_VECTOR_COLUMNS = ("vector", "embedding", "embeddings")
+_IMAGE_COLUMNS = ("image", "img", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp", "content")
+_HASH_COLUMN = "content_hash"
 _IMAGES_AT_ONCE = 64
 _VECTORS_AT_ONCE = 4096
 _DAMAGE: tuple[type[Exception], ...] = (ImagekinError, OSError, pa.ArrowException, UnicodeDecodeError)
@@ -80,7 +80,7 @@ class ParquetSource:
                 self._firsts = list(accumulate(sizes[:-1], initial=0)) if sizes else []
                 self._columns = _columns(parquet)
                 if self._columns.dim is not None:
-                    space = (parquet.schema_arrow.metadata or {}).get(SPACE, b"").decode(errors="replace")
+                    space = (parquet.schema_arrow.metadata or {}).get(_SPACE, b"").decode(errors="replace")
                     self._embedded = VectorInfo(self._columns.dim, space)
         except _DAMAGE as error:
             self._problem = SourceError(_first_line(error))
@@ -202,9 +202,9 @@ def _columns(parquet: Any) -> _Columns:
     """Determine the columns' meanings; raises InvalidArgumentError when there are neither images nor vectors."""
     schema = parquet.schema_arrow
     fields = {field.name: field.type for field in schema}
-    data = next((name for name in VECTOR_COLUMNS if name in fields and _is_vector(fields[name])), None)
+    data = next((name for name in _VECTOR_COLUMNS if name in fields and _is_vector(fields[name])), None)
     dim = None if data is None else _dim(parquet, data, fields[data])
-    data = data or next((name for name in IMAGE_COLUMNS if name in fields and _is_image(fields[name])), None)
+    data = data or next((name for name in _IMAGE_COLUMNS if name in fields and _is_image(fields[name])), None)
     if data is None:
         shown = printable(", ".join(f"{name}: {kind}" for name, kind in fields.items()))[:200]
         raise InvalidArgumentError(
@@ -213,7 +213,7 @@ def _columns(parquet: Any) -> _Columns:
         )
     key = first_of(fields, KEY_COLUMNS + PATH_COLUMNS[:4])
     label = first_of(fields, LABEL_COLUMNS)
-    digest = HASH_COLUMN if HASH_COLUMN in fields else None
+    digest = _HASH_COLUMN if _HASH_COLUMN in fields else None
     plain = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_floating)
     used = {data, key, label, digest}
     others = [

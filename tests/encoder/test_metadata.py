@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagekin.encoder.metadata import MAX_JSON_CHARACTERS, Metadata, Preprocess
+from imagekin.encoder.metadata import _MAX_JSON_CHARACTERS, Metadata, Preprocess
 from imagekin.errors import InvalidArgumentError
 
 NAMES = st.text(st.characters(categories=("L", "N", "P")), max_size=20)
@@ -137,7 +137,7 @@ def test_a_missing_value_is_refused_by_name(field: str) -> None:
         '{"dim": 1, "dim": 2}',
         '{"scores": {"a": 1e999}, "space": "s", "dim": 1, "preprocess": {"height": 1, "width": 1}}',
         with_value("training", json.loads('{"a":' * 40 + "1" + "}" * 40)),
-        " " * (MAX_JSON_CHARACTERS + 1),
+        " " * (_MAX_JSON_CHARACTERS + 1),
     ],
     ids=lambda text: f"{text[:20]!r}… of {len(text)}",
 )

@@ -7,7 +7,7 @@ from imagekin.index.search.gpu.device_thread import DeviceThread
 
 log = logging.getLogger("imagekin.index")
 
-DEVICES = ("auto", "cpu", "cuda")
+_DEVICES = ("auto", "cpu", "cuda")
 
 
 def open_device(wanted: str) -> DeviceThread | None:
@@ -20,8 +20,8 @@ def open_device(wanted: str) -> DeviceThread | None:
         InvalidArgumentError: another value.
         FailedPreconditionError: `cuda` is wanted, and FAISS cannot use a GPU.
     """
-    if wanted not in DEVICES:
-        raise InvalidArgumentError(f"the index's device must be {', '.join(DEVICES)}", field="index_device")
+    if wanted not in _DEVICES:
+        raise InvalidArgumentError(f"the index's device must be {', '.join(_DEVICES)}", field="index_device")
     if wanted == "cpu":
         return None
     from imagekin.index.search.gpu import faiss_gpu

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from imagekin.encoder.decoding.decode import FORMATS, DecodeLimits, check_size, decode
+from imagekin.encoder.decoding.decode import FORMATS, DecodeLimits, _check_size, decode
 from imagekin.encoder.decoding.pillow_warnings import quiet
 from imagekin.errors import ImageError
 from tests.data import shared_data
@@ -120,8 +120,8 @@ def test_wrong_lengths_are_refused_before_anything_is_read() -> None:
     with pytest.raises(ImageError, match="image of 101 bytes is over the limit of 100 bytes"):
         decode(encoded(picture())[:101], limits)
     with pytest.raises(ImageError, match="over the limit"):
-        check_size(101, limits)
-    check_size(100, limits)
+        _check_size(101, limits)
+    _check_size(100, limits)
 
 
 def test_too_many_pixels_are_refused_from_the_header() -> None:

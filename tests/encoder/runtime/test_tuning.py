@@ -16,7 +16,7 @@ from tests.artifacts import tiny_artifact
 
 def test_every_candidate_fills_the_cores_and_no_more() -> None:
     for usable in (1, 2, 3, 4, 6, 16, 96):
-        shapes = list(tuning.candidates("cpu", usable))
+        shapes = list(tuning._candidates("cpu", usable))
         assert shapes[-1] == (1, usable)
         assert all(usable / 2 < sessions * threads <= usable for sessions, threads in shapes)
         assert len(set(shapes)) == len(shapes)
@@ -26,13 +26,13 @@ def test_every_candidate_fills_the_cores_and_no_more() -> None:
 
 def test_a_gpu_has_batches_at_one_time_whatever_the_cores() -> None:
     fallback = tuning.default("cuda", 16)
-    assert (fallback.sessions, fallback.threads) in list(tuning.candidates("cuda", 2))
+    assert (fallback.sessions, fallback.threads) in list(tuning._candidates("cuda", 2))
     assert fallback.batch in tuning.BATCHES["cuda"]
 
 
 def test_the_smallest_batch_near_the_best_rate_wins() -> None:
     rates = {Tuning(1, 2, 1): 80.0, Tuning(2, 1, 4): 97.5, Tuning(1, 2, 4): 98.0, Tuning(2, 1, 32): 100.0}
-    assert tuning.best_of([Measurement(*each) for each in rates.items()]).tuning == Tuning(1, 2, 4)
+    assert tuning._choose([Measurement(*each) for each in rates.items()]).tuning == Tuning(1, 2, 4)
 
 
 def test_what_was_measured_is_found_again_beside_the_model(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_a_write_that_fails_does_not_take_others_with_it(tmp_path: Path) -> None
 
 
 def test_more_writers_than_share_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(committer, "MAX_SHARED", 3)
+    monkeypatch.setattr(committer, "_MAX_SHARED", 3)
     with Catalog(tmp_path) as catalog:
         collection = catalog.create("many", space="ik1-a", dim=DIM)
         with ThreadPoolExecutor(16) as pool:
