@@ -1,4 +1,4 @@
-"""The collections of a data folder: one folder each, made, opened, listed and dropped by name."""
+"""Create, open, list and drop the collections of a data folder, which has one folder for each."""
 
 import contextlib
 import fcntl
@@ -31,16 +31,16 @@ _DROPPED = ".dropped-"
 
 
 class Catalog:
-    """The collections of a data folder. Every method may be called from any thread.
+    """The collections of a data folder; any thread may call its methods.
 
     Args:
-        data_dir: the data folder; made when it does not exist, unless `read_only`.
-        read_only: open collections for reading only, make and drop none.
-        device: `auto`, `cpu` or `cuda`: where sealed rows are searched, see
+        data_dir: the data folder; created if it does not exist, unless `read_only`.
+        read_only: open collections for reading only, create and drop none.
+        device: device that searches sealed rows, `auto`, `cpu` or `cuda`; see
             `imagekin.index.search.gpu.open.open_device`.
 
     Raises:
-        FailedPreconditionError: the folder cannot be made, or there is no such device.
+        FailedPreconditionError: the folder cannot be created, or there is no such device.
     """
 
     def __init__(self, data_dir: Path, *, read_only: bool = False, device: str = "cpu") -> None:
@@ -59,10 +59,10 @@ class Catalog:
         self._device = open_device(device)
 
     def create(self, name: str, *, space: str, dim: int, index_kind: str = "auto") -> LocalCollection:
-        """Make an empty collection and open it.
+        """Create an empty collection and open it.
 
         Raises:
-            AlreadyExistsError: there is one of that name.
+            AlreadyExistsError: a collection of that name exists.
             InvalidArgumentError: the name, the space, the dimension or the kind of index is out of its range.
         """
         validation.collection_name(name)
@@ -84,7 +84,7 @@ class Catalog:
         return self.open(name)
 
     def open(self, name: str) -> LocalCollection:
-        """Open a collection; who opens it again gets the same one, until it is closed.
+        """Open a collection; opening it again returns the same one, until it is closed.
 
         Raises:
             NotFoundError: there is none of that name.
@@ -106,7 +106,7 @@ class Catalog:
         return sorted(path.parent.name for path in self._folder.glob(f"[a-z0-9]*/{DATABASE}"))
 
     def list(self) -> list[CollectionInfo]:
-        """Return the state of every collection, by name, also of those that another process has open."""
+        """Return the state of every collection, by name, including those that another process has open."""
         return [self.describe(name) for name in self.names()]
 
     def describe(self, name: str) -> CollectionInfo:
@@ -135,11 +135,11 @@ class Catalog:
         )
 
     def created_at(self, name: str) -> float:
-        """Return when a collection was made, seconds since the epoch, without opening it; raises as `describe` does."""
+        """Return the time of a collection's creation, seconds since the epoch; raises as `describe`."""
         return self.describe(name).created_at
 
     def drop(self, name: str) -> int:
-        """Remove a collection for good and return how many items it held.
+        """Delete a collection, and return the number of its items.
 
         Raises:
             NotFoundError: there is none of that name.
@@ -157,7 +157,7 @@ class Catalog:
 
         Raises:
             NotFoundError: there is none of that name.
-            FailedPreconditionError: it is to be repaired, and is open for writing, here or in another process.
+            FailedPreconditionError: with `repair`, the collection is open for writing, in this or another process.
             DataLossError: the database is damaged beyond reading.
         """
         folder = self._existing(name)
@@ -169,12 +169,12 @@ class Catalog:
             return verify(folder, name, repair=True, on_progress=on_progress)
 
     def compact(self, name: str) -> tuple[int, int]:
-        """Give back the space of what was deleted; return the bytes on disk before and after.
+        """Free the disk space of deleted items; return the bytes on disk before and after.
 
         Raises:
             NotFoundError: there is none of that name.
             FailedPreconditionError: another process has it open for writing.
-            ResourceExhaustedError: there is no room for a second copy of what is kept; nothing has changed.
+            ResourceExhaustedError: there is no room for a second copy of the database; nothing has changed.
         """
         folder = self._existing(name)
         self._check_writable()
@@ -188,7 +188,7 @@ class Catalog:
         return before, schema.disk_bytes(folder)
 
     def snapshot(self, name: str) -> SnapshotInfo:
-        """Copy a collection as of now into the data folder's `snapshots`, also while it is served and written.
+        """Take a snapshot of a collection into the data folder's `snapshots`, even while it is served and written.
 
         Raises:
             NotFoundError: there is none of that name.
@@ -203,18 +203,18 @@ class Catalog:
         return tuple(snapshots.all_snapshots(self._snapshots))
 
     def restore(self, snapshot: str, name: str | None = None, *, replace: bool = False) -> CollectionInfo:
-        """Make a collection from a snapshot.
+        """Create a collection from a snapshot.
 
         Args:
             snapshot: the snapshot's name.
-            name: the collection's; None takes the one that was copied.
-            replace: take the place of a collection that exists.
+            name: the new collection's name; None for the snapshot's own.
+            replace: replace an existing collection.
 
         Raises:
             NotFoundError: there is no such snapshot.
-            AlreadyExistsError: there is a collection of that name, and `replace` was not asked for.
-            FailedPreconditionError: it is to be replaced, and another process has it open for writing.
-            DataLossError: the snapshot is damaged; what exists is left as it is.
+            AlreadyExistsError: without `replace`, a collection of that name exists.
+            FailedPreconditionError: with `replace`, another process has the collection open for writing.
+            DataLossError: the snapshot is damaged; an existing collection is unchanged.
         """
         info = snapshots.find(self._snapshots, snapshot)
         name = validation.collection_name(name or info.collection)
@@ -234,7 +234,7 @@ class Catalog:
         return self.describe(name)
 
     def close(self) -> None:
-        """Close every open collection; it is safe to call this twice."""
+        """Close every open collection; closing twice is safe."""
         with self._lock:
             collections = list(self._open.values())
             self._open.clear()

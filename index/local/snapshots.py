@@ -33,12 +33,12 @@ _PAGES_AT_ONCE = 2000
 
 
 def take(database: Path, collection: str, folder: Path) -> SnapshotInfo:
-    """Copy a collection as of now; writers go on meanwhile.
+    """Take a snapshot of a collection, while writers may go on.
 
     Args:
         database: the collection's database.
         collection: its name.
-        folder: the folder of all snapshots; made when it does not exist.
+        folder: the folder of all snapshots; created if it does not exist.
 
     Raises:
         DataLossError: the collection is damaged.
@@ -47,7 +47,7 @@ def take(database: Path, collection: str, folder: Path) -> SnapshotInfo:
     created_at = time.time()
     with workplace(folder, collection) as temporary:
         with translated(collection), contextlib.closing(schema.connect(database, read_only=True)) as source:
-            # The open transaction holds the copy to one sequence number, however long it takes.
+            # Within one transaction, so that the copy is of one sequence number.
             source.execute("BEGIN")
             identity, state = read_identity(source, collection), read_state(source, collection)
             with contextlib.closing(sqlite3.connect(temporary / DATABASE)) as target:
@@ -105,10 +105,10 @@ def all_snapshots(folder: Path) -> list[SnapshotInfo]:
 
 
 def find(folder: Path, name: str) -> SnapshotInfo:
-    """Return a snapshot by its name.
+    """Find a snapshot by its name.
 
     Raises:
-        InvalidArgumentError: the name cannot be a snapshot's.
+        InvalidArgumentError: the name is invalid.
         NotFoundError: there is none of that name.
     """
     collection, _, own = name.partition("/")
@@ -122,10 +122,10 @@ def find(folder: Path, name: str) -> SnapshotInfo:
 
 
 def put_back(folder: Path, info: SnapshotInfo, target: Path) -> None:
-    """Copy a snapshot's database into a new folder, checking its SHA-256 on the way.
+    """Copy a snapshot's database into a new folder, and verify its SHA-256.
 
     Raises:
-        DataLossError: it is not what was written.
+        DataLossError: the snapshot is damaged.
     """
     copy = target / DATABASE
     try:

@@ -172,7 +172,7 @@ def build(
     """Build an index over the first `rows` slots and measure its recall.
 
     Raises:
-        StoppedError: `stop` said so.
+        StoppedError: `stop` returned True.
     """
     _FAISS.omp_set_num_threads(max(1, THREADS // 2))  # applies to this thread only
     random = np.random.default_rng(0)
@@ -336,7 +336,7 @@ def load(folder: Path, stop: Callable[[], bool] = lambda: False) -> Approximate 
     """Load the index from disk; None when there is none, or it is damaged.
 
     Raises:
-        StoppedError: `stop` said so.
+        StoppedError: `stop` returned True.
     """
     description = describe(folder)
     if description is None:

@@ -1,9 +1,9 @@
-"""The database file of a collection: its tables, how it is opened, and what its failures mean.
+"""Define the database file of a collection: its tables, how it is opened, and its errors.
 
-One SQLite file is the truth. `item` holds what a row of text holds, `vector` the embeddings (apart, so that a scan of
-the items does not read them), `tombstone` which rows died when (so that a reader, or an index file, that knows
-everything up to one sequence number can catch up), `state` the counters that every write moves, `meta` what is pinned
-when the collection is made. A row never changes: writing an item again gives it a new row with a new sequence number.
+One SQLite file is the truth. `item` holds keys, labels and payloads; `vector` the embeddings (separately, so that a
+scan of the items does not read them); `tombstone` the deaths of rows (so that a reader, or segments, of an earlier
+sequence number can catch up); `state` the counters that every write changes; `meta` the description fixed at creation.
+A row never changes: writing an item again adds a new row with a new sequence number.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from imagekin.errors import (
 )
 
 APPLICATION_ID = int.from_bytes(b"IMGK", "big")
-# Of collections that versions before 0.2 made, when the project had another name.
+# Application id of versions before 0.2, when the project had another name.
 _BEFORE_0_2 = 0x4B4E4452
 SCHEMA_VERSION = 1
 METRIC = "cosine"
@@ -63,19 +63,19 @@ class Identity:
     created_at: float
 
     def checksum(self) -> int:
-        """Return the CRC-32 that guards the identity itself."""
+        """Return the CRC-32 of the description."""
         return zlib.crc32(repr((self.space, self.dim, METRIC, self.index_kind, self.created_at)).encode())
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The counters that every write moves.
+    """The counters that every write changes.
 
     Attributes:
-        sequence: of the last write, 0 for none.
+        sequence: sequence number of the last write, 0 for none.
         count: number of items.
         labelled: number of items with a label.
-        tombstones_after: the tombstones of writes above this sequence number are all kept.
+        tombstones_after: all tombstones of writes after this sequence number are kept.
     """
 
     sequence: int
@@ -85,7 +85,7 @@ class State:
 
 
 def row_checksum(key: bytes, label: bytes | None, content_hash: bytes | None, vector: bytes | memoryview) -> int:
-    """Return the CRC-32 of everything in a row that a search relies on."""
+    """Return the CRC-32 of key, label, content hash and vector of a row."""
     text = b"%d %d %b%b%b" % (
         len(key),
         -1 if label is None else len(label),
@@ -102,8 +102,8 @@ def payload_checksum(payload: str | bytes) -> int:
 
 
 def create(path: Path, space: str, dim: int, index_kind: str) -> None:
-    """Make an empty database at `path`; on return it is on disk."""
-    # Rows of a page share one write to the log: small pages for small vectors, large ones so that few spill over.
+    """Create an empty database at `path`; on return, it is on disk."""
+    # The log holds whole pages: small ones suit short vectors, and large ones hold several long vectors.
     page_size = min(65_536, max(4_096, 1 << (16 * dim - 1).bit_length()))
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute(f"PRAGMA page_size = {page_size}")
@@ -152,10 +152,10 @@ def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
 
 
 def disk_bytes(folder: Path) -> int:
-    """Return the bytes of a collection's files."""
+    """Return the size of a collection's files in bytes."""
     total = 0
     for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # the log goes when its last reader does, and old segments do
+        with contextlib.suppress(FileNotFoundError):  # the log and old segments may be removed at any time
             status = path.stat()
             total += status.st_size if stat.S_ISREG(status.st_mode) else 0
     return total
@@ -165,8 +165,8 @@ def read_identity(connection: sqlite3.Connection, collection: str) -> Identity:
     """Read the description that the collection was created with.
 
     Raises:
-        DataLossError: the file is not a collection's, or this part of it is damaged.
-        FailedPreconditionError: a newer version wrote it, or one before 0.2.
+        DataLossError: the file is not that of a collection, or its description is damaged.
+        FailedPreconditionError: it was written by a newer version, or by one before 0.2.
     """
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -194,7 +194,7 @@ def read_identity(connection: sqlite3.Connection, collection: str) -> Identity:
 
 
 def read_state(connection: sqlite3.Connection, collection: str) -> State:
-    """Return the counters as of the connection's transaction."""
+    """Read the counters as of the connection's transaction."""
     row = connection.execute("SELECT sequence, count, labelled, tombstones_after FROM state WHERE id = 1").fetchone()
     if row is None:
         raise DataLossError(f"collection {collection!r} is damaged: its counters are missing")
@@ -202,7 +202,7 @@ def read_state(connection: sqlite3.Connection, collection: str) -> State:
 
 
 def prune_tombstones(connection: sqlite3.Connection, state: State, keep: int) -> State:
-    """Remove the tombstones of all but the last `keep` sequence numbers; who is further behind reads all rows again."""
+    """Delete the tombstones of all but the last `keep` sequence numbers; readers further behind load all rows again."""
     after = state.sequence - keep
     if after <= state.tombstones_after:
         return state
@@ -212,7 +212,7 @@ def prune_tombstones(connection: sqlite3.Connection, state: State, keep: int) ->
 
 
 def vacuum(path: Path) -> None:
-    """Write the database anew without the space of deleted rows; nobody else may be writing."""
+    """Rewrite the database without the space of deleted rows; there must be no other writer."""
     with contextlib.closing(connect(path, read_only=False)) as connection:
         connection.execute("VACUUM")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -1,14 +1,14 @@
-"""Sealed segments: a collection's columns as files, to be mapped when it is opened instead of read from the database.
+"""Write and map sealed segments: a collection's columns as files, so that opening it does not read all rows.
 
-    segments/manifest          which generation counts, up to which row and sequence number; renamed into its place
+    segments/manifest          the current generation, its rows and its sequence number; replaced atomically
     segments/dead-NUMBER       the slots that were dead at that sequence number
-    segments/GENERATION/…      one file a column, each row at its slot
+    segments/GENERATION/…      one file per column, each row at its slot
 
-A segment is a run of rows that was appended to a generation's files at one time. Once the manifest names it, with its
-SHA-256, its bytes never change; what a killed process left behind the last segment is overwritten by the next one. All
-of it is derived from the database, and whoever finds it missing, stale or damaged makes it again from there.
+A segment is a run of rows that was appended to a generation's files at once. From when the manifest names it, with its
+SHA-256, its bytes never change; rows of a killed process after the last segment are overwritten by the next one.
+Segments are derived from the database, and rebuilt from it when they are missing, stale or damaged.
 
-Opening checks the manifest's own SHA-256 and the files' sizes, and reads no rows; `scrub` reads and checks everything.
+Opening verifies the manifest's own SHA-256 and the files' sizes, but reads no rows; `scrub` verifies everything.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ _ROOM = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A run of rows: where it ends (rows and bytes of keys from the generation's beginning), and its SHA-256."""
+    """A run of rows: its end, in rows and bytes of keys from the generation's beginning, and its SHA-256."""
 
     rows: int
     key_bytes: int
@@ -60,16 +60,16 @@ class Manifest:
     """The contents of the sealed files.
 
     Attributes:
-        identity: checksum of the description of the collection that they were made from.
+        identity: checksum of the collection's description.
         generation: name of the folder with the columns.
-        watermark: sequence number of the last write that is in them.
-        labelled: live rows with a label.
-        labels: every label, by its code.
+        watermark: sequence number of the last write in the files.
+        labelled: number of live rows with a label.
+        labels: the labels by code.
         dead: number of dead slots.
-        dead_sha256: SHA-256 of the file that lists them.
-        segments: the runs of rows, in their order.
-        step: of the vectors' 8-bit codes, see `imagekin.index.vectors.codes`; 0 when there are none.
-        error: of the codes, likewise.
+        dead_sha256: SHA-256 of the file of dead slots.
+        segments: the runs of rows, in order.
+        step: step of the vectors' 8-bit codes, see `imagekin.index.vectors.codes`; 0 when there are none.
+        error: error of the codes, likewise.
     """
 
     identity: int
@@ -90,7 +90,7 @@ class Manifest:
 
     @property
     def key_bytes(self) -> int:
-        """Bytes of all keys."""
+        """Total number of bytes of the keys."""
         return self.segments[-1].key_bytes if self.segments else 0
 
 
@@ -99,7 +99,7 @@ class Segments:
 
     Args:
         folder: the collection's folder.
-        identity: what the collection was made as.
+        identity: the collection's description.
     """
 
     def __init__(self, folder: Path, identity: Identity) -> None:
@@ -108,7 +108,7 @@ class Segments:
         self._dim = identity.dim
 
     def manifest(self) -> Manifest | None:
-        """Return the manifest; None when there is none, or none that can be trusted."""
+        """Read the manifest; None when there is none, or it is invalid."""
         try:
             text, _, digest = (self.folder / _MANIFEST).read_bytes().rpartition(b"\n")
             if hashlib.sha256(text).hexdigest().encode() != digest:
@@ -123,7 +123,7 @@ class Segments:
             return None
 
     def open(self, manifest: Manifest) -> Columns | None:
-        """Map the columns as of the manifest's watermark; None when files are missing or too short."""
+        """Map the columns as of the manifest's watermark; None when files are missing, damaged or too short."""
         rows, room = manifest.rows, manifest.rows + max(manifest.rows // 2, _ROOM)
         keys = manifest.key_bytes
         folder = self.folder / manifest.generation
@@ -152,17 +152,17 @@ class Segments:
     def seal(
         self, snapshot: ColumnSnapshot, since: Manifest | None, stop: Callable[[], bool] = lambda: False
     ) -> Manifest:
-        """Write what a snapshot holds, put it on disk and let the manifest name it.
+        """Write the rows of a snapshot to disk, and then a manifest that names them.
 
         Args:
-            snapshot: the collection; its first rows are those of `since`. Its codes are sealed when it has one of every
-                row.
-            since: what is sealed already; None begins a new generation, and so do codes where there were none before.
-            stop: asked now and then whether to give up.
+            snapshot: the collection; its first rows are those of `since`. Its codes are sealed if they cover all rows.
+            since: the present manifest, whose segments are kept. None begins a new generation, and so do codes with
+                another step.
+            stop: asked between two blocks whether to stop.
 
         Raises:
-            StoppedError: `stop` said so.
-            OSError: the disk is full or fails; what was sealed before still counts.
+            StoppedError: `stop` returned True.
+            OSError: the disk is full or fails; the previous manifest stays valid.
         """
         self.folder.mkdir(exist_ok=True)
         codes = snapshot.codes if snapshot.codes is not None and snapshot.codes.rows >= len(snapshot) else None
@@ -187,7 +187,7 @@ class Segments:
             generation=generation,
             watermark=snapshot.sequence,
             labelled=snapshot.labelled,
-            # A snapshot's list of labels may grow meanwhile; more of them do no harm.
+            # A snapshot's list of labels may grow at any time; additional ones do no harm.
             labels=tuple(snapshot.label_names),
             dead=len(dead),
             dead_sha256=_digest(dead),
@@ -201,10 +201,10 @@ class Segments:
         return manifest
 
     def scrub(self, manifest: Manifest, stop: Callable[[], bool] = lambda: False) -> bool:
-        """Read everything that the manifest names and return whether it is what was sealed.
+        """Return whether all files that the manifest names are intact, by their SHA-256.
 
         Raises:
-            StoppedError: `stop` said so.
+            StoppedError: `stop` returned True.
         """
         folder = self.folder / manifest.generation
         try:
@@ -229,7 +229,7 @@ class Segments:
         return True
 
     def remove(self) -> None:
-        """Remove everything that is sealed, the manifest first."""
+        """Remove all segments, the manifest first."""
         with contextlib.suppress(FileNotFoundError):
             (self.folder / _MANIFEST).unlink()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -242,7 +242,7 @@ class Segments:
         return Codes(codes, manifest.rows, manifest.step, manifest.error)
 
     def _widths(self, manifest: Manifest) -> dict[str, int]:
-        """Return the bytes of a row in each column's file, in the order of the SHA-256."""
+        """Return the number of bytes of a row in each column's file, in the order in which they are hashed."""
         widths = {name: np.dtype(kind).itemsize for name, kind in _COLUMNS.items()}
         widths["vectors"] *= self._dim
         return widths | ({_CODES: width_of(self._dim)} if manifest.step else {})
@@ -258,7 +258,7 @@ class Segments:
         return f"rows-{sequence}-{number}"
 
     def _remove_all_but(self, manifest: Manifest) -> None:
-        # Whoever has the old files mapped keeps them until it lets go.
+        # Processes that have old files mapped can still use them.
         current = {_MANIFEST, manifest.generation, self._dead_file(manifest.watermark).name}
         for path in self.folder.iterdir():
             if path.name not in current and not path.name.startswith("index-"):
@@ -277,7 +277,7 @@ def _fields(manifest: Manifest) -> dict[str, Any]:
 def _parts(
     snapshot: ColumnSnapshot, codes: Codes | None, begin: int, end: int, keys: int, keys_end: int
 ) -> dict[str, tuple[int, NDArray[Any]]]:
-    """Return for each column's file where the new rows go, in bytes, and the rows."""
+    """Return for each column's file the offset of the new rows, in bytes, and the rows."""
     rows = slice(begin, end)
     columns: dict[str, NDArray[Any]] = {
         "vectors": snapshot.vectors,

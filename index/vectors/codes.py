@@ -94,7 +94,7 @@ def encode_vectors(vectors: Vector, known: Codes | None = None, stop: Callable[[
         stop: asked between two parts whether to stop.
 
     Raises:
-        StoppedError: `stop` said so.
+        StoppedError: `stop` returned True.
     """
     known = known if known is not None else _none(vectors)
     if known.rows:
@@ -119,7 +119,7 @@ def with_short_codes(codes: Codes, vectors: Vector, stop: Callable[[], bool] = l
         stop: asked between two parts whether to stop.
 
     Raises:
-        StoppedError: `stop` said so.
+        StoppedError: `stop` returned True.
     """
     vectors = vectors[: codes.rows]
     if codes.rows >= _CONSIDERED_AGAIN * max(codes.considered, 1):
@@ -146,7 +146,7 @@ def packed(codes: Codes, stop: Callable[[], bool] = lambda: False) -> Codes:
         stop: asked between two blocks whether to stop.
 
     Raises:
-        StoppedError: `stop` said so.
+        StoppedError: `stop` returned True.
     """
     if codes.short is not None:
         short = packed(codes.short, stop)
