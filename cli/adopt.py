@@ -1,8 +1,10 @@
 """`imagekin adopt`."""
 
+import dataclasses
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from imagekin.encoder.adoption.adopt import AdoptSettings
-    from imagekin.encoder.metadata import Preprocess
+    from imagekin.encoder.metadata import Metadata, Preprocess
 
 PresetName = Literal["imagenet", "clip", "dinov2"]
 ResizeName = Literal["squash", "crop", "pad"]
@@ -24,19 +26,42 @@ _CHECKED_IMAGES = 16
 
 
 def adopt(
-    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="An image encoder exported to ONNX.")],
+    encoder: Annotated[
+        str,
+        typer.Argument(
+            metavar="ENCODER",
+            help="timm:NAME, torchvision:NAME, efficientnet-lite0 (1, 2), hf-hub:OWNER/MODEL, a folder with "
+            "config.json, MODULE:FUNCTION, or an image encoder exported to FILE.onnx.",
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="MODEL.onnx", help="The model artifact to write.")],
     size: Annotated[
         int, typer.Option("--size", help="Side of its input in pixels; 0 is what the model fixes, else 224.", min=0)
     ] = 0,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights",
+            metavar="FILE|random",
+            help="Weights of an encoder by name: a state dict, a checkpoint or safetensors, instead of its source's.",
+        ),
+    ] = None,
     preset: Annotated[
-        PresetName, typer.Option("--preset", help="Normalisation, interpolation and crop of a family of encoders.")
-    ] = "imagenet",
+        PresetName | None,
+        typer.Option(
+            "--preset",
+            help="Normalisation, interpolation and crop of a family of encoders.",
+            show_default="imagenet for FILE.onnx, else the encoder's own",
+        ),
+    ] = None,
     mean: Annotated[
         str, typer.Option("--mean", metavar="R,G,B", help="Mean of pixels scaled to [0, 1], instead of the preset's.")
     ] = "",
     std: Annotated[str, typer.Option("--std", metavar="R,G,B", help="Their standard deviation, likewise.")] = "",
-    resize: Annotated[ResizeName, typer.Option("--resize", help="How an image becomes a square.")] = "crop",
+    resize: Annotated[
+        ResizeName | None,
+        typer.Option("--resize", help="How an image becomes a square.", show_default="crop, or the encoder's own"),
+    ] = None,
     interpolation: Annotated[
         InterpolationName | None, typer.Option("--interpolation", help="Filter of the resizing; else the preset's.")
     ] = None,
@@ -57,52 +82,101 @@ def adopt(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Make a model artifact of an ONNX image encoder from elsewhere, checked against the original."""
-    from imagekin.encoder.adoption.adopt import PRESETS, AdoptSettings
+    """Make a model artifact of an image encoder from elsewhere, checked against the original."""
+    onnx = Path(encoder).is_file() or encoder.endswith(".onnx")
+    overlay: dict[str, Any] = {"resize": resize, "interpolation": interpolation, "crop_fraction": crop_fraction}
+    overlay |= {"mean": _triple("mean", mean), "std": _triple("std", std)}
+    given = {name: value for name, value in overlay.items() if value is not None}
+    if preset is not None or onnx:
+        from imagekin.encoder.adoption.adopt import PRESETS
 
-    family = PRESETS[preset]
+        given = dataclasses.asdict(PRESETS[preset or "imagenet"]) | given
+    if not onnx:
+        for name, value in (("layout", layout != "auto"), ("pool", pool != "none"), ("input", input_name)):
+            if value:
+                raise InvalidArgumentError(f"--{name} is for FILE.onnx; {encoder} is built by name", field=name)
+        if output_name:
+            raise InvalidArgumentError(f"--output is for FILE.onnx; {encoder} is built by name", field="output")
+        _adopt_named(encoder, weights, size, given, images, out, as_json=as_json)
+        return
+    if weights is not None:
+        raise InvalidArgumentError("an ONNX file has its weights inside; drop --weights", field="weights")
+    from imagekin.encoder.adoption.adopt import AdoptSettings
+
     settings = AdoptSettings(
-        mean=_triple("mean", mean) or family.mean,
-        std=_triple("std", std) or family.std,
         size=size,
-        resize=resize,
-        interpolation=interpolation or family.interpolation,
-        crop_fraction=family.crop_fraction if crop_fraction is None else crop_fraction,
         layout=None if layout == "auto" else layout,
         pool=pool,
         input=input_name,
         output=output_name,
+        **given,
     )
-    _write(file, settings, images, out, as_json=as_json)
+    _adopt_file(Path(encoder), settings, images, out, as_json=as_json)
 
 
-def _write(file: Path, settings: "AdoptSettings", images: Path | None, out: Path, *, as_json: bool) -> None:
-    import numpy as np
-
-    from imagekin.cli.shared import console
+def _adopt_file(file: Path, settings: "AdoptSettings", images: Path | None, out: Path, *, as_json: bool) -> None:
     from imagekin.encoder.adoption.adopt import Adoption
 
     adoption = Adoption(file, settings)
-    shown = _read(images, adoption.preprocess) if images is not None else _drawn(adoption.preprocess)
-    adopted = adoption.write(np.stack(list(shown)), out)
-    metadata = adopted.metadata
+    adopted = adoption.write(_shown(images, adoption.preprocess), out)
+    _report(adopted.model, adopted.metadata, adopted.max_abs_diff, adopted.images, as_json=as_json)
+
+
+def _adopt_named(
+    text: str,
+    weights: Path | None,
+    size: int,
+    given: dict[str, Any],
+    images: Path | None,
+    out: Path,
+    *,
+    as_json: bool,
+) -> None:
+    from imagekin.training.models.names import find_name
+
+    name = find_name(text)  # before torch is loaded for nothing
+    from imagekin.training.export.named import adopt_named
+    from imagekin.training.models.encoders import Normalisation
+    from imagekin.training.models.named import load_named
+
+    encoder = load_named(name, weights=weights, image_size=size)
+    if encoder.weights is not None:
+        print(encoder.weights, file=sys.stderr)
+    own = encoder.images.normalisation
+    normalisation = Normalisation(given.pop("mean", own.mean), given.pop("std", own.std))
+    config = dataclasses.replace(encoder.images, normalisation=normalisation, **given)
+    adopted = adopt_named(encoder, config, lambda preprocess: _shown(images, preprocess), out)
+    parity = adopted.parity
+    _report(out, adopted.metadata, parity.max_abs_diff, parity.sample_count, as_json=as_json)
+
+
+def _report(model: Path, metadata: "Metadata", difference: float, count: int, *, as_json: bool) -> None:
+    from imagekin.cli.shared import console
+
     side = metadata.preprocess
     figures = {
-        "model": str(adopted.model),
+        "model": str(model),
         "space": metadata.space,
         "dim": metadata.dim,
         "height": side.height,
         "width": side.width,
-        "adopt_max_abs_diff": adopted.max_abs_diff,
-        "images": adopted.images,
+        "adopt_max_abs_diff": difference,
+        "images": count,
     }
     if as_json:
         console.print_json(figures)
         return
     print(
-        f"{adopted.model} written: {metadata.dim} components of {side.height}×{side.width} pixels, space "
-        f"{metadata.space} (checked on {adopted.images} images: max |Δ| {adopted.max_abs_diff:.1e})"
+        f"{model} written: {metadata.dim} components of {side.height}×{side.width} pixels, space "
+        f"{metadata.space} (checked on {count} images: max |Δ| {difference:.1e})"
     )
+
+
+def _shown(images: Path | None, preprocess: "Preprocess") -> "NDArray[np.uint8]":
+    """Return the images that the artifact is checked on, uint8 [N, H, W, 3]."""
+    import numpy as np
+
+    return np.stack(list(_read(images, preprocess) if images is not None else _drawn(preprocess)))
 
 
 def _triple(name: str, text: str) -> tuple[float, float, float] | None:

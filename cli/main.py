@@ -28,6 +28,7 @@ COMMANDS = {
     "compare": "imagekin.training.report.options:compare_command",
     "sweep": "imagekin.training.report.options:sweep_command",
     "adopt": "imagekin.cli.adopt:adopt",
+    "models": "imagekin.cli.models:models",
     "index": "imagekin.cli.index:index",
     "collection": "imagekin.cli.collection.commands:app",
     "serve": "imagekin.cli.serve:serve",
@@ -45,7 +46,10 @@ _EXTRAS = {
     "parquet": {"pyarrow"},
     "remote": {"aiohttp", "fsspec", "gcsfs", "s3fs"},
     "scale": {"ray"},
-    "train": {"torch", "sklearn", "onnx", "onnxscript", "scipy", "tensorboard", "matplotlib"},
+    "train": {
+        *("torch", "torchvision", "timm", "safetensors", "sklearn", "scipy"),
+        *("onnx", "onnxscript", "tensorboard", "matplotlib"),
+    },
 }
 _HELP = """From a folder of images to a service that knows which images are alike and what they are.
 

@@ -82,7 +82,7 @@ INSIDE = {
     "cli": (
         ("shared",),
         ("collection", "demo_run"),
-        ("adopt", "classify", "demo", "embed", "health", "index", "search", "serve", "tune", "version"),
+        ("adopt", "classify", "demo", "embed", "health", "index", "models", "search", "serve", "tune", "version"),
         ("main",),
     ),
     "training": (
@@ -108,7 +108,7 @@ INSIDE = {
         ("loop.checkpoint", "loop.devices", "loop.monitoring", "loop.optimiser", "loop.run_folder"),
         ("report.charts", "report.details", "report.page"),
         ("export",),
-        ("loop.trainer", "loop.sweep", "evaluation.compare"),
+        ("loop.trainer", "loop.sweep", "evaluation.compare", "catalogue"),
         ("options", "evaluation.options", "report.options", "__main__"),
     ),
 }

@@ -40,10 +40,15 @@ class Storage:
 IN_MEMORY = Storage()
 
 
-def default_cache() -> Path:
-    """Return the cache's folder: `imagekin` in XDG_CACHE_HOME, which is ~/.cache by default."""
+def cache_root() -> Path:
+    """Return the folder of all caches: `imagekin` in XDG_CACHE_HOME, which is ~/.cache by default."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "imagekin" / "pixels"
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "imagekin"
+
+
+def default_cache() -> Path:
+    """Return the folder of decoded images."""
+    return cache_root() / "pixels"
 
 
 def _free_memory() -> int:

@@ -113,7 +113,7 @@ def gather(vectors: Tensor) -> Tensor:
     """Return the vectors of all processes [W·M, P]; gradients flow to this process's own."""
     if world_size() == 1:
         return vectors
-    gathered: Tensor = _Gather.apply(vectors)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(vectors)
     return gathered
 
 

@@ -239,7 +239,7 @@ class Trainer:
         self.objective = objective_class.build(setup)
         if settings.sync_batchnorm:
             synchronise_norms(self.encoder)
-        self.encoder.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.encoder.to(device).to(memory_format=torch.channels_last)
         self.average = Follower(self.encoder, settings.ema) if settings.ema else None
         self._forward: Callable[[Tensor], Tensor] = torch.compile(self.encoder) if settings.compile else self.encoder
         self.objective.to(device)

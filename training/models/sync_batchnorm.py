@@ -20,7 +20,7 @@ class _SyncNorm(nn.BatchNorm2d):
             return super().forward(images)
         wide = images if images.dtype == torch.float64 else images.float()
         sums = torch.cat((wide.mean((0, 2, 3)), wide.square().mean((0, 2, 3))))
-        whole: Tensor = _Sum.apply(sums)  # type: ignore[no-untyped-call]
+        whole: Tensor = _Sum.apply(sums)
         mean, square = (whole / world_size()).chunk(2)
         variance = (square - mean.square()).clamp_min(0)
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:

@@ -40,7 +40,7 @@ def tiled_loss(unit: Tensor, groups: Tensor, temperature: float, block_values: i
         block_values: similarities in memory at a time; 0 chooses by the device.
     """
     values = block_values or _BLOCK_VALUES.get(unit.device.type, _BLOCK_VALUES["cuda"])
-    loss: Tensor = _TiledLoss.apply(unit, groups, temperature, values)  # type: ignore[no-untyped-call]
+    loss: Tensor = _TiledLoss.apply(unit, groups, temperature, values)
     return loss
 
 

@@ -37,7 +37,7 @@ def test_no_step_waits_for_the_device(objective: str, tmp_path: Path, monkeypatc
     views = Views.named("photos", 32, NORMALISATION)
     encoder = build_encoder("tiny", 32)
     built = find_objective(objective).build(Setup(settings, views, encoder, encoder.feature_dim, 5, 40)).to("meta")
-    encoder.to("meta").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    encoder.to("meta").to(memory_format=torch.channels_last)
     data = DeviceData(torch.empty(40, 3, 32, 32, dtype=torch.uint8, device="meta"), labels(40), 5)
     draws = MetaGenerator()
     rows = built.pick(labels(16), draws)
