@@ -215,7 +215,7 @@ def _one_error(message: str) -> Iterator[None]:
 
 
 def _check_header(image: Image.Image, data: bytes, limits: DecodeLimits) -> None:
-    """Check the cost of decoding, as far as it can be told from the header."""
+    """Check the cost of decoding that follows from the header."""
     _check_pixels(image.size, limits)
     pixels = image.width * image.height
     tiles = getattr(image, "tile", ())

@@ -43,7 +43,7 @@ from imagekin.types import CollectionInfo, FacetCount, ItemUpdate, Neighbour, Pa
 
 _PAGE = 1000
 # Above this k, a search with a least similarity runs as a range search.
-_FEW = 1000
+_MAX_NEAREST_K = 1000
 
 
 class LocalCollection:
@@ -397,7 +397,7 @@ class LocalCollection:
 def _search(
     snapshot: ColumnSnapshot, queries: Vector, options: SearchOptions, mask: Mask | None = None
 ) -> list[NearestSlots]:
-    if options.min_similarity is None or options.k <= _FEW:
+    if options.min_similarity is None or options.k <= _MAX_NEAREST_K:
         return neighbours(snapshot, queries, options, mask)
     more = max((len(keys) for keys in options.exclude), default=0)
     answers = search_radius(snapshot, queries, options.k + more, options.min_similarity, mask)

@@ -50,7 +50,7 @@ _PROPOSALS = {"hnsw": (1.0,), "ivf": (1.0, 4.0, 16.0), "pq": (8.0, 32.0)}
 _SPARE = {"hnsw": 4, "ivf": 10, "pq": 10}
 # If raising the effort adds no more recall than this, only more candidates can help.
 _MIN_GAIN = 0.0005
-# FAISS's own type hints lack much of what is used here.
+# FAISS's own type hints are incomplete.
 _FAISS: Any = faiss
 
 

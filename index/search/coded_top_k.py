@@ -144,7 +144,7 @@ def _search_by_products(
     queries: Vector, vectors: Vector, codes: Codes, integers: IntegerProducts, k: int
 ) -> tuple[Products, Rows, Mask]:
     """Search by products of codes; also return which queries are unresolved, bool [N]: those with many candidates."""
-    coded = _encode_queries(queries, codes, integers.most)
+    coded = _encode_queries(queries, codes, integers.max_weight)
 
     def thresholds_of(places: Rows, candidates: Rows) -> NDArray[np.int64]:
         return coded.thresholds(brute_force.best_of(queries[places], vectors, candidates, k)[0][:, -1], places)

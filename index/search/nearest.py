@@ -29,7 +29,7 @@ _APPROXIMATE_TO = 1_000
 # In collections with fewer slots, batching concurrent searches costs more than it saves.
 _COMBINED_FROM = 2_000
 # Least number of queries per thread that searches an index.
-_QUERIES_A_THREAD = 2
+_QUERIES_PER_THREAD = 2
 _RESCORED_AT_ONCE = 1 << 21  # components
 
 
@@ -136,7 +136,7 @@ def _search_device(
         One answer per query, None for those that are not proven; None instead when the device cannot be used.
     """
     proposed = _proposal_count(snapshot, k, matching)
-    most = min(resident.most, len(snapshot))
+    most = min(resident.max_k, len(snapshot))
     if proposed > most or matching < _GATHER_BELOW_ON_DEVICE * len(snapshot):
         return None
     answers: list[NearestSlots | None] = [None] * len(queries)
@@ -240,7 +240,7 @@ def _propose(
         found[found >= len(snapshot)] = -1  # the index may be newer than the snapshot
         slots[begin:end], exact[begin:end] = found, _matching(snapshot, queries[begin:end], found, mask)
 
-    run_parallel(propose, len(queries), min(THREADS, len(queries) // _QUERIES_A_THREAD))
+    run_parallel(propose, len(queries), min(THREADS, len(queries) // _QUERIES_PER_THREAD))
     return slots, exact
 
 

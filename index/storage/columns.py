@@ -65,7 +65,7 @@ class DeviceRows(Protocol):
         """Number of slots that it holds, from the first on."""
 
     @property
-    def most(self) -> int:
+    def max_k(self) -> int:
         """The largest `k` that can be asked for."""
 
     def top_k(self, queries: Vector, vectors: Vector, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:

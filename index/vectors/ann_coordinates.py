@@ -26,7 +26,7 @@ _MOST = 127
 # Room for coordinates that are slightly larger than those of the sample; larger ones are clipped.
 _ROOM = 1.03
 _SMALLEST = 1e-6
-# FAISS's own type hints lack much of what is used here.
+# FAISS's own type hints are incomplete.
 _FAISS: Any = faiss
 
 

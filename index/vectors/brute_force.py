@@ -31,18 +31,18 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 _BLOCKS_FROM = 3
 _GROUP = 16
 # The tournament pays with at least this many groups per neighbour.
-_GROUPS_A_PLACE = 4
+_GROUPS_PER_NEIGHBOUR = 4
 _TOURNAMENT_FROM = 4096
 _QUERIES_AT_ONCE = 128
 # Products and vectors of a block; both fit into a core's second-level cache.
 _BLOCK_PRODUCTS = 1 << 18
 _BLOCK_ROWS = 4096
 # Least components to read, or multiply-adds, per thread for which another thread pays.
-_READ_A_THREAD = 2e6
-_WORK_A_THREAD = 3e7
+_READ_PER_THREAD = 2e6
+_WORK_PER_THREAD = 3e7
 # If more than this share of the vectors are candidates, scoring all vectors is faster than scoring the candidates.
 MAX_CANDIDATE_SHARE = 1 / 32
-# FAISS's own type hints lack much of what is used here.
+# FAISS's own type hints are incomplete.
 _FAISS: Any = faiss
 THREADS: int = _FAISS.omp_get_max_threads()
 
@@ -67,7 +67,7 @@ def top_k(queries: Vector, vectors: Vector, k: int) -> tuple[Products, Rows]:
         return _scan_parts(queries, vectors, k)
     products = np.empty((len(queries), k), np.float32)
     rows = np.empty((len(queries), k), np.int64)
-    if k * _GROUP * _GROUPS_A_PLACE <= len(vectors) and len(vectors) >= _TOURNAMENT_FROM:
+    if k * _GROUP * _GROUPS_PER_NEIGHBOUR <= len(vectors) and len(vectors) >= _TOURNAMENT_FROM:
         for begin in range(0, len(queries), _QUERIES_AT_ONCE):
             part = slice(begin, begin + _QUERIES_AT_ONCE)
             _tournament(queries[part], vectors, products[part], rows[part])
@@ -87,7 +87,7 @@ def rounding(dim: int) -> float:
 
 def threads_for(queries: int, components: int) -> int:
     """Return the number of threads that pays for so many queries over so many components."""
-    return int(max(1, min(THREADS, max(components / _READ_A_THREAD, queries * components / _WORK_A_THREAD))))
+    return int(max(1, min(THREADS, max(components / _READ_PER_THREAD, queries * components / _WORK_PER_THREAD))))
 
 
 def take_columns(values: NDArray[Scalar], places: Rows) -> NDArray[Scalar]:

@@ -34,13 +34,13 @@ class IntegerProducts:
     """A multiplier of codes by weights, for any number of threads at once; each works on the calling thread.
 
     Attributes:
-        most: largest absolute weight that is multiplied without an overflow; 0 when there is none.
+        max_weight: largest absolute weight that is multiplied without an overflow; 0 when there is none.
         packs: True when codes can be packed.
     """
 
     def __init__(self) -> None:
         self._session = _session(multiplication(ZERO))
-        self.most: int = next((most for most in _MOST if self._is_right(most)), 0)
+        self.max_weight: int = next((most for most in _MOST if self._is_right(most)), 0)
         self.packs = True
         self.packs = self._packs_right()
 
@@ -63,7 +63,7 @@ class IntegerProducts:
         if not self.packs:
             return None
         try:
-            return PackedCodes(codes, self.most)
+            return PackedCodes(codes, self.max_weight)
         except Exception as error:  # searches work without
             log.warning("codes are multiplied as they are, ONNX Runtime cannot pack them: %s", error)
             self.packs = False
@@ -71,17 +71,17 @@ class IntegerProducts:
 
     def lifted(self, weights: _Weights) -> Codes:
         """Return weights of any shape in the unsigned form that `PackedCodes.multiply` takes."""
-        return (weights.astype(np.int16) + self.most).astype(np.uint8)
+        return (weights.astype(np.int16) + self.max_weight).astype(np.uint8)
 
     def _is_right(self, most: int) -> bool:
         codes = np.full((_LENGTH, _LENGTH), 255, np.uint8)
         products = np.empty((_LENGTH, _LENGTH), np.int32)
-        self.multiply(codes, _loud(most), products)
-        return bool(np.array_equal(products, (codes.astype(np.int32) - ZERO) @ _loud(most).astype(np.int32)))
+        self.multiply(codes, _extreme_weights(most), products)
+        return bool(np.array_equal(products, (codes.astype(np.int32) - ZERO) @ _extreme_weights(most).astype(np.int32)))
 
     def _packs_right(self) -> bool:
         codes = np.resize(np.array([255, 1], np.uint8), (_LENGTH, _LENGTH))
-        weights = np.ascontiguousarray(_loud(self.most).T)
+        weights = np.ascontiguousarray(_extreme_weights(self.max_weight).T)
         products = np.empty((_LENGTH, _LENGTH), np.int32)
         packed = self.pack(codes)
         if packed is None:
@@ -95,7 +95,7 @@ class PackedCodes:
 
     Args:
         codes: uint8 [n, D].
-        most: largest absolute weight.
+        max_weight: largest absolute weight.
     """
 
     def __init__(self, codes: Codes, most: int) -> None:
@@ -131,7 +131,7 @@ def integer_products() -> IntegerProducts | None:
     except Exception as error:  # searches work without
         log.warning("searches multiply floats, ONNX Runtime cannot be used: %s", error)
         return None
-    return products if products.most else None
+    return products if products.max_weight else None
 
 
 def _session(model: bytes, constants: dict[str, Any] | None = None) -> Any:
@@ -145,7 +145,7 @@ def _session(model: bytes, constants: dict[str, Any] | None = None) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _loud(most: int) -> _Weights:
+def _extreme_weights(most: int) -> _Weights:
     """Return weights, int8 [64, 64], that produce the largest intermediate sums."""
     weights = np.full((_LENGTH, _LENGTH), most, np.int8)
     weights[:, 1::2] = -most

@@ -160,21 +160,21 @@ class CodeScores:
         self.unresolved = np.zeros(count, np.bool_)
         self._width, self._n, self._k, self._bars_of = width, n, k, thresholds_of
         self._best = np.full((k, count), _LEAST, np.int32)
-        self._hot = np.zeros(count, np.int64)
+        self._group_counts = np.zeros(count, np.int64)
         self._found: list[_Picked] = []
 
     def look(self, blocks: Sequence[_Block]) -> None:
         """Multiply blocks, and add the candidates among their rows."""
         threads = threads_for(len(self.thresholds), sum(map(len, blocks)) * self._width)
-        maxima = _each(_Block.maxima, blocks, threads)
+        maxima = _map_in_threads(_Block.maxima, blocks, threads)
         parts = list(zip(blocks, maxima, strict=True))
-        promising = np.maximum(self.thresholds, self._followed(maxima))
-        self._raise_thresholds(promising, _each(functools.partial(self._picked, promising), parts, threads))
-        self._found += _each(functools.partial(self._picked, self.thresholds), parts, threads)
+        promising = np.maximum(self.thresholds, self._lower_bounds(maxima))
+        self._raise_thresholds(promising, _map_in_threads(functools.partial(self._picked, promising), parts, threads))
+        self._found += _map_in_threads(functools.partial(self._picked, self.thresholds), parts, threads)
 
     def candidates(self) -> Rows:
         """Return each query's candidates, int64 [N, m], padded with -1; none for unresolved queries."""
-        queries, rows, products = _together(self._found)
+        queries, rows, products = _concatenate(self._found)
         near = products >= self.thresholds[queries]
         self.unresolved |= (
             np.bincount(queries[near], minlength=len(self.thresholds)) > self._n * brute_force.MAX_CANDIDATE_SHARE
@@ -182,7 +182,7 @@ class CodeScores:
         near &= ~self.unresolved[queries]
         return self._by_query(queries[near], rows[near])
 
-    def _followed(self, maxima: Sequence[Integers]) -> NDArray[np.int64]:
+    def _lower_bounds(self, maxima: Sequence[Integers]) -> NDArray[np.int64]:
         """Return a lower bound of the k-th largest product so far, int64 [N], given the maxima of further groups."""
         count = len(self.thresholds)
         if sum(map(len, maxima)) // _GROUP >= _SUPERGROUPS_PER_NEIGHBOUR * self._k:
@@ -196,7 +196,7 @@ class CodeScores:
 
     def _raise_thresholds(self, promising: NDArray[np.int64], picked: Sequence[_Picked]) -> None:
         """Raise the thresholds by the inner products of the best rows so far, newly picked ones included."""
-        queries, rows, products = _together([*self._found, *picked])
+        queries, rows, products = _concatenate([*self._found, *picked])
         near = (products >= promising[queries]) & ~self.unresolved[queries]
         matrix = self._by_query(queries[near], rows[near])
         places = np.flatnonzero(np.count_nonzero(matrix >= 0, axis=1) >= self._k)
@@ -217,23 +217,23 @@ class CodeScores:
         groups, count = maxima.shape
         # The same type as the products, for a faster comparison.
         least = np.clip(np.where(self.unresolved, _MOST, thresholds), _LEAST, _MOST).astype(np.int32)
-        hot, queries = _where(maxima >= least)
-        self._hot += np.bincount(queries, minlength=count)
-        if self._hot.max() > self._n // _GROUP * _MAX_GROUP_SHARE:
-            self.unresolved |= self._hot > self._n // _GROUP * _MAX_GROUP_SHARE
+        chosen, queries = _where(maxima >= least)
+        self._group_counts += np.bincount(queries, minlength=count)
+        if self._group_counts.max() > self._n // _GROUP * _MAX_GROUP_SHARE:
+            self.unresolved |= self._group_counts > self._n // _GROUP * _MAX_GROUP_SHARE
             stay = ~self.unresolved[queries]  # read once, because other threads change it as well
-            hot, queries = hot[stay], queries[stay]
-        products = block.products[:, hot, queries]
+            chosen, queries = chosen[stay], queries[stay]
+        products = block.products[:, chosen, queries]
         member, place = _where(products >= least[queries])
-        return queries[place], block.begin + member * groups + hot[place], products[member, place]
+        return queries[place], block.begin + member * groups + chosen[place], products[member, place]
 
 
-def _together(picked: Sequence[_Picked]) -> _Picked:
+def _concatenate(picked: Sequence[_Picked]) -> _Picked:
     queries, rows, products = zip(*picked, strict=True)
     return np.concatenate(queries), np.concatenate(rows), np.concatenate(products)
 
 
-def _each(work: Callable[[Part], Done], parts: Sequence[Part], threads: int) -> list[Done]:
+def _map_in_threads(work: Callable[[Part], Done], parts: Sequence[Part], threads: int) -> list[Done]:
     """Apply a function to each of some parts, spread over threads, and return its results in order.
 
     Each thread takes the next part when it is done with one, as parts and threads differ in speed.

@@ -29,7 +29,7 @@ class LimitedDevice:
         noise: how far its inner products are off.
     """
 
-    most = MOST
+    max_k = MOST
 
     def __init__(self, memory: int = 1 << 30, noise: float = 0.0) -> None:
         self.thread = threading.get_ident()

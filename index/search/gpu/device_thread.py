@@ -28,7 +28,7 @@ class DeviceVectors(Protocol):
 
         Args:
             queries: float32 [N, D], C-contiguous.
-            k: 1 to the number of vectors, and at most the device's `most`.
+            k: 1 to the number of vectors, and at most the device's `max_k`.
 
         Returns:
             Inner products, float32 [N, k], and rows of the vectors, int64 [N, k].
@@ -42,7 +42,7 @@ class Device(Protocol):
     """A device; only one thread may call it and the vectors that it holds."""
 
     @property
-    def most(self) -> int:
+    def max_k(self) -> int:
         """The largest `k` that it finds."""
 
     def hold(self, vectors: Vector) -> DeviceVectors:
@@ -75,7 +75,7 @@ class DeviceThread:
         except BaseException:
             self.close()
             raise
-        self.most = self.submit(lambda: self.device.most).result()
+        self.max_k = self.submit(lambda: self.device.max_k).result()
 
     def submit(self, call: Callable[[], T]) -> "Future[T]":
         """Run a function in the thread; the future has its result or its error.

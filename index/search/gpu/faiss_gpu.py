@@ -9,9 +9,9 @@ from imagekin.index.search.gpu.device_thread import DeviceVectors
 from imagekin.index.vectors.brute_force import Products, Rows
 from imagekin.types import Vector
 
-# FAISS's own type hints lack much of what is used here.
+# FAISS's own type hints are incomplete.
 _FAISS: Any = faiss
-_MOST = 2048
+_MAX_K = 2048
 
 
 def is_built() -> bool:
@@ -40,7 +40,7 @@ def open_gpu() -> "Gpu":
 class Gpu:
     """The first GPU; implements `imagekin.index.search.gpu.device_thread.Device`."""
 
-    most = _MOST
+    max_k = _MAX_K
 
     def __init__(self) -> None:
         self._resources = _FAISS.StandardGpuResources()

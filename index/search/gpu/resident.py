@@ -58,9 +58,9 @@ class Resident:
         return self.parts[-1].end if self.parts else 0
 
     @property
-    def most(self) -> int:
+    def max_k(self) -> int:
         """The largest `k` that can be asked for."""
-        return self._thread.most
+        return self._thread.max_k
 
     def top_k(self, queries: Vector, vectors: Vector, k: int) -> tuple[Products, Rows] | None:
         """Return the `k` largest inner products of each query, largest first, and their slots.
@@ -68,7 +68,7 @@ class Resident:
         Args:
             queries: float32 [N, D], C-contiguous.
             vectors: float32 [n, D], all slots; the first `rows` of them are on the device.
-            k: 1 to `most` and to n.
+            k: 1 to `max_k` and to n.
 
         Returns:
             Inner products, float32 [N, k], and slots, int64 [N, k]; None when the device has failed.

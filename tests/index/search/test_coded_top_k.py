@@ -149,7 +149,7 @@ def test_large_parts_and_small_ones_find_the_same(
         assert codes.packed
     expected = brute_force.top_k(asked, vectors, 10)
     monkeypatch.setattr(brute_force, "THREADS", threads)
-    monkeypatch.setattr(brute_force, "_READ_A_THREAD", 1e3)
+    monkeypatch.setattr(brute_force, "_READ_PER_THREAD", 1e3)
     for at_once in (1 << 22, 5000):
         monkeypatch.setattr(matmul_scan, "_PRODUCTS_AT_ONCE", at_once)
         monkeypatch.setattr(matmul_scan, "_BLOCK_BYTES", at_once)
@@ -380,7 +380,7 @@ def test_products_of_integers_are_exact(seed: int, rows: int, dim: int, count: i
     random = np.random.default_rng(seed)
     integers = integer_products()
     assert integers is not None
-    most = integers.most
+    most = integers.max_weight
     codes = random.integers(1, 256, (rows, dim), np.uint8)
     weights = random.integers(-most, most + 1, (dim, count), np.int8)
     if largest:

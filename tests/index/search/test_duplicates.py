@@ -62,7 +62,7 @@ def test_chains_hang_together_over_blocks_and_threads(monkeypatch: pytest.Monkey
     monkeypatch.setattr(duplicates, "_ROWS_AT_ONCE", 64)
     monkeypatch.setattr(duplicates, "_BLOCK_ROWS", 100)
     monkeypatch.setattr(brute_force, "THREADS", 3)
-    monkeypatch.setattr(brute_force, "_READ_A_THREAD", 1)
+    monkeypatch.setattr(brute_force, "_READ_PER_THREAD", 1)
     angles = np.deg2rad(np.random.default_rng(0).permutation(900) * 0.1)
     snapshot = columns(np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32), np.empty(0, np.int64))
     seen: list[int] = []

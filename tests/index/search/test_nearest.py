@@ -149,7 +149,7 @@ def test_a_large_search_is_shared_out_and_stays_the_same(monkeypatch: pytest.Mon
     asked = random.standard_normal((queries, 16)).astype(np.float32)
     products, rows = top_k(asked, vectors, 5)
     monkeypatch.setattr(brute_force, "THREADS", 3)
-    monkeypatch.setattr(brute_force, "_READ_A_THREAD", 1)
+    monkeypatch.setattr(brute_force, "_READ_PER_THREAD", 1)
     shared_products, shared_rows = top_k(asked, vectors, 5)
     np.testing.assert_allclose(products, shared_products, rtol=1e-5)
     assert rows.tolist() == shared_rows.tolist()
@@ -169,7 +169,7 @@ def test_a_tournament_finds_all_of_the_best(
     # The worst order for whoever guesses a bound from what came first, and all of the best next to each other.
     vectors = np.ascontiguousarray(vectors[np.argsort(vectors @ asked[0])])
     monkeypatch.setattr(brute_force, "THREADS", threads)
-    monkeypatch.setattr(brute_force, "_READ_A_THREAD", 1e4)
+    monkeypatch.setattr(brute_force, "_READ_PER_THREAD", 1e4)
     products, rows = top_k(asked, vectors, k)
     assert rows.tolist() == by_numpy(asked, vectors, k).tolist()
     np.testing.assert_allclose(products, np.take_along_axis(asked @ vectors.T, rows, axis=1), atol=1e-6)

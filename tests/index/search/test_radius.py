@@ -73,13 +73,13 @@ def test_pieces_and_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(radius, "_PRODUCTS_AT_ONCE", 6000)
     monkeypatch.setattr(radius, "_SCORED_AT_ONCE", 100)
     monkeypatch.setattr(brute_force, "THREADS", 3)
-    monkeypatch.setattr(brute_force, "_READ_A_THREAD", 1)
+    monkeypatch.setattr(brute_force, "_READ_PER_THREAD", 1)
     assert [one.slots.tolist() for one in search_radius(snapshot, asked, 10**6, 0.1)] == before
     assert min(len(slots) for slots in before) > 500
 
 
 def test_a_collection_finds_everything_so_similar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collection, "_FEW", 20)
+    monkeypatch.setattr(collection, "_MAX_NEAREST_K", 20)
     random = np.random.default_rng(1)
     query = random.standard_normal(8).astype(np.float32)
     items = [
