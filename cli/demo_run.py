@@ -205,7 +205,7 @@ def _stop(server: "subprocess.Popen[bytes]") -> None:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the demo as Ctrl-C does, so that the server is stopped in both cases."""
+    """End the demo on SIGTERM as on Ctrl-C, so that the server is stopped in both cases."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt("stopped")

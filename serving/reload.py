@@ -18,7 +18,7 @@ log = logging.getLogger("imagekin.serving")
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
-    """Names of the models and collections that a reload has loaded.
+    """Models and collections that a reload has loaded, by name.
 
     Attributes:
         models: names of the models.

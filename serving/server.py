@@ -172,7 +172,7 @@ class Server:
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), server)
         for method in (EMBED, INFER):
-            self._calls.watch_door(method, self.models)
+            self._calls.check_admission(method, self.models)
         self._server.add_generic_rpc_handlers((self._calls,))
 
     async def _follow(self) -> None:

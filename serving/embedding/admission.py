@@ -9,7 +9,7 @@ from imagekin.serving.settings import Limits
 # The wait is only guessed; a call let in that is then too late costs an answer that somebody else could have had.
 _CAUTION = 1.3
 # With so much to do in the queue a call may have to be refused.
-_CROWDED_SECONDS = 0.1
+_LONG_QUEUE_SECONDS = 0.1
 _LEAST_RETRY_SECONDS = 0.05
 _MOST_RETRY_SECONDS = 30.0
 
@@ -82,9 +82,9 @@ class Admission:
             )
         return None
 
-    def is_crowded(self) -> bool:
-        """Return whether the queue is so long that `refusal` is worth asking before a request is read."""
-        return bool(self.queued) and (not self._fits(1, 0) or self._pace.seconds_for(self.queued) > _CROWDED_SECONDS)
+    def may_refuse(self) -> bool:
+        """Return whether the queue is so long that `refusal` should be called before a request is read."""
+        return bool(self.queued) and (not self._fits(1, 0) or self._pace.seconds_for(self.queued) > _LONG_QUEUE_SECONDS)
 
     async def wait_for_room(self, images: int, size: int) -> None:
         """Wait until a batch of a bulk stream fits."""

@@ -85,9 +85,9 @@ class Models:
             raise NotFoundError(f"no model {name[:64]!r}: this server has {known}", field="model")
         return self._models[name]
 
-    def is_crowded(self) -> bool:
-        """Return whether a model's queue is so long that `refusal` is worth asking before a request is read."""
-        return any(model.pipeline.admission.is_crowded() for model in self._models.values())
+    def may_refuse(self) -> bool:
+        """Return whether a model's queue is so long that `refusal` should be called before a request is read."""
+        return any(model.pipeline.admission.may_refuse() for model in self._models.values())
 
     def refusal(self, timeout: float | None) -> ResourceExhaustedError | None:
         """Return the error for one more image when no model has room for it, None when one has.

@@ -46,7 +46,7 @@ class Lease:
 
 
 class Pipeline:
-    """Embeds images with one model.
+    """Embed images with one model.
 
     Args:
         runner: the model.

@@ -39,7 +39,7 @@ _OPERATORS = {
 }
 
 
-# A filter of so few bytes is read sooner than handed to a thread.
+# A filter of up to so many bytes is read faster than it is handed to a thread.
 _READ_HERE_BYTES = 2_000
 
 

@@ -1,4 +1,4 @@
-"""The standard health service, with the list of all services that the library's own leaves out."""
+"""The standard health service, with the list of all services that the library's own lacks."""
 
 # ruff: noqa: N802 (the contract names the methods)
 
@@ -8,7 +8,7 @@ from imagekin.serving.transport.call_info import Context
 
 
 class Health(health.aio.HealthServicer):  # type: ignore[misc]  # the library has no types
-    """Tells load balancers which services are there."""
+    """List the server's services for load balancers, with their status."""
 
     def __init__(self) -> None:
         super().__init__()

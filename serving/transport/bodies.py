@@ -1,9 +1,9 @@
-"""Reads the body of a request: bounded in bytes, unpacked within that bound, and counted before it is parsed.
+"""Read request bodies: limit the bytes, decompress within that limit, and count the fields before parsing.
 
-gRPC's core would unpack a message of any method up to the one ceiling that it knows, before anybody can refuse it; so
-the server is told to hand compressed messages over as they came (`imagekin.serving.transport.listening`), and they are
-unpacked here, up to what their method may need. What takes long to parse are many fields, not many bytes: the fields of
-a large message are counted on the wire first. Everything that is large is read in a thread.
+gRPC itself has one limit for all methods and decompresses up to it before a call can be refused. So it hands compressed
+messages over as they are (`imagekin.serving.transport.listening`), and they are decompressed here, up to the limit of
+their method. Parsing time grows with the number of fields, not of bytes: the fields of a large message are counted
+before it is parsed. Large bodies are read in a thread.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ from google.protobuf.message import DecodeError
 from imagekin.errors import InvalidArgumentError, ResourceExhaustedError
 from imagekin.serving.settings import Limits
 
-# Names, numbers and short lists: what methods take that are not named below.
+# Requests of names, numbers and short lists, for methods that are not named below.
 _SMALL_BYTES = 64 * 1024
-# A filter of 1,000 keys of 512 bytes and as much again.
+# A filter of 1,000 keys of 512 bytes, and as much again.
 _FILTER_BYTES = 2**20
 _KEY_BYTES = 520
 
@@ -32,11 +32,11 @@ _MOST_FIELDS = 50_000
 # A packed number costs a small part of a field.
 _PACKED_PER_FIELD = 64
 
-# Text is packed to a tenth, embeddings and images hardly; what is packed to less than this is packed to do harm.
+# Text shrinks to a tenth, embeddings and images hardly at all; a higher ratio is an attack.
 _MOST_UNPACKED = 32
 _ALWAYS_UNPACKED_BYTES = 2**20
 
-# How zlib is told of gzip's framing, and how that begins. No message begins so: 7 is no wire type.
+# zlib's code for gzip's framing, and gzip's first bytes. No message begins with them: 7 is no wire type.
 _GZIP_FRAMING = 31
 _GZIP = b"\x1f\x8b"
 
@@ -52,7 +52,7 @@ class Body(NamedTuple):
 
     Attributes:
         message: the request.
-        size: its bytes, unpacked; to be given back to `Bodies.release`.
+        size: its bytes, decompressed; to be passed to `Bodies.release`.
     """
 
     message: Any
@@ -60,12 +60,12 @@ class Body(NamedTuple):
 
 
 class Bodies:
-    """Turns the bytes of requests into messages. Lives on the event loop.
+    """Convert request bodies to messages. For the event loop only.
 
     Args:
         limits: ceilings.
-        readers: what reads the plain form of a method's requests: called with the bytes and the most members that a
-            batch may have; returns None for any other form.
+        readers: by method, a function that reads requests in the plain form: called with the bytes and the largest
+            number of members of a batch; returns None for any other form.
     """
 
     def __init__(self, limits: Limits, readers: Mapping[str, Reader] = MappingProxyType({})) -> None:
@@ -73,7 +73,7 @@ class Bodies:
         self._held = 0
         self._ceilings: dict[str, int] = {}
         self._readers = readers
-        # Few, so that no more large messages are unpacked at one time.
+        # Only two, which limits the large messages that are decompressed at one time.
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="body")
 
     def close(self) -> None:
@@ -81,7 +81,7 @@ class Bodies:
         self._threads.shutdown()
 
     def ceiling(self, method: str) -> int:
-        """Return how many bytes a request of a method may have, as it came and unpacked."""
+        """Return the largest size in bytes of a method's request, as received and decompressed."""
         if (known := self._ceilings.get(method)) is None:
             known = self._ceilings[method] = self._ceiling(method)
         return known
@@ -96,7 +96,7 @@ class Bodies:
         return min(_FILTER_BYTES + keys, most)
 
     async def read(self, method: str, parser: Callable[[bytes], Any], data: bytes) -> Body:
-        """Return the message that a request's body is, and count it in until it is released.
+        """Parse a request's body, and count its bytes until they are released.
 
         Args:
             method: `/package.Service/Method`.
@@ -105,7 +105,7 @@ class Bodies:
 
         Raises:
             InvalidArgumentError: it is too large, holds too many fields, or is no such message.
-            ResourceExhaustedError: the requests in work are too large together.
+            ResourceExhaustedError: the requests in progress are too large together.
         """
         size = len(data)
         self._take(size)
@@ -119,11 +119,11 @@ class Bodies:
             raise
 
     def release(self, size: int) -> None:
-        """Count a request out."""
+        """Stop counting a request's bytes."""
         self._held -= size
 
     async def parse(self, method: str, parser: Callable[[bytes], Any], data: bytes) -> Any:
-        """Return the message that a body is; raises what `read` does of its contents, and counts nothing in."""
+        """Parse a body without counting its bytes; raises as `read` does for its contents."""
         return await self._parse(method, parser, await self._unpack(method, data))
 
     async def _unpack(self, method: str, data: bytes) -> bytes:
@@ -143,18 +143,18 @@ class Bodies:
         return await asyncio.get_running_loop().run_in_executor(self._threads, _parse_counted, parser, data)
 
     def _take(self, size: int) -> None:
-        # A single request has room whatever the ceiling is.
+        # A single request always has room.
         if self._held and self._held + size > self._limits.max_held_bytes:
             raise ResourceExhaustedError("the requests in work are too large together: try again later", retry_after=1)
         self._held += size
 
 
 def unpack(data: bytes, most: int) -> bytes:
-    """Return the message that is packed in gzip.
+    """Decompress a message from gzip.
 
     Raises:
-        InvalidArgumentError: it has more than `most` bytes or 32 times those of `data`, or it is damaged. Never are
-            more than these made.
+        InvalidArgumentError: it has more than `most` bytes or more than 32 times those of `data`, or it is damaged.
+            No more bytes than these are ever decompressed.
     """
     fair = min(most, max(_ALWAYS_UNPACKED_BYTES, _MOST_UNPACKED * len(data)))
     stream = zlib.decompressobj(_GZIP_FRAMING)
@@ -164,7 +164,7 @@ def unpack(data: bytes, most: int) -> bytes:
         raise InvalidArgumentError("the request is no valid gzip", field="request") from None
     size = len(plain)
     if size > fair:
-        # The error holds this frame until the call has ended.
+        # The error's traceback keeps this frame until the call has ended.
         del plain, stream
     if size > most:
         raise InvalidArgumentError(f"the unpacked message is over the limit of {most} bytes", field="request")
@@ -191,7 +191,7 @@ def _parse_counted(parser: Any, data: bytes) -> Any:
 
 
 class _Shape(NamedTuple):
-    """What is inside the length-delimited fields of a message.
+    """Length-delimited fields of a message type.
 
     Attributes:
         messages: by number, the types of its messages.
@@ -247,7 +247,7 @@ def check_fields(data: bytes, descriptor: Descriptor, most: int) -> None:
 
 
 def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
-    """Return a number and where it ends; one that is cut off ends with the message."""
+    """Read a number and return it with its end; one that is cut off ends with the message."""
     value = shift = 0
     while at < end and shift < 70:
         byte = data[at]

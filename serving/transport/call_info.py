@@ -1,4 +1,4 @@
-"""One call: which it is, and how it ends when it fails."""
+"""Identify a call, and end it when it fails."""
 
 from typing import Any, NamedTuple, TypeAlias
 
@@ -9,7 +9,7 @@ from imagekin.errors import UnavailableError
 from imagekin.serving.observability.logs import REQUEST_ID
 from imagekin.serving.transport.status import public_error, to_status
 
-# As text, because these classes are generic in their type stubs only.
+# As strings, because these classes are generic in their type stubs only.
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
@@ -18,13 +18,13 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class CallInfo(NamedTuple):
-    """One call.
+    """A call in progress.
 
     Attributes:
         method: `/package.Service/Method`.
         request_id: the caller's own id for it, or a new one.
-        began: `time.monotonic()` when it came.
-        metadata: what the caller sent with it.
+        began: `time.monotonic()` when it arrived.
+        metadata: the caller's metadata.
     """
 
     method: str

@@ -1,9 +1,9 @@
 """Wrap every call: admit it, parse its request, serialise its answer, and convert errors to statuses.
 
-Messages are parsed here and not by gRPC, which answers a malformed one as if the server had a bug; and serialised here,
-so that an answer too large for the client is a clear error. Streams end here, too, when the server drains: an idle one
-would hold it up for as long as its client likes. All this stands between the server and the services' own handlers, and
-not in interceptors of gRPC's, which cost several coroutines a call.
+Messages are parsed here and not by gRPC, which answers INTERNAL to a malformed one; and serialised here, so that an
+answer too large for the client is a clear error. When the server drains, streams are ended here, because an idle one
+would delay the end for as long as its client stays. The handlers are wrapped directly: gRPC's interceptors would cost
+several coroutines per call.
 """
 
 import asyncio
@@ -53,14 +53,14 @@ class _Unary:
         self.unary_unary = unary_unary
 
 
-class Door(Protocol):
-    """Refuses calls for which there is no room, before their requests are read."""
+class AdmissionCheck(Protocol):
+    """Refuse calls that there is no room for, before their requests are read."""
 
-    def is_crowded(self) -> bool:
-        """Return whether there is reason to ask for `refusal`."""
+    def may_refuse(self) -> bool:
+        """Return whether `refusal` should be called."""
 
     def refusal(self, timeout: float | None) -> ImagekinError | None:
-        """Return why a call that waits so many seconds is refused, None when it is not."""
+        """Return the error for a call with that much time left in seconds, None when there is room for it."""
 
 
 class Calls(grpc.GenericRpcHandler):
@@ -68,10 +68,10 @@ class Calls(grpc.GenericRpcHandler):
 
     Args:
         limits: ceilings; calls for health and reflection do not count as calls at one time.
-        guard: says who may call what; None lets everyone.
-        metrics: told of every call but those for health and reflection; None for nobody.
-        tracer: told likewise.
-        readers: what reads the plain form of a method's requests, see `imagekin.serving.transport.bodies`.
+        guard: authorises calls; None allows all.
+        metrics: records every call but those for health and reflection; None records nothing.
+        tracer: sends spans of the same calls; None sends nothing.
+        readers: readers of requests in the plain form, see `imagekin.serving.transport.bodies`.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class Calls(grpc.GenericRpcHandler):
         self._held: asyncio.Event | None = None
         self._reading: set[asyncio.Task[Any]] = set()
         self._handlers: dict[str, Any] = {}
-        self._doors: dict[str, Door] = {}
-        # Methods whose requests are not read before their handlers are called, and those whose requests say nothing.
+        self._admission_checks: dict[str, AdmissionCheck] = {}
+        # Methods whose handlers are called before their requests are read, and methods whose requests have no fields.
         self._unread: set[str] = set()
         self._empty: set[str] = set()
 
@@ -107,7 +107,7 @@ class Calls(grpc.GenericRpcHandler):
     async def drain(self) -> None:
         """Wait until no call is in flight any more; new ones fail with UNAVAILABLE.
 
-        A stream answers what it has read, then fails with UNAVAILABLE.
+        A stream answers the messages that it has read, then fails with UNAVAILABLE.
         """
         self._draining.set()
         for task in self._reading:
@@ -116,18 +116,18 @@ class Calls(grpc.GenericRpcHandler):
             await self._idle.wait()
 
     def close(self) -> None:
-        """Stop the threads that read requests, when none is in work any more."""
+        """Stop the threads that read requests, once no call is in progress."""
         self._bodies.close()
 
-    def watch_door(self, method: str, door: Door) -> None:
-        """Ask a door before the requests of a unary method are read."""
-        self._doors[method] = door
+    def check_admission(self, method: str, check: AdmissionCheck) -> None:
+        """Check admission before the requests of a unary method are read."""
+        self._admission_checks[method] = check
 
     async def hold(self, seconds: float) -> None:
         """Hold new calls back for a while and fail them together, right before the server stops.
 
-        gRPC answers CANCELLED, which no client retries, to a call that it has received and not handed over when the
-        server stops. With the calls of all waiting callers held here there is none.
+        A call that gRPC has received and not handed over when the server stops is answered CANCELLED, which no client
+        retries. While all calls are held here, there is no such call.
         """
         self._held = asyncio.Event()
         await asyncio.sleep(seconds)
@@ -160,11 +160,11 @@ class Calls(grpc.GenericRpcHandler):
             except ImagekinError as error:
                 return self._refuse(error, call)
         if not handler.response_streaming:
-            door = self._doors.get(call.method)
-            if door is not None and not door.is_crowded():
-                door = None
-            if door is not None or call.method in self._unread:
-                return self._wrap_unread(handler, call, door)
+            check = self._admission_checks.get(call.method)
+            if check is not None and not check.may_refuse():
+                check = None
+            if check is not None or call.method in self._unread:
+                return self._wrap_unread(handler, call, check)
             return self._wrap_unary(handler, call)
         inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
         if inspect.isasyncgenfunction(inner):
@@ -189,11 +189,11 @@ class Calls(grpc.GenericRpcHandler):
 
         return cast(Handler, _Unary(answer))
 
-    def _wrap_unread(self, handler: Any, call: CallInfo, door: Door | None) -> Handler:
-        """Wrap a unary method as a stream, which has not read its request yet when its handler is called."""
+    def _wrap_unread(self, handler: Any, call: CallInfo, check: AdmissionCheck | None) -> Handler:
+        """Wrap a unary method as a stream, so that its handler is called before its request is read."""
 
         async def answer(raw: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-            yield await self._answer(handler, call, context, raw, door)
+            yield await self._answer(handler, call, context, raw, check)
 
         return grpc.stream_stream_rpc_method_handler(answer)
 
@@ -203,14 +203,14 @@ class Calls(grpc.GenericRpcHandler):
         call: CallInfo,
         context: Context,
         raw: bytes | AsyncIterator[bytes],
-        door: Door | None = None,
+        check: AdmissionCheck | None = None,
     ) -> bytes:
         """Call a unary method's handler and return its answer, serialised."""
         try:
             with self._watched(call, context, streamed=False):
                 await self._enter(call.method)
                 try:
-                    if door is not None and (refusal := door.refusal(context.time_remaining())) is not None:
+                    if check is not None and (refusal := check.refusal(context.time_remaining())) is not None:
                         self._rejected("queue_full")
                         raise refusal
                     data = raw if isinstance(raw, bytes) else await self._only_message(call.method, raw)
@@ -340,16 +340,16 @@ class Calls(grpc.GenericRpcHandler):
             self._reading.discard(task)
 
     async def _only_message(self, method: str, raw: AsyncIterator[bytes]) -> bytes:
-        """Return the one message of a call that is read as a stream, empty where it says nothing.
+        """Read the one message of a call that is read as a stream; empty if the method's request has no fields.
 
         Raises:
-            DeadlineExceededError: it is for everyone to send, and does not come.
+            DeadlineExceededError: the method is open to everyone, and the message does not arrive in time.
         """
         if method in self._empty:
             return b""
         if method not in self._unread:
             return await anext(raw, b"")
-        # A stranger's message may be as large as the largest of all: so it gets no time to come in.
+        # gRPC accepts the largest message from everyone, so an unauthenticated caller gets little time to send one.
         try:
             async with asyncio.timeout(_PROBE_SECONDS):
                 return await anext(raw, b"")

@@ -10,13 +10,13 @@ import grpc.aio
 from imagekin.errors import FailedPreconditionError
 from imagekin.serving.settings import Limits, split_address
 
-# Room for the framing of a message that is just small enough.
+# Room for the framing of a message of exactly the largest size.
 _FRAMING_BYTES = 64 * 1024
-# gRPC refuses a large message with the status of a full queue and without details. So it lets in messages a little over
-# the limit, for which the service has a better answer, and refuses only what would take too much memory.
+# gRPC refuses a large message with the status of a full queue and without details. So it accepts messages a little over
+# the limit, which the service refuses with a clear error, and refuses only those that would take too much memory.
 _RECEIVED = 1.25
 _MOST_RECEIVED = 2**31 - 1
-# Identity and gzip; what is packed otherwise is refused by gRPC. The bits are those of `grpc_compression_algorithm`.
+# Identity and gzip; gRPC refuses other compressions. The bits are those of `grpc_compression_algorithm`.
 _ENCODINGS = 0b101
 # Load balancers send keepalives every 10 s, some more often; gRPC would end their connections below five minutes.
 _LEAST_PING_MILLISECONDS = 1_000
@@ -35,7 +35,7 @@ def options(limits: Limits) -> list[tuple[str, int]]:
     """Return the options of the gRPC server."""
     return [
         ("grpc.max_receive_message_length", min(round(_RECEIVED * limits.max_message_bytes), _MOST_RECEIVED)),
-        # Unpacked by `imagekin.serving.transport.bodies`, which knows how much a method may need.
+        # Decompressed by `imagekin.serving.transport.bodies`, which has a limit for each method.
         ("grpc.per_message_decompression", 0),
         ("grpc.compression_enabled_algorithms_bitset", _ENCODINGS),
         ("grpc.http2.min_ping_interval_without_data_ms", _LEAST_PING_MILLISECONDS),

@@ -1,8 +1,8 @@
 """Read requests to embed without copying their images, and write answers with one copy of their vectors.
 
-The protobuf library copies every `bytes` field twice, and that is most of what a request of large images costs. Clients
-write these requests in one plain form, which is read here as views into the received bytes. Whatever has another form,
-malformed or not, is left to the library: there is no second opinion on what a message means.
+The protobuf library copies every `bytes` field twice, which is most of the cost of a request with large images. Clients
+write these requests in one plain form, which is read here as views into the received bytes. Messages in any other form,
+malformed or not, are left to the library, so that it alone decides what a message means.
 """
 
 import functools
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from imagekin.errors import InvalidArgumentError
 from imagekin.v1 import common_pb2, embedder_pb2
 
-# A field's number and wire type; images, batches, vectors and results are length-delimited. The first field it is of
-# EmbedRequest (images), Image (data) and EmbedStreamRequest (batch), and of their answers and EmbedResult (vector).
+# Keys of fields: number and wire type. Field 1, length-delimited, is that of EmbedRequest (images), Image (data),
+# EmbedStreamRequest (batch), of their answers (results, batch) and of EmbedResult (vector).
 _FIRST = 0x0A
 _MODEL = 0x12
 _ERROR = 0x12
@@ -51,16 +51,16 @@ AnyEmbed: TypeAlias = embedder_pb2.EmbedRequest | EmbedView
 AnyEmbedStream: TypeAlias = embedder_pb2.EmbedStreamRequest | EmbedStreamView
 
 
-# One image's answer: its vector, or why there is none.
+# Answer for one image: its vector or its error.
 Result: TypeAlias = NDArray[np.float32] | common_pb2.ItemError
 
 
 class _OtherFormError(Exception):
-    """The message is not of the plain form."""
+    """A message is not in the plain form."""
 
 
 def read_embed(data: bytes, most: int) -> EmbedView | None:
-    """Return an EmbedRequest as views, None when it is not of the plain form.
+    """Read an EmbedRequest as views; return None when it is not in the plain form.
 
     Raises:
         InvalidArgumentError: it has more than `most` images.
@@ -72,7 +72,7 @@ def read_embed(data: bytes, most: int) -> EmbedView | None:
 
 
 def read_embed_stream(data: bytes, most: int) -> EmbedStreamView | None:
-    """Return an EmbedStreamRequest, likewise."""
+    """Read an EmbedStreamRequest likewise."""
     try:
         return _embed_stream(data, most)
     except (_OtherFormError, IndexError):
@@ -80,19 +80,19 @@ def read_embed_stream(data: bytes, most: int) -> EmbedStreamView | None:
 
 
 def write_embed(results: Sequence[Result], dim: int, space: str) -> bytes:
-    """Return an EmbedResponse, serialised."""
+    """Serialise an EmbedResponse."""
     return b"".join(_response(results, dim, space))
 
 
 def write_embed_stream(results: Sequence[Result], dim: int, space: str, tag: int) -> bytes:
-    """Return an EmbedStreamResponse, serialised."""
+    """Serialise an EmbedStreamResponse."""
     batch = _response(results, dim, space)
     head = _number(_FIRST, sum(map(len, batch)))
     return b"".join((head, *batch, _number(_TAG, tag) if tag else b""))
 
 
 def _response(results: Sequence[Result], dim: int, space: str) -> list[bytes | memoryview]:
-    """Return the parts of an EmbedResponse."""
+    """Return the parts of a serialised EmbedResponse."""
     parts: list[bytes | memoryview] = []
     for result in results:
         content: bytes | memoryview
@@ -106,10 +106,10 @@ def _response(results: Sequence[Result], dim: int, space: str) -> list[bytes | m
     return parts
 
 
-# Vectors of a model are equally long, so that the same few are asked for again and again.
+# Cached, because all vectors of a model have the same length.
 @functools.lru_cache(maxsize=64)
 def _head(key: int, length: int) -> bytes:
-    """Return what precedes the content of a result's field: that it is a result, and the field."""
+    """Return the bytes in front of a result's content: the keys and lengths of the result and of its field."""
     field = _number(key, length)
     return _number(_FIRST, len(field) + length) + field
 
@@ -122,7 +122,7 @@ def _tail(dim: int, space: str) -> bytes:
 
 
 def _number(key: int, value: int) -> bytes:
-    """Return a field's key and a number: its value, or the length of its content."""
+    """Encode a field's key and a number: its value, or the length of its content."""
     encoded = bytearray((key,))
     while value >= 0x80:
         encoded.append(value & 0x7F | 0x80)
@@ -154,7 +154,7 @@ def _embed(data: bytes, at: int, end: int, most: int) -> EmbedView:
             if last != at:
                 raise _OtherFormError
         if len(images) == most:
-            # The rest is not looked at: a message has room for millions of empty images.
+            # Stop here: a message has room for millions of empty images.
             raise InvalidArgumentError(f"images must hold 1 to {most} members", field="images")
         images.append(ImageView(view[inner:at]))
     model = ""
@@ -170,7 +170,7 @@ def _embed(data: bytes, at: int, end: int, most: int) -> EmbedView:
 
 
 def _field(data: bytes, at: int, end: int, key: int) -> tuple[int, int]:
-    """Return where the content of the field that begins here starts and ends."""
+    """Return the start and the end of the content of the field that begins here."""
     if data[at] != key:
         raise _OtherFormError
     length, start = _varint(data, at + 1, _MAX_LENGTH_BYTES)
@@ -180,7 +180,7 @@ def _field(data: bytes, at: int, end: int, key: int) -> tuple[int, int]:
 
 
 def _varint(data: bytes, at: int, most: int) -> tuple[int, int]:
-    """Return a number in its shortest encoding, and where it ends."""
+    """Read a number in its shortest encoding, and return it with its end."""
     value = 0
     for index in range(most):
         byte = data[at + index]

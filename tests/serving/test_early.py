@@ -17,12 +17,12 @@ METHOD = "/imagekin.test.Echo/Echo"
 
 
 class Gate:
-    """A door that is crowded and lets in who has more than ten seconds."""
+    """An admission check that refuses calls with less than ten seconds left."""
 
     def __init__(self) -> None:
         self.asked: list[float | None] = []
 
-    def is_crowded(self) -> bool:
+    def may_refuse(self) -> bool:
         return True
 
     def refusal(self, timeout: float | None) -> ImagekinError | None:
@@ -43,7 +43,7 @@ async def _served(call: Any, gate: Gate) -> list[bytes]:
     calls = Calls(Limits(max_message_bytes=1000, max_concurrent_calls=10))
     handler = grpc.unary_unary_rpc_method_handler(echo, request_deserializer=parse, response_serializer=bytes)
     calls.add_registered_method_handlers("imagekin.test.Echo", {"Echo": handler})
-    calls.watch_door(METHOD, gate)
+    calls.check_admission(METHOD, gate)
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((calls,))
     port = server.add_insecure_port("127.0.0.1:0")

@@ -39,5 +39,5 @@ class JudgeSettings:
 
     @property
     def corruption_names(self) -> tuple[str, ...]:
-        """Names of the corruptions asked for; empty is all of them."""
+        """Corruptions asked for, by name; empty is all of them."""
         return tuple(name.strip() for name in self.corruptions.split(",") if name.strip())

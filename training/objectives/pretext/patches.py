@@ -1,4 +1,4 @@
-"""Patches cut from a 3×3 grid of an image, for jigsaw and context prediction."""
+"""Cut patches from a 3×3 grid of an image, for jigsaw and context prediction."""
 
 import torch
 from torch import Tensor
