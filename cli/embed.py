@@ -1,6 +1,5 @@
 """`imagekin embed`."""
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from imagekin import files
 from imagekin.cli.shared import engines, options
 from imagekin.command_options import with_options
 from imagekin.errors import ImageError, InvalidArgumentError
@@ -184,15 +184,12 @@ def _output(out: Path | None) -> Iterator[_NpyWriter | None]:
     if out is None:
         yield None
         return
-    names = [out, out.with_suffix(".keys")]
-    parts = [name.with_name(f".{name.name}.{os.getpid()}.part") for name in names]
-    try:
-        with parts[0].open("wb") as vectors, parts[1].open("wb") as keys:
-            writer = _NpyWriter(vectors, keys)
-            yield writer
-            writer.finish()
-        for part, name in zip(parts, names, strict=True):
-            part.replace(name)
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
+    with (
+        files.replacing(out) as first,
+        files.replacing(out.with_suffix(".keys")) as second,
+        first.open("wb") as vectors,
+        second.open("wb") as keys,
+    ):
+        writer = _NpyWriter(vectors, keys)
+        yield writer
+        writer.finish()

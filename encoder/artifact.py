@@ -6,11 +6,11 @@ optionally the output `logits` float32 [N, C]; N is dynamic, and normalisation i
 """
 
 import hashlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from imagekin import files
 from imagekin.encoder.metadata import METADATA_KEY, Metadata
 from imagekin.errors import ImagekinError, InvalidArgumentError, NotFoundError
 
@@ -87,20 +87,11 @@ def write(model: "onnx.ModelProto", metadata: Metadata, path: Path) -> Path:
     copy.CopyFrom(model)
     kept = {entry.key: entry.value for entry in copy.metadata_props if entry.key != METADATA_KEY}
     onnx.helper.set_model_props(copy, {**kept, METADATA_KEY: metadata.to_json()})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with files.replacing(path) as temporary:
         onnx.save(copy, temporary)
-        Encoder.open(temporary, device="cpu", threads=1)
-        _sync(temporary)
-        temporary.replace(path)
-    except ImagekinError as error:
-        # The message must not contain the temporary name.
-        raise type(error)(str(error).replace(temporary.name, path.name), field=error.field) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            Encoder.open(temporary, device="cpu", threads=1)
+        except ImagekinError as error:
+            # The message must not contain the temporary name.
+            raise type(error)(str(error).replace(temporary.name, path.name), field=error.field) from None
     return path
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -3,16 +3,15 @@
 import asyncio
 import gc
 import logging
-import os
 import signal
 import sys
-from pathlib import Path
 from typing import cast
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc  # type: ignore[import-untyped]
 
+from imagekin import files
 from imagekin.errors import ImagekinError
 from imagekin.kserve import inference_pb2, inference_pb2_grpc
 from imagekin.serving.collections.open_collections import CollectionStore
@@ -257,19 +256,12 @@ async def _serve(settings: Settings) -> None:
 def _announce(server: Server) -> None:
     settings = server.settings
     if settings.metrics_port_file is not None:
-        write_atomically(settings.metrics_port_file, f"{server.metrics_port}\n")
+        files.write_text(settings.metrics_port_file, f"{server.metrics_port}\n")
     if settings.port_file is not None:
-        write_atomically(settings.port_file, f"{server.port}\n")
+        files.write_text(settings.port_file, f"{server.port}\n")
     host = settings.address.rpartition(":")[0]
     line = f"serving on {host}:{server.port}"
     if settings.log_format == "json":
         logs.announce(line)
     else:
         print(f"imagekin: {line}", file=sys.stderr, flush=True)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file that a reader sees whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

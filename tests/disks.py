@@ -1,6 +1,8 @@
-"""File systems that are really full soon."""
+"""File systems that are really full soon, and others than the one of temporary files."""
 
+import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,3 +25,13 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@contextmanager
+def second_disk() -> Iterator[Path]:
+    """Make a folder on another file system than the one of temporary files; skip the test where there is none."""
+    memory = Path("/dev/shm")  # noqa: S108
+    if not os.access(memory, os.W_OK) or memory.stat().st_dev == Path(tempfile.gettempdir()).stat().st_dev:
+        pytest.skip("there is no second file system to write to")
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)

@@ -16,6 +16,7 @@ import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
+from imagekin import files
 from imagekin.encoder.decoding.decode import DecodeLimits
 from imagekin.encoder.metadata import Metadata, Preprocess
 from imagekin.encoder.runtime.session import Outputs
@@ -89,7 +90,7 @@ async def serve_echo(port_file: Path, dim: int) -> None:
     bare.add_generic_rpc_handlers((Handler(),))
     port = bare.add_insecure_port("127.0.0.1:0")
     await bare.start()
-    server.write_atomically(port_file, str(port))
+    files.write_text(port_file, str(port))
     await bare.wait_for_termination()
 
 

@@ -6,7 +6,6 @@ ignored for any other.
 """
 
 import json
-import os
 import statistics
 import threading
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from imagekin import files
 from imagekin.encoder.runtime.session import Encoder
 from imagekin.errors import InvalidArgumentError
 from imagekin.machine import Device, cores, processor
@@ -190,9 +190,7 @@ def save(model: Path, device: str, measured: Measurement) -> Path:
     """
     path = _tuning_path(model)
     entry = {**_identity(model, device), **asdict(measured.tuning), "images_per_second": round(measured.rate, 2)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    files.write_text(path, json.dumps(entry, indent=1) + "\n")
     return path
 
 

@@ -5,15 +5,14 @@
 The file's metadata hold the embedding space. Rows are processed in batches, so that memory does not depend on the size.
 """
 
-import contextlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from imagekin import files
 from imagekin.errors import InvalidArgumentError, NotFoundError
 from imagekin.index.types import IndexedItem, UpsertResult, VectorItem
 from imagekin.types import Vector
@@ -63,19 +62,11 @@ def export_items(items: Iterable[IndexedItem], path: Path, *, space: str, dim: i
     import pyarrow.parquet as pq
 
     schema = items_schema(space, dim)
-    temporary = path.with_name(f".{path.name}.new")
     count = 0
-    try:
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for batch in _batches(items):
-                writer.write_batch(items_table(batch, np.stack([item.vector for item in batch]), schema))
-                count += len(batch)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+    with files.replacing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for batch in _batches(items):
+            writer.write_batch(items_table(batch, np.stack([item.vector for item in batch]), schema))
+            count += len(batch)
     return count
 
 

@@ -1,10 +1,11 @@
 """Write a run's findings as a Parquet file: key, status and reason of each record that needs attention."""
 
-import os
+import contextlib
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from imagekin import files
 from imagekin.index.ingest.report import Finding
 
 _ROWS_AT_ONCE = 4096
@@ -21,10 +22,10 @@ class ReportTable:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self._path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self._finish = contextlib.ExitStack()
+        temporary = self._finish.enter_context(files.replacing(path))
         self._schema = pa.schema([pa.field(name, pa.string(), nullable=False) for name in Finding._fields])
-        self._writer: Any = pq.ParquetWriter(self._temporary, self._schema, compression="zstd")
+        self._writer: Any = pq.ParquetWriter(temporary, self._schema, compression="zstd")
         self._waiting: list[Finding] = []
 
     def add(self, finding: Finding) -> None:
@@ -47,9 +48,7 @@ class ReportTable:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
+        # However the run ended, what it found is told.
+        with self._finish:
             self._flush()
             self._writer.close()
-            self._temporary.replace(self._path)
-        finally:
-            self._temporary.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ The columns are those of an exported collection, see `imagekin.index.ingest.parq
 """
 
 import contextlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from imagekin import files
 from imagekin.errors import InvalidArgumentError
 from imagekin.index.ingest.parquet import items_schema, items_table
 from imagekin.index.types import IndexedItem, UpsertResult, VectorItem
@@ -36,11 +36,11 @@ class VectorFile:
 
         if not path.parent.is_dir():
             raise InvalidArgumentError(f"there is no folder {path.parent}", field="out")
-        self._path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self._finish = contextlib.ExitStack()
+        temporary = self._finish.enter_context(files.replacing(path))
         self._dim = dim
         self._schema = items_schema(space, dim)
-        self._writer: Any = pq.ParquetWriter(self._temporary, self._schema, compression="zstd")
+        self._writer: Any = pq.ParquetWriter(temporary, self._schema, compression="zstd")
         self._waiting: list[VectorItem] = []
 
     def content_hashes(self, keys: Sequence[str]) -> Mapping[str, bytes | None]:
@@ -84,10 +84,7 @@ class VectorFile:
             if kind is None:
                 self._flush()
             self._writer.close()
-            if kind is None:
-                with self._temporary.open("rb") as file:
-                    os.fsync(file.fileno())
-                self._temporary.replace(self._path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                self._temporary.unlink()
+        except BaseException as failure:
+            self._finish.__exit__(type(failure), failure, failure.__traceback__)
+            raise
+        self._finish.__exit__(kind, error, trace)

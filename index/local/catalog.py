@@ -3,14 +3,13 @@
 import contextlib
 import fcntl
 import os
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from imagekin import files
 from imagekin.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
 from imagekin.index import validation
 from imagekin.index.local import snapshots
@@ -26,8 +25,6 @@ from imagekin.index.types import Progress, SnapshotInfo, VerifyReport
 from imagekin.types import CollectionInfo
 
 _FOLDER = "collections"
-_TEMPORARY = ".new-"
-_DROPPED = ".dropped-"
 
 
 class Catalog:
@@ -56,6 +53,7 @@ class Catalog:
                 raise FailedPreconditionError(
                     f"the data folder cannot be made ({error.strerror}): choose another one"
                 ) from None
+            self._recover()
         self._device = open_device(device)
 
     def create(self, name: str, *, space: str, dim: int, index_kind: str = "auto") -> LocalCollection:
@@ -75,12 +73,9 @@ class Catalog:
                 raise AlreadyExistsError(
                     f"there is a collection {name!r} already: drop it first or choose another name"
                 )
-            temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self._folder))
-            temporary.chmod(0o755)
-            with translated(name):
-                schema.create(temporary / DATABASE, space, dim, index_kind)
-            temporary.rename(self._folder / name)
-            _sync(self._folder)
+            with translated(name), files.new_folder(self._folder) as made:
+                schema.create(made / DATABASE, space, dim, index_kind)
+                files.put_folder(made, self._folder / name)
         return self.open(name)
 
     def open(self, name: str) -> LocalCollection:
@@ -149,7 +144,9 @@ class Catalog:
         self._check_writable()
         with self._changing():
             count = self.describe(name).count
-            self._bury(name)
+            self._let_go(name)
+            with contextlib.closing(WriterLock(self._folder / name / LOCK, name)), translated(name):
+                files.remove_folder(self._folder / name)
         return count
 
     def verify(self, name: str, *, repair: bool = False, on_progress: Progress | None = None) -> VerifyReport:
@@ -220,17 +217,17 @@ class Catalog:
         name = validation.collection_name(name or info.collection)
         self._check_writable()
         self._check_free(name, replace)
-        # Made apart from the collections, so that those go on being opened and made meanwhile.
-        with snapshots.workplace(self._snapshots, info.collection) as made:
+        # Without the lock, so that other collections go on being opened and made meanwhile.
+        with translated(name), files.new_folder(self._folder) as made:
             snapshots.put_back(self._snapshots, info, made)
             with LocalCollection(made, name) as collection:
                 collection.seal()
-            with self._changing():
+            with self._changing(), contextlib.ExitStack() as stack:
                 self._check_free(name, replace)
-                if (self._folder / name).exists():
-                    self._bury(name)
-                made.rename(self._folder / name)
-                _sync(self._folder)
+                if (self._folder / name).is_dir():
+                    self._let_go(name)
+                    stack.enter_context(contextlib.closing(WriterLock(self._folder / name / LOCK, name)))
+                files.put_folder(made, self._folder / name)
         return self.describe(name)
 
     def close(self) -> None:
@@ -267,38 +264,23 @@ class Catalog:
         if known is not None:
             known.close()
 
-    def _bury(self, name: str) -> None:
-        """Remove a collection's folder, in one step for whoever looks."""
-        self._let_go(name)
-        with contextlib.closing(WriterLock(self._folder / name / LOCK, name)):
-            grave = Path(tempfile.mkdtemp(prefix=_DROPPED, dir=self._folder))
-            (self._folder / name).rename(grave / name)
-            _sync(self._folder)
-        shutil.rmtree(grave, ignore_errors=True)
-
     def _check_writable(self) -> None:
         if self._read_only:
             raise FailedPreconditionError("the data folder is open for reading only: open it for writing")
 
+    def _recover(self) -> None:
+        """Put right what a killed process left half done, unless another one is changing something now and has."""
+        with contextlib.suppress(BlockingIOError, PermissionError), self._changing(fcntl.LOCK_NB):
+            pass
+
     @contextlib.contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Make and drop one at a time, of all processes; what a killed one left half done is removed first."""
+    def _changing(self, how: int = 0) -> Iterator[None]:
+        """Make and drop one at a time, of all processes; what a killed one left half done is put right first."""
         descriptor = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            for leftover in self._folder.iterdir():
-                if leftover.name.startswith((_TEMPORARY, _DROPPED)):
-                    shutil.rmtree(leftover, ignore_errors=True)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | how)
+            files.clear_leftovers(self._folder)
             with self._lock:
                 yield
         finally:
             os.close(descriptor)
-
-
-def _sync(folder: Path) -> None:
-    """Put the folder's entries on disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,7 +1,7 @@
 """Snapshots: consistent copies of a collection, taken while it is served, and put back under a name.
 
-    DATA_DIR/snapshots/NAME/TIME-SEQUENCE/items.sqlite      the whole truth, as of one sequence number
-    DATA_DIR/snapshots/NAME/TIME-SEQUENCE/snapshot.json     what it is, and the copy's SHA-256
+    DATA_DIR/snapshots/NAME/TIME-SEQUENCE-ID/items.sqlite      the whole truth, as of one sequence number
+    DATA_DIR/snapshots/NAME/TIME-SEQUENCE-ID/snapshot.json     what it is, and the copy's SHA-256
 
 Segments are not copied: they are made again from the database when a snapshot is restored.
 """
@@ -9,26 +9,23 @@ Segments are not copied: they are made again from the database when a snapshot i
 import contextlib
 import hashlib
 import json
-import os
+import secrets
 import shutil
 import sqlite3
-import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from imagekin import files
 from imagekin.errors import DataLossError, InvalidArgumentError, NotFoundError
 from imagekin.index import validation
 from imagekin.index.local.store import DATABASE
 from imagekin.index.storage import schema
 from imagekin.index.storage.schema import read_identity, read_state, translated
-from imagekin.index.storage.segments import sync_folder
 from imagekin.index.types import SnapshotInfo
 
 SNAPSHOTS = "snapshots"
 _DESCRIPTION = "snapshot.json"
-_TEMPORARY = ".new-"
 _PAGES_AT_ONCE = 2000
 
 
@@ -45,8 +42,12 @@ def take(database: Path, collection: str, folder: Path) -> SnapshotInfo:
         ResourceExhaustedError: the disk is full; nothing is left behind.
     """
     created_at = time.time()
-    with workplace(folder, collection) as temporary:
-        with translated(collection), contextlib.closing(schema.connect(database, read_only=True)) as source:
+    parent = folder / collection
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(translated(collection))
+        parent.mkdir(parents=True, exist_ok=True)
+        temporary = stack.enter_context(files.new_folder(parent))
+        with contextlib.closing(schema.connect(database, read_only=True)) as source:
             # Within one transaction, so that the copy is of one sequence number.
             source.execute("BEGIN")
             identity, state = read_identity(source, collection), read_state(source, collection)
@@ -58,7 +59,7 @@ def take(database: Path, collection: str, folder: Path) -> SnapshotInfo:
         digest = _sha256(temporary / DATABASE)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(created_at))
         info = SnapshotInfo(
-            name=f"{collection}/{stamp}-{state.sequence}",
+            name=f"{collection}/{stamp}-{state.sequence}-{secrets.token_hex(4)}",
             collection=collection,
             space=identity.space,
             dim=identity.dim,
@@ -68,31 +69,10 @@ def take(database: Path, collection: str, folder: Path) -> SnapshotInfo:
             created_at=created_at,
             sha256=digest,
         )
-        with (temporary / _DESCRIPTION).open("w", encoding="utf-8") as file:
-            json.dump(asdict(info), file)
-            file.flush()
-            os.fsync(file.fileno())
-        _sync_file(temporary / DATABASE)
-        sync_folder(temporary)
-        place = folder / info.name
-        if not place.exists():  # else one of the same second and the same sequence number: the same
-            temporary.rename(place)
-        sync_folder(place.parent)
+        files.write_text(temporary / _DESCRIPTION, json.dumps(asdict(info)))
+        files.sync_file(temporary / DATABASE)
+        files.put_folder(temporary, folder / info.name)
         return info
-
-
-@contextlib.contextmanager
-def workplace(folder: Path, collection: str) -> Iterator[Path]:
-    """Yield a new folder beside a collection's snapshots; what is not renamed to somewhere else is removed."""
-    parent = folder / collection
-    parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(parent)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{os.getpid()}-", dir=parent))
-    temporary.chmod(0o755)
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def all_snapshots(folder: Path) -> list[SnapshotInfo]:
@@ -114,7 +94,7 @@ def find(folder: Path, name: str) -> SnapshotInfo:
     collection, _, own = name.partition("/")
     validation.collection_name(collection)
     if not own or "/" in own or not own[0].isdigit():
-        raise InvalidArgumentError("a snapshot's name is COLLECTION/TIME-SEQUENCE", field="snapshot")
+        raise InvalidArgumentError("a snapshot's name is COLLECTION/TIME-SEQUENCE-ID", field="snapshot")
     try:
         return SnapshotInfo(**json.loads((folder / name / _DESCRIPTION).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -134,23 +114,10 @@ def put_back(folder: Path, info: SnapshotInfo, target: Path) -> None:
         raise DataLossError(f"snapshot {info.name!r} is damaged: its database is missing") from None
     if _sha256(copy) != info.sha256:
         raise DataLossError(f"snapshot {info.name!r} is damaged: it fails its SHA-256; use another one")
-    _sync_file(copy)
-    sync_folder(target)
-
-
-def _remove_leftovers(parent: Path) -> None:
-    """Remove what killed processes left half written."""
-    for path in parent.glob(f"{_TEMPORARY}*"):
-        owner = path.name.removeprefix(_TEMPORARY).partition("-")[0]
-        if not Path(f"/proc/{owner}").exists() and owner != str(os.getpid()):
-            shutil.rmtree(path, ignore_errors=True)
+    files.sync_file(copy)
+    files.sync_folder(target)
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -13,7 +13,6 @@ much easier to find. The file's SHA-256 is checked before loading; without an in
 
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,8 +23,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from imagekin import files
 from imagekin.index.storage.columns import ColumnSnapshot, Mask
-from imagekin.index.storage.segments import sync_folder, write_whole
 from imagekin.index.types import StoppedError
 from imagekin.index.vectors.ann_coordinates import Coordinates, fit_coordinates
 from imagekin.index.vectors.brute_force import THREADS, top_k
@@ -297,10 +296,9 @@ def save(folder: Path, approximate: Approximate) -> Approximate:
         OSError: the disk is full or fails.
     """
     folder.mkdir(exist_ok=True)
-    path, temporary = folder / "index-data", folder / ".index-data.new"
     digest = hashlib.sha256()
     failures: list[OSError] = []
-    with temporary.open("wb") as file:
+    with files.replacing(folder / "index-data") as temporary, temporary.open("wb") as file:
 
         def write(block: bytes) -> int:
             try:
@@ -312,14 +310,9 @@ def save(folder: Path, approximate: Approximate) -> Approximate:
 
         _FAISS.write_index(approximate._index, _FAISS.PyCallbackIOWriter(write))
         if failures:
-            temporary.unlink()
             raise failures[0]
-        file.flush()
-        os.fsync(file.fileno())
     description = replace(approximate.description, sha256=digest.hexdigest())
-    temporary.replace(path)
-    sync_folder(folder)
-    write_whole(folder / "index-description", json.dumps(asdict(description)).encode())
+    files.write_text(folder / "index-description", json.dumps(asdict(description)))
     approximate.description = description
     return approximate
 

@@ -7,6 +7,7 @@ A row never changes: writing an item again adds a new row with a new sequence nu
 """
 
 import contextlib
+import errno
 import sqlite3
 import stat
 import time
@@ -220,27 +221,43 @@ def vacuum(path: Path) -> None:
 
 @contextlib.contextmanager
 def translated(collection: str) -> Iterator[None]:
-    """Turn what SQLite raises inside the block into the project's errors, without a path or a trace."""
+    """Turn what SQLite and the system raise inside the block into the project's errors, without a path or a trace."""
     try:
         yield
     except sqlite3.Error as error:
         raise as_imagekin(error, collection) from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _full(collection) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise _closed(collection) from error
+        raise UnavailableError(f"the disk of collection {collection!r} fails ({error.strerror}): check it") from error
 
 
 def as_imagekin(error: sqlite3.Error, collection: str) -> ImagekinError:
     """Return the project's error for what SQLite raised."""
     # The low byte is the primary code; undecodable text has none, and means that bytes of it were changed.
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    whole_code = getattr(error, "sqlite_errorcode", 0)
+    code = whole_code & 0xFF
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "decode to UTF-8" in str(error):
         return DataLossError(f"collection {collection!r} is damaged: {error}; restore a snapshot or index it again")
-    if code == sqlite3.SQLITE_FULL:
-        return ResourceExhaustedError(f"the disk of collection {collection!r} is full: free some space and try again")
+    # The index of the log, which every reader makes that comes first, finds no room.
+    if code == sqlite3.SQLITE_FULL or whole_code == sqlite3.SQLITE_IOERR_SHMSIZE:
+        return _full(collection)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return UnavailableError(f"collection {collection!r} is busy in another process: try again")
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-        return FailedPreconditionError(
-            f"collection {collection!r} cannot be opened: check that its files exist and that you may write them"
-        )
+        return _closed(collection)
     if code == sqlite3.SQLITE_IOERR:
         return UnavailableError(f"the disk of collection {collection!r} fails ({error}): check it and open it again")
     return DataLossError(f"collection {collection!r} cannot be read: {error}")
+
+
+def _full(collection: str) -> ResourceExhaustedError:
+    return ResourceExhaustedError(f"the disk of collection {collection!r} is full: free some space and try again")
+
+
+def _closed(collection: str) -> FailedPreconditionError:
+    return FailedPreconditionError(
+        f"collection {collection!r} cannot be opened: check that its files exist and that you may write them"
+    )

@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imagekin import files
 from imagekin.index.storage.columns import Columns, ColumnSnapshot
 from imagekin.index.storage.mapped_arrays import map_rows
 from imagekin.index.storage.schema import Identity
@@ -176,9 +178,9 @@ class Segments:
         digest = hashlib.sha256()
         for name, (offset, part) in parts.items():
             _append(folder / name, offset, part, digest.update, stop)
-        sync_folder(folder)
+        files.sync_folder(folder)
         dead = np.flatnonzero(~snapshot.alive())
-        write_whole(self._dead_file(snapshot.sequence), dead.tobytes())
+        files.write_bytes(self._dead_file(snapshot.sequence), dead.tobytes())
         segments = since.segments if since is not None else ()
         if rows > (since.rows if since is not None else -1):
             segments = (*segments, Segment(rows, keys, digest.hexdigest()))
@@ -196,7 +198,7 @@ class Segments:
             error=error,
         )
         text = json.dumps({"format": _FORMAT} | _fields(manifest), ensure_ascii=False).encode()
-        write_whole(self.folder / _MANIFEST, text + b"\n" + hashlib.sha256(text).hexdigest().encode())
+        files.write_bytes(self.folder / _MANIFEST, text + b"\n" + hashlib.sha256(text).hexdigest().encode())
         self._remove_all_but(manifest)
         return manifest
 
@@ -251,11 +253,10 @@ class Segments:
         return self.folder / f"dead-{watermark}"
 
     def _new_generation(self, sequence: int) -> str:
-        number = 0
-        while (self.folder / f"rows-{sequence}-{number}").exists():
-            number += 1
-        (self.folder / f"rows-{sequence}-{number}").mkdir()
-        return f"rows-{sequence}-{number}"
+        # Random, so that no reader takes the files of another generation for those that it read about.
+        name = f"rows-{sequence}-{secrets.token_hex(8)}"
+        (self.folder / name).mkdir()
+        return name
 
     def _remove_all_but(self, manifest: Manifest) -> None:
         # Processes that have old files mapped can still use them.
@@ -323,28 +324,3 @@ def _blocks(path: Path, begin: int, end: int) -> Iterator[bytes]:
 
 def _digest(values: NDArray[Any]) -> str:
     return hashlib.sha256(values.tobytes()).hexdigest()
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Put a file in its place, whole and on disk, or not at all."""
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Put the entries of a folder on disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -26,6 +26,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imagekin import files
 from imagekin.encoder.metadata import Preprocess
 from imagekin.errors import FailedPreconditionError
 from imagekin.progress import progress
@@ -168,13 +169,9 @@ def _build(
         checksums = [zlib.crc32(block) for block in iter(lambda: pixels.read(_BLOCK_BYTES), b"")]
         os.fsync(pixels.fileno())
     content = asdict(arrangement) | {"order": len(order), "blocks": checksums}
-    with (part / SET_FILE).open("w", encoding="utf-8") as file:
-        file.write(_signed(content))
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(folder)
+    files.write_text(part / SET_FILE, _signed(content))
+    files.put_folder(part, folder)
     (folder / ROWS_FILE).unlink()
-    _sync_folder(folder.parent)
 
 
 def _decode_into(
@@ -232,18 +229,15 @@ def _recover(pixels: IO[bytes], journal: IO[bytes], image_bytes: int) -> list[De
 def _reorder(part: Path, order: NDArray[np.int64], image_bytes: int) -> None:
     """Rewrite the pixels: only those of `order`, in that order."""
     unsorted = np.memmap(part / PIXELS_FILE, np.uint8, "r").reshape(-1, image_bytes)
-    temporary = part / f"{PIXELS_FILE}.sorted"
     each = max(1, _BLOCK_BYTES // image_bytes)
-    with temporary.open("wb") as file, progress("sorting", len(order)) as advance:
-        for start in range(0, len(order), each):
-            some = order[start : start + each]
-            file.write(unsorted[some].tobytes())
-            advance(len(some))
-        file.flush()
-        os.fsync(file.fileno())
-    # From here on the journal does not match the pixels, so it is emptied: a build killed now starts all over.
-    (part / ROWS_FILE).write_bytes(b"")
-    temporary.replace(part / PIXELS_FILE)
+    with files.replacing(part / PIXELS_FILE) as temporary:
+        with temporary.open("wb") as file, progress("sorting", len(order)) as advance:
+            for start in range(0, len(order), each):
+                some = order[start : start + each]
+                file.write(unsorted[some].tobytes())
+                advance(len(some))
+        # From here on the journal does not match the pixels, so it is emptied: a build killed now starts all over.
+        (part / ROWS_FILE).write_bytes(b"")
 
 
 def _read(folder: Path, shape: tuple[int, int, int]) -> tuple[NDArray[np.uint8], Arrangement] | None:
@@ -307,13 +301,13 @@ def _files(path: Path) -> Iterator[tuple[str, int, int]]:
         yield "", status.st_size, status.st_mtime_ns
         return
     seen: set[tuple[int, int]] = set()
-    for folder, folders, files in os.walk(path, followlinks=True):
+    for folder, folders, names in os.walk(path, followlinks=True):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:  # a link to a folder above
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        for name in files:
+        for name in names:
             full = os.path.join(folder, name)
             try:
                 status = os.stat(full)
@@ -341,11 +335,3 @@ def _verified(line: bytes) -> dict[str, Any] | None:
         return None
     content: dict[str, Any] = json.loads(text)
     return content
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,8 +6,6 @@ give the same embeddings and the same nearest neighbours.
 
 import copy
 import json
-import os
-import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from imagekin import files
 from imagekin.encoder import artifact
 from imagekin.encoder.metadata import JSON, Metadata
 from imagekin.encoder.runtime import session
@@ -142,15 +141,14 @@ def export(
     labels = np.arange(len(sample_pixels)) if sample_labels is None else np.asarray(sample_labels)
     out.parent.mkdir(parents=True, exist_ok=True)
     # In a folder beside it: the file has its final name already, for messages, and the move is atomic.
-    with tempfile.TemporaryDirectory(prefix=".unchecked-", dir=out.parent) as folder:
-        unchecked = artifact.write(model, metadata, Path(folder) / out.name)
+    with files.new_folder(out.parent) as folder:
+        unchecked = artifact.write(model, metadata, folder / out.name)
         reference = torch_embeddings(plain, normalisation, sample_pixels)
         outputs = session.Encoder.open(unchecked, device="cpu").run(sample_pixels)
         difference, agreement = check_parity(reference, outputs.embeddings, labels)
         if plain_head is not None and outputs.logits is not None:
             check_logits(plain_head, reference, outputs.logits)
-        unchecked.replace(out)
-        _sync_folder(out.parent)
+        files.put_file(unchecked, out)
     return ExportReport(difference, agreement, len(sample_pixels), time.perf_counter() - started)
 
 
@@ -216,7 +214,7 @@ def export_run(
             figures["head_accuracy"] = accuracy = _head_accuracy(out, test)
         artifact.write(artifact.load_graph(out), replace(metadata, scores=figures), out)
     report = RunReport(out, metadata.space, metadata.dim, parity, scores, accuracy)
-    _write_text(run_dir / REPORT_FILE, json.dumps(report.to_json(), indent=2) + "\n")
+    files.write_text(run_dir / REPORT_FILE, json.dumps(report.to_json(), indent=2) + "\n")
     if page and test is not None and scored:
         from imagekin.training.report.page import write_report  # only here: it loads a drawing library
 
@@ -263,22 +261,3 @@ def _training(run: Run) -> dict[str, JSON]:
     """Return the artifact's record of its training, without paths of the machine that it was trained on."""
     settings = {name: value for name, value in run.settings.to_dict().items() if name not in _LOCAL_SETTINGS}
     return {**settings, "pretrained": run.settings.weights is not None, "steps_done": run.position.step}
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a small file atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

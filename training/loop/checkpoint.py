@@ -4,7 +4,6 @@ A checkpoint is a plain mapping of tensors, numbers and strings that `torch.load
 opening a checkpoint from elsewhere never runs code from it.
 """
 
-import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from imagekin import files
 from imagekin.encoder.metadata import Preprocess
 from imagekin.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from imagekin.training.models.encoders import (
@@ -117,17 +117,11 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         "class_names": list(checkpoint.class_names),
         "position": asdict(checkpoint.position),
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with temporary.open("wb") as file:
+        with files.replacing(path) as temporary, temporary.open("wb") as file:
             torch.save(values, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
         raise FailedPreconditionError(f"the checkpoint cannot be written to {path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path: Path) -> Checkpoint:

@@ -3,11 +3,11 @@
 import dataclasses
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from imagekin import files
 from imagekin.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError
 from imagekin.training.loop import checkpoint
 from imagekin.training.loop.checkpoint import Checkpoint
@@ -67,13 +67,13 @@ def _prepare(settings: TrainSettings, *, resume: bool, overwrite: bool) -> Check
     elif resume:
         if (out / CHECKPOINT_FILE).exists():
             return _resume(settings)
-        _write(out / METRICS_FILE, "")
+        files.write_text(out / METRICS_FILE, "")
     elif (out / CONFIG_FILE).exists():
         state = "a finished run" if (out / MODEL_FILE).exists() else "an unfinished run"
         raise AlreadyExistsError(
             f"{out} holds {state}: go on with it (--resume), replace it (--overwrite), or name another --out"
         )
-    _write(out / CONFIG_FILE, settings.to_json())
+    files.write_text(out / CONFIG_FILE, settings.to_json())
     return None
 
 
@@ -92,8 +92,8 @@ def _resume(settings: TrainSettings) -> Checkpoint:
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
     # Epochs after the checkpoint are run again, and a kill may have cut the last line short.
     kept = lines[: saved.position.epoch]
-    _write(metrics, "".join(line + "\n" for line in kept))
-    _write(settings.out / CONFIG_FILE, settings.to_json())
+    files.write_text(metrics, "".join(line + "\n" for line in kept))
+    files.write_text(settings.out / CONFIG_FILE, settings.to_json())
     return saved
 
 
@@ -102,9 +102,3 @@ def last_loss(run_dir: Path) -> float | None:
     path = run_dir / METRICS_FILE
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return float(json.loads(lines[-1])["loss"]) if lines else None
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -1,12 +1,12 @@
 """Write a run's `report.html`, which needs no other file, and the same figures as `details.json`."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from imagekin import files
 from imagekin.machine import Device
 from imagekin.training.data.images import ImageSet
 from imagekin.training.evaluation.evaluate import align_labels
@@ -42,8 +42,8 @@ def write_report(run: Path, train: ImageSet, test: ImageSet, *, device: Device =
     """Write `report.html` and `details.json` into the run's folder and return the page's path; errors as `collect`."""
     settings, scores = TrainSettings.load(run), read_scores(run)
     details = collect(run, train, test, device=device, seed=settings.seed)
-    _write(run / DETAILS_FILE, json.dumps(details.to_json(train, test)) + "\n")
-    _write(run / PAGE_FILE, page(settings, scores, details, train, test))
+    files.write_text(run / DETAILS_FILE, json.dumps(details.to_json(train, test)) + "\n")
+    files.write_text(run / PAGE_FILE, page(settings, scores, details, train, test))
     return run / PAGE_FILE
 
 
@@ -100,9 +100,3 @@ def _strip(strip: Strip, label: int, train: ImageSet, test: ImageSet) -> str:
 def _figure(kind: str, images: ImageSet, row: int, caption: str) -> str:
     picture = f'<img src="{charts.thumbnail(images.pixels[row])}" alt="" title="{escape(images.keys[row])}">'
     return f'<figure class="{kind}">{picture}<figcaption>{escape(caption)}</figcaption></figure>'
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -1,7 +1,6 @@
 """Draw a sheet of views: one row per image, first the image itself, then views of it."""
 
 import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from imagekin import files
 from imagekin.errors import FailedPreconditionError, InvalidArgumentError
 from imagekin.training.data.images import ImageSet, has_split, load_images
 from imagekin.training.data.run_data import measure_normalisation
@@ -53,10 +53,8 @@ def save_view_sheet(settings: TrainSettings, path: Path) -> None:
     sheet = Image.fromarray(view_sheet(train, views, settings.seed))
     encoded = io.BytesIO()
     sheet.save(encoded, form)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        temporary.write_bytes(encoded.getvalue())
-        temporary.replace(path)
+        files.write_bytes(path, encoded.getvalue())
     except OSError as error:
         raise FailedPreconditionError(f"{path} cannot be written: {error.strerror}", field="show_views") from error
 

@@ -83,7 +83,7 @@ def test_reading_only_changes_nothing(tmp_path: Path) -> None:
 
 def test_what_a_killed_process_left_half_made_is_removed(tmp_path: Path) -> None:
     with Catalog(tmp_path) as catalog:
-        for name in (".new-abc", ".dropped-abc"):
+        for name in (".new-abc", ".gone-abc"):
             (tmp_path / "collections" / name).mkdir()
             (tmp_path / "collections" / name / "items.sqlite").touch()
         assert catalog.list() == []

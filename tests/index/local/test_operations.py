@@ -260,7 +260,7 @@ def test_restoring_replaces_only_when_asked_and_only_by_what_is_whole(data: Path
 
 
 def test_what_a_killed_snapshot_left_is_removed(data: Path) -> None:
-    (data / "snapshots" / "shop" / ".new-4194305-abc").mkdir(parents=True)
+    (data / "snapshots" / "shop" / ".new-0123456789abcdef").mkdir(parents=True)
     with Catalog(data) as catalog:
         taken = catalog.snapshot("shop")
     assert [path.name for path in (data / "snapshots" / "shop").iterdir()] == [taken.name.removeprefix("shop/")]
