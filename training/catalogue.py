@@ -113,7 +113,7 @@ def measure(name: str) -> float:
 
 
 def _key(name: str) -> str:
-    """Return what a speed belongs to: the architecture, whatever its weights, on so many cores."""
+    """Return the key of a measured speed: the architecture, whatever its weights, and the number of cores."""
     return f"{name.partition('.')[0]} on {cores()} cores"
 
 

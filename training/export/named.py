@@ -16,7 +16,7 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class AdoptedByName:
-    """What became of an encoder that was adopted by name.
+    """Artifact of an encoder that was adopted by name.
 
     Attributes:
         model: the artifact.

@@ -31,7 +31,7 @@ _FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth"
 
 @dataclass(frozen=True, slots=True)
 class ImageConfig:
-    """How a model wants its images.
+    """Images as a model expects them.
 
     Attributes:
         size: side of its square input.
@@ -48,7 +48,7 @@ class ImageConfig:
     resize: Resize = "crop"
 
     def preprocess(self) -> Preprocess:
-        """Return how files become the model's input."""
+        """Return the rule by which files become the model's input."""
         fraction = self.crop_fraction if self.resize == "crop" else 1.0
         return Preprocess(self.size, self.size, self.resize, self.interpolation, crop_fraction=fraction)
 

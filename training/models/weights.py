@@ -29,7 +29,7 @@ _PREFERRED = ("teacher", "ema", "encoder_q", "online", "query", "student")
 
 @dataclass(frozen=True, slots=True)
 class LoadedWeights:
-    """What became of a file of weights.
+    """Result of loading a file of weights.
 
     Attributes:
         file: its name.
