@@ -1,1 +1,1 @@
-"""Side-by-side measurements against peers and limits: each script prints one table and one JSON line."""
+"""Measurements beside peers and limits: each script prints one table and one JSON line."""

@@ -1,4 +1,4 @@
-"""How fast `imagekin index` is, against what decoding and the model alone allow and a plain DataLoader script.
+"""Measure `imagekin index` beside decoding and the model alone, and beside a plain DataLoader script.
 
     python -m bench.batch_index --model MODEL.onnx TAR… [--rounds 3]
     python -m bench.batch_index --memory [--records 10000,1000000]
@@ -58,7 +58,7 @@ def members(path: Path) -> Iterator[bytes]:
 
 
 def measure_shared(model: Path, path: Path) -> float:
-    """Return images/s of decoding and embedding what lies in memory, one batch after the other on all cores."""
+    """Return images/s of decoding and embedding from memory, one batch after the other on all cores."""
     from imagekin.encoder.runtime.session import Encoder
 
     encoder = Encoder.open(model)
@@ -83,7 +83,7 @@ def measure_shared(model: Path, path: Path) -> float:
 
 
 def measure_apart(model: Path, path: Path) -> float:
-    """Return images/s of decoding and embedding what lies in memory, every core by itself."""
+    """Return images/s of decoding and embedding from memory, each core by itself."""
     from imagekin.encoder.runtime.session import Encoder
 
     cores = len(os.sched_getaffinity(0))
@@ -98,7 +98,7 @@ def measure_apart(model: Path, path: Path) -> float:
 
 
 def scaled(image: Image.Image, side: int) -> NDArray[np.uint8]:
-    """Return an image's pixels as a plain script would take them."""
+    """Return an image's pixels as a plain script would read them."""
     return np.array(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
 
 
@@ -125,7 +125,7 @@ def measure_dataloader(model: Path, path: Path) -> float:
 
 
 def part_of(package: str, name: str) -> Any:
-    """Load one module of a package by its file, without what the package itself would import."""
+    """Load one module of a package by its file, without the package's own imports."""
     found = importlib.util.find_spec(package)
     assert found is not None
     assert found.submodule_search_locations
@@ -200,12 +200,12 @@ def measure_index(model: Path, path: Path) -> float:
 
 
 class Trivial:
-    """A model that costs next to nothing."""
+    """A model of next to no cost."""
 
     sessions = 1
 
     def load_pixels(self, data: bytes, limits: DecodeLimits | None = None) -> NDArray[np.uint8]:
-        """Take bytes for pixels."""
+        """Interpret bytes as pixels."""
         return np.frombuffer(data[:12].ljust(12, b"\0"), np.uint8).reshape(2, 2, 3)
 
     def embed_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -232,7 +232,7 @@ def measure_memory(count: int) -> dict[str, float]:
 
 
 def alone(*arguments: str) -> str:
-    """Run this script in a process of its own and return its last line."""
+    """Run this script in its own process and return its last line."""
     command = [sys.executable, "-m", "bench.batch_index", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=3600)
     return done.stdout.splitlines()[-1]
@@ -247,7 +247,7 @@ def compare_memory(counts: list[int]) -> None:
 
 
 def measured(name: str, model: Path, path: Path) -> float:
-    """Return a contender's images/s, and say them at once: a round takes a minute."""
+    """Return a contender's images/s, and print them at once, because a round takes a minute."""
     rate = float(alone("--one", name, "--model", str(model), str(path)))
     print(f"{path.name}: {name} {rate:,.0f} images/s", file=sys.stderr)
     return rate
@@ -290,7 +290,7 @@ CONTENDERS = {
 
 
 def main() -> None:
-    """Measure what the command line asks for."""
+    """Run the measurement that the command line chooses."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archives", nargs="*", type=Path)
     parser.add_argument("--model", type=Path)

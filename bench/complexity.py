@@ -131,7 +131,7 @@ class Writers:
 
 @dataclass(slots=True)
 class Slices:
-    """What single queries took, slice by slice.
+    """Times of single queries, slice by slice.
 
     Attributes:
         median: milliseconds.
@@ -157,7 +157,7 @@ class Slices:
 
 
 def beside_writers(vectors: Vectors, asked: Vectors, slices: int, seconds: float) -> dict[str, Slices]:
-    """Return what single queries take idle and beside two writers, by how searches come first."""
+    """Return times of single queries, idle and beside two writers, by search priority."""
     found = {name: Slices() for name in ("idle", *PRIORITIES)}
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder, Catalog(Path(folder)) as catalog:

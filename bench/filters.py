@@ -1,4 +1,4 @@
-"""What a filter costs: exact single-query searches with and without one, interleaved in one run.
+"""Measure the cost of filters: exact single-query searches with and without one, interleaved in one run.
 
     python bench/filters.py [--items 200000] [--dim 128]
 

@@ -1,4 +1,4 @@
-"""What a serving install costs: its size on disk and the time to import the client.
+"""Measure the footprint of a serving install: its size on disk and the time to import the client.
 
     python bench/footprint.py
 

@@ -1,4 +1,4 @@
-"""Exact search through a collection whose sealed rows are on a GPU, beside the same collection on the processor.
+"""Measure exact search with sealed rows on a GPU, beside the same collection on the processor.
 
     python bench/gpu_search.py                              1,000,000 × 128 and × 512
     python bench/gpu_search.py --rows 200000 --dims 128     smaller
@@ -132,7 +132,7 @@ def measure(folder: Path, rows: int, dim: int, rounds: int, result: Result) -> N
 
 
 def compare(on_gpu: LocalCollection, on_cpu: LocalCollection, queries: Vectors) -> None:
-    """Ask both the same things.
+    """Send the same requests to both.
 
     Raises:
         AssertionError: the answers differ.
@@ -174,7 +174,7 @@ def same(on_gpu: LocalCollection, on_cpu: LocalCollection, queries: Vectors, opt
 
 
 def answers(found: Sequence[object]) -> list[tuple[str, float, str | None]]:
-    """Return what neighbours are compared by."""
+    """Return the parts of neighbours that are compared."""
     return [(one.key, one.similarity, one.label) for one in found]  # type: ignore[attr-defined]
 
 
@@ -260,7 +260,7 @@ def fill(folder: Path, vectors: Vectors) -> None:
 
 
 def note(what: str, start: float) -> None:
-    """Say on standard error what has been done, and how long it took."""
+    """Print a finished step on standard error, with its time."""
     print(f"{what}: {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Serving on a GPU beside bare ONNX Runtime on the same GPU: pixels that are decoded already, then photos.
+"""Measure serving on a GPU beside bare ONNX Runtime on the same GPU: decoded pixels first, then photos.
 
     imagekin tune run/model.onnx --device cuda
     python bench/gpu_serve.py --model run/model.onnx

@@ -1,4 +1,4 @@
-"""Training on one GPU: speed, what ten minutes of it reach on CIFAR-10, and the memory of the tiled loss.
+"""Measure training on one GPU: speed, accuracy on CIFAR-10 after ten minutes, and the memory of the tiled loss.
 
     python bench/gpu_train.py --out gpu-train [--minutes 9.5] [--piece NAME]     # again, until nothing is left
     python bench/gpu_train.py --out gpu-train --score                            # where only the scores are missing
@@ -54,7 +54,7 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured on what.
+    """Parameters of the measurement.
 
     Attributes:
         device: where.
@@ -100,7 +100,7 @@ OWN: Mapping[str, Options] = {
 
 
 def full_plan(data: Path, minutes: float = 10.0) -> Plan:
-    """Return what is measured on a GPU, with CIFAR-10 from the folder `data` and trainings of that length."""
+    """Return the plan for a GPU, with CIFAR-10 from the folder `data` and trainings of that length."""
     train, test = (str(data / f"cifar10-{part}.tar.gz") for part in ("train", "test"))
     return Plan("cuda", train, test, RECIPE, seconds=60 * minutes, vectors=131_072, compiled=True)
 
@@ -176,7 +176,7 @@ def tiled(plan: Plan) -> Figures:
 
 
 def length_of(plan: Plan, method: str, out: Path, state: Figures) -> Figures:
-    """Return how many epochs a method trains for, and whether compiled; kept in `state` once it is known.
+    """Return the number of epochs of a method, and whether it is compiled; kept in `state` once it is known.
 
     SupCon's speed is known from its own piece. Cross-entropy takes the epochs of SupCon.
     """
@@ -196,7 +196,7 @@ def length_of(plan: Plan, method: str, out: Path, state: Figures) -> Figures:
 
 
 def learn(plan: Plan, method: str, out: Path, state: Figures, left: float) -> Figures | None:
-    """Train one method for as long as the plan says, in as many calls as it takes; None while it is not finished.
+    """Train one method for the planned time, over several calls if needed; None while it is not finished.
 
     Args:
         plan: of the measurement.
@@ -243,7 +243,7 @@ def judge(plan: Plan, run: Path) -> Figures:
 
 
 def flags(options: Options) -> list[str]:
-    """Return the options as the command takes them."""
+    """Return the options as command-line flags."""
     given = []
     for name, value in options.items():
         given += ["--" + name.replace("_", "-")] if value is True else ["--" + name.replace("_", "-"), str(value)]
@@ -251,14 +251,14 @@ def flags(options: Options) -> list[str]:
 
 
 def save(out: Path, state: Figures) -> None:
-    """Keep what was found, whatever happens next."""
+    """Save the figures found so far."""
     temporary = out / f".{STATE_FILE}.part"
     temporary.write_text(json.dumps(state, indent=2))
     temporary.replace(out / STATE_FILE)
 
 
 def work(plan: Plan, out: Path, pieces: Sequence[str], seconds: float, *, train: bool, score: bool) -> Figures:
-    """Do what is left of the pieces within so many seconds, and return everything found so far.
+    """Do the remaining pieces within so many seconds, and return everything found so far.
 
     Args:
         plan: of the measurement.
@@ -313,7 +313,7 @@ def rows_of(found: Mapping[str, Figures]) -> list[tuple[str, str]]:
 
 
 def targets_of(found: Mapping[str, Figures]) -> list[Target]:
-    """Return the targets of what was measured."""
+    """Return the targets of the measured figures."""
     targets = []
     if "speed" in found:
         rates = (found["speed"].get(name, 0) for name in ("images_per_second", "compiled_images_per_second"))
@@ -332,7 +332,7 @@ def targets_of(found: Mapping[str, Figures]) -> list[Target]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure what is left and report everything."""
+    """Measure the remaining pieces and report everything."""
     parser = argparse.ArgumentParser(description="Training on one GPU.")
     parser.add_argument("--out", type=Path, default=Path("gpu-train"), help="folder that keeps what was found")
     parser.add_argument("--minutes", type=float, default=9.5, help="of this call")

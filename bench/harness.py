@@ -1,4 +1,4 @@
-"""What every measurement shares: interleaved rounds, medians, the table and the JSON line at its end.
+"""Shared parts of the measurements: interleaved rounds, medians, the table and the JSON line at the end.
 
 Machines are noisy, so nothing here is measured alone: `interleave` runs every contender once a round, in turn, and
 ratios are taken within a round before their median is.
@@ -23,7 +23,7 @@ _REST_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A figure, what it ought to be, and whether it is.
+    """A figure with its bound.
 
     Attributes:
         name: what was measured.
@@ -39,15 +39,15 @@ class Target:
 
     @property
     def met(self) -> bool:
-        """Whether the figure keeps to its bound."""
+        """True when the figure keeps within its bound."""
         return self.value >= self.bound if self.at_least else self.value <= self.bound
 
 
 def interleave(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Run every contender once a round, in turn, after one uncounted round; return their figures by name.
 
-    Each begins after a rest: the threads of OpenMP and of others go on spinning for a while after a call, at the cost
-    of whoever comes next.
+    Each begins after a pause, because threads of OpenMP and of other libraries spin for a while after a call, at the
+    cost of the next contender.
     """
     figures: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):

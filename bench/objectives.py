@@ -1,4 +1,4 @@
-"""Every objective under one protocol: what each one's features are worth, and what they cost.
+"""Compare all objectives under one protocol: the quality of their features, and their cost.
 
     OMP_NUM_THREADS=1 python bench/objectives.py --out FOLDER [--objectives supcon,simclr] [--seeds 0,1,2] [--held-out]
 
@@ -72,7 +72,7 @@ TRUST = (
 
 
 def train(settings: TrainSettings, images: ImageSet, test: ImageSet) -> dict[str, float]:
-    """Train one encoder as `imagekin train` does, on images that are loaded already; return its row."""
+    """Train one encoder as `imagekin train` does, on images loaded already; return its row."""
     import torch
 
     from imagekin.training.export.export import export_run
@@ -98,7 +98,7 @@ def fastest(settings: TrainSettings) -> float:
 
 
 def settings_for(objective: str, seed: int, options: argparse.Namespace) -> TrainSettings:
-    """Return what the product recommends for the objective, with the protocol's encoder, epochs and seed."""
+    """Return the recommended settings of the objective, with the protocol's encoder, epochs and seed."""
     name = f"{objective.replace(' ', '-')}-{seed}"
     base = for_small_images("cifar10-train.tar.gz", options.out / name, "supcon" if objective == RANDOM else objective)
     fixed: dict[str, Any] = {
@@ -116,7 +116,7 @@ def settings_for(objective: str, seed: int, options: argparse.Namespace) -> Trai
 
 
 def load(options: argparse.Namespace) -> tuple[ImageSet, ImageSet]:
-    """Load what is trained on and what is judged on."""
+    """Load the training and the test images."""
     limit = options.limit + HELD_OUT * options.held_out
     images = load_images(str(options.data / "cifar10-train.tar.gz"), size=32, limit=limit)
     if not options.held_out:
@@ -126,7 +126,7 @@ def load(options: argparse.Namespace) -> tuple[ImageSet, ImageSet]:
 
 
 def collect(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """Return the finished rows by objective; make those that are missing."""
+    """Return the finished rows by objective, after computing those that are missing."""
     rows: dict[str, list[dict[str, Any]]] = {}
     data: tuple[ImageSet, ImageSet] | None = None
     for seed in options.seeds:
@@ -205,7 +205,7 @@ def show(
 
 
 def main() -> None:
-    """Make what is missing, print the table."""
+    """Compute missing rows and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("IMAGEKIN_DATA") or DEFAULT_DATA))

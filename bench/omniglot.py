@@ -1,4 +1,4 @@
-"""Omniglot: train on the 30 background alphabets as configs/omniglot.toml says, judge on the 20 that were never seen.
+"""Train on Omniglot's 30 background alphabets as configs/omniglot.toml says, and test on its 20 evaluation alphabets.
 
     python bench/omniglot.py [--data omniglot.tar.gz] [--out runs/omniglot] [--seeds 0,1,2] [--threads N]
 
@@ -37,7 +37,7 @@ LEAST_ALL, LEAST_WITHIN, MOST_CPU_SECONDS = 97.0, 88.0, 3000.0
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a training took, of loading, exporting and checking the export too.
+    """Cost of a training, with loading, exporting and checking the export.
 
     Attributes:
         cpu_seconds: of all threads.
@@ -87,7 +87,7 @@ def unpack(archive: Path, out: Path) -> Path:
 
 
 def train(data: Path, run: Path, seed: int, options: Sequence[str]) -> None:
-    """Train one seed through the product, or go on with it; do nothing when it is finished.
+    """Train one seed with the product, or resume it; do nothing when it is finished.
 
     Raises:
         RuntimeError: the training failed; it has said why.
@@ -112,7 +112,7 @@ def train(data: Path, run: Path, seed: int, options: Sequence[str]) -> None:
 
 
 def read_cost(run: Path) -> Cost:
-    """Return what a run has cost so far."""
+    """Return the cost of a run so far."""
     path = run / COST
     return Cost(**json.loads(path.read_text())) if path.exists() else Cost()
 

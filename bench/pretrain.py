@@ -1,4 +1,4 @@
-"""Two-view SupCon pretraining beside the reference recipe's way, and views alone beside torchvision v2 and kornia.
+"""Measure two-view SupCon pretraining beside the reference recipe, and views beside torchvision v2 and kornia.
 
     python -m venv peer && peer/bin/pip install torch torchvision kornia '.[cpu,train]'
     peer/bin/python bench/pretrain.py [--peer-python PYTHON] [--rounds N] [--cores N]
@@ -40,7 +40,7 @@ WORKERS = 2
 
 
 def noise(count: int):  # type: ignore[no-untyped-def]
-    """Return smooth random images, uint8 [count, 32, 32, 3]; what is in them costs no one more or less."""
+    """Return smooth random images, uint8 [count, 32, 32, 3]; their content does not affect any cost."""
     import numpy as np
 
     coarse = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
@@ -94,7 +94,7 @@ def ours(encoder: str) -> float:
 
 
 def reference(encoder: str) -> float:
-    """Train in the reference recipe's way; return images/s."""
+    """Train by the reference recipe; return images/s."""
     import torch
     from PIL import Image
     from torch.nn import functional
@@ -205,7 +205,7 @@ MEASURES: dict[str, Callable[[str], float]] = {"ours": ours, "reference": refere
 
 
 def measure(python: str, kind: str, what: str, cores: int) -> float:
-    """Run one measurement in a process of its own."""
+    """Run one measurement in its own process."""
     environment = os.environ | {"OMP_NUM_THREADS": str(cores), "PYTHONPATH": str(ROOT)}
     command = [python, str(Path(__file__).resolve()), "--measure", kind, what]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

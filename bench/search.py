@@ -1,4 +1,4 @@
-"""How fast the store answers and writes, beside FAISS as people call it and embedded vector databases.
+"""Measure the store's searches and writes, beside FAISS with its defaults and embedded vector databases.
 
     python bench/search.py                       every section, 1,000,000 × 128 where the target says so (some minutes)
     python bench/search.py --short               every section on a twentieth of the data (about a minute)
@@ -55,7 +55,7 @@ from imagekin.index.types import SearchOptions, VectorItem
 
 
 def exact(folder: Path, scale: float, embeddings: Path | None = None) -> Result:
-    """Batches of 64, exactly; also among real embeddings, the last 64 of which are the queries."""
+    """Measure exact batches of 64; also among real embeddings, the last 64 of which are the queries."""
     result = Result()
     sets: list[tuple[str, Vectors, Vectors]] = []
     for dim, count in ((128, int(100_000 * max(scale, 0.2))), (512, int(50_000 * max(scale, 0.2)))):
@@ -92,7 +92,7 @@ def exact(folder: Path, scale: float, embeddings: Path | None = None) -> Result:
 
 
 def clients(folder: Path, scale: float) -> Result:
-    """Eight clients, one query at a time each."""
+    """Measure eight clients with one query at a time each."""
     result = Result()
     vectors, queries = unit_vectors(int(100_000 * max(scale, 0.2)), 128), unit_vectors(512, 128, 5)
     index = FAISS.IndexFlatIP(128)
@@ -129,7 +129,7 @@ def clients(folder: Path, scale: float) -> Result:
 
 
 def fresh(folder: Path, scale: float) -> Result:
-    """One query right after a write, on 20,000 × 128."""
+    """Measure one query right after a write, on 20,000 × 128."""
     result = Result()
     vectors, queries, extra = unit_vectors(20_000, 128), unit_vectors(100, 128, 5), unit_vectors(100, 128, 6)
     found = {name: peers.opened(name, kind, folder, vectors) for name, kind in peers.present(list(peers.PEERS)).items()}
@@ -160,7 +160,7 @@ def fresh(folder: Path, scale: float) -> Result:
 
 
 def writes(folder: Path, scale: float) -> Result:
-    """Durable single upserts of 32 writers, one delete among many, import."""
+    """Measure durable single upserts of 32 writers, one delete among many items, and import."""
     result = Result()
     dim, count = 128, int(500_000 * scale)
     vectors = unit_vectors(count, dim)
@@ -227,7 +227,7 @@ print(json.dumps({"seconds": seconds, "kib": sum(resident().values()) - before})
 
 
 def opening(folder: Path, scale: float) -> Result:
-    """Open to the first answer, in fresh processes; memory; a search among one in a hundred."""
+    """Measure the time from opening to the first answer, in fresh processes; memory; a search among 1 % of items."""
     result = Result()
     count = int(1_000_000 * scale)
     vectors = unit_vectors(count, 128)

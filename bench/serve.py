@@ -1,4 +1,4 @@
-"""What serving costs over the bare model, beside other servers, under load and after a restart.
+"""Measure the cost of serving beside the bare model and other servers, under load, and after a restart.
 
     python bench/serve.py --model run/model.onnx --int8 run/model.int8.onnx --peers VENVS
     python bench/serve.py --sections identity,photos --short

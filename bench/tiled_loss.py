@@ -1,4 +1,4 @@
-"""The tiled contrastive loss beside the plain one: peak memory, time and gradient.
+"""Measure the tiled contrastive loss beside the plain one: peak memory, time and gradient.
 
     python bench/tiled_loss.py [COUNT]
 

@@ -1,4 +1,4 @@
-"""The names of the encoders that can be had, and how large, wide and fast each is."""
+"""List the encoders that are available, with size, dimension and speed."""
 
 import fnmatch
 import json
@@ -70,7 +70,7 @@ def matching(pattern: str) -> tuple[str, ...]:
     import timm
     from torchvision import models
 
-    # With the weights that each can have (`name.tag`), which are what a user names; those without any stay as they are.
+    # With the tags of their weights (`name.tag`), as users name them; models without weights keep their plain names.
     known = [f"timm:{name}" for name in timm.list_models(pretrained=True)]
     known += [f"timm:{name}" for name in timm.list_models()]
     known += [f"torchvision:{name}" for name in models.list_models(module=models)]
@@ -80,7 +80,7 @@ def matching(pattern: str) -> tuple[str, ...]:
 
 
 def describe(name: str) -> Described:
-    """Return an encoder's figures, from its structure alone; nothing is downloaded.
+    """Return an encoder's figures from its structure alone; nothing is downloaded.
 
     Raises:
         InvalidArgumentError: it is no encoder of images.
@@ -89,13 +89,13 @@ def describe(name: str) -> Described:
         with torch.device("meta"):
             backbone, images = build_named(find_name(name))
     except ImagekinError:
-        backbone, images = build_named(find_name(name))  # some can only be built with numbers in them
+        backbone, images = build_named(find_name(name))  # some cannot be built without values
     parameters = sum(parameter.numel() for parameter in backbone.parameters())
     return Described(name, parameters, backbone.feature_dim, images.size, _speeds().get(_key(name)))
 
 
 def measure(name: str) -> float:
-    """Return how many images a second an encoder embeds on this CPU as it is served, and remember it."""
+    """Measure the images per second that an encoder embeds on this CPU as it is served, and remember the figure."""
     encoder = load_named(find_name(name), weights=Path(RANDOM))
     with tempfile.TemporaryDirectory() as folder:
         shape = (8, encoder.images.size, encoder.images.size, 3)

@@ -1,4 +1,4 @@
-"""The section `approximate` of bench/search.py: recall, rate and memory of our kinds beside hnswlib and usearch."""
+"""The section `approximate` of bench/search.py: recall, rate and memory of our index kinds, hnswlib and usearch."""
 
 import statistics
 from collections.abc import Callable
@@ -131,5 +131,5 @@ def _usearch(result: Result, vectors: Vectors, queries: Vectors) -> dict[str, Ca
 
 
 def _rate_at(curve: list[tuple[float, float]], recall: float) -> float:
-    """Return a peer's rate at a recall, on the straight line between what was measured; the nearest end beyond it."""
+    """Return a peer's rate at a recall, interpolated linearly between measured points; the nearest end beyond them."""
     return float(np.interp(recall, [point for point, _ in curve], [rate for _, rate in curve]))

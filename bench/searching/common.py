@@ -1,4 +1,4 @@
-"""What the sections of bench/search.py share: vectors, collections, FAISS as people call it, and what they found."""
+"""Shared parts of the sections of bench/search.py: vectors, collections, FAISS with its defaults, and results."""
 
 import os
 import statistics
@@ -29,14 +29,14 @@ OURS = SearchOptions(k=K)
 
 @dataclass(slots=True)
 class Result:
-    """What a section found: rows of the table, targets, figures by name."""
+    """Result of a section: rows of the table, targets, figures by name."""
 
     rows: list[tuple[str, str]] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
 
     def add(self, name: str, value: float, unit: str, bound: float | None = None, at_least: bool = True) -> None:
-        """Note a figure, and its target where it has one."""
+        """Add a figure, with its target if it has one."""
         self.rows.append((name, f"{value:,.4g} {unit}".strip()))
         self.figures[name] = value
         if bound is not None:
@@ -84,7 +84,7 @@ def as_people_call_it(index: Any, queries: Vectors) -> Any:
 
 
 def synced(path: Path) -> float:
-    """Return the seconds that the disk takes to append 4 KiB and keep them, which no durable write can be below."""
+    """Return the seconds that the disk takes to append and sync 4 KiB, the least time of any durable write."""
     with path.open("wb", buffering=0) as file:
 
         def append() -> None:
@@ -95,7 +95,7 @@ def synced(path: Path) -> float:
 
 
 def sgemm_peak() -> float:
-    """Return this machine's float32 multiply-adds of large matrices, in GFLOP/s."""
+    """Return this machine's float32 rate for large matrices, in GFLOP/s."""
     side = 3072
     one, other = unit_vectors(side, side), unit_vectors(side, side, 1)
     seconds = min(timed(lambda: one @ other) for _ in range(6))
@@ -103,7 +103,7 @@ def sgemm_peak() -> float:
 
 
 def sgemm_for(queries: Vectors, vectors: Vectors) -> float:
-    """Return the GFLOP/s of the same multiplication alone, in NumPy's blocks that suit this machine best."""
+    """Return the GFLOP/s of the same multiplication alone, in NumPy's best block size on this machine."""
     columns, best = np.ascontiguousarray(queries.T), 0.0
     for rows in (1024, 4096, 16_384, len(vectors)):
         products = np.empty((rows, len(queries)), np.float32)

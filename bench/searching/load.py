@@ -1,4 +1,4 @@
-"""Two sections of bench/search.py: reading while others write, and the import of a Parquet file."""
+"""Two sections of bench/search.py: reads during writes, and the import of a Parquet file."""
 
 import threading
 import time
@@ -17,7 +17,7 @@ SECONDS = 8.0
 
 
 def reads(folder: Path, scale: float) -> Result:
-    """Single queries, one after the other, alone and while items are replaced without a pause (so also compacted)."""
+    """Measure single queries in sequence, alone and while items are replaced without a pause (and so compacted)."""
     result = Result()
     vectors, queries = unit_vectors(int(100_000 * max(scale, 0.2)), 128), unit_vectors(64, 128, 5)
     with Catalog(folder) as catalog:
@@ -59,7 +59,7 @@ def _latencies(collection: LocalCollection, queries: Vectors) -> list[float]:
 
 
 def imports(folder: Path, scale: float) -> Result:
-    """Import a Parquet file, durably, and open what came of it."""
+    """Import a Parquet file, durably, and open the resulting collection."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""The peers of bench/search.py: each keeps (key, vector) pairs on disk or in memory, the way its own guide says.
+"""The peers of bench/search.py: each stores (key, vector) pairs on disk or in memory, as its own guide recommends.
 
 A peer that is not installed is left out, and said to be. Vectors are float32 [N, D] of unit length, similarity is the
 inner product.
@@ -104,7 +104,7 @@ PEERS: dict[str, Any] = {"lancedb": Lance, "qdrant": Qdrant, "milvus-lite": Milv
 
 
 def present(names: Iterator[str] | list[str]) -> dict[str, Any]:
-    """Return the named peers that are installed, and say which are not."""
+    """Return the named peers that are installed, and print the others."""
     found = {}
     for name in names:
         if importlib.util.find_spec(PEERS[name].module) is None:
@@ -115,7 +115,7 @@ def present(names: Iterator[str] | list[str]) -> dict[str, Any]:
 
 
 def opened(name: str, kind: Any, folder: Path, vectors: Vectors) -> Any:
-    """Return a peer that holds vectors; None, said why, when it fails."""
+    """Return a peer filled with vectors; print the reason and return None when it fails."""
     try:
         peer = kind(folder, vectors.shape[1])
         with contextlib.suppress(NotImplementedError):

@@ -19,7 +19,7 @@ from imagekin.machine import cores
 
 
 def tight_loop(model: Path, files: list[bytes], seconds: float, *, scaled: bool = True) -> tuple[float, float]:
-    """Return images a second and CPU seconds an image of decoding and ONNX Runtime on all cores, and no more."""
+    """Return images a second and CPU seconds an image of decoding and ONNX Runtime alone, on all cores."""
     tuned = tuning.load(model, "cpu") or tuning.default("cpu", cores())
     encoder = Encoder.open(model, device="cpu", threads=tuned.threads, sessions=tuned.sessions)
     rule = encoder.metadata.preprocess
@@ -63,7 +63,7 @@ def ideal_p99(load: float, servers: int, count: int = 200_000) -> float:
 
 
 def plain_pixels(data: bytes, rule: Preprocess) -> NDArray[np.uint8]:
-    """Return the pixels of a photo as Pillow gives them to whoever asks for all of them."""
+    """Return the pixels of a photo as Pillow decodes them in full."""
     return decode.fit(Image.open(io.BytesIO(data)).convert("RGB"), rule)
 
 
@@ -82,7 +82,7 @@ def twelve_megapixels(tiles: list[bytes], quality: int, noise: float = 0) -> byt
 
 
 def read_photos(path: Path, count: int) -> list[bytes]:
-    """Return every so-manieth photo of an archive, `count` of them."""
+    """Return `count` photos of an archive, evenly spaced."""
     with tarfile.open(path) as archive:
         chosen = _chosen(archive, count)
         return [file.read() for member in chosen if (file := archive.extractfile(member)) is not None]

@@ -1,4 +1,4 @@
-"""Servers for what the service itself costs: imagekin with a model that does nothing, and a bare grpc.aio echo.
+"""Servers to measure the cost of the service alone: imagekin with a model that does nothing, and a bare grpc.aio echo.
 
     python -m bench.serving.identity imagekin|echo PORT_FILE [ANSWER_BYTES]
 

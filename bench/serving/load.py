@@ -1,4 +1,4 @@
-"""The load generator of `bench/serve.py`: a process of its own that sends ready-made requests and times the answers.
+"""The load generator of `bench/serve.py`: send ready-made requests from its own process and time the answers.
 
     python -m bench.serving.load < SPECIFICATION.json
 
@@ -30,7 +30,7 @@ _STREAM_WINDOW = 4
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What to send, and how.
+    """Load to send.
 
     Attributes:
         address: `HOST:PORT`.
@@ -63,7 +63,7 @@ class Load:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of it, within the measured window.
+    """Results within the measured window.
 
     Attributes:
         seconds: the window's length.
@@ -105,7 +105,7 @@ def cpu_seconds(pids: tuple[int, ...]) -> float:
 
 
 class Sender(Protocol):
-    """Sends one request; returns how it ended."""
+    """Send one request and return the name of its status code."""
 
     async def __call__(self, payload: bytes, caller: int) -> str:
         """Return the name of a status code."""
@@ -146,7 +146,7 @@ class _Http:
 
 
 class _Window:
-    """Counts what ends within the measured window."""
+    """Count calls that end within the measured window."""
 
     def __init__(self, load: Load) -> None:
         self.load = load
@@ -171,7 +171,7 @@ class _Window:
             self.outcome.refused_ms.append((now - due) * 1e3)
 
     async def watch(self) -> None:
-        """Read the processors' clocks at both ends of the window."""
+        """Read CPU times at both ends of the window."""
         await asyncio.sleep(self.began - time.perf_counter())
         start, server, own = time.perf_counter(), cpu_seconds(self.load.pids), time.process_time()
         await asyncio.sleep(self.ends - time.perf_counter())
@@ -234,7 +234,7 @@ async def _streamed(load: Load, payloads: list[bytes], channel: Any, window: _Wi
 
 
 async def generate(load: Load) -> Outcome:
-    """Send the load and return what came of it."""
+    """Send the load and return its outcome."""
     if load.cpus:
         os.sched_setaffinity(0, load.cpus)
     payloads = [Path(path).read_bytes() for path in load.payloads]

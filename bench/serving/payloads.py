@@ -17,7 +17,7 @@ _BYTES = "application/octet-stream"
 
 
 class Payloads:
-    """Writes requests that hold photos.
+    """Write requests that hold photos.
 
     Args:
         folder: where.

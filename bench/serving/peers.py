@@ -1,4 +1,4 @@
-"""Serve the same model in other ways, each in the interpreter that has it: the peers of `bench/serve.py`.
+"""Serve the same model with other servers, each in its own interpreter: the peers of `bench/serve.py`.
 
     PYTHON bench/serving/peers.py naive|mosec|litserve|pytriton MODEL PORT CORES
 
@@ -29,7 +29,7 @@ MODEL = os.environ.setdefault("IMAGEKIN_BENCH_MODEL", sys.argv[2] if len(sys.arg
 
 
 class Plain:
-    """ONNX Runtime and the decoder, and nothing around them."""
+    """ONNX Runtime and the decoder alone."""
 
     def __init__(self, path: str) -> None:
         options = ort.SessionOptions()
@@ -47,7 +47,7 @@ class Plain:
 
 
 def naive(path: str, port: int, cores: int) -> None:
-    """Serve with grpc.aio and a pool of threads, as most people begin."""
+    """Serve with grpc.aio and a pool of threads, a common first version."""
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
 

@@ -1,4 +1,4 @@
-"""Server processes for `bench/serve.py`: started, found ready, measured and ended."""
+"""Start, await, measure and end server processes for `bench/serve.py`."""
 
 import contextlib
 import json
@@ -61,7 +61,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def started(name: str, command: Sequence[str], port: int = 0, port_file: Path | None = None) -> Iterator[Served]:
-    """Run a server for the length of a block; it is ready when its port file or its port is there.
+    """Run a server for the length of a block; it is ready once its port file exists or its port answers.
 
     Raises:
         RuntimeError: it ended, or was not ready in time; the message has the last line of its standard error.
@@ -97,7 +97,7 @@ def imagekin(folder: Path, name: str, arguments: Sequence[str]) -> contextlib.Ab
 
 
 def generate(load: Load) -> Outcome:
-    """Run the load generator in a process of its own and return what came of it."""
+    """Run the load generator in its own process and return its outcome."""
     command = [sys.executable, "-m", "bench.serving.load"]
     done = subprocess.run(
         command, input=json.dumps(asdict(load)), text=True, stdout=subprocess.PIPE, check=True, env=environment()

@@ -32,7 +32,7 @@ _LOAD_SECONDS = 5.0
 
 @dataclass
 class _Writers:
-    """Threads that upsert until the server is gone, and the keys that it has acknowledged."""
+    """Threads that upsert until the server is gone, with the keys that it has acknowledged."""
 
     address: str
     number: int
@@ -55,7 +55,7 @@ class _Writers:
 
 
 def restart(bench: Bench) -> Result:
-    """Kill a writer with a million vectors while it is asked and written to; start it again; does it have everything?
+    """Kill a writer of a million vectors under reads and writes, start it again, and check that nothing is lost.
 
     A read-only replica of the same folder answers searches all the time. What is counted: calls to the replica that
     fail, acknowledged items that are gone, and the time from the start of the new process to its first answer.
@@ -106,7 +106,7 @@ def restart(bench: Bench) -> Result:
 def _kill_under_load(
     pool: ThreadPoolExecutor, writer: Served, replica: Served, payload: Path, number: int
 ) -> tuple[_Writers, Future[Outcome]]:
-    """Put load on both, kill the writer; return what it has acknowledged, and what becomes of the replica's calls."""
+    """Put load on both and kill the writer; return the keys it has acknowledged, and the replica's outcome."""
     load = Load(replica.address, SEARCH, (str(payload),), _LOAD_SECONDS, warm_up=0.5, concurrency=4, rate=_RATE)
     watched = pool.submit(generate, load)
     pool.submit(generate, replace(load, address=writer.address))

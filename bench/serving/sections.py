@@ -1,4 +1,4 @@
-"""What `bench/serve.py` measures; see there."""
+"""Sections of `bench/serve.py`; see there."""
 
 import contextlib
 import functools
@@ -33,27 +33,27 @@ SEARCH = "/imagekin.v1.Searcher/Search"
 
 @dataclass(slots=True)
 class Result:
-    """What a section found: rows of the table, targets, figures by name."""
+    """Result of a section: rows of the table, targets, figures by name."""
 
     rows: list[tuple[str, str]] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
 
     def add(self, name: str, value: float, unit: str, bound: float | None = None, at_least: bool = True) -> None:
-        """Note a figure, and its target where it has one."""
+        """Add a figure, with its target if it has one."""
         self.rows.append((name, f"{value:,.4g} {unit}".strip()))
         self.figures[name] = value
         if bound is not None:
             self.targets.append(Target(name, value, bound, at_least))
 
     def skip(self, name: str, why: str) -> None:
-        """Note that something was not measured."""
+        """Record that something was not measured."""
         self.rows.append((name, f"not measured: {why}"))
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What all sections share.
+    """Shared inputs of all sections.
 
     Attributes:
         folder: for files of this run.
@@ -88,7 +88,7 @@ class Bench:
 
 
 def ceiling(bench: Bench) -> Result:
-    """Images/s and CPU per image beside a tight loop in one process, and beside other servers."""
+    """Measure images/s and CPU per image beside a tight loop in one process, and beside other servers."""
     result, loads = Result(), {}
     one = bench.payloads
     with contextlib.ExitStack() as stack:
@@ -147,7 +147,7 @@ def ceiling(bench: Bench) -> Result:
 
 
 def best(bench: Bench) -> Result:
-    """The best setting, int8 and scaled decode, beside ONNX Runtime in float32 and plain Pillow; does it agree?"""
+    """Measure the best setting, int8 and scaled decode, beside float32 ONNX Runtime and plain Pillow; compare both."""
     result = Result()
     if bench.int8 is None:
         result.skip("best setting", "give an int8 model with --int8")
@@ -179,7 +179,7 @@ def best(bench: Bench) -> Result:
 
 
 def identity(bench: Bench) -> Result:
-    """Server CPU per call with a model that does nothing, beside a bare grpc.aio echo; 100 KB requests."""
+    """Measure server CPU per call with a model that does nothing, beside a bare grpc.aio echo; 100 KB requests."""
     result = Result()
     one, many = bench.payloads.random(100_000)
     for dim, what in ((512, "answers of 2 KB"), (25_600, "answers of 100 KB")):
@@ -205,7 +205,7 @@ def identity(bench: Bench) -> Result:
 
 
 def loaded(bench: Bench) -> Result:
-    """Poisson arrivals at 70 % of the peak, then at twice the peak with deadlines."""
+    """Measure Poisson arrivals at 70 % of the peak, then at twice the peak with deadlines."""
     result = Result()
     port_file = bench.folder / "metrics.port"
     arguments = ["--model", str(bench.model), "--metrics-address", "127.0.0.1:0"]
@@ -237,7 +237,7 @@ def loaded(bench: Bench) -> Result:
 
 @dataclass(frozen=True, slots=True)
 class _Flood:
-    """What became of twice the peak: calls, images that were inferred, and good answers over the peak's."""
+    """Results at twice the peak: calls, images that were inferred, and good answers over the peak's."""
 
     outcome: Outcome
     inferred: int
@@ -245,7 +245,7 @@ class _Flood:
 
 
 def _flood(load: Load, metrics_port: int) -> _Flood:
-    """Send twice the peak; the peak is measured before and after, because the machine's speed changes meanwhile."""
+    """Send twice the peak, measured before and after, because the machine's speed changes meanwhile."""
 
     def peak() -> float:
         full = generate(load)
@@ -260,7 +260,7 @@ def _flood(load: Load, metrics_port: int) -> _Flood:
 
 
 def photos(bench: Bench) -> Result:
-    """A 12-megapixel JPEG photo: scaled decode beside plain Pillow, and what the encoder makes of both."""
+    """Measure a 12-megapixel JPEG photo: scaled decode beside plain Pillow, and the embeddings of both."""
     result = Result()
     encoder = Encoder.open(bench.model, device="cpu")
     for quality, noise in ((70, 0), (85, 0), (92, 0), (92, 6)):
@@ -285,7 +285,7 @@ def photos(bench: Bench) -> Result:
 
 
 def search(bench: Bench) -> Result:
-    """Search by image beside Embed alone, in a collection of 100,000."""
+    """Measure search by image beside Embed alone, in a collection of 100,000."""
     result = Result()
     from bench.searching.common import fill, unit_vectors
     from imagekin.index.local.catalog import Catalog
@@ -319,7 +319,7 @@ def search(bench: Bench) -> Result:
 
 
 def inferred(port: int) -> int:
-    """Return how many images a server has inferred, by its own metrics."""
+    """Return the number of images that a server has inferred, by its own metrics."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         text = answer.read().decode()
     line = next(line for line in text.splitlines() if line.startswith('imagekin_batch_size_sum{stage="inference"}'))
@@ -327,7 +327,7 @@ def inferred(port: int) -> int:
 
 
 def _agreement(bench: Bench) -> float:
-    """Return for how many photos the nearest neighbour in the gallery is of the same class."""
+    """Return the share of photos whose nearest neighbour in the gallery is of the same class."""
     if bench.int8 is None:
         return float("nan")
     answers = []
@@ -358,7 +358,7 @@ def _reading(read: Callable[[bytes, Preprocess], object], files: list[bytes]) ->
 
 
 def _await(load: Load) -> None:
-    """Return once a server gives right answers: some load their model after they have begun to listen."""
+    """Wait until a server gives right answers: some load their model after they have begun to listen."""
     for _ in range(_TRIES):
         with contextlib.suppress(subprocess.CalledProcessError):
             if generate(replace(load, warm_up=0.0, seconds=1.0)).good:

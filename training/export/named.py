@@ -1,4 +1,4 @@
-"""Make a model artifact of an encoder from elsewhere that is built by name, without training it."""
+"""Make a model artifact of an encoder built by name, without training it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ class AdoptedByName:
 
     Attributes:
         model: the artifact.
-        metadata: what stands in it.
-        parity: how close the file is to the torch encoder.
+        metadata: the artifact's metadata.
+        parity: differences between the file and the torch encoder.
     """
 
     model: Path
@@ -36,8 +36,8 @@ def adopt_named(
 
     Args:
         encoder: with its weights.
-        images: how it is to be shown images, usually its own `images`.
-        show: returns images prepared as it is told, uint8 [N, H, W, 3], N >= 2.
+        images: the preparation of images for it, usually its own `images`.
+        show: prepares sample images by a rule and returns them, uint8 [N, H, W, 3], N >= 2.
         out: the file; one that exists is replaced.
 
     Raises:

