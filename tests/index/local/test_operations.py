@@ -1,5 +1,6 @@
 """Verify finds every damage and repairs what can be; snapshots, restores, compaction and Parquet keep every item."""
 
+import contextlib
 import shutil
 import sqlite3
 import threading
@@ -20,6 +21,7 @@ from imagekin.index.ingest.parquet import ParquetItems, export_items, import_ite
 from imagekin.index.local import maintenance
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.local.collection import LocalCollection
+from imagekin.index.storage.acknowledged import WATERMARK, Watermark
 from imagekin.index.types import IndexedItem, SearchOptions, VectorItem
 from tests.index.reference import unit
 
@@ -181,6 +183,25 @@ def test_writes_that_vanished_from_the_log_are_missed(data: Path) -> None:
         assert catalog.verify("shop").missing_writes == 1
         catalog.verify("shop", repair=True)
         assert catalog.open("shop").count() == 298
+
+
+@pytest.mark.parametrize("number", [b"", b"half", b"\xff" * 12], ids=["empty", "cut", "torn"])
+def test_a_number_of_acknowledged_writes_that_is_not_whole_is_not_believed(data: Path, number: bytes) -> None:
+    (database(data).parent / WATERMARK).write_bytes(number)
+    with Catalog(data) as catalog:
+        assert catalog.verify("shop").missing_writes == 0
+        assert catalog.open("shop").count() == COUNT - 2
+
+
+def test_a_reader_need_not_know_the_latest_acknowledged_write(data: Path) -> None:
+    # As when it began to read right before the write was committed.
+    folder = database(data).parent
+    with Catalog(data, read_only=True) as reader:
+        collection = reader.open("shop")
+        with contextlib.closing(Watermark(folder, "shop", read_only=False)) as watermark:
+            watermark.write(collection.info().sequence + 1)
+        collection.close()
+        assert reader.open("shop").count() == COUNT - 2
 
 
 def test_repair_needs_the_lock_and_checking_does_not(data: Path) -> None:

@@ -15,6 +15,7 @@ from imagekin.index.storage import combiner as combining
 from imagekin.index.storage.combiner import Combiner
 from imagekin.index.types import SearchOptions, VectorItem
 from tests.index.reference import assert_agree, nearest
+from tests.waiting import wait_until
 
 
 def test_calls_that_wait_run_as_one_batch() -> None:
@@ -108,3 +109,80 @@ def test_many_clients_get_exact_answers(tmp_path: Path, monkeypatch: pytest.Monk
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(ask, range(200)))
+
+
+class Held:
+    """A combiner whose first batch waits until it is let go, so that further calls queue up."""
+
+    def __init__(self) -> None:
+        self.begun, self.go = threading.Event(), threading.Event()
+        self.combiner: Combiner[int, int] = Combiner(self.work)
+        self.batches: list[list[int]] = []
+
+    def work(self, questions: Sequence[int]) -> list[int]:
+        self.batches.append(list(questions))
+        self.begun.set()
+        assert self.go.wait(30)
+        if 13 in questions:
+            raise ValueError("thirteen")
+        return list(questions)
+
+    def until_waiting(self, count: int) -> None:
+        """Return once so many calls wait."""
+        wait_until(lambda: len(self.combiner._waiting) == count)
+
+
+def test_every_call_of_a_batch_that_fails_is_told() -> None:
+    held = Held()
+    with ThreadPoolExecutor(6) as pool:
+        first = pool.submit(held.combiner.call, 1)
+        assert held.begun.wait(30)
+        others = [pool.submit(held.combiner.call, number) for number in range(11, 16)]
+        held.until_waiting(5)
+        held.go.set()
+        assert first.result() == 1
+        for other in others:
+            with pytest.raises(ValueError, match="thirteen"):
+                other.result()
+    assert held.combiner.call(5) == 5
+
+
+class Interrupted(threading.Event):
+    """An event that Ctrl-C comes before, or right after."""
+
+    def __init__(self, *, before: bool) -> None:
+        super().__init__()
+        self.before = before
+        self.interrupted = False
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait, and be interrupted the first time."""
+        if self.interrupted or not self.before:
+            assert super().wait(30)
+        if not self.interrupted:
+            self.interrupted = True
+            raise KeyboardInterrupt
+        return True
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["while it waits", "when its turn has come"])
+def test_a_thread_that_is_interrupted_leaves_nobody_waiting(before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = combining._Call
+
+    def interrupted(request: int) -> "combining._Call[int, int]":
+        return call(request, Interrupted(before=before)) if request == 2 else call(request)
+
+    monkeypatch.setattr(combining, "_Call", interrupted)
+    held = Held()
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(held.combiner.call, 1)
+        assert held.begun.wait(30)
+        second = pool.submit(held.combiner.call, 2)
+        wait_until(lambda: second.done() if before else len(held.combiner._waiting) == 1)
+        third = pool.submit(held.combiner.call, 3)
+        held.until_waiting(1 if before else 2)
+        held.go.set()
+        assert isinstance(second.exception(30), KeyboardInterrupt)
+        assert (first.result(30), third.result(30)) == (1, 3)
+    assert held.batches == ([[1], [3]] if before else [[1], [2, 3]])
+    assert held.combiner.call(4) == 4

@@ -272,22 +272,3 @@ def test_an_array_goes_on_in_memory_and_never_into_the_file(tmp_path: Path) -> N
         map_rows(path, np.int64, 3002, 10_000)
     map_rows(path, np.int64, 3001, 10_000)[:] = -1
     assert np.fromfile(path, np.int64).tolist() == rows.tolist()
-
-
-def test_every_column_is_on_disk_before_the_manifest_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[str] = []
-    fsync = os.fsync
-
-    def watched(descriptor: int) -> None:
-        fsync(descriptor)
-        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
-
-    with Catalog(tmp_path) as catalog:
-        collection = catalog.create("shop", space="ik1-a", dim=DIM)
-        collection.upsert(items(0, 100))
-        monkeypatch.setattr(os, "fsync", watched)
-        collection.seal()
-        monkeypatch.undo()
-    (named,) = {place for place, name in enumerate(synced) if name.startswith("manifest")} or {-1}
-    columns = {"vectors", "sequences", "labels", "hashes", "key-ends", "keys"}
-    assert columns <= set(synced[:named])
