@@ -21,7 +21,7 @@ from imagekin.index.ingest.parquet import ParquetItems, export_items, import_ite
 from imagekin.index.local import maintenance
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.local.collection import LocalCollection
-from imagekin.index.storage.acknowledged import WATERMARK, Watermark
+from imagekin.index.storage.acknowledged import Watermark
 from imagekin.index.types import IndexedItem, SearchOptions, VectorItem
 from tests.index.reference import unit
 
@@ -187,7 +187,7 @@ def test_writes_that_vanished_from_the_log_are_missed(data: Path) -> None:
 
 @pytest.mark.parametrize("number", [b"", b"half", b"\xff" * 12], ids=["empty", "cut", "torn"])
 def test_a_number_of_acknowledged_writes_that_is_not_whole_is_not_believed(data: Path, number: bytes) -> None:
-    (database(data).parent / WATERMARK).write_bytes(number)
+    (database(data).parent / "acknowledged").write_bytes(number)
     with Catalog(data) as catalog:
         assert catalog.verify("shop").missing_writes == 0
         assert catalog.open("shop").count() == COUNT - 2
