@@ -114,18 +114,25 @@ def test_a_stream_that_is_cancelled_or_late_is_counted_by_its_end(measured: Runn
         yield embedder_pb2.EmbedStreamRequest(batch=embedder_pb2.EmbedRequest(images=[image(1)]))
         release.wait(20)
 
+    def ended(*codes: str) -> float:
+        return sum(value(measured, "imagekin_calls_total", method=method, code=code) or 0 for code in codes)
+
     release = threading.Event()
     method = "/imagekin.v1.Embedder/EmbedStream"
-    stream = measured.embedder.EmbedStream(requests(), timeout=20)
-    next(stream)
-    stream.cancel()
-    settled(measured, "imagekin_calls_total", 1, method=method, code="CANCELLED")
+    # gRPC reports a cancelled stream first as the end of its requests, now and then, and such a call ends as OK.
+    for at in range(1, 6):
+        stream = measured.embedder.EmbedStream(requests(), timeout=20)
+        next(stream)
+        stream.cancel()
+        wait_until(lambda at=at: ended("CANCELLED", "OK") == at)  # type: ignore[misc]
+        if ended("CANCELLED"):
+            break
+    assert ended("CANCELLED") == 1
     late = measured.embedder.EmbedStream(requests(), timeout=2)
     next(late)
     assert late.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     # Whether the server hears the client give up or its own clock first is a race; it is counted once either way.
-    ends = ("CANCELLED", "DEADLINE_EXCEEDED")
-    wait_until(lambda: sum(value(measured, "imagekin_calls_total", method=method, code=c) or 0 for c in ends) == 2)
+    wait_until(lambda: ended("CANCELLED", "OK", "DEADLINE_EXCEEDED") == at + 1)
     assert value(measured, "imagekin_calls_in_flight") == 0
     release.set()
 
