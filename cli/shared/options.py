@@ -106,7 +106,7 @@ class Folder:
             raise InvalidArgumentError("say --data-dir: this works on the folder of the collections", field="data_dir")
         if isinstance(place, Path) and not create and not place.is_dir():
             raise InvalidArgumentError(f"no folder {place}", field="data_dir")
-        return open_collections(place, read_only=read_only)
+        return open_collections(place, read_only=read_only, check_first=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from imagekin.index.filters.conditions import (
     matches,
     path_of,
 )
+from imagekin.index.storage.reads import decode_payload
 
 _Sql = tuple[str, list[object]]
 _ROWS_AT_ONCE = 10_000
@@ -39,20 +40,28 @@ def to_sql(condition: Condition) -> _Sql:
     return _join([to_sql(part) for part in condition.parts], "AND" if isinstance(condition, AllOf) else "OR")
 
 
-def matching_rows(connection: sqlite3.Connection, condition: Condition, after: int = -1) -> Iterator[tuple[int, str]]:
-    """Yield sequence number and key of the matching rows after `after`, as of the connection's transaction."""
+def matching_rows(
+    connection: sqlite3.Connection, condition: Condition, collection: str, after: int = -1
+) -> Iterator[tuple[int, str]]:
+    """Yield sequence number and key of the matching rows after `after`, as of the connection's transaction.
+
+    Raises:
+        InvalidArgumentError: the condition is too large for SQLite.
+        DataLossError: a payload fails its checksum; its item is named.
+    """
     text, values = to_sql(condition)
     if len(values) > _MOST_VALUES:
         raise InvalidArgumentError("the filter cannot be used: it has too many tests of long paths", field="filter")
     # Keys and labels contain no NUL. Only added for payloads, because it keeps SQLite from using the index of keys.
     cut = " OR instr(payload, '\\u0000')" if "payload" in text else ""
     rows = connection.execute(
-        f"SELECT sequence, key, label, payload FROM item WHERE sequence > ? AND (({text}){cut})",  # noqa: S608
+        f"SELECT sequence, key, label, payload, payload_checksum FROM item WHERE sequence > ? AND (({text}){cut})",  # noqa: S608
         [after, *values],
     )
     while page := rows.fetchmany(_ROWS_AT_ONCE):
-        for sequence, key, label, payload in page:
-            if matches(condition, key, label, None if payload is None else json.loads(payload)):
+        for sequence, key, label, text, checksum in page:
+            payload = None if text is None else decode_payload(text, checksum, key, collection)
+            if matches(condition, key, label, payload):
                 yield sequence, key
 
 
@@ -123,13 +132,13 @@ def _member_test(comparison: Comparison, kind: str, value: str, names: list[str]
     # All values are bound as one JSON text, which SQLite expands: their number is not limited.
     pieces = [_value_test(Operator.EQUAL, one, kind, value, names) for one in set(values) if isinstance(one, bool)]
     for kinds, wanted in (
-        ("('text')", [one for one in values if isinstance(one, str)]),
+        ("('text')", [one for one in values if isinstance(one, str) and "\0" not in one]),
         ("('integer', 'real')", [one for one in values if is_number(one)]),
     ):
         if wanted:
             test = f"{kind} IN {kinds} AND {value} IN (SELECT value FROM json_each(?))"  # noqa: S608 (bound)
             pieces.append((test, [*names, *names, json.dumps(wanted, ensure_ascii=False)]))
-    return _join(pieces, "OR")
+    return _join(pieces, "OR") if pieces else _NEVER
 
 
 def _value_test(operator: Operator, other: Scalar, kind: str, value: str, names: list[str]) -> _Sql:
@@ -164,4 +173,9 @@ def _join(pieces: list[_Sql], word: str) -> _Sql:
 
 
 def _texts(values: tuple[Scalar, ...]) -> str:
-    return json.dumps([value for value in values if isinstance(value, str)], ensure_ascii=False)
+    """Return the texts among values as JSON, for SQLite to expand.
+
+    Those with a NUL are left out: SQLite would cut them there, and no text that it compares them with has one (keys and
+    labels never do, and payloads that do are not left to SQLite).
+    """
+    return json.dumps([value for value in values if isinstance(value, str) and "\0" not in value], ensure_ascii=False)

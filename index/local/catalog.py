@@ -35,15 +35,20 @@ class Catalog:
         read_only: open collections for reading only, create and drop none.
         device: device that searches sealed rows, `auto`, `cpu` or `cuda`; see
             `imagekin.index.search.gpu.open.open_device`.
+        check_first: verify the derived files of a collection before it is used, as suits a command that uses it for a
+            moment; else a background thread does.
 
     Raises:
         FailedPreconditionError: the folder cannot be created, or there is no such device.
     """
 
-    def __init__(self, data_dir: Path, *, read_only: bool = False, device: str = "cpu") -> None:
+    def __init__(
+        self, data_dir: Path, *, read_only: bool = False, device: str = "cpu", check_first: bool = False
+    ) -> None:
         self._folder = data_dir / _FOLDER
         self._snapshots = data_dir / snapshots.SNAPSHOTS
         self._read_only = read_only
+        self._check_first = check_first
         self._lock = threading.Lock()
         self._open: dict[str, LocalCollection] = {}
         if not read_only:
@@ -92,6 +97,8 @@ class Catalog:
             if known is None or known.closed:
                 known = LocalCollection(self._folder / name, name, read_only=self._read_only, device=self._device)
                 self._open[name] = known
+                if self._check_first:
+                    known.check_segments()
             return known
 
     def names(self) -> list[str]:

@@ -154,15 +154,19 @@ class LocalCollection:
 
         Raises:
             InvalidArgumentError: the condition is invalid.
+            DataLossError: an item that it may concern is damaged; nothing is deleted.
         """
-        # Rows never change, so those that match now still do if they exist. The transaction of the write only has to
-        # check the rows written since.
-        with self._selected(condition) as (_, snapshot, mask):
-            known, last = snapshot.sequences[mask].tolist(), snapshot.sequence
+        check(condition)
+        # Only the database decides, never a column or a segment. Rows never change, so those that match now still do if
+        # they exist. The transaction of the write only has to check the rows written since.
+        with self._store.reading() as (connection, snapshot):
+            known = [sequence for sequence, _ in matching_rows(connection, condition, self.name)]
+            reads.check_rows(connection, known, self.dim, self.name)
+            last = snapshot.sequence
 
         def change(transaction: transactions.Transaction) -> DeleteResult:
             keys = reads.keys_of(transaction.connection, known)
-            keys += [key for _, key in matching_rows(transaction.connection, condition, last)]
+            keys += [key for _, key in matching_rows(transaction.connection, condition, self.name, last)]
             deleted = transaction.delete(keys)
             return DeleteResult(deleted, transaction.sequence if deleted else 0)
 
@@ -306,6 +310,14 @@ class LocalCollection:
     def seal(self) -> None:
         """Write the columns to segments, so that opening again is fast; also done regularly in the background."""
         self._store.seal()
+
+    def check_segments(self) -> None:
+        """Verify the segments now, unless they have been; a damaged one is no longer used.
+
+        Raises:
+            DataLossError: the database, read in its place, is damaged too.
+        """
+        self._store.check_segments()
 
     def build_index(self) -> None:
         """Build the approximate index for the collection's kind and size; also done in the background."""

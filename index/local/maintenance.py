@@ -132,6 +132,10 @@ class Maintenance:
         """Seal now, in the calling thread."""
         self._seal(self._yield_only)
 
+    def check_segments(self) -> None:
+        """Verify the segments found at opening now, unless that has been done."""
+        self._scrub(self._yield_only)
+
     def compact(self) -> None:
         """Remove the dead slots now, and seal the rest."""
         with self._work_lock:

@@ -180,6 +180,11 @@ class LocalStore:
         self._check_writable()
         self._maintenance.compact()
 
+    def check_segments(self) -> None:
+        """Verify the segments found at opening now, unless that has been done."""
+        self._check_open()
+        self._maintenance.check_segments()
+
     def build_index(self) -> None:
         """Seal, and build the approximate index for the collection's kind and size now."""
         self._check_writable()

@@ -13,6 +13,7 @@ from imagekin.index.storage.transactions import as_json
 from imagekin.index.types import IndexedItem
 from imagekin.types import Payload
 
+_CHECKED_AT_ONCE = 1000
 _Joined = tuple[int, str, str | None, bytes | None, int, str | None, int, bytes]
 
 
@@ -50,6 +51,12 @@ def read_rows(connection: sqlite3.Connection, sequences: Sequence[int], dim: int
     return [_stored_item(row, dim, collection) for row in rows.fetchall()]
 
 
+def check_rows(connection: sqlite3.Connection, sequences: Sequence[int], dim: int, collection: str) -> None:
+    """Raise DataLossError, naming the item, unless every one of the rows passes its checksums."""
+    for begin in range(0, len(sequences), _CHECKED_AT_ONCE):
+        read_rows(connection, sequences[begin : begin + _CHECKED_AT_ONCE], dim, collection)
+
+
 def keys_of(connection: sqlite3.Connection, sequences: Sequence[int]) -> list[str]:
     """Return the keys of those of the rows that exist."""
     rows = connection.execute(
@@ -82,12 +89,12 @@ def read_payloads(connection: sqlite3.Connection, sequences: Sequence[int], coll
         (as_json(sequences),),
     )
     return {
-        sequence: _decode_payload(payload, checksum, key, collection)
+        sequence: decode_payload(payload, checksum, key, collection)
         for sequence, key, payload, checksum in rows.fetchall()
     }
 
 
-def _decode_payload(text: str, checksum: int, key: str, collection: str) -> Payload:
+def decode_payload(text: str, checksum: int, key: str, collection: str) -> Payload:
     """Return a stored payload; raises DataLossError, naming the item, if it fails its checksum."""
     if payload_checksum(text) != checksum:
         raise DataLossError(f"collection {collection!r} is damaged: the payload of item {key!r} fails its checksum")
@@ -105,7 +112,7 @@ def _stored_item(row: _Joined, dim: int, collection: str) -> IndexedItem:
         key,
         np.frombuffer(data, np.float32).copy(),
         label,
-        None if payload is None else _decode_payload(payload, check, key, collection),
+        None if payload is None else decode_payload(payload, check, key, collection),
         content_hash,
         sequence,
     )

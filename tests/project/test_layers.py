@@ -43,7 +43,7 @@ INSIDE = {
     "index": (
         ("filters.conditions",),
         ("types", "validation"),
-        ("filters.parser", "filters.sql"),
+        ("filters.parser",),
         ("vectors",),
         ("storage",),
         ("filters",),

@@ -24,6 +24,7 @@ from imagekin.index.filters.conditions import (
 )
 from imagekin.index.filters.parser import parse, to_text
 from imagekin.index.filters.sql import matching_rows, to_sql
+from imagekin.index.storage.schema import payload_checksum
 from tests.index.conditions import LABELS, NAMES, PAYLOADS, conditions
 
 KEYS = ["k0", "a", "ab", "é", "10", "'; DROP TABLE item; --"]
@@ -45,12 +46,15 @@ def test_sql_selects_what_the_meaning_says(condition: Condition, items: list[tup
     rows = [(number, KEYS[number % 6], label, payload) for number, (label, payload) in enumerate(items)]
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         connection.execute(
-            "CREATE TABLE item (sequence INTEGER PRIMARY KEY, key TEXT, label TEXT, payload TEXT) STRICT"
+            "CREATE TABLE item (sequence INTEGER PRIMARY KEY, key TEXT, label TEXT, payload TEXT,"
+            " payload_checksum INTEGER) STRICT"
         )
-        stored = [(n, k, la, None if p is None else json.dumps(p, ensure_ascii=False)) for n, k, la, p in rows]
-        connection.executemany("INSERT INTO item VALUES (?, ?, ?, ?)", stored)
+        texts = [None if payload is None else json.dumps(payload, ensure_ascii=False) for *_, payload in rows]
+        checks = [None if text is None else payload_checksum(text) for text in texts]
+        stored = [(n, k, la, text, at) for (n, k, la, _), text, at in zip(rows, texts, checks, strict=True)]
+        connection.executemany("INSERT INTO item VALUES (?, ?, ?, ?, ?)", stored)
         expected = [n for n, key, label, payload in rows if matches(condition, key, label, payload)]
-        assert [n for n, _ in matching_rows(connection, condition)] == expected
+        assert [n for n, _ in matching_rows(connection, condition, "c")] == expected
         text, values = to_sql(condition)
         alone = connection.execute(f"SELECT sequence FROM item WHERE {text}", values).fetchall()  # noqa: S608
         # SQLite alone ends a text at NUL, which is why it does not decide; it must never miss what it was not told.
@@ -185,12 +189,13 @@ def test_the_largest_filters_still_run() -> None:
     widest = AnyOf((Comparison("payload.a", Operator.IN, tuple(f"t{n}" for n in range(1000))),) * 999)
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         connection.execute(
-            "CREATE TABLE item (sequence INTEGER PRIMARY KEY, key TEXT, label TEXT, payload TEXT) STRICT"
+            "CREATE TABLE item (sequence INTEGER PRIMARY KEY, key TEXT, label TEXT, payload TEXT,"
+            " payload_checksum INTEGER) STRICT"
         )
         for condition in (widest, _nested(16), AllOf((hostile,) * 99)):
-            assert list(matching_rows(connection, check(condition))) == []
+            assert list(matching_rows(connection, check(condition), "c")) == []
         with pytest.raises(InvalidArgumentError, match="too many"):
-            list(matching_rows(connection, check(AllOf((hostile,) * 999))))
+            list(matching_rows(connection, check(AllOf((hostile,) * 999)), "c"))
 
 
 def test_types_are_never_coerced() -> None:
