@@ -25,9 +25,9 @@ from bench.harness import Target, interleave, ratio, report
 from imagekin.encoder import artifact
 from imagekin.encoder.runtime.session import Encoder
 from imagekin.training.data.images import load_images
-from imagekin.training.export.int8 import to_int8
-from imagekin.training.export.low_precision import split_images
 from imagekin.training.export.parity import knn_agreement
+from imagekin.training.export.precision_graphs import to_int8
+from imagekin.training.export.twins import split_images
 
 THREADS = (1, 2)
 BATCHES = (1, 32)

@@ -88,8 +88,8 @@ class Engine:
         """Return the model that this process still has to apply, None for none, and the records."""
         if self.name == "local":
             return encoder, source
-        from imagekin.index.ingest.known_items import known_items
         from imagekin.index.ingest.ray_engine import ArtifactBytes, RayRecords, RayWorkers
+        from imagekin.index.ingest.ray_known_items import known_items
 
         workers = RayWorkers(self.ray_workers, self.workers or 1, self.device)
         opened = ArtifactBytes(model.read_bytes(), self.device, workers.threads) if model and encoder else None

@@ -31,7 +31,7 @@ from imagekin.encoder.runtime.session import Encoder
 from imagekin.errors import ImageError, ImagekinError, InternalError, InvalidArgumentError, UnavailableError
 from imagekin.index.ingest.embed_stage import Data, EmbeddingModel, EmbedSettings, embedded
 from imagekin.index.ingest.intake import Conflict, content_hash
-from imagekin.index.ingest.known_items import Digests, is_known
+from imagekin.index.ingest.ray_known_items import Digests, is_known
 from imagekin.machine import Device, cores
 from imagekin.sources.pieces import ImageFile, Piece, pieces_of
 from imagekin.sources.records import Record, Source, SourceError
@@ -154,7 +154,7 @@ class RayRecords:
     Args:
         source: the source; local paths must be valid on every machine of the cluster.
         open_model: opens the model, once in every worker; None for a source of vectors.
-        known: the items stored already, see `imagekin.index.ingest.known_items`.
+        known: the items stored already, see `imagekin.index.ingest.ray_known_items`.
         on_conflict: the same value as for `known_items`.
         workers: the worker processes.
         batch_size: images that are embedded at once.

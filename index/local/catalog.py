@@ -19,6 +19,7 @@ from imagekin.index.local.verify import verify
 from imagekin.index.search import ann
 from imagekin.index.search.gpu.open import open_device
 from imagekin.index.storage import schema
+from imagekin.index.storage.connection import connect, vacuum
 from imagekin.index.storage.schema import read_identity, read_state, translated
 from imagekin.index.storage.segments import FOLDER
 from imagekin.index.types import Progress, SnapshotInfo, VerifyReport
@@ -119,7 +120,7 @@ class Catalog:
             DataLossError: it is damaged.
         """
         path = self._existing(name) / DATABASE
-        with translated(name), contextlib.closing(schema.connect(path, read_only=True)) as connection:
+        with translated(name), contextlib.closing(connect(path, read_only=True)) as connection:
             identity = read_identity(connection, name)
             state = read_state(connection, name)
         index = ann.describe(path.parent / FOLDER)
@@ -186,7 +187,7 @@ class Catalog:
         with self._changing():
             self._let_go(name)
             with contextlib.closing(WriterLock(folder / LOCK, name)), translated(name):
-                schema.vacuum(folder / DATABASE)
+                vacuum(folder / DATABASE)
             with LocalCollection(folder, name) as collection:
                 collection.compact()
         return before, schema.disk_bytes(folder)

@@ -20,7 +20,7 @@ from imagekin import files
 from imagekin.errors import DataLossError, InvalidArgumentError, NotFoundError
 from imagekin.index import validation
 from imagekin.index.local.store import DATABASE
-from imagekin.index.storage import schema
+from imagekin.index.storage.connection import connect
 from imagekin.index.storage.schema import read_identity, read_state, translated
 from imagekin.index.types import SnapshotInfo
 
@@ -47,7 +47,7 @@ def take(database: Path, collection: str, folder: Path) -> SnapshotInfo:
         stack.enter_context(translated(collection))
         parent.mkdir(parents=True, exist_ok=True)
         temporary = stack.enter_context(files.new_folder(parent))
-        with contextlib.closing(schema.connect(database, read_only=True)) as source:
+        with contextlib.closing(connect(database, read_only=True)) as source:
             # Within one transaction, so that the copy is of one sequence number.
             source.execute("BEGIN")
             identity, state = read_identity(source, collection), read_state(source, collection)

@@ -26,6 +26,7 @@ from imagekin.index.storage.acknowledged import Watermark
 from imagekin.index.storage.columns import Columns, ColumnSnapshot
 from imagekin.index.storage.combiner import Combiner
 from imagekin.index.storage.committer import Committer
+from imagekin.index.storage.connection import connect
 from imagekin.index.storage.loading import load, load_sealed, load_since
 from imagekin.index.storage.schema import State, read_identity, read_state, translated
 from imagekin.index.storage.search_priority import SearchPriority
@@ -81,7 +82,7 @@ class LocalStore:
             if not read_only:
                 lock = undo.enter_context(contextlib.closing(WriterLock(folder / LOCK, name)))
             with translated(name):
-                connection = schema.connect(self._path, read_only=read_only)
+                connection = connect(self._path, read_only=read_only)
                 undo.callback(connection.close)
                 self.identity = read_identity(connection, name)
                 self.segments = Segments(folder, self.identity)
@@ -224,7 +225,7 @@ class LocalStore:
         with self._idle_lock:
             connection = self._idle.pop() if self._idle else None
         if connection is None:
-            connection = schema.connect(self._path, read_only=True)
+            connection = connect(self._path, read_only=True)
         try:
             yield connection
         finally:
@@ -297,7 +298,7 @@ class LocalStore:
 
     def read_all(self) -> tuple[Columns, int]:
         """Load columns from the database alone; return them and their sequence number."""
-        with translated(self.name), contextlib.closing(schema.connect(self._path, read_only=True)) as connection:
+        with translated(self.name), contextlib.closing(connect(self._path, read_only=True)) as connection:
             connection.execute("BEGIN")
             state = read_state(connection, self.name)
             names = list(self._snapshot.label_names)

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from imagekin.index.local.store import DATABASE, LOCK, WriterLock
-from imagekin.index.storage import schema
 from imagekin.index.storage.acknowledged import Watermark
 from imagekin.index.storage.columns import Columns
+from imagekin.index.storage.connection import connect
 from imagekin.index.storage.schema import (
     Identity,
     State,
@@ -53,7 +53,7 @@ def verify(folder: Path, name: str, *, repair: bool = False, on_progress: Progre
         if repair:
             stack.enter_context(contextlib.closing(WriterLock(folder / LOCK, name)))
         stack.enter_context(translated(name))
-        connection = stack.enter_context(contextlib.closing(schema.connect(folder / DATABASE, read_only=not repair)))
+        connection = stack.enter_context(contextlib.closing(connect(folder / DATABASE, read_only=not repair)))
         identity = read_identity(connection, name)
         segments = Segments(folder, identity)
         # Before the transaction, so that everything sealed and acknowledged by now is in it: writers may go on.

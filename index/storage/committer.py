@@ -1,4 +1,7 @@
-"""Group commit: writes that arrive while another one is being committed share the next transaction."""
+"""Group commit: writes that arrive while another one is being committed share the next transaction.
+
+The COMMIT returns once its log is synced to disk, as set in `imagekin.index.storage.connection`.
+"""
 
 import sqlite3
 import threading

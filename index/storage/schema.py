@@ -1,4 +1,4 @@
-"""Define the database file of a collection: its tables, how it is opened, and its errors.
+"""Define the database file of a collection: its tables, its description and counters, and its errors.
 
 One SQLite file is the truth. `item` holds keys, labels and payloads; `vector` the embeddings (separately, so that a
 scan of the items does not read them); `tombstone` the deaths of rows (so that a reader, or segments, of an earlier
@@ -128,30 +128,6 @@ def create(path: Path, space: str, dim: int, index_kind: str) -> None:
         connection.execute("COMMIT")
 
 
-def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
-    """Open a connection that any thread may use, one at a time; transactions are explicit."""
-    mode = "ro" if read_only else "rw"
-    connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={mode}",
-        uri=True,
-        isolation_level=None,
-        check_same_thread=False,
-        timeout=10.0,
-        cached_statements=64,
-    )
-    try:
-        connection.execute("PRAGMA trusted_schema = OFF")
-        connection.execute("PRAGMA cell_size_check = ON")
-        if not read_only:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA wal_autocheckpoint = 4000")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
 def disk_bytes(folder: Path) -> int:
     """Return the size of a collection's files in bytes."""
     total = 0
@@ -210,13 +186,6 @@ def prune_tombstones(connection: sqlite3.Connection, state: State, keep: int) ->
     connection.execute("DELETE FROM tombstone WHERE sequence <= ?", (after,))
     connection.execute("UPDATE state SET tombstones_after = ? WHERE id = 1", (after,))
     return State(state.sequence, state.count, state.labelled, after)
-
-
-def vacuum(path: Path) -> None:
-    """Rewrite the database without the space of deleted rows; there must be no other writer."""
-    with contextlib.closing(connect(path, read_only=False)) as connection:
-        connection.execute("VACUUM")
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 @contextlib.contextmanager

@@ -132,7 +132,7 @@ def _reduce(
 ) -> None:
     from imagekin.encoder.artifact import read_metadata
     from imagekin.errors import InvalidArgumentError
-    from imagekin.training.export.low_precision import reduce_artifact, reduce_run, split_images, twin_path
+    from imagekin.training.export.twins import reduce_artifact, reduce_run, split_images, twin_path
 
     if source.is_file():
         if not images:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from imagekin.encoder.decoding.decode import DecodeLimits
 from imagekin.errors import ImageError
 from imagekin.index.ingest.intake import Conflict
-from imagekin.index.ingest.known_items import known_items
 from imagekin.index.ingest.pipeline import index_images
+from imagekin.index.ingest.ray_known_items import known_items
 from imagekin.index.ingest.report import Finding, IndexReport
 from imagekin.index.types import IndexedItem, UpsertResult, VectorItem
 from imagekin.sources.pieces import Piece

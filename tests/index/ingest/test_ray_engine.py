@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from imagekin.cli import main as cli
 from imagekin.encoder.runtime.session import Encoder
 from imagekin.errors import FailedPreconditionError, ImagekinError, InternalError
-from imagekin.index.ingest.known_items import known_items
 from imagekin.index.ingest.pipeline import IndexInterruptedError, index_images
+from imagekin.index.ingest.ray_known_items import known_items
 from imagekin.index.local.catalog import Catalog
 from imagekin.sources.open import open_source
 from tests.artifacts import tiny_artifact

@@ -20,8 +20,8 @@ from imagekin.encoder.metadata import Preprocess
 from imagekin.encoder.runtime.session import Encoder
 from imagekin.errors import FailedPreconditionError
 from imagekin.training.data.images import ImageSet
-from imagekin.training.export.low_precision import reduce_artifact
 from imagekin.training.export.named import adopt_named
+from imagekin.training.export.twins import reduce_artifact
 from imagekin.training.models.named import RANDOM, load_named
 from imagekin.training.models.names import find_name
 

@@ -19,8 +19,8 @@ from imagekin.encoder.metadata import JSON
 from imagekin.encoder.runtime.session import Encoder
 from imagekin.errors import FailedPreconditionError, InvalidArgumentError
 from imagekin.training.data.images import ImageSet, has_split, load_images
-from imagekin.training.export.int8 import to_float16, to_int8
 from imagekin.training.export.parity import knn_agreement
+from imagekin.training.export.precision_graphs import to_float16, to_int8
 from imagekin.training.settings import MODEL_FILE, TrainSettings
 
 ReducedPrecision = Literal["int8", "float16"]

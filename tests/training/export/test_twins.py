@@ -18,8 +18,8 @@ from imagekin.encoder.runtime.session import Encoder
 from imagekin.errors import FailedPreconditionError, InvalidArgumentError
 from imagekin.training.data.images import ImageSet, load_images
 from imagekin.training.evaluation.options import export_command
-from imagekin.training.export import int8 as quantise
-from imagekin.training.export import low_precision, parity
+from imagekin.training.export import parity, twins
+from imagekin.training.export import precision_graphs as quantise
 from imagekin.training.loop.trainer import pretrain
 from imagekin.training.settings import TrainSettings
 from tests.foreign import Pooled, Relu6, Tokens, export
@@ -70,7 +70,7 @@ def test_int8_runs_in_integer_kernels_and_answers_alike(
     model: Path, digits: tuple[ImageSet, ImageSet], tmp_path: Path
 ) -> None:
     out = tmp_path / "twin" / "int8.onnx"
-    report = low_precision.reduce_artifact(model, out, "int8", *digits)
+    report = twins.reduce_artifact(model, out, "int8", *digits)
     assert os.listdir(out.parent) == ["int8.onnx"]
     assert report.knn_agreement >= 0.99
     assert report.file_bytes < 0.5 * report.parent_bytes
@@ -90,7 +90,7 @@ def test_int8_runs_in_integer_kernels_and_answers_alike(
 def test_float16_halves_the_weights_and_says_that_a_cpu_is_slow(
     model: Path, digits: tuple[ImageSet, ImageSet], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    report = low_precision.reduce_artifact(model, tmp_path / "fp16.onnx", "float16", *digits)
+    report = twins.reduce_artifact(model, tmp_path / "fp16.onnx", "float16", *digits)
     assert report.knn_agreement >= 0.99
     assert report.file_bytes < 0.6 * report.parent_bytes
     graph = onnx.load(tmp_path / "fp16.onnx").graph
@@ -142,7 +142,7 @@ def test_pooling_behind_the_first_layer_stays_in_float(tmp_path: Path) -> None:
 
 
 def test_a_run_knows_its_images(run: Path) -> None:
-    report = low_precision.reduce_run(run, "int8")
+    report = twins.reduce_run(run, "int8")
     assert report.model == run / "model-int8.onnx"
     assert report.sample_count == 360
     assert read_metadata(report.model).space == read_metadata(run / "model.onnx").space
@@ -154,7 +154,7 @@ def test_a_twin_whose_answers_differ_is_not_written(
     digits: tuple[ImageSet, ImageSet],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    precision: low_precision.ReducedPrecision,
+    precision: twins.ReducedPrecision,
 ) -> None:
     def spoilt(graph: onnx.ModelProto, *_: object) -> onnx.ModelProto:
         copy = onnx.ModelProto()
@@ -164,12 +164,12 @@ def test_a_twin_whose_answers_differ_is_not_written(
         weight.CopyFrom(numpy_helper.from_array(noise, weight.name))
         return copy
 
-    monkeypatch.setattr(low_precision, "to_int8", spoilt)
-    monkeypatch.setattr(low_precision, "to_float16", spoilt)
+    monkeypatch.setattr(twins, "to_int8", spoilt)
+    monkeypatch.setattr(twins, "to_float16", spoilt)
     out = tmp_path / "model-x.onnx"
     out.write_bytes(b"the twin of yesterday")
     with pytest.raises(FailedPreconditionError, match="needed are 99%; nothing was written"):
-        low_precision.reduce_artifact(model, out, precision, *digits)
+        twins.reduce_artifact(model, out, precision, *digits)
     assert out.read_bytes() == b"the twin of yesterday"
     assert os.listdir(tmp_path) == ["model-x.onnx"]
 
@@ -183,7 +183,7 @@ def test_agreement_counts_queries_put_to_the_originals_collection() -> None:
     labels = np.arange(200)
     # A twin that turns the whole space agrees with itself and is useless beside the original.
     assert parity.knn_agreement(points, turned, labels) == 1.0
-    assert low_precision._agreement(points, turned, labels) < 0.2
+    assert twins._agreement(points, turned, labels) < 0.2
 
 
 def test_a_twin_of_a_twin_and_too_few_images_are_refused(
@@ -191,10 +191,10 @@ def test_a_twin_of_a_twin_and_too_few_images_are_refused(
 ) -> None:
     train, test = digits
     with pytest.raises(InvalidArgumentError, match="at least 8 images"):
-        low_precision.reduce_artifact(model, tmp_path / "x.onnx", "float16", train, test.take(np.arange(3)))
-    twin = low_precision.reduce_artifact(model, tmp_path / "x.onnx", "float16", train, test).model
+        twins.reduce_artifact(model, tmp_path / "x.onnx", "float16", train, test.take(np.arange(3)))
+    twin = twins.reduce_artifact(model, tmp_path / "x.onnx", "float16", train, test).model
     with pytest.raises(InvalidArgumentError, match="float16 already"):
-        low_precision.reduce_artifact(twin, tmp_path / "y.onnx", "int8", train, test)
+        twins.reduce_artifact(twin, tmp_path / "y.onnx", "int8", train, test)
 
 
 def test_the_command_converts_an_artifact_and_says_how_well(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
