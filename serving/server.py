@@ -52,6 +52,10 @@ SERVICES = tuple(service.full_name for module in _PACKAGES for service in module
 _FLUSH_SECONDS = 0.5
 _HOLD_SECONDS = 0.1
 
+# How long a thread may hold the interpreter's lock while another one waits for it; Python's own default is five times
+# as long, and made probes wait for 200 ms beside a large classification.
+_SWITCH_SECONDS = 0.001
+
 # How often a replica looks for collections that the writer has dropped or made anew.
 _FOLLOW_SECONDS = 1.0
 
@@ -220,6 +224,8 @@ def serve(settings: Settings) -> None:
     # Modules are never freed; a collection that looks through them would stall all calls for tens of milliseconds.
     gc.collect()
     gc.freeze()
+    # A search in Python's own code lets the event loop in only so often, and a call needs several turns of it.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     with asyncio.Runner(loop_factory=listening.new_event_loop) as runner:
         runner.run(_serve(settings))
 

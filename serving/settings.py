@@ -53,7 +53,7 @@ class Limits:
     max_keys: int = option(10_000, "Keys of one Get or Delete, items of one Scroll page.", flag="", least=1)
     max_neighbours: int = option(100_000, "Neighbours of one answer, over all its queries.", flag="", least=1)
     max_message_bytes: int = option(
-        64 * MEBIBYTE, "Bytes of one message or answer; gRPC itself refuses one of a quarter more.", flag="", least=1
+        32 * MEBIBYTE, "Bytes of one message or answer; gRPC itself refuses one of a quarter more.", flag="", least=1
     )
     max_held_bytes: int = option(512 * MEBIBYTE, "Bytes of all requests in work, unpacked.", flag="", least=1)
     max_queue: int = option(2_048, "Images waiting or in work, per model.", flag="", least=1)

@@ -15,15 +15,16 @@ from imagekin.serving.searching.filters import given_filter, write_value
 from imagekin.serving.settings import Limits
 from imagekin.serving.transport.call_info import Context
 from imagekin.serving.transport.streams import in_order
+from imagekin.serving.transport.wire import join_members, write_members
 from imagekin.v1 import collections_pb2 as pb
-from imagekin.v1 import collections_pb2_grpc, common_pb2
+from imagekin.v1 import collections_pb2_grpc
 
 DEFAULT_PAGE = 100
 DEFAULT_FACETS = 100
 
 
 class CollectionsService(collections_pb2_grpc.CollectionsServicer):
-    """Create, fill, read and drop collections.
+    """Create, fill, read and drop collections. Long answers are serialised, see `imagekin.serving.transport.wire`.
 
     Args:
         store: the collections.
@@ -53,9 +54,11 @@ class CollectionsService(collections_pb2_grpc.CollectionsServicer):
         info = await self._store.create(request.name, space=space, dim=dim, index_kind=kind)
         return pb.CreateCollectionResponse(collection=write_collection(info))
 
-    async def ListCollections(self, request: pb.ListCollectionsRequest, context: Context) -> pb.ListCollectionsResponse:
+    async def ListCollections(  # type: ignore[override]
+        self, request: pb.ListCollectionsRequest, context: Context
+    ) -> bytes:
         infos = await self._store.describe_all()
-        return pb.ListCollectionsResponse(collections=map(write_collection, infos))
+        return await asyncio.to_thread(write_members, map(write_collection, infos))
 
     async def DescribeCollection(
         self, request: pb.DescribeCollectionRequest, context: Context
@@ -106,21 +109,20 @@ class CollectionsService(collections_pb2_grpc.CollectionsServicer):
         deleted, sequence = await entry.write(lambda: entry.collection.delete(keys))
         return pb.DeleteResponse(deleted=deleted, sequence=sequence)
 
-    async def Get(self, request: pb.GetRequest, context: Context) -> pb.GetResponse:
+    async def Get(self, request: pb.GetRequest, context: Context) -> bytes:  # type: ignore[override]
         check_count(request.keys, self._limits.max_keys, "keys")
         entry = await self._store.get(request.collection)
         keys = list(request.keys)
 
-        def get() -> pb.GetResponse:
+        def get() -> bytes:
             found = entry.collection.get(keys)
-            return pb.GetResponse(
-                items=[write_item(item, with_vector=request.with_vector) for item in found if item is not None],
-                missing_keys=[key for key, item in zip(keys, found, strict=True) if item is None],
-            )
+            items = write_members(write_item(item, with_vector=request.with_vector) for item in found if item)
+            missing = [key for key, item in zip(keys, found, strict=True) if item is None]
+            return items + pb.GetResponse(missing_keys=missing).SerializeToString()
 
         return await entry.read(get)
 
-    async def Scroll(self, request: pb.ScrollRequest, context: Context) -> pb.ScrollResponse:
+    async def Scroll(self, request: pb.ScrollRequest, context: Context) -> bytes:  # type: ignore[override]
         condition = await given_filter(request)
         size = request.page_size or DEFAULT_PAGE
         if size > self._limits.max_keys:
@@ -128,18 +130,19 @@ class CollectionsService(collections_pb2_grpc.CollectionsServicer):
         after = _read_token(request.page_token)
         entry = await self._store.get(request.collection)
 
-        def page() -> pb.ScrollResponse:
-            items: list[common_pb2.Item] = []
+        def page() -> bytes:
+            items: list[bytes] = []
             left = self._limits.max_message_bytes // 2
             found = entry.collection.scroll(after, size, condition)
             for item in found:
-                message = write_item(item, with_vector=request.with_vector)
-                left -= message.ByteSize()
+                message = write_item(item, with_vector=request.with_vector).SerializeToString()
+                left -= len(message)
                 if items and left < 0:
                     break  # a page may be shorter than asked for, never larger than a message
                 items.append(message)
             complete = len(found) < size and len(items) == len(found)
-            return pb.ScrollResponse(items=items, next_page_token="" if complete else str(items[-1].sequence))
+            token = "" if complete else str(found[len(items) - 1].sequence)
+            return join_members(items) + pb.ScrollResponse(next_page_token=token).SerializeToString()
 
         return await entry.read(page)
 
@@ -148,13 +151,16 @@ class CollectionsService(collections_pb2_grpc.CollectionsServicer):
         entry = await self._store.get(request.collection)
         return pb.CountResponse(count=await entry.read(lambda: entry.collection.count(condition)))
 
-    async def Facet(self, request: pb.FacetRequest, context: Context) -> pb.FacetResponse:
+    async def Facet(self, request: pb.FacetRequest, context: Context) -> bytes:  # type: ignore[override]
         condition = await given_filter(request)
         limit = request.limit or DEFAULT_FACETS
         entry = await self._store.get(request.collection)
-        found = await entry.read(lambda: entry.collection.facet(request.field, condition, limit))
-        counts = [pb.FacetCount(value=write_value(one.value), count=one.count) for one in found]
-        return pb.FacetResponse(counts=counts)
+
+        def facet() -> bytes:
+            found = entry.collection.facet(request.field, condition, limit)
+            return write_members(pb.FacetCount(value=write_value(one.value), count=one.count) for one in found)
+
+        return await entry.read(facet)
 
     async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> pb.SnapshotResponse:
         taken = await self._store.snapshot(request.collection)

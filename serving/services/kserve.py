@@ -22,6 +22,8 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 _LENGTH_BYTES = 4
 # Raw contents of up to so many bytes are read faster than they are handed to a thread.
 _READ_HERE_BYTES = 2**20
+_MOST_SIDES = 4
+_PIECE = 2**16
 
 Tensor = pb.ModelInferRequest.InferInputTensor
 TensorMetadata = pb.ModelMetadataResponse.TensorMetadata
@@ -76,10 +78,10 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
         wanted = _wanted(request, model)
         limit = self._limits.max_batch_items
         with model.pipeline.leased():
-            if request.raw_input_contents and request.ByteSize() <= _READ_HERE_BYTES:
+            if _is_small(request):
                 images = _read_images(request, model, limit)
             else:
-                # In a thread, because pixels that come as typed contents are millions of Python integers.
+                # In a thread, because typed contents are millions of Python integers, and raw ones are copied.
                 images = await asyncio.to_thread(_read_images, request, model, limit)
             outcomes = await model.pipeline.embed(images, timeout=context.time_remaining())
         embedded: list[EmbeddedImage] = []
@@ -100,6 +102,13 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
         return self._models.get(name)
 
 
+def _is_small(request: pb.ModelInferRequest) -> bool:
+    """Tell whether a request is read faster than it is handed to a thread; typed contents never are."""
+    if not request.raw_input_contents or any(tensor.HasField("contents") for tensor in request.inputs):
+        return False
+    return request.ByteSize() <= _READ_HERE_BYTES
+
+
 def _read_images(request: pb.ModelInferRequest, model: ServedModel, limit: int) -> Sequence[Source]:
     """Read the images of a request: files, or pixels uint8 [H, W, 3].
 
@@ -113,20 +122,27 @@ def _read_images(request: pb.ModelInferRequest, model: ServedModel, limit: int) 
     """
     if len(request.inputs) != 1:
         raise InvalidArgumentError("give exactly one input: image or pixels", field="inputs")
-    tensor = request.inputs[0]
-    raw = request.raw_input_contents
-    if raw and (len(raw) != 1 or tensor.HasField("contents")):
+    tensor, raw = request.inputs[0], _raw(request)
+    if raw is not None and tensor.HasField("contents"):
         raise InvalidArgumentError("give an input's elements once", field="raw_input_contents")
-    if any(side < 1 for side in tensor.shape):
-        raise InvalidArgumentError("a shape holds sides of at least 1", field="inputs[0].shape")
+    if len(tensor.shape) > _MOST_SIDES or any(side < 1 for side in tensor.shape):
+        raise InvalidArgumentError(f"a shape holds up to {_MOST_SIDES} sides of at least 1", field="inputs[0].shape")
     if tensor.datatype == "BYTES":
-        return _read_files(tensor, raw[0] if raw else None, limit)
+        return _read_files(tensor, raw, limit)
     if tensor.datatype == "UINT8":
-        return _read_pixels(tensor, raw[0] if raw else None, model, limit)
+        return _read_pixels(tensor, raw, model, limit)
     raise InvalidArgumentError("datatype must be BYTES (image files) or UINT8 (pixels)", field="inputs[0].datatype")
 
 
-def _read_files(tensor: Tensor, raw: bytes | None, limit: int) -> Sequence[bytes]:
+def _raw(request: pb.ModelInferRequest) -> bytes | None:
+    """Return the elements of a request's only tensor, None when they are not raw."""
+    raw = request.raw_input_contents
+    if len(raw) > 1:
+        raise InvalidArgumentError("give an input's elements once", field="raw_input_contents")
+    return raw[0] if raw else None
+
+
+def _read_files(tensor: Tensor, raw: bytes | None, limit: int) -> Sequence[bytes | memoryview]:
     if len(tensor.shape) not in (1, 2) or (len(tensor.shape) == 2 and tensor.shape[1] != 1):
         raise InvalidArgumentError("image files come as [N] or [N, 1]", field="inputs[0].shape")
     files = tensor.contents.bytes_contents if raw is None else _split_bytes(raw, limit)
@@ -136,14 +152,14 @@ def _read_files(tensor: Tensor, raw: bytes | None, limit: int) -> Sequence[bytes
     return list(files)
 
 
-def _split_bytes(raw: bytes, limit: int) -> list[bytes]:
+def _split_bytes(raw: bytes, limit: int) -> list[memoryview]:
     """Split a raw BYTES tensor into its elements: each is its length as little-endian uint32, then its bytes.
 
     Raises:
         InvalidArgumentError: it is cut off, or has more than `limit` elements.
     """
-    elements: list[bytes] = []
-    at = 0
+    elements: list[memoryview] = []
+    view, at = memoryview(raw), 0
     while at < len(raw):
         start = at + _LENGTH_BYTES
         end = start + int.from_bytes(raw[at:start], "little")
@@ -151,7 +167,7 @@ def _split_bytes(raw: bytes, limit: int) -> list[bytes]:
             raise InvalidArgumentError("the BYTES tensor is cut off", field="raw_input_contents")
         if len(elements) == limit:
             raise InvalidArgumentError(f"at most {limit} images at a time", field="raw_input_contents")
-        elements.append(raw[start:end])
+        elements.append(view[start:end])
         at = end
     return elements
 
@@ -163,16 +179,17 @@ def _read_pixels(tensor: Tensor, raw: bytes | None, model: ServedModel, limit: i
         raise InvalidArgumentError(f"pixels come as [N, {side.height}, {side.width}, 3]", field="inputs[0].shape")
     if tensor.shape[0] > limit:
         raise InvalidArgumentError(f"at most {limit} images at a time", field="inputs[0].shape")
-    if raw is not None:
-        flat = np.frombuffer(raw, np.uint8)
-    else:
-        wide = np.fromiter(tensor.contents.uint_contents, np.uint32)
-        if wide.size and wide.max() > 255:
-            raise InvalidArgumentError("a UINT8 is at most 255", field="inputs[0].contents")
-        flat = wide.astype(np.uint8)
-    if flat.size != tensor.shape[0] * side.height * side.width * 3:
-        raise InvalidArgumentError(f"the shape needs another number of bytes than {flat.size}", field="inputs")
-    return list(flat.reshape(-1, side.height, side.width, 3))
+    numbers = tensor.contents.uint_contents
+    size = len(numbers) if raw is None else len(raw)
+    if size != tensor.shape[0] * side.height * side.width * 3:
+        raise InvalidArgumentError(f"the shape needs another number of bytes than {size}", field="inputs")
+    if raw is None:
+        try:
+            # In pieces, because each is one call that lets no other thread in. `bytes` refuses what is above 255.
+            raw = b"".join(bytes(numbers[at : at + _PIECE]) for at in range(0, size, _PIECE))
+        except ValueError:
+            raise InvalidArgumentError("a UINT8 is at most 255", field="inputs[0].contents") from None
+    return list(np.frombuffer(raw, np.uint8).reshape(-1, side.height, side.width, 3))
 
 
 def _wanted(request: pb.ModelInferRequest, model: ServedModel) -> list[str]:

@@ -19,6 +19,7 @@ from imagekin.serving.searching.queries import Resolution, Resolved, model_for, 
 from imagekin.serving.settings import Limits
 from imagekin.serving.transport.call_info import Context
 from imagekin.serving.transport.status import item_error
+from imagekin.serving.transport.wire import join_members, write_members
 from imagekin.v1 import searcher_pb2, searcher_pb2_grpc
 
 DEFAULT_SEARCH_K = 10
@@ -40,7 +41,7 @@ Ask = Callable[[Vector, Sequence[Exclusion]], Sequence[Answer]]
 
 
 class SearcherService(searcher_pb2_grpc.SearcherServicer):
-    """Search and classify.
+    """Search and classify. Neighbours are returned serialised, see `imagekin.serving.transport.wire`.
 
     Args:
         store: the collections.
@@ -53,7 +54,9 @@ class SearcherService(searcher_pb2_grpc.SearcherServicer):
         self._models = models
         self._limits = limits
 
-    async def Search(self, request: searcher_pb2.SearchRequest, context: Context) -> searcher_pb2.SearchResponse:
+    async def Search(  # type: ignore[override]
+        self, request: searcher_pb2.SearchRequest, context: Context
+    ) -> bytes:
         check_count(request.queries, self._limits.max_batch_items, "queries")
         bound = _similarity(request)
         ranged = bound is not None and not (request.group_by or request.diversity)
@@ -71,17 +74,18 @@ class SearcherService(searcher_pb2_grpc.SearcherServicer):
         self._check_size(len(request.queries), options, entry.dim)
         resolved = await resolve(request.queries, entry, self._models, timeout=context.time_remaining(), hashes=False)
 
-        def ask(queries: Vector, exclusions: Sequence[Exclusion]) -> list[searcher_pb2.SearchResult]:
+        def ask(queries: Vector, exclusions: Sequence[Exclusion]) -> list[bytes]:
             exclude = [exclusion.keys for exclusion in exclusions] if any(e.keys for e in exclusions) else ()
             found = entry.collection.search(queries, dataclasses.replace(options, exclude=exclude))
-            return [searcher_pb2.SearchResult(neighbours=map(write_neighbour, neighbours)) for neighbours in found]
+            return [write_members(map(write_neighbour, neighbours)) for neighbours in found]
 
         answers = await _ask(entry, ("search", repr(options)), ask, resolved, leave_one_out=False, context=context)
-        results = [
-            searcher_pb2.SearchResult(error=item_error(answer)) if isinstance(answer, ImagekinError) else answer
+        return join_members(
+            searcher_pb2.SearchResult(error=item_error(answer)).SerializeToString()
+            if isinstance(answer, ImagekinError)
+            else answer
             for answer in answers
-        ]
-        return searcher_pb2.SearchResponse(results=results)
+        )
 
     async def Classify(self, request: searcher_pb2.ClassifyRequest, context: Context) -> searcher_pb2.ClassifyResponse:
         check_count(request.queries, self._limits.max_batch_items, "queries")

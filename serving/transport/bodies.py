@@ -31,6 +31,8 @@ _PARSED_HERE_BYTES = 32 * 1024
 _MOST_FIELDS = 50_000
 # A packed number costs a small part of a field.
 _PACKED_PER_FIELD = 64
+# Names and payloads have far less, and each is an error of its own that says so.
+_MOST_TEXT_BYTES = 2**20
 
 # Text shrinks to a tenth, embeddings and images hardly at all; a higher ratio is an attack.
 _MOST_UNPACKED = 32
@@ -195,25 +197,29 @@ class _Shape(NamedTuple):
 
     Attributes:
         messages: by number, the types of its messages.
+        texts: the numbers of its texts.
         packed: the numbers of fields that may hold packed numbers.
     """
 
     messages: Mapping[int, Descriptor]
+    texts: frozenset[int]
     packed: frozenset[int]
 
 
 @functools.lru_cache(maxsize=256)
 def _shape(descriptor: Descriptor) -> _Shape:
     messages = {field.number: field.message_type for field in descriptor.fields if field.message_type is not None}
-    texts = (FieldDescriptor.CPPTYPE_STRING, FieldDescriptor.CPPTYPE_MESSAGE)
-    packed = frozenset(field.number for field in descriptor.fields if field.cpp_type not in texts)
-    return _Shape(messages, packed)
+    texts = frozenset(field.number for field in descriptor.fields if field.type == FieldDescriptor.TYPE_STRING)
+    never_packed = (FieldDescriptor.CPPTYPE_STRING, FieldDescriptor.CPPTYPE_MESSAGE)
+    packed = frozenset(field.number for field in descriptor.fields if field.cpp_type not in never_packed)
+    return _Shape(messages, texts, packed)
 
 
 def check_fields(data: bytes, descriptor: Descriptor, most: int) -> None:
-    """Check that a message holds at most so many fields, those of the messages in it included.
+    """Check that a message holds at most so many fields, those of the messages in it included, and no huge text.
 
-    Where the bytes are no message, counting ends: to say so is the library's business.
+    64 packed numbers count as a field. Where the bytes are no message, counting ends: to say so is the library's
+    business.
 
     Raises:
         InvalidArgumentError: it holds more.
@@ -225,8 +231,6 @@ def check_fields(data: bytes, descriptor: Descriptor, most: int) -> None:
         shape = _shape(kind)
         while at < end:
             count += 1
-            if count > most:
-                raise InvalidArgumentError(f"a request holds at most {most:,} fields", field="request")
             key, at = _varint(data, at, end)
             number, wire = key >> 3, key & 7
             if wire == 0:
@@ -239,11 +243,15 @@ def check_fields(data: bytes, descriptor: Descriptor, most: int) -> None:
                     open_messages.append((at, at + length, shape.messages[number]))
                 elif number in shape.packed:
                     count += length // _PACKED_PER_FIELD
+                elif number in shape.texts and length > _MOST_TEXT_BYTES:
+                    raise InvalidArgumentError(f"a text has at most {_MOST_TEXT_BYTES:,} bytes", field="request")
                 at += length
             elif wire in (1, 5):
                 at += 8 if wire == 1 else 4
             elif wire not in (3, 4):
                 return
+            if count > most:
+                raise InvalidArgumentError(f"a request holds at most {most:,} fields", field="request")
 
 
 def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:

@@ -6,10 +6,11 @@ malformed or not, are left to the library, so that it alone decides what a messa
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from imagekin.errors import InvalidArgumentError
@@ -24,6 +25,7 @@ _DIM = 0x10
 _SPACE = 0x1A
 _TAG = 0x10
 _MAX_LENGTH_BYTES = 5
+_MAX_NAME_BYTES = 1024
 _MAX_NUMBER_BYTES = 10
 
 
@@ -89,6 +91,23 @@ def write_embed_stream(results: Sequence[Result], dim: int, space: str, tag: int
     batch = _response(results, dim, space)
     head = _number(_FIRST, sum(map(len, batch)))
     return b"".join((head, *batch, _number(_TAG, tag) if tag else b""))
+
+
+def write_members(members: Iterable[Message]) -> bytes:
+    """Return messages as the field with number 1 of an answer, serialised; further fields can be put behind it.
+
+    To serialise an answer of many members in one call would hold the interpreter's lock, and with it the event loop,
+    for as long as that takes, also from another thread.
+    """
+    return join_members(member.SerializeToString() for member in members)
+
+
+def join_members(members: Iterable[bytes]) -> bytes:
+    """Return messages that are serialised already as the field with number 1 of an answer."""
+    parts: list[bytes] = []
+    for member in members:
+        parts += (_number(_FIRST, len(member)), member)
+    return b"".join(parts)
 
 
 def _response(results: Sequence[Result], dim: int, space: str) -> list[bytes | memoryview]:
@@ -160,7 +179,7 @@ def _embed(data: bytes, at: int, end: int, most: int) -> EmbedView:
     model = ""
     if at < end:
         start, at = _field(data, at, end, _MODEL)
-        if at != end:
+        if at != end or end - start > _MAX_NAME_BYTES:
             raise _OtherFormError
         try:
             model = data[start:end].decode()

@@ -113,7 +113,7 @@ def test_text_that_is_no_utf8_is_a_clear_error(server: Running) -> None:
 
 
 def test_a_message_over_the_limit_is_told_from_a_full_queue(server: Running) -> None:
-    batch = embedder_pb2.EmbedRequest(images=[Image(data=b"x" * (65 * 2**20))])
+    batch = embedder_pb2.EmbedRequest(images=[Image(data=b"x" * (33 * 2**20))])
     for call in (
         lambda: server.embedder.Embed(batch, timeout=60),
         lambda: next(server.embedder.EmbedStream(iter([embedder_pb2.EmbedStreamRequest(batch=batch)]), timeout=60)),
@@ -124,11 +124,11 @@ def test_a_message_over_the_limit_is_told_from_a_full_queue(server: Running) -> 
         violations = error_details_pb2.BadRequest()
         assert details(failed.value).details[0].Unpack(violations)
         assert violations.field_violations[0].field == "request"
-        assert f"bytes is over the limit of {64 * 2**20}" in details(failed.value).message
+        assert f"bytes is over the limit of {32 * 2**20}" in details(failed.value).message
 
 
 def test_what_grpc_itself_refuses_is_the_clients_invalid_argument(server: Running) -> None:
-    request = embedder_pb2.EmbedRequest(images=[Image(data=b"x" * (129 * 2**20))])
+    request = embedder_pb2.EmbedRequest(images=[Image(data=b"x" * (65 * 2**20))])
     with pytest.raises(grpc.RpcError) as failed:
         server.embedder.Embed(request, timeout=60)
     assert code(failed.value) == grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -137,7 +137,7 @@ def test_what_grpc_itself_refuses_is_the_clients_invalid_argument(server: Runnin
         Client(f"127.0.0.1:{server.server.port}") as client,
         pytest.raises(InvalidArgumentError, match="takes no message of this size"),
     ):
-        client.embed([b"x" * (129 * 2**20)])
+        client.embed([b"x" * (65 * 2**20)])
 
 
 def test_an_image_over_the_limit_is_an_error_in_its_place(server: Running) -> None:
