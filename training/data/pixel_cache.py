@@ -167,8 +167,8 @@ def _build(
         _reorder(part, order, image_bytes)
     with (part / PIXELS_FILE).open("rb") as pixels:
         checksums = [zlib.crc32(block) for block in iter(lambda: pixels.read(_BLOCK_BYTES), b"")]
-        os.fsync(pixels.fileno())
     content = asdict(arrangement) | {"order": len(order), "blocks": checksums}
+    files.sync_file(part / PIXELS_FILE)
     files.write_text(part / SET_FILE, _signed(content))
     files.put_folder(part, folder)
     (folder / ROWS_FILE).unlink()
