@@ -40,7 +40,6 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.harness import Target, report
-from imagekin import files
 
 ROOT = Path(__file__).resolve().parents[1]
 PIECES = ("speed", "tiled", "supcon", "cross-entropy", "rotation")
@@ -253,7 +252,9 @@ def flags(options: Options) -> list[str]:
 
 def save(out: Path, state: Figures) -> None:
     """Save the figures found so far."""
-    files.write_text(out / STATE_FILE, json.dumps(state, indent=2))
+    temporary = out / f".{STATE_FILE}.part"
+    temporary.write_text(json.dumps(state, indent=2))
+    temporary.replace(out / STATE_FILE)
 
 
 def work(plan: Plan, out: Path, pieces: Sequence[str], seconds: float, *, train: bool, score: bool) -> Figures:

@@ -16,20 +16,12 @@ from imagekin.index.types import (
     IndexedItem,
     Progress,
     SearchOptions,
-    SnapshotDescription,
+    SnapshotInfo,
+    UpsertResult,
     VectorItem,
     VerifyReport,
 )
-from imagekin.types import (
-    CollectionInfo,
-    FacetCount,
-    ItemUpdate,
-    Neighbour,
-    Prediction,
-    UpdateResult,
-    UpsertResult,
-    Vector,
-)
+from imagekin.types import CollectionInfo, FacetCount, ItemUpdate, Neighbour, Prediction, UpdateResult, Vector
 
 
 class Collection(Protocol):
@@ -152,10 +144,10 @@ class Collections(Protocol):
     def compact(self, name: str) -> tuple[int, int]:
         """Free the disk space of deleted items; return the bytes on disk before and after."""
 
-    def snapshot(self, name: str) -> SnapshotDescription:
+    def snapshot(self, name: str) -> SnapshotInfo:
         """Take a snapshot of a collection."""
 
-    def snapshots(self) -> tuple[SnapshotDescription, ...]:
+    def snapshots(self) -> tuple[SnapshotInfo, ...]:
         """Return all snapshots, the oldest first."""
 
     def restore(self, snapshot: str, name: str | None = None, *, replace: bool = False) -> CollectionInfo:

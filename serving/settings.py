@@ -55,8 +55,8 @@ class Limits:
     max_message_bytes: int = option(
         32 * MEBIBYTE, "Bytes of one message or answer; gRPC itself refuses one of a quarter more.", flag="", least=1
     )
-    max_held_bytes: int = option(512 * MEBIBYTE, "Bytes of all requests in flight, decompressed.", flag="", least=1)
-    max_queue: int = option(2_048, "Images waiting or being embedded, per model.", flag="", least=1)
+    max_held_bytes: int = option(512 * MEBIBYTE, "Bytes of all requests in work, unpacked.", flag="", least=1)
+    max_queue: int = option(2_048, "Images waiting or in work, per model.", flag="", least=1)
     max_queue_bytes: int = option(256 * MEBIBYTE, "Bytes of those images.", flag="", least=1)
     max_queued_searches: int = option(4_096, "Queries waiting, per collection.", flag="", least=1)
     max_concurrent_streams: int = option(256, "Calls at one time on one connection.", flag="", least=1)

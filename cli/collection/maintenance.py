@@ -11,7 +11,6 @@ import typer
 from imagekin.cli.shared import options
 from imagekin.command_options import with_options
 from imagekin.errors import DataLossError, InvalidArgumentError
-from imagekin.types import Snapshot
 
 if TYPE_CHECKING:
     from imagekin.index.types import IndexedItem
@@ -115,14 +114,15 @@ def snapshot(
 
     if place.here is not None:
         with place.open() as catalog:
-            taken: Snapshot = catalog.snapshot(name)
+            taken = catalog.snapshot(name)
+        own, size, sequence = taken.name, taken.disk_bytes, taken.sequence
     else:
         with place.connect(timeout=3600.0) as client:
-            taken = client.snapshot(name)
+            own, size, sequence = client.snapshot(name)
     if as_json:
-        console.print_json({"snapshot": taken.name, "disk_bytes": taken.disk_bytes, "sequence": taken.sequence})
+        console.print_json({"snapshot": own, "disk_bytes": size, "sequence": sequence})
     else:
-        print(f"snapshot {taken.name}, {taken.disk_bytes / 2**20:,.1f} MiB")
+        print(f"snapshot {own}, {size / 2**20:,.1f} MiB")
 
 
 @with_options

@@ -6,8 +6,8 @@ from itertools import islice
 from imagekin import types
 from imagekin.client.sync_client import Client
 from imagekin.errors import FailedPreconditionError, InternalError, NotFoundError
-from imagekin.index.types import VectorItem
-from imagekin.types import CollectionInfo, ItemUpdate, UpdateResult, UpsertResult
+from imagekin.index.types import UpsertResult, VectorItem
+from imagekin.types import CollectionInfo, ItemUpdate, Outcome, UpdateResult
 
 
 class ClientSink:
@@ -61,9 +61,10 @@ class ClientSink:
             for item in items
         )
         written = self._client.upsert(self._collection, sent)
-        if len(written.outcomes) != len(items):
+        outcomes = tuple(outcome for outcome in written.outcomes if isinstance(outcome, Outcome))
+        if len(outcomes) != len(items):
             raise InternalError("the server did not say what became of every item")
-        return written
+        return UpsertResult(outcomes, written.sequence)
 
 
 def remote_collection(client: Client, name: str, *, space: str, dim: int, index_kind: str = "auto") -> CollectionInfo:

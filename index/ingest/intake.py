@@ -8,9 +8,9 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 from imagekin.errors import ImagekinError
 from imagekin.index.ingest.report import IngestTally
 from imagekin.index.ingest.seen_keys import Seen, SeenKeys
-from imagekin.index.types import VectorItem
+from imagekin.index.types import UpsertResult, VectorItem
 from imagekin.sources.records import Record, SourceError
-from imagekin.types import ItemUpdate, Payload, UpsertResult, Vector
+from imagekin.types import ItemUpdate, Payload, Vector
 
 Conflict: TypeAlias = Literal["skip", "replace", "error"]
 

@@ -36,19 +36,10 @@ from imagekin.index.types import (
     Group,
     IndexedItem,
     SearchOptions,
+    UpsertResult,
     VectorItem,
 )
-from imagekin.types import (
-    CollectionInfo,
-    FacetCount,
-    ItemUpdate,
-    Neighbour,
-    Payload,
-    Prediction,
-    UpdateResult,
-    UpsertResult,
-    Vector,
-)
+from imagekin.types import CollectionInfo, FacetCount, ItemUpdate, Neighbour, Payload, Prediction, UpdateResult, Vector
 
 _PAGE = 1000
 # Above this k, a search with a least similarity runs as a range search.

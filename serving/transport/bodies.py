@@ -147,9 +147,7 @@ class Bodies:
     def _take(self, size: int) -> None:
         # A single request always has room.
         if self._held and self._held + size > self._limits.max_held_bytes:
-            raise ResourceExhaustedError(
-                "the requests in flight are too large together: try again later", retry_after=1
-            )
+            raise ResourceExhaustedError("the requests in work are too large together: try again later", retry_after=1)
         self._held += size
 
 

@@ -16,10 +16,10 @@ from imagekin.index.ingest.intake import Conflict
 from imagekin.index.ingest.pipeline import index_images
 from imagekin.index.ingest.ray_known_items import known_items
 from imagekin.index.ingest.report import Finding, IndexReport
-from imagekin.index.types import IndexedItem, VectorItem
+from imagekin.index.types import IndexedItem, UpsertResult, VectorItem
 from imagekin.sources.pieces import Piece
 from imagekin.sources.records import Record, VectorInfo
-from imagekin.types import ItemUpdate, Outcome, UpsertResult
+from imagekin.types import ItemUpdate, Outcome
 
 
 class CountingModel:

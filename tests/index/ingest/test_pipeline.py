@@ -15,10 +15,9 @@ from imagekin.encoder.decoding.decode import DecodeLimits
 from imagekin.encoder.runtime.session import Encoder
 from imagekin.errors import InvalidArgumentError
 from imagekin.index.ingest.pipeline import IndexInterruptedError, index_images
-from imagekin.index.types import VectorItem
+from imagekin.index.types import UpsertResult, VectorItem
 from imagekin.sources.open import open_source, open_sources
 from imagekin.sources.records import Record
-from imagekin.types import UpsertResult
 from tests.artifacts import tiny_artifact
 from tests.data import shared_data
 from tests.index.ingest.batching import CountingModel, DictSink, counts, records
