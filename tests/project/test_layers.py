@@ -64,7 +64,7 @@ INSIDE = {
         ("searching",),
         ("collections",),
         ("reload",),
-        ("services",),
+        ("services", "http"),
         ("server",),
     ),
     "client": (
