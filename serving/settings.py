@@ -88,11 +88,12 @@ class Settings:
         (),
         "Model artifact; may be repeated, the first is the default.",
         flag="--model",
+        short="-m",
         metavar="[NAME=]FILE",
         parse=parse_model,
     )
     data_dir: Path | None = option(
-        None, "Folder of the collections; none serves models only.", metavar="DIR", exclusive=True
+        None, "Folder of the collections; none serves models only.", short="-d", metavar="DIR", exclusive=True
     )
     store: str | None = option(
         None,
@@ -101,7 +102,10 @@ class Settings:
         exclusive=True,
     )
     address: str = option(
-        "127.0.0.1:50051", "Where to listen ([HOST]:PORT for IPv6); port 0 takes a free one.", metavar="HOST:PORT"
+        "127.0.0.1:50051",
+        "Where to listen ([HOST]:PORT for IPv6); port 0 takes a free one.",
+        short="-a",
+        metavar="HOST:PORT",
     )
     http_address: str | None = option(None, "Answer HTTP/JSON here, too; port 0 takes a free one.", metavar="HOST:PORT")
     read_only: bool = option(False, "Serve the collections without ever writing.")

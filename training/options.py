@@ -32,7 +32,9 @@ DataArgument = Annotated[
 @with_options
 def train_command(
     data: DataArgument = "",
-    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder that the run is written to.")] = Path("run"),
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="Folder that the run is written to.")] = Path(
+        "run"
+    ),
     *,
     given: Given[TrainSettings],
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in RUN.")] = False,

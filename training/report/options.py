@@ -83,7 +83,7 @@ def sweep_command(
         list[str],
         typer.Option(metavar="OPTION=A,B", help="An option of train and its values; repeat it.", show_default=False),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder of all the runs.")] = Path("sweep"),
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder of all the runs.")] = Path("sweep"),
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="OPTION=A", help="An option of train for all runs; repeat it."),
