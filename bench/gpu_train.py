@@ -40,6 +40,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.harness import Target, report
+from imagekin import files
 
 ROOT = Path(__file__).resolve().parents[1]
 PIECES = ("speed", "tiled", "supcon", "cross-entropy", "rotation")
@@ -252,9 +253,7 @@ def flags(options: Options) -> list[str]:
 
 def save(out: Path, state: Figures) -> None:
     """Save the figures found so far."""
-    temporary = out / f".{STATE_FILE}.part"
-    temporary.write_text(json.dumps(state, indent=2))
-    temporary.replace(out / STATE_FILE)
+    files.write_text(out / STATE_FILE, json.dumps(state, indent=2))
 
 
 def work(plan: Plan, out: Path, pieces: Sequence[str], seconds: float, *, train: bool, score: bool) -> Figures:

@@ -30,6 +30,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.harness import Target, report
+from imagekin import files
 from imagekin.training.data.images import ImageSet, load_images
 from imagekin.training.settings import METRICS_FILE, MODEL_FILE, TrainSettings, for_small_images
 
@@ -136,7 +137,7 @@ def collect(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
             if not path.exists():
                 data = data or load(options)
                 row = train(settings, *data)
-                path.write_text(json.dumps(row) + "\n")
+                files.write_text(path, json.dumps(row) + "\n")
                 print(f"{objective} {seed}: {json.dumps(row)}", flush=True)
             rows.setdefault(objective, []).append(json.loads(path.read_text()))
     return rows
@@ -159,7 +160,7 @@ def trust(options: argparse.Namespace, data: tuple[ImageSet, ImageSet]) -> dict[
             model = settings.out / MODEL_FILE
             found = judge(model, train_set, test_set, JudgeSettings(calibration=True, device="cpu"))
             found |= judge(model, train_set, some, JudgeSettings(robustness=True, baseline=baseline, device="cpu"))
-            path.write_text(json.dumps({name: found[name] for name in TRUST}) + "\n")
+            files.write_text(path, json.dumps({name: found[name] for name in TRUST}) + "\n")
         figures[objective] = json.loads(path.read_text())
     return figures
 

@@ -24,6 +24,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.harness import Target, report
+from imagekin import files
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "omniglot.toml"
@@ -75,14 +76,10 @@ def unpack(archive: Path, out: Path) -> Path:
     """Unpack the archive below `out`, once, and return the folder that holds both parts."""
     folder = out / "data"
     if not folder.exists():
-        partial = out / f"data.{os.getpid()}.part"
-        with tarfile.open(archive) as source:
-            source.extractall(partial, filter="data")
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not folder.exists():  # else another process was faster
-                raise
+        out.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(archive) as source, files.new_folder(out) as made:
+            source.extractall(made, filter="data")
+            files.put_folder(made, folder)
     return folder
 
 

@@ -19,9 +19,7 @@ def classify(
     method: Annotated[
         str, typer.Option("--method", metavar="knn|prototype|linear", help="Where a class comes from.")
     ] = "knn",
-    k: Annotated[
-        int, typer.Option("--k", "-k", help="Neighbours that vote; 0 is the server's 20.", min=0, max=10_000)
-    ] = 0,
+    k: Annotated[int, typer.Option("--k", help="Neighbours that vote; 0 is the server's 20.", min=0, max=10_000)] = 0,
     temperature: Annotated[
         float, typer.Option("--temperature", help="Softmax temperature; 0 is the server's.", min=0)
     ] = 0.0,
@@ -36,6 +34,7 @@ def classify(
         bool, typer.Option("--leave-one-out", help="An indexed image does not vote for itself.")
     ] = False,
     *,
+    label_from: options.LabelFrom = "folder",
     server: options.ServerAddress,
     timeout: options.Timeout = 60.0,
     as_json: options.AsJson = False,
@@ -59,7 +58,7 @@ def classify(
     started = time.perf_counter()
     with (
         server.connect(timeout) as client,
-        reading(images, "classify") as (records, advance),
+        reading(images, "classify", tally, label_from) as (records, advance),
         console.Rows(["key", "class", "confidence", "similarity"], silent=as_json) as rows,
     ):
         for named, found in answered(records, lambda i: client.iter_classify(i, asked), tally, advance):
@@ -80,6 +79,7 @@ def classify(
                 )
     seconds = time.perf_counter() - started
     console.list_failures(tally.failed, tally.failed_count)
+    console.say_ignored(tally.ignored)
     # Unless one of the folders bears the name of a class, the folders' names are no labels.
     accuracy = correct / labelled if folders & classes else None
     if as_json:

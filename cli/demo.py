@@ -11,9 +11,7 @@ from imagekin.cli.shared import options
 def demo(
     out: Annotated[
         Path,
-        typer.Option(
-            "--out", "-o", metavar="DIR", help="Folder for all that the demo makes; replaced when it is its own."
-        ),
+        typer.Option("--out", metavar="DIR", help="Folder for all that the demo makes; replaced when it is its own."),
     ] = Path("imagekin-demo"),
     as_json: options.AsJson = False,
 ) -> None:

@@ -25,7 +25,6 @@ def embed(
         Path | None,
         typer.Option(
             "--out",
-            "-o",
             metavar="FILE",
             help="Write FILE.npy, float32 [N, D], and the keys to FILE.keys; or FILE.parquet, a row an image.",
         ),
@@ -35,7 +34,6 @@ def embed(
         Path | None,
         typer.Option(
             "--model",
-            "-m",
             metavar="FILE",
             help="Embed here with this artifact, to FILE.parquet.",
             rich_help_panel=engines.PANEL,
@@ -50,6 +48,7 @@ def embed(
             rich_help_panel=engines.PANEL,
         ),
     ] = None,
+    label_from: options.LabelFrom = "folder",
     engine: engines.Engine,
     server: options.ServerAddress,
     model: Annotated[str, typer.Option("--model-name", metavar="NAME", help="One of the server's models.")] = "",
@@ -61,7 +60,7 @@ def embed(
         if artifact is None:
             raise InvalidArgumentError("a .parquet file is written with --model FILE; a server's answers go to a .npy")
         engine.refuse_idle(ctx)
-        _to_file(images, artifact, out, report, engine, as_json)
+        _to_file(images, artifact, out, report, engine, label_from, as_json)
         return
     if options.typed(ctx, "artifact") or report is not None or options.typed(ctx, "engine"):
         raise InvalidArgumentError("--model, --report and --engine go with --out FILE.parquet")
@@ -74,7 +73,7 @@ def embed(
     with (
         server.connect(timeout) as client,
         _output(out) as write,
-        reading(images, "embed") as (records, advance),
+        reading(images, "embed", tally) as (records, advance),
         console.Rows(["key", "embedding"], silent=as_json or out is not None) as rows,
     ):
         ask = lambda images: client.iter_embed(images, model=model)  # noqa: E731
@@ -86,6 +85,7 @@ def embed(
             rows.add(named.key, " ".join(f"{value:.6g}" for value in vector))
     seconds = time.perf_counter() - started
     console.list_failures(tally.failed, tally.failed_count)
+    console.say_ignored(tally.ignored)
     if as_json:
         where = {"out": str(out)} if out is not None else {"embeddings": kept}
         console.print_json({**where, **console.totals(tally, seconds)})
@@ -100,6 +100,7 @@ def _to_file(
     out: Path,
     report: Path | None,
     engine: engines.Engine,
+    label_from: str,
     as_json: bool,
 ) -> None:
     """Embed sources here into a Parquet file, in constant memory; the file appears only on success."""
@@ -111,7 +112,7 @@ def _to_file(
     from imagekin.progress import progress
     from imagekin.sources.open import open_sources
 
-    source = open_sources(sources)
+    source = open_sources(sources, label_from=label_from)
     if source.embedded is not None:
         raise InvalidArgumentError("these are vectors already", field="sources")
     encoder = open_for_files(artifact, engine.here)
@@ -120,6 +121,7 @@ def _to_file(
         VectorFile(out, space=encoder.metadata.space, dim=encoder.metadata.dim) as file,
         options.report_table(report) if report is not None else nullcontext() as table,
     ):
+        console.say_plan(source.plan)
         total = source.count()
         left, records = engine.records(source, artifact, encoder, file, "replace")
         with progress("embed", total) as advance:
@@ -134,12 +136,14 @@ def _to_file(
                 on_finding=None if table is None else table.add,
             )
         console.list_failures(done.failed, done.failed_count)
+        console.say_ignored(records.ignored)
         if not done.written:
             raise ImageError(f"none of the {done.seen:,} images could be embedded" if done.seen else "no images there")
     if as_json:
         failed = {"failed_count": done.failed_count, "failed": console.failures_json(done.failed)}
         rate = {"seconds": done.seconds, "images_per_second": done.images_per_second}
-        console.print_json({"out": str(out), "images": done.written, "duplicates": done.duplicates, **failed, **rate})
+        figures = {"out": str(out), "images": done.written, "duplicates": done.duplicates, **failed, **rate}
+        console.print_json({**figures, **console.plan_json(source.plan, records.ignored)})
     else:
         duplicates = f", {done.duplicates:,} duplicates by content" if done.duplicates else ""
         failures = f", {done.failed_count:,} failed" if done.failed_count else ""

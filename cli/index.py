@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from imagekin.sources.records import VectorInfo
 
 IndexKind = Literal["auto", "flat", "hnsw", "ivf", "pq"]
-Conflict = Literal["skip", "replace", "error"]
+Conflict = Literal["update", "skip", "replace", "error"]
 
 
 @with_options
@@ -30,7 +30,7 @@ def index(
         typer.Argument(metavar="SOURCE...", help="Files, folders, archives, tables, patterns, URLs or - (see README)."),
     ],
     model: Annotated[
-        Path | None, typer.Option("--model", "-m", metavar="FILE", help="The model artifact that embeds the images.")
+        Path | None, typer.Option("--model", metavar="FILE", help="The model artifact that embeds the images.")
     ] = None,
     space: Annotated[
         str | None,
@@ -39,8 +39,14 @@ def index(
     *,
     place: options.CollectionsPlace,
     on_conflict: Annotated[
-        Conflict, typer.Option("--on-conflict", help="What to do when a key exists with other content.")
-    ] = "replace",
+        Conflict | None,
+        typer.Option(
+            "--on-conflict",
+            help="What to do when another image is stored under a key: replace it, skip the new one, or report it;"
+            " update changes labels and payloads of the same images, and reports others. With --sync: replace.",
+            show_default="update",
+        ),
+    ] = None,
     sync: Annotated[
         bool, typer.Option("--sync", help="Delete what the collection holds and the sources do not.")
     ] = False,
@@ -51,6 +57,7 @@ def index(
     index_kind: Annotated[
         IndexKind, typer.Option("--index", help="Kind of index of a collection that is made; auto follows its size.")
     ] = "auto",
+    label_from: options.LabelFrom = "folder",
     engine: engines.Engine,
     timeout: options.Timeout = 60.0,
     as_json: options.AsJson = False,
@@ -66,7 +73,8 @@ def index(
     from imagekin.progress import progress
     from imagekin.sources.open import open_sources
 
-    source = open_sources(sources)
+    conflict = on_conflict or ("replace" if sync else "update")
+    source = open_sources(sources, label_from=label_from)
     typed = options.typed(ctx, "model")
     engine.refuse_idle(ctx)
     encoder, space, dim = _space_of(source.embedded, model, typed, space, engine.here)
@@ -75,8 +83,9 @@ def index(
         _opened(collection, space, dim, index_kind, place, timeout) as sink,
         options.report_table(report) if report is not None else nullcontext() as table,
     ):
+        console.say_plan(source.plan)
         total = source.count()
-        left, records = engine.records(source, model, encoder, sink, on_conflict)
+        left, records = engine.records(source, model, encoder, sink, conflict)
         with progress("index", total) as advance:
             done = index_images(
                 left,
@@ -84,17 +93,16 @@ def index(
                 sink,
                 batch_size=engine.batch_size,
                 workers=engine.workers or None,
-                on_conflict=on_conflict,
+                on_conflict=conflict,
                 sync=sync,
                 total=total,
                 on_progress=pace(advance),
                 on_finding=None if table is None else table.add,
             )
     console.list_failures(done.failed, done.failed_count)
-    if records.ignored:
-        console.say(f"imagekin: passed over {records.ignored:,} files that are no images by their names")
+    console.say_ignored(records.ignored)
     if as_json:
-        console.print_json(_figures(collection, done))
+        console.print_json({**_figures(collection, done), **console.plan_json(source.plan, records.ignored)})
     else:
         print(_summary(collection, done))
     _judge(done, sync)

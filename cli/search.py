@@ -24,7 +24,7 @@ def search(
     key: Annotated[
         list[str] | None, typer.Option("--key", metavar="KEY", help="Ask by a stored item instead; may be repeated.")
     ] = None,
-    k: Annotated[int, typer.Option("--k", "-k", help="Neighbours of each image.", min=1, max=100_000)] = 10,
+    k: Annotated[int, typer.Option("--k", help="Neighbours of each image.", min=1, max=100_000)] = 10,
     condition: options.Filter = None,
     min_similarity: Annotated[
         float | None, typer.Option("--min-similarity", help="Leave out less similar items.", min=-1, max=1)
@@ -72,11 +72,12 @@ def search(
                 tally.images += 1
                 show(Named(name, None).key, neighbours)
         else:
-            with reading(images or [], "search") as (records, advance):
+            with reading(images or [], "search", tally) as (records, advance):
                 for named, neighbours in answered(records, lambda i: client.iter_search(i, asked), tally, advance):
                     show(named.key, neighbours)
     seconds = time.perf_counter() - started
     console.list_failures(tally.failed, tally.failed_count)
+    console.say_ignored(tally.ignored)
     if as_json:
         console.print_json({"results": kept, **console.totals(tally, seconds)})
     else:

@@ -15,7 +15,7 @@ from imagekin.types import (
     Snapshot,
     StoredItem,
     UpdateResult,
-    Upserted,
+    UpsertResult,
 )
 from imagekin.v1 import collections_pb2, embedder_pb2
 
@@ -27,7 +27,7 @@ class AsyncCollectionCalls:
 
     # Items.
 
-    async def upsert(self, collection: str, items: Iterable[Item], *, errors: Errors = "raise") -> Upserted:
+    async def upsert(self, collection: str, items: Iterable[Item], *, errors: Errors = "raise") -> UpsertResult:
         """Insert items, or replace those whose key exists; on disk when it returns.
 
         Args:
@@ -158,7 +158,7 @@ class AsyncCollectionCalls:
     async def snapshot(self, name: str) -> Snapshot:
         """Copy a collection as of now into the server's snapshot folder; it is served and written meanwhile."""
         answer = await self._transport.call(calls.SNAPSHOT, collections_pb2.SnapshotRequest(collection=name))
-        return Snapshot(answer.name, answer.disk_bytes, answer.sequence)
+        return Snapshot(name=answer.name, disk_bytes=answer.disk_bytes, sequence=answer.sequence)
 
     async def models(self) -> list[Model]:
         """Return the models that the server has loaded, the default one first."""

@@ -25,7 +25,7 @@ from imagekin.types import (
     Outcome,
     Prediction,
     UpdateResult,
-    Upserted,
+    UpsertResult,
     Vector,
 )
 from imagekin.v1 import collections_pb2 as collections
@@ -331,7 +331,7 @@ def update_requests(collection: str, updates: Iterable[ItemUpdate]) -> Iterator[
         yield collections.UpdateRequest(collection=collection, updates=series)
 
 
-def upserted(results: Iterable[tuple[Outcome, int] | ImagekinError]) -> Upserted:
+def upserted(results: Iterable[tuple[Outcome, int] | ImagekinError]) -> UpsertResult:
     """Return the outcomes of items that took several messages, with the sequence number of the last write."""
     outcomes: list[Outcome | ImagekinError] = []
     sequence = 0
@@ -341,7 +341,7 @@ def upserted(results: Iterable[tuple[Outcome, int] | ImagekinError]) -> Upserted
         else:
             outcomes.append(result[0])
             sequence = max(sequence, result[1])
-    return Upserted(tuple(outcomes), sequence)
+    return UpsertResult(tuple(outcomes), sequence)
 
 
 def updated(answers: Iterable[collections.UpdateResponse]) -> UpdateResult:

@@ -16,7 +16,7 @@ from imagekin.types import (
     Snapshot,
     StoredItem,
     UpdateResult,
-    Upserted,
+    UpsertResult,
 )
 from imagekin.v1 import collections_pb2, embedder_pb2
 
@@ -28,7 +28,7 @@ class CollectionCalls:
 
     # Items.
 
-    def upsert(self, collection: str, items: Iterable[Item], *, errors: Errors = "raise") -> Upserted:
+    def upsert(self, collection: str, items: Iterable[Item], *, errors: Errors = "raise") -> UpsertResult:
         """Insert items, or replace those whose key exists; on disk when it returns.
 
         Args:
@@ -159,7 +159,7 @@ class CollectionCalls:
     def snapshot(self, name: str) -> Snapshot:
         """Copy a collection as of now into the server's snapshot folder; it is served and written meanwhile."""
         answer = self._transport.call(calls.SNAPSHOT, collections_pb2.SnapshotRequest(collection=name))
-        return Snapshot(answer.name, answer.disk_bytes, answer.sequence)
+        return Snapshot(name=answer.name, disk_bytes=answer.disk_bytes, sequence=answer.sequence)
 
     def models(self) -> list[Model]:
         """Return the models that the server has loaded, the default one first."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from imagekin.client.retries import RetryPolicy
     from imagekin.client.sync_client import Client
     from imagekin.errors import ImagekinError
-    from imagekin.types import Examples, Item, ItemUpdate, Model, Neighbour, Prediction, StoredItem, Upserted
+    from imagekin.types import Examples, Item, ItemUpdate, Model, Neighbour, Prediction, StoredItem, UpsertResult
 
     __version__: str
 
@@ -34,7 +34,7 @@ __all__ = [
     "RetryPolicy",
     "StoredItem",
     "Tls",
-    "Upserted",
+    "UpsertResult",
     "__version__",
     "errors",
     "types",
@@ -55,7 +55,7 @@ _HOMES = {
     "RetryPolicy": ("imagekin.client.retries", "RetryPolicy"),
     "StoredItem": ("imagekin.types", "StoredItem"),
     "Tls": ("imagekin.client.connection", "Tls"),
-    "Upserted": ("imagekin.types", "Upserted"),
+    "UpsertResult": ("imagekin.types", "UpsertResult"),
     "__version__": ("imagekin.version", "VERSION"),
     "errors": ("imagekin.errors", ""),
     "types": ("imagekin.types", ""),

@@ -4,7 +4,7 @@ import enum
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ __all__ = [
     "Snapshot",
     "StoredItem",
     "UpdateResult",
-    "Upserted",
+    "UpsertResult",
     "Vector",
     "VectorLike",
 ]
@@ -226,12 +226,12 @@ class StoredItem:
 
 
 @dataclass(frozen=True, slots=True)
-class Upserted:
+class UpsertResult:
     """The result of an upsert.
 
     Attributes:
-        outcomes: one for each item, in order; errors only with `errors="return"`.
-        sequence: sequence number from which readers see the items.
+        outcomes: one for each item, in order; errors only from a client that was asked to return them.
+        sequence: sequence number from which readers see the items; 0 when none was written.
     """
 
     outcomes: tuple[Outcome | ImagekinError, ...]
@@ -271,8 +271,15 @@ class Model:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Snapshot(NamedTuple):
-    """A snapshot of a collection: its name on the server, its size on disk, sequence number of its last write."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A snapshot of a collection.
+
+    Attributes:
+        name: `COLLECTION/TIME-SEQUENCE`, relative to the data folder's `snapshots`.
+        disk_bytes: size on disk.
+        sequence: sequence number of the last write in it.
+    """
 
     name: str
     disk_bytes: int

@@ -16,12 +16,20 @@ from imagekin.index.types import (
     IndexedItem,
     Progress,
     SearchOptions,
-    SnapshotInfo,
-    UpsertResult,
+    SnapshotDescription,
     VectorItem,
     VerifyReport,
 )
-from imagekin.types import CollectionInfo, FacetCount, ItemUpdate, Neighbour, Prediction, UpdateResult, Vector
+from imagekin.types import (
+    CollectionInfo,
+    FacetCount,
+    ItemUpdate,
+    Neighbour,
+    Prediction,
+    UpdateResult,
+    UpsertResult,
+    Vector,
+)
 
 
 class Collection(Protocol):
@@ -144,10 +152,10 @@ class Collections(Protocol):
     def compact(self, name: str) -> tuple[int, int]:
         """Free the disk space of deleted items; return the bytes on disk before and after."""
 
-    def snapshot(self, name: str) -> SnapshotInfo:
+    def snapshot(self, name: str) -> SnapshotDescription:
         """Take a snapshot of a collection."""
 
-    def snapshots(self) -> tuple[SnapshotInfo, ...]:
+    def snapshots(self) -> tuple[SnapshotDescription, ...]:
         """Return all snapshots, the oldest first."""
 
     def restore(self, snapshot: str, name: str | None = None, *, replace: bool = False) -> CollectionInfo:

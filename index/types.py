@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from imagekin.index.filters.conditions import Condition
 from imagekin.settings import check, option
-from imagekin.types import Outcome, Payload, Vector
+from imagekin.types import Payload, Snapshot, Vector
 
 MAX_K = 10_000
 
@@ -44,19 +44,6 @@ class IndexedItem(VectorItem):
     """
 
     sequence: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class UpsertResult:
-    """The result of an upsert.
-
-    Attributes:
-        outcomes: one per item, in the order given.
-        sequence: sequence number from which readers see the items; 0 when there were none.
-    """
-
-    outcomes: tuple[Outcome, ...]
-    sequence: int
 
 
 class DeleteResult(NamedTuple):
@@ -205,29 +192,23 @@ class Duplicate:
 Group = tuple[Duplicate, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotInfo:
-    """The description of a snapshot.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotDescription(Snapshot):
+    """A snapshot with what it takes to restore it.
 
     Attributes:
-        name: `COLLECTION/TIME-SEQUENCE`, relative to the data folder's `snapshots`.
         collection: name of the collection.
         space: id of the embedding space of its vectors.
         dim: number of components of its vectors.
         count: number of items.
-        sequence: sequence number of the last write in it.
-        disk_bytes: size on disk.
         created_at: time of creation, seconds since the epoch.
         sha256: SHA-256 of the database file.
     """
 
-    name: str
     collection: str
     space: str
     dim: int
     count: int
-    sequence: int
-    disk_bytes: int
     created_at: float
     sha256: str
 

@@ -1,69 +1,77 @@
-"""Open a user's source: a folder, an archive, a table, a list, a pattern, a URL or an image file."""
+"""Open a user's sources: folders, archives, tables, lists, patterns, URLs and image files.
+
+Several sources are read as if the folder that holds them all had been named: each has its name in keys and labels.
+"""
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
+from itertools import groupby
+from urllib.parse import urlsplit
 
 from imagekin.encoder.decoding.decode import DecodeLimits
 from imagekin.errors import InvalidArgumentError, NotFoundError
-from imagekin.sources.formats.file_list import FilesSource, ListSource
-from imagekin.sources.formats.folder import FileSource, FolderSource
-from imagekin.sources.formats.manifest import MANIFEST_SUFFIXES, ManifestSource
-from imagekin.sources.formats.tar import TarSource
+from imagekin.sources.containers import listed_parts, open_container, part_of
+from imagekin.sources.formats.file_list import FilesReader, ListReader, below
+from imagekin.sources.formats.folder import folder_listing
+from imagekin.sources.ignored import is_image_name
+from imagekin.sources.joined import JoinedReaders, Part
+from imagekin.sources.labels import FOLDER, LabelRule
 from imagekin.sources.patterns import fixed_part, has_wildcard, local_listing
-from imagekin.sources.pieces import Piece, pieces_of
-from imagekin.sources.places import LocalPlace, Place, RemotePlace
-from imagekin.sources.records import Record, Source, VectorInfo, is_image_name, printable
+from imagekin.sources.places import LocalPlace, Place, RemotePlace, is_url
+from imagekin.sources.records import Record, Source, printable
 from imagekin.sources.remote import remote_listing
 
-__all__ = ["Record", "Source", "count_records", "open_source", "open_sources"]
+__all__ = ["JoinedReaders", "Record", "Source", "count_records", "open_source", "open_sources"]
 
 _STANDARD_INPUT = "-"
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-PARQUET_SUFFIXES = (".parquet", ".pq")
 
 
-def open_source(path: str | os.PathLike[str], limits: DecodeLimits | None = None) -> Source:
+def open_source(
+    path: str | os.PathLike[str], limits: DecodeLimits | None = None, label_from: str = FOLDER
+) -> JoinedReaders:
     """Open a source; images are read when it is iterated.
 
     Args:
-        path: a folder, which is searched recursively; a .tar, .tar.gz or .tgz archive; a .parquet file of images or
-            vectors; a .csv, .tsv or .jsonl manifest; an image file; a pattern such as `shards/*.tar`; `-` for a list
-            of images on standard input; or the s3://, gs:// or http(s):// URL of any of these.
+        path: a folder, which is searched recursively; a tar or zip archive; a .parquet file of images or vectors; a
+            .csv, .tsv or .jsonl manifest; an image file; a pattern such as `shards/*.tar`; `-` for a list of images on
+            standard input; or the s3://, gs:// or http(s):// URL of any of these.
         limits: files of more bytes than `max_bytes` are not read, and become records with an error.
+        label_from: how paths name labels, see `LabelRule`.
 
     Raises:
         NotFoundError: there is no such file or folder.
         InvalidArgumentError: it is none of these.
         FailedPreconditionError: a required package is not installed.
     """
-    path = os.fspath(path)
-    max_bytes = (limits or DecodeLimits()).max_bytes
-    if path == _STANDARD_INPUT:
-        return ListSource(max_bytes)
-    if "://" in path:
-        return _open_url(path, max_bytes)
-    if not os.path.lexists(path) and has_wildcard(path):
-        root, parts = fixed_part(path)
-        if not os.path.isdir(root):
-            raise NotFoundError(f"no folder {printable(root)}", field="source")
-        place = partial(_below, root)
-        return FilesSource(local_listing(root, parts), place, max_bytes, partial(open_file, max_bytes=max_bytes))
-    if not os.path.exists(path):
-        raise NotFoundError(f"no file or folder {printable(path)}", field="source")
-    if os.path.isdir(path):
-        return FolderSource(path, max_bytes)
-    return open_file(LocalPlace(path), max_bytes, repeatable=os.path.isfile(path))
+    return open_sources([path], limits, label_from)
 
 
-def open_sources(paths: Sequence[str | os.PathLike[str]], limits: DecodeLimits | None = None) -> Source:
+def open_sources(
+    paths: Sequence[str | os.PathLike[str]], limits: DecodeLimits | None = None, label_from: str = FOLDER
+) -> JoinedReaders:
     """Open several sources as one that reads them in order; arguments and errors as for `open_source`.
 
     Raises:
         InvalidArgumentError: some hold images and some vectors, or vectors of different spaces or sizes.
     """
-    return _JoinedSources([open_source(path, limits) for path in paths])
+    rule = LabelRule(label_from)
+    max_bytes = (limits or DecodeLimits()).max_bytes
+    given = [os.fspath(path) for path in paths]
+    if len(given) == 1:
+        return JoinedReaders(_parts(given[0], "", max_bytes), rule)
+    names = names_below_shared(given)
+    # A folder that is given beside files only is no class: its own folders are.
+    are_classes = sum(os.path.isdir(path) for path in given) > 1
+    parts: list[Part] = []
+    for is_image, some in groupby(zip(given, names, strict=True), lambda one: _is_image_file(one[0])):
+        if is_image:
+            parts.append(Part(_image_files(list(some), max_bytes)))
+            continue
+        for path, name in some:
+            parts += _parts(path, name, max_bytes, is_class=are_classes)
+    return JoinedReaders(parts, rule)
 
 
 def count_records(path: str | os.PathLike[str]) -> int | None:
@@ -76,77 +84,97 @@ def count_records(path: str | os.PathLike[str]) -> int | None:
     return open_source(path).count()
 
 
-def open_file(place: Place, max_bytes: int, *, repeatable: bool = True) -> Source:
-    """Open one file by the suffix of its name.
+def _parts(path: str, name: str, max_bytes: int, *, is_class: bool = False) -> list[Part]:
+    """Open one source.
+
+    Args:
+        path: what the user named.
+        name: its path below the folder that holds all sources; empty when it is the only one.
+        max_bytes: larger images are not read.
+        is_class: whether a folder's own name is part of its images' paths for the rule of labels.
+    """
+    if path == _STANDARD_INPUT:
+        return [Part(ListReader(max_bytes))]
+    inside = f"{name}/" if name else ""
+    if "://" in path:
+        return _url_parts(path, name, max_bytes)
+    if _is_pattern(path):
+        root, parts = fixed_part(path)
+        if not os.path.isdir(root):
+            raise NotFoundError(f"no folder {printable(root)}", field="source")
+        return listed_parts(local_listing(root, parts), partial(below, root), max_bytes, key=inside)
+    if not os.path.exists(path):
+        raise NotFoundError(f"no file or folder {printable(path)}", field="source")
+    if os.path.isdir(path):
+        prefix = inside if is_class else ""
+        return listed_parts(folder_listing(path), partial(below, path), max_bytes, key=inside, path=prefix)
+    return [_file_part(LocalPlace(path), name, max_bytes, repeatable=os.path.isfile(path))]
+
+
+def _url_parts(url: str, name: str, max_bytes: int) -> list[Part]:
+    place = RemotePlace(url)
+    if url.lower().startswith("http"):  # HTTP cannot list files, and "?" begins a query
+        return [_file_part(place, name, max_bytes)]
+    if not has_wildcard(url):
+        with contextlib.suppress(InvalidArgumentError):  # raised for a folder
+            return [_file_part(place, name, max_bytes)]
+    listing, place_of = remote_listing(url)
+    return listed_parts(listing, place_of, max_bytes, key=f"{name}/" if name else "")
+
+
+def _file_part(place: Place, name: str, max_bytes: int, *, repeatable: bool = True) -> Part:
+    """Open one file.
 
     Args:
         place: the file.
+        name: as for `_parts`.
         max_bytes: larger images are not read.
         repeatable: False for a file that can be opened only once, such as a pipe.
 
     Raises:
         InvalidArgumentError: it is no source.
     """
-    name = place.name.lower()
-    if name.endswith(TAR_SUFFIXES):
-        return TarSource(place, max_bytes, repeatable=repeatable)
-    if name.endswith(PARQUET_SUFFIXES):
-        from imagekin.sources.formats.parquet import ParquetSource  # loads Arrow
-
-        return ParquetSource(place, max_bytes)
-    if name.endswith(MANIFEST_SUFFIXES):
-        return ManifestSource(place, max_bytes)
-    if is_image_name(name.lstrip(".")):
-        return FileSource(place, max_bytes)
-    raise InvalidArgumentError(
-        f"{place.shown} is no folder, no .tar, .tar.gz or .tgz archive, no .parquet, .csv or .jsonl table and no image"
-        " by its name",
-        field="source",
-    )
+    if is_image_name(place.name.lstrip(".")):
+        return Part(_image_files([(place, name or place.name)], max_bytes))
+    reader = open_container(place, max_bytes, repeatable=repeatable)
+    if reader is None:
+        raise InvalidArgumentError(
+            f"{place.shown} is no folder, no tar or zip archive, no .parquet, .csv or .jsonl table and no image by its"
+            " name",
+            field="source",
+        )
+    return part_of(reader, place.name, name)
 
 
-def _open_url(url: str, max_bytes: int) -> Source:
-    place = RemotePlace(url)
-    if url.lower().startswith("http"):  # HTTP cannot list files, and "?" begins a query
-        return open_file(place, max_bytes)
-    if not has_wildcard(url):
-        with contextlib.suppress(InvalidArgumentError):  # raised for a folder
-            return open_file(place, max_bytes)
-    listing, place_of = remote_listing(url)
-    opener = partial(open_file, max_bytes=max_bytes) if has_wildcard(url) else None
-    return FilesSource(listing, place_of, max_bytes, opener)
+def _image_files(files: list[tuple[str | Place, str]], max_bytes: int) -> FilesReader:
+    """Return the reader of image files that were named one by one, by their names below the shared folder."""
+    places = {name: LocalPlace(file) if isinstance(file, str) else file for file, name in files}
+    return FilesReader(partial(iter, places), places.__getitem__, max_bytes, explicit=True)
 
 
-def _below(root: str, name: str) -> Place:
-    return LocalPlace(os.path.join(root, name))
+def _is_image_file(path: str) -> bool:
+    return is_image_name(os.path.basename(path)) and os.path.isfile(path)
 
 
-class _JoinedSources:
-    """Several sources, read in order."""
+def _is_pattern(path: str) -> bool:
+    return has_wildcard(path) and not is_url(path) and not os.path.lexists(path)
 
-    def __init__(self, sources: Sequence[Source]) -> None:
-        self._sources = sources
-        kinds = {source.embedded for source in sources}
-        if len({kind and kind.dim for kind in kinds}) > 1 or len({kind.space for kind in kinds if kind}) > 1:
-            raise InvalidArgumentError(
-                "give either images or vectors, and only vectors of one space and size: use a command for each",
-                field="source",
-            )
-        self.embedded: VectorInfo | None = next(iter(kinds), None)
 
-    @property
-    def ignored(self) -> int:
-        return sum(source.ignored for source in self._sources)
+def names_below_shared(given: Sequence[str]) -> list[str]:
+    """Return the paths of sources below the folder that holds them all; empty for that folder itself."""
+    whole = [_whole(path) for path in given]
+    above = [one if _is_pattern(path) else os.path.dirname(one) for path, one in zip(given, whole, strict=True)]
+    known = {one for path, one in zip(given, above, strict=True) if path != _STANDARD_INPUT}
+    root = os.path.commonpath(known) if known else "/"
+    return [
+        os.path.relpath(one, root).removeprefix(".") if path != _STANDARD_INPUT else ""
+        for path, one in zip(given, whole, strict=True)
+    ]
 
-    def __iter__(self) -> Iterator[Record]:
-        for source in self._sources:
-            yield from source
 
-    def pieces(self) -> Iterator[Piece]:
-        for source in self._sources:
-            yield from pieces_of(source)
-
-    def count(self) -> int | None:
-        counts = [source.count() for source in self._sources]
-        known = [count for count in counts if count is not None]
-        return sum(known) if len(known) == len(counts) else None
+def _whole(path: str) -> str:
+    """Return the absolute path of a file or folder, of a pattern's fixed part, or of a URL as if it were a path."""
+    if "://" in path:
+        parts = urlsplit(path)
+        return os.path.normpath(f"/{parts.netloc.rpartition('@')[2]}/{parts.path}")
+    return os.path.abspath(fixed_part(path)[0] if _is_pattern(path) else path)

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from imagekin.sources.formats.file_list import Listing
 from imagekin.sources.formats.folder import walk
@@ -31,20 +32,21 @@ def local_listing(root: str, parts: Sequence[str]) -> Listing:
 
     Folders that cannot contain a match are not read.
     """
+    return partial(_listed, root, tuple(parts))
+
+
+def _listed(root: str, parts: tuple[str, ...]) -> Iterator[str | Record]:
     matches = re.compile(_expression(parts)).match
     each = [re.compile(_name(part) + r"\Z") for part in parts]
 
     def enters(folder: str) -> bool:
         return "**" in parts or all(one.match(name) for one, name in zip(each, folder.split("/"), strict=False))
 
-    def listing() -> Iterator[str | Record]:
-        for found in walk(root, enters):
-            if found.problem:
-                yield record_of(found.key or os.path.basename(root), found.problem)
-            elif matches(found.key):
-                yield found.key
-
-    return listing
+    for found in walk(root, enters):
+        if found.problem:
+            yield record_of(found.key or os.path.basename(root), found.problem)
+        elif matches(found.key):
+            yield found.key
 
 
 def _expression(parts: Sequence[str]) -> str:

@@ -1,15 +1,21 @@
-"""Split a source into pieces that can be read independently, in other threads or processes.
+"""Read a source by pieces, which can be read independently, in other threads or processes.
 
-A piece is an iterable of records that can be sent to another process or machine, where its paths must be valid. Pieces
-are in the source's order, and cheap to create: their records are read when they are iterated.
+Each format has a reader (`imagekin.sources.formats`). A reader is first asked for the names of its images, so that one
+rule can name the classes of all readers of a source; it then yields its pieces. A piece is an iterable of records that
+can be sent to another process or machine, where its paths must be valid. Pieces are in the source's order, and cheap to
+create: their records are read when they are iterated.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
+from imagekin.errors import ImagekinError
+from imagekin.sources.ignored import Ignored
+from imagekin.sources.labels import LabelRule, Named
 from imagekin.sources.places import Place
-from imagekin.sources.records import Record, Source, record_of
+from imagekin.sources.records import Record, Source, VectorInfo, printable, record_of
+from imagekin.sources.splits import Split
 from imagekin.types import Payload
 
 Piece: TypeAlias = Iterable[Record]
@@ -25,6 +31,7 @@ class ImageFile:
         max_bytes: a larger file is not read.
         label: label of its record.
         payload: payload of its record.
+        split: split of its record.
     """
 
     key: str
@@ -32,10 +39,80 @@ class ImageFile:
     max_bytes: int
     label: str | None = None
     payload: Payload | None = None
+    split: Split | None = None
 
     def __iter__(self) -> Iterator[Record]:
         """Read the file."""
-        yield record_of(self.key, self.place.read(self.max_bytes), self.label, self.payload)
+        data = self.place.read(self.max_bytes)
+        yield record_of(self.key, data, self.label, self.payload, split=self.split)
+
+
+class Counted(NamedTuple):
+    """A number of images whose label is in the source itself, not in their paths, and where it is."""
+
+    named: Named
+    images: int
+    origin: str = ""
+
+
+# A path that names a class, images with labels of their own, or None where there are more than were looked at.
+Surveyed: TypeAlias = str | Counted | None
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """The way in which a reader's images are named.
+
+    Attributes:
+        rule: names the label and the split by the path.
+        key: prefix of the keys, such as `shards/1.tar/`; empty for a source that is read alone.
+        path: prefix of the paths for `rule`.
+        split: the split of all images, if the source's name states it.
+    """
+
+    rule: LabelRule
+    key: str = ""
+    path: str = ""
+    split: Split | None = None
+
+    def named(self, path: str) -> Named:
+        """Return the label and the split of the image with a path."""
+        label, split = self.rule(self.path + printable(path))
+        return Named(label, split or self.split)
+
+    def told(self, path: str, label: str | None, split: Split | None = None) -> Named:
+        """Return the label and the split of an image whose label stands in a table; the user may choose otherwise."""
+        named = self.named(path)
+        return Named(label if self.rule.is_default else named.label, split or named.split)
+
+    def moved(self, record: Record) -> Record:
+        """Return a record whose key is relative to the reader's root with the key that it has in the source."""
+        return replace(record, key=printable(self.key) + record.key)
+
+    def failure(self, name: str, error: ImagekinError) -> Record:
+        """Return the record that says that a reader, with a name, cannot read further."""
+        return record_of(self.key.rstrip("/") or name, error)
+
+
+class Reader(Protocol):
+    """A reader of one format; the files of a source may have several readers."""
+
+    @property
+    def embedded(self) -> VectorInfo | None:
+        """The description of its vectors; None when it holds images."""
+        ...
+
+    def survey(self) -> Iterator[Surveyed]:
+        """Yield what is known of the images' classes without reading images; of long streams, of the first ones."""
+        ...
+
+    def pieces(self, naming: Naming, ignored: Ignored) -> Iterator[Piece]:
+        """Yield the pieces, and count ignored files; pieces that ignore files count them in their own `ignored`."""
+        ...
+
+    def count(self) -> int | None:
+        """Estimate the number of records; None when that requires reading everything."""
+        ...
 
 
 @runtime_checkable
@@ -53,3 +130,9 @@ def pieces_of(source: Source) -> Iterator[Piece]:
         yield from source.pieces()
     else:
         yield source
+
+
+def ignored_in(piece: Piece) -> Ignored | None:
+    """Return the files that a piece ignored when it was read last; None when it does not count them."""
+    ignored = getattr(piece, "ignored", None)
+    return ignored if isinstance(ignored, Ignored) else None

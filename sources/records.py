@@ -4,7 +4,6 @@ A key identifies an image in a collection. It is the path relative to the source
 unless the source has keys of its own.
 """
 
-import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
@@ -14,23 +13,16 @@ from numpy.typing import NDArray
 
 from imagekin.errors import ImageError, ImagekinError, InvalidArgumentError
 from imagekin.sources import values
+from imagekin.sources.ignored import Ignored
+from imagekin.sources.splits import Split
 from imagekin.types import Payload
 
 Vector: TypeAlias = NDArray[np.float32]
 
-# Suffixes of the decoder's formats; files with others in a folder or an archive are ignored.
-_SUFFIXES = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "PNG": (".png", ".apng"),
-    "WEBP": (".webp",),
-    "GIF": (".gif",),
-    "BMP": (".bmp",),
-    "TIFF": (".tif", ".tiff"),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
-    "JPEG2000": (".jp2", ".j2k", ".jpx"),
-    "AVIF": (".avif",),
-}
-IMAGE_SUFFIXES = frozenset(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
+OTHER_IMAGE = "another image that was read before has the same key; the first one counts"
+"""The reason why an image is not used, in training and in indexing."""
+OTHER_LABEL = "it was read before with another label; the first one counts"
+"""The reason why an image's further label is not used, in training and in indexing."""
 
 
 class SourceError(ImagekinError):
@@ -48,6 +40,7 @@ class Record:
         label: the class, if the source has one.
         payload: the payload, if the source has one.
         content_hash: SHA-256 of the image that a vector was made from (32 bytes), if the source states it.
+        split: the split that the image belongs to, if the source has splits.
     """
 
     key: str
@@ -55,6 +48,7 @@ class Record:
     label: str | None = None
     payload: Payload | None = None
     content_hash: bytes | None = None
+    split: Split | None = None
 
 
 class VectorInfo(NamedTuple):
@@ -68,8 +62,8 @@ class Source(Protocol):
     """A sequence of records that may be iterated more than once, except for standard input and pipes."""
 
     @property
-    def ignored(self) -> int:
-        """Number of files that the last iteration ignored: hidden ones, and those without the suffix of an image."""
+    def ignored(self) -> Ignored:
+        """The files that the last iteration ignored, by kind and reason."""
         ...
 
     @property
@@ -86,24 +80,13 @@ class Source(Protocol):
         ...
 
 
-def is_image_name(name: str) -> bool:
-    """Return whether a file's name has the suffix of an image, and is not hidden."""
-    return posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name)
-
-
-def is_hidden(name: str) -> bool:
-    """Return whether a relative path has a hidden part."""
-    if "/." not in name and not name.startswith("."):
-        return False
-    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
-
-
 def record_of(
     key: str,
     data: bytes | Vector | str | ImagekinError,
     label: str | None = None,
     payload: Payload | None = None,
     content_hash: bytes | None = None,
+    split: Split | None = None,
 ) -> Record:
     """Make a record from a source's values; `data` as a text is the message of an error.
 
@@ -118,7 +101,7 @@ def record_of(
     if problem is None:
         try:
             values.payload_text(payload)
-            return Record(key, data, values.label(label), payload or None, content_hash)
+            return Record(key, data, values.label(label), payload or None, content_hash, split)
         except InvalidArgumentError as error:
             problem = str(error)
     return Record(shown, ImageError(problem))

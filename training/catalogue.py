@@ -2,7 +2,6 @@
 
 import fnmatch
 import json
-import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from imagekin import files
 from imagekin.encoder.runtime.session import Encoder
 from imagekin.errors import ImagekinError
 from imagekin.machine import cores
@@ -128,6 +128,4 @@ def _speeds() -> Mapping[str, float]:
 def _remember(speeds: Mapping[str, float]) -> None:
     path = cache_root() / SPEEDS_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(json.dumps(speeds, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    files.write_text(path, json.dumps(speeds, indent=2) + "\n")

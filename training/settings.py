@@ -30,7 +30,6 @@ MODEL_FILE = "model.onnx"
 REPORT_FILE = "report.json"
 DETAILS_FILE = "details.json"
 PAGE_FILE = "report.html"
-PROVENANCE_FILE = "provenance.json"
 
 LABELLED = (
     "supcon",
@@ -65,10 +64,6 @@ class TrainSettings:
     data: str
     out: Path
     test: str = option("", "Held-out data, scored at the end and never used to choose.", metavar="DATA")
-    near: bool = option(
-        False, "Also look for near-duplicates of training images among the test images, not only for copies."
-    )
-    allow_overlap: bool = option(False, "Let the scores count test images that are training images, too.")
     limit: int = option(0, "Use at most so many images of each class; 0 is all of them.", panel=IMAGES, least=0)
     objective: str = option(
         "supcon",
@@ -84,6 +79,13 @@ class TrainSettings:
         least=0,
     )
     resize: Resize = option("crop", "How an image becomes a square.", panel=IMAGES)
+    label_from: str = option(
+        "folder",
+        "What names an image's class: its folders (and tables), its own folder only (parent), nothing (none), or the"
+        " group of a regular expression that is searched in its path.",
+        metavar="folder|parent|none|REGEX",
+        panel=IMAGES,
+    )
     weights: Path | None = option(None, "Start from a torchvision state dict, a RUN or a checkpoint.", metavar="PATH")
     epochs: int = option(100, "Passes over the data; 0 exports random weights.", default_help=FOLLOWS, least=0)
     batch_size: int = option(

@@ -11,6 +11,7 @@ import typer
 from imagekin.cli.shared import options
 from imagekin.command_options import with_options
 from imagekin.errors import DataLossError, InvalidArgumentError
+from imagekin.types import Snapshot
 
 if TYPE_CHECKING:
     from imagekin.index.types import IndexedItem
@@ -114,15 +115,14 @@ def snapshot(
 
     if place.here is not None:
         with place.open() as catalog:
-            taken = catalog.snapshot(name)
-        own, size, sequence = taken.name, taken.disk_bytes, taken.sequence
+            taken: Snapshot = catalog.snapshot(name)
     else:
         with place.connect(timeout=3600.0) as client:
-            own, size, sequence = client.snapshot(name)
+            taken = client.snapshot(name)
     if as_json:
-        console.print_json({"snapshot": own, "disk_bytes": size, "sequence": sequence})
+        console.print_json({"snapshot": taken.name, "disk_bytes": taken.disk_bytes, "sequence": taken.sequence})
     else:
-        print(f"snapshot {own}, {size / 2**20:,.1f} MiB")
+        print(f"snapshot {taken.name}, {taken.disk_bytes / 2**20:,.1f} MiB")
 
 
 @with_options
@@ -167,7 +167,7 @@ def restore(
 @with_options
 def export_collection(
     name: options.Name,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.parquet", help="The file to write.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.parquet", help="The file to write.")],
     *,
     folder: options.Folder,
     as_json: options.AsJson = False,

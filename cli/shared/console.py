@@ -11,6 +11,8 @@ from imagekin.errors import ImageError
 
 if TYPE_CHECKING:
     from imagekin.cli.shared.image_sources import Tally
+    from imagekin.sources.ignored import Ignored
+    from imagekin.sources.joined import Plan
 
 _LISTED_FAILURES = 20
 # Rows that a terminal's table holds at once; later ones begin a new table, so that memory stays bounded.
@@ -85,6 +87,23 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def say_plan(plan: "Plan") -> None:
+    """Print the labels and splits of a source on standard error, before work begins."""
+    for line in plan.lines():
+        say(f"imagekin: {line}")
+
+
+def say_ignored(ignored: "Ignored") -> None:
+    """Print on standard error which files were passed over, and why."""
+    for line in ignored.lines():
+        say(f"imagekin: {line}")
+
+
+def plan_json(plan: "Plan", ignored: "Ignored") -> dict[str, Any]:
+    """Return as JSON the classes and splits of a source, and the files that were passed over."""
+    return {"classes": dict(plan.classes), "splits": dict(plan.splits), "ignored": ignored.to_json()}
+
+
 def list_failures(failed: Sequence[tuple[str, str]], count: int) -> None:
     """List failures on standard error: the first 20, then the number of further ones."""
     for key, reason in failed[:_LISTED_FAILURES]:
@@ -109,6 +128,7 @@ def totals(tally: "Tally", seconds: float) -> dict[str, Any]:
         "images": tally.images,
         "failed_count": tally.failed_count,
         "failed": failures_json(tally.failed),
+        "ignored": tally.ignored.to_json(),
         "seconds": seconds,
         "images_per_second": rate(tally.images, seconds),
     }

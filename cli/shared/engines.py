@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from imagekin.encoder.runtime.session import Encoder
     from imagekin.index.ingest.intake import Conflict
     from imagekin.index.ingest.pipeline import Sink
+    from imagekin.sources.ignored import Ignored
     from imagekin.sources.records import Record, Source
 
 Name: TypeAlias = Literal["local", "ray"]
@@ -25,11 +26,11 @@ PANEL = "Embedding with --model"
 
 
 class Records(Protocol):
-    """Records of a source, embedded or still to be embedded, and the number of files skipped."""
+    """Records of a source, embedded or still to be embedded, and the files skipped."""
 
     @property
-    def ignored(self) -> int:
-        """Number of files skipped."""
+    def ignored(self) -> "Ignored":
+        """The files skipped, by kind and reason."""
         ...
 
     def __iter__(self) -> Iterator["Record"]:

@@ -9,6 +9,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from imagekin.errors import ImageError, ImagekinError
+from imagekin.sources.ignored import Ignored
+from imagekin.sources.labels import FOLDER
 from imagekin.sources.open import open_sources
 from imagekin.sources.records import Record
 from imagekin.types import ImageLike
@@ -34,11 +36,13 @@ class Tally:
         images: images read, good and bad.
         failed: key and reason of those that were not served, the first 10,000.
         failed_count: how many were not served.
+        ignored: files that were passed over.
     """
 
     images: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     failed_count: int = 0
+    ignored: Ignored = field(default_factory=Ignored)
 
     @property
     def served(self) -> int:
@@ -80,10 +84,16 @@ def answered(
 
 
 @contextmanager
-def reading(paths: Sequence[str], description: str) -> Iterator[tuple[Iterable[Record], Callable[[int], None]]]:
-    """Open sources with a progress bar for the length of a block; yield the records and the bar's `advance`."""
+def reading(
+    paths: Sequence[str], description: str, tally: Tally, label_from: str = FOLDER
+) -> Iterator[tuple[Iterable[Record], Callable[[int], None]]]:
+    """Open sources with a progress bar for the length of a block; yield the records and the bar's `advance`.
+
+    At the end, the tally has the files that were passed over.
+    """
     from imagekin.progress import progress
 
-    source = open_sources(paths)
+    source = open_sources(paths, label_from=label_from)
     with progress(description, source.count()) as advance:
         yield source, advance
+    tally.ignored.update(source.ignored)

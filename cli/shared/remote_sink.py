@@ -6,8 +6,8 @@ from itertools import islice
 from imagekin import types
 from imagekin.client.sync_client import Client
 from imagekin.errors import FailedPreconditionError, InternalError, NotFoundError
-from imagekin.index.types import UpsertResult, VectorItem
-from imagekin.types import CollectionInfo, ItemUpdate, Outcome, UpdateResult
+from imagekin.index.types import VectorItem
+from imagekin.types import CollectionInfo, ItemUpdate, UpdateResult, UpsertResult
 
 
 class ClientSink:
@@ -61,10 +61,9 @@ class ClientSink:
             for item in items
         )
         written = self._client.upsert(self._collection, sent)
-        outcomes = tuple(outcome for outcome in written.outcomes if isinstance(outcome, Outcome))
-        if len(outcomes) != len(items):
+        if len(written.outcomes) != len(items):
             raise InternalError("the server did not say what became of every item")
-        return UpsertResult(outcomes, written.sequence)
+        return written
 
 
 def remote_collection(client: Client, name: str, *, space: str, dim: int, index_kind: str = "auto") -> CollectionInfo:

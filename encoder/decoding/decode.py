@@ -31,11 +31,12 @@ from PIL import (
 
 from imagekin.encoder.decoding.bounds import BoundedReader, check_exif, check_file
 from imagekin.encoder.decoding.colour import Colour, to_rgb
+from imagekin.encoder.decoding.formats import FORMAT_NAMES
 from imagekin.encoder.decoding.pillow_warnings import quiet
 from imagekin.encoder.metadata import Preprocess
 from imagekin.errors import ImageError, InvalidArgumentError
 
-FORMATS = frozenset({"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"})
+FORMATS = FORMAT_NAMES
 WHITE: Colour = (255, 255, 255)
 
 # Codecs of Pillow that run in Python and hold the interpreter's lock.

@@ -8,11 +8,11 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 from imagekin.errors import ImagekinError
 from imagekin.index.ingest.report import IngestTally
 from imagekin.index.ingest.seen_keys import Seen, SeenKeys
-from imagekin.index.types import UpsertResult, VectorItem
-from imagekin.sources.records import Record, SourceError
-from imagekin.types import ItemUpdate, Payload, Vector
+from imagekin.index.types import VectorItem
+from imagekin.sources.records import OTHER_IMAGE, OTHER_LABEL, Record, SourceError
+from imagekin.types import ItemUpdate, Payload, UpsertResult, Vector
 
-Conflict: TypeAlias = Literal["skip", "replace", "error"]
+Conflict: TypeAlias = Literal["update", "skip", "replace", "error"]
 
 
 class KnownMetadata(Protocol):
@@ -131,13 +131,15 @@ class Intake:
         held = self._sink.content_hashes([record.key for record in chunk])
         stored: list[New] = []
         skipped = 0
-        met = self._seen.meet([(record.key, record.content_hash) for record in chunk])
+        met = self._seen.meet([(record.key, record.content_hash, record.label) for record in chunk])
         for record, (before, other) in zip(chunk, met, strict=True):
             if before is Seen.OTHER_CONTENT:
-                reason = "another image of this run has the same key; give each its own path"
-                self._tally.failed(record.key, reason)
+                self._tally.failed(record.key, OTHER_IMAGE)
                 continue
-            if before is Seen.SAME_CONTENT:
+            if before is Seen.OTHER_LABEL:
+                self._tally.failed(record.key, OTHER_LABEL)
+                continue
+            if before is Seen.SAME:
                 skipped += 1
                 continue
             if other is not None:

@@ -14,8 +14,8 @@ import numpy as np
 
 from imagekin import files
 from imagekin.errors import InvalidArgumentError, NotFoundError
-from imagekin.index.types import IndexedItem, UpsertResult, VectorItem
-from imagekin.types import Vector
+from imagekin.index.types import IndexedItem, VectorItem
+from imagekin.types import UpsertResult, Vector
 
 _ROWS_AT_ONCE = 4096
 _SPACE = b"imagekin.space"

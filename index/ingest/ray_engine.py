@@ -33,7 +33,8 @@ from imagekin.index.ingest.embed_stage import Data, EmbeddingModel, EmbedSetting
 from imagekin.index.ingest.intake import Conflict, content_hash
 from imagekin.index.ingest.ray_known_items import Digests, is_known
 from imagekin.machine import Device, cores
-from imagekin.sources.pieces import ImageFile, Piece, pieces_of
+from imagekin.sources.ignored import Ignored, Kind
+from imagekin.sources.pieces import ImageFile, Piece, ignored_in, pieces_of
 from imagekin.sources.records import Record, Source, SourceError
 from imagekin.sources.values import payload_text
 from imagekin.types import Vector
@@ -58,7 +59,7 @@ _SCHEMA = pa.schema(
         ("content_hash", pa.binary()),
         ("error", pa.string()),
         ("incomplete", pa.bool_()),
-        ("ignored", pa.int64()),  # number of ignored files, in a row of its own without a record
+        ("ignored", pa.string()),  # kinds and numbers of ignored files as JSON, in a row of its own without a record
     ]
 )
 
@@ -177,11 +178,11 @@ class RayRecords:
         self._known = known
         self._workers = workers
         self._job = _Job(on_conflict, EmbedSettings(batch_size, workers.threads, limits or DecodeLimits()))
-        self._ignored = 0
+        self._ignored = Ignored()
 
     @property
-    def ignored(self) -> int:
-        """Number of files that the last iteration ignored."""
+    def ignored(self) -> Ignored:
+        """The files that the last iteration ignored, by kind and reason."""
         return self._ignored
 
     def __iter__(self) -> Iterator[Record]:
@@ -190,7 +191,7 @@ class RayRecords:
         Raises:
             ImagekinError: a worker failed.
         """
-        self._ignored = 0
+        self._ignored = Ignored()
         try:
             # In Ray's object store, which spills to disk, for as long as a restarted worker may need them.
             chunks = [ray.put(chunk) for chunk in _chunks(pieces_of(self._source))]
@@ -203,7 +204,7 @@ class RayRecords:
         except RayError as error:
             raise _translated(error) from None
         finally:
-            self._ignored += self._source.ignored
+            self._ignored.update(self._source.ignored)
 
     def _tables(self, chunks: list[Any], shared: tuple[Any, Any]) -> Generator[Any, None, None]:
         count, gpus = self._placement()
@@ -234,7 +235,7 @@ class RayRecords:
     def _records(self, table: Any) -> Iterator[Record]:
         for row in table.to_pylist():
             if row["ignored"]:
-                self._ignored += row["ignored"]
+                self._ignored.update(Ignored((Kind(*kind), count) for kind, count in json.loads(row["ignored"])))
                 continue
             data: bytes | Vector | ImagekinError
             if row["error"] is not None:
@@ -269,8 +270,9 @@ class _Worker:
             pieces: list[Piece] = ray.get(self._chunks[number])
             for done in embedded(self._model, self._files(pieces), self._job.pace):
                 yield pa.Table.from_pylist([_row(record, data) for record, data in done], _SCHEMA)
-            if ignored := sum(getattr(piece, "ignored", 0) for piece in pieces):
-                yield pa.Table.from_pylist([{"ignored": ignored}], _SCHEMA)
+            ignored = [kind for piece in pieces for kind in ignored_in(piece) or ()]
+            if ignored:
+                yield pa.Table.from_pylist([{"ignored": json.dumps(ignored)}], _SCHEMA)
 
     def _files(self, pieces: Iterable[Piece]) -> Iterator[tuple[Record, Data]]:
         """Yield records without their data, and the data separately; empty for items that are stored already."""

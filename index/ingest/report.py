@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
-from imagekin.index.types import UpsertResult
-from imagekin.types import Outcome
+from imagekin.types import UpsertResult
 
 # Called with the number of records processed, their total number (None when unknown) and the number of failed ones.
 Progress: TypeAlias = Callable[[int, int | None, int], None]
@@ -125,7 +124,7 @@ class IngestTally:
         """Count items that are on disk."""
         with self._lock:
             self._counts.written += len(result.outcomes)
-            self._counts.replaced += sum(outcome is Outcome.REPLACED for outcome in result.outcomes)
+            self._counts.replaced += result.replaced
             self._tell()
 
     def updated(self, count: int) -> None:

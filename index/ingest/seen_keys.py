@@ -12,14 +12,16 @@ Value = TypeVar("Value")
 # Records of one SQL statement. Each step of SQLite releases the interpreter's lock, and getting it back from busy
 # threads takes longer than the step itself.
 _AT_ONCE = 64
+_LABEL_BYTES = 8
 
 
 class Seen(enum.Enum):
     """The state of a key in this run."""
 
     NEW = 1
-    SAME_CONTENT = 2
-    OTHER_CONTENT = 3
+    SAME = 2
+    OTHER_LABEL = 3
+    OTHER_CONTENT = 4
 
 
 class Meeting(NamedTuple):
@@ -42,8 +44,8 @@ class SeenKeys:
         self._database.execute("CREATE TABLE content (name BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID")
         self._database.execute("BEGIN")
 
-    def meet(self, records: Sequence[tuple[str, bytes]]) -> list[Meeting]:
-        """Add keys and their contents' hashes; return for each the state before it was added."""
+    def meet(self, records: Sequence[tuple[str, bytes, str | None]]) -> list[Meeting]:
+        """Add keys, their contents' hashes and labels; return for each the state before it was added."""
         with self._lock:
             return [
                 meeting
@@ -67,17 +69,18 @@ class SeenKeys:
         with self._lock:
             return self._database.execute("SELECT 1 FROM seen LIMIT 1").fetchone() is None
 
-    def _meet(self, records: Sequence[tuple[str, bytes]]) -> list[Meeting]:
-        before = self._held("seen", [(_digest(key), content) for key, content in records])
-        new = [(content, key) for (key, content), held in zip(records, before, strict=True) if held is None]
+    def _meet(self, records: Sequence[tuple[str, bytes, str | None]]) -> list[Meeting]:
+        before = self._held("seen", [(_digest(key), _label(label) + content) for key, content, label in records])
+        new = [(content, key) for (key, content, _), held in zip(records, before, strict=True) if held is None]
         firsts = iter(self._held("content", new))
         meetings = []
-        for (key, content), held in zip(records, before, strict=True):
+        for (key, content, label), held in zip(records, before, strict=True):
             if held is None:
                 first = next(firsts)
                 meetings.append(Meeting(Seen.NEW, None if first == key else first))
             else:
-                meetings.append(Meeting(Seen.SAME_CONTENT if held == content else Seen.OTHER_CONTENT, None))
+                seen = Seen.SAME if held[:_LABEL_BYTES] == _label(label) else Seen.OTHER_LABEL
+                meetings.append(Meeting(seen if held[_LABEL_BYTES:] == content else Seen.OTHER_CONTENT, None))
         return meetings
 
     def _held(self, table: str, rows: Sequence[tuple[bytes, Value]]) -> list[Value | None]:
@@ -106,6 +109,11 @@ class SeenKeys:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._database.close()
+
+
+def _label(label: str | None) -> bytes:
+    """Return a hash of a label, zeros for none."""
+    return hashlib.blake2b(label.encode(), digest_size=_LABEL_BYTES).digest() if label else bytes(_LABEL_BYTES)
 
 
 def _digest(key: str) -> bytes:

@@ -14,8 +14,8 @@ import numpy as np
 from imagekin import files
 from imagekin.errors import InvalidArgumentError
 from imagekin.index.ingest.parquet import items_schema, items_table
-from imagekin.index.types import IndexedItem, UpsertResult, VectorItem
-from imagekin.types import ItemUpdate, Outcome
+from imagekin.index.types import IndexedItem, VectorItem
+from imagekin.types import ItemUpdate, Outcome, UpsertResult
 
 _ROWS_AT_ONCE = 4096
 

@@ -20,9 +20,9 @@ from imagekin.index.search import ann
 from imagekin.index.search.gpu.open import open_device
 from imagekin.index.storage import schema
 from imagekin.index.storage.connection import connect, vacuum
-from imagekin.index.storage.schema import read_identity, read_state, translated
+from imagekin.index.storage.schema import read_identity, read_state, storage_errors
 from imagekin.index.storage.segments import FOLDER
-from imagekin.index.types import Progress, SnapshotInfo, VerifyReport
+from imagekin.index.types import Progress, SnapshotDescription, VerifyReport
 from imagekin.types import CollectionInfo
 
 _FOLDER = "collections"
@@ -74,12 +74,12 @@ class Catalog:
         validation.dim(dim)
         validation.index_kind(index_kind)
         self._check_writable()
-        with self._changing():
+        with self._exclusive():
             if (self._folder / name).exists():
                 raise AlreadyExistsError(
                     f"there is a collection {name!r} already: drop it first or choose another name"
                 )
-            with translated(name), files.new_folder(self._folder) as made:
+            with storage_errors(name), files.new_folder(self._folder) as made:
                 schema.create(made / DATABASE, space, dim, index_kind)
                 files.put_folder(made, self._folder / name)
         return self.open(name)
@@ -120,7 +120,7 @@ class Catalog:
             DataLossError: it is damaged.
         """
         path = self._existing(name) / DATABASE
-        with translated(name), contextlib.closing(connect(path, read_only=True)) as connection:
+        with storage_errors(name), contextlib.closing(connect(path, read_only=True)) as connection:
             identity = read_identity(connection, name)
             state = read_state(connection, name)
         index = ann.describe(path.parent / FOLDER)
@@ -150,10 +150,10 @@ class Catalog:
         """
         validation.collection_name(name)
         self._check_writable()
-        with self._changing():
+        with self._exclusive():
             count = self.describe(name).count
-            self._let_go(name)
-            with contextlib.closing(WriterLock(self._folder / name / LOCK, name)), translated(name):
+            self._close_open(name)
+            with contextlib.closing(WriterLock(self._folder / name / LOCK, name)), storage_errors(name):
                 files.remove_folder(self._folder / name)
         return count
 
@@ -169,8 +169,8 @@ class Catalog:
         if not repair:
             return verify(folder, name, on_progress=on_progress)
         self._check_writable()
-        with self._changing():
-            self._let_go(name)
+        with self._exclusive():
+            self._close_open(name)
             return verify(folder, name, repair=True, on_progress=on_progress)
 
     def compact(self, name: str) -> tuple[int, int]:
@@ -184,15 +184,15 @@ class Catalog:
         folder = self._existing(name)
         self._check_writable()
         before = schema.disk_bytes(folder)
-        with self._changing():
-            self._let_go(name)
-            with contextlib.closing(WriterLock(folder / LOCK, name)), translated(name):
+        with self._exclusive():
+            self._close_open(name)
+            with contextlib.closing(WriterLock(folder / LOCK, name)), storage_errors(name):
                 vacuum(folder / DATABASE)
             with LocalCollection(folder, name) as collection:
                 collection.compact()
         return before, schema.disk_bytes(folder)
 
-    def snapshot(self, name: str) -> SnapshotInfo:
+    def snapshot(self, name: str) -> SnapshotDescription:
         """Take a snapshot of a collection into the data folder's `snapshots`, even while it is served and written.
 
         Raises:
@@ -203,7 +203,7 @@ class Catalog:
         self._check_writable()
         return snapshots.take(self._existing(name) / DATABASE, name, self._snapshots)
 
-    def snapshots(self) -> tuple[SnapshotInfo, ...]:
+    def snapshots(self) -> tuple[SnapshotDescription, ...]:
         """Return all snapshots, the oldest first."""
         return tuple(snapshots.all_snapshots(self._snapshots))
 
@@ -226,14 +226,14 @@ class Catalog:
         self._check_writable()
         self._check_free(name, replace)
         # Without the lock, so that other collections go on being opened and made meanwhile.
-        with translated(name), files.new_folder(self._folder) as made:
+        with storage_errors(name), files.new_folder(self._folder) as made:
             snapshots.put_back(self._snapshots, info, made)
             with LocalCollection(made, name) as collection:
                 collection.seal()
-            with self._changing(), contextlib.ExitStack() as stack:
+            with self._exclusive(), contextlib.ExitStack() as stack:
                 self._check_free(name, replace)
                 if (self._folder / name).is_dir():
-                    self._let_go(name)
+                    self._close_open(name)
                     stack.enter_context(contextlib.closing(WriterLock(self._folder / name / LOCK, name)))
                 files.put_folder(made, self._folder / name)
         return self.describe(name)
@@ -266,7 +266,7 @@ class Catalog:
         if (self._folder / name).exists() and not replace:
             raise AlreadyExistsError(f"there is a collection {name!r}: replace it, or restore under another name")
 
-    def _let_go(self, name: str) -> None:
+    def _close_open(self, name: str) -> None:
         """Close the collection where it is open here."""
         known = self._open.pop(name, None)
         if known is not None:
@@ -278,11 +278,11 @@ class Catalog:
 
     def _recover(self) -> None:
         """Put right what a killed process left half done, unless another one is changing something now and has."""
-        with contextlib.suppress(BlockingIOError, PermissionError), self._changing(fcntl.LOCK_NB):
+        with contextlib.suppress(BlockingIOError, PermissionError), self._exclusive(fcntl.LOCK_NB):
             pass
 
     @contextlib.contextmanager
-    def _changing(self, how: int = 0) -> Iterator[None]:
+    def _exclusive(self, how: int = 0) -> Iterator[None]:
         """Make and drop one at a time, of all processes; what a killed one left half done is put right first."""
         descriptor = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:

@@ -36,10 +36,19 @@ from imagekin.index.types import (
     Group,
     IndexedItem,
     SearchOptions,
-    UpsertResult,
     VectorItem,
 )
-from imagekin.types import CollectionInfo, FacetCount, ItemUpdate, Neighbour, Payload, Prediction, UpdateResult, Vector
+from imagekin.types import (
+    CollectionInfo,
+    FacetCount,
+    ItemUpdate,
+    Neighbour,
+    Payload,
+    Prediction,
+    UpdateResult,
+    UpsertResult,
+    Vector,
+)
 
 _PAGE = 1000
 # Above this k, a search with a least similarity runs as a range search.

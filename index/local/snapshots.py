@@ -21,15 +21,15 @@ from imagekin.errors import DataLossError, InvalidArgumentError, NotFoundError
 from imagekin.index import validation
 from imagekin.index.local.store import DATABASE
 from imagekin.index.storage.connection import connect
-from imagekin.index.storage.schema import read_identity, read_state, translated
-from imagekin.index.types import SnapshotInfo
+from imagekin.index.storage.schema import read_identity, read_state, storage_errors
+from imagekin.index.types import SnapshotDescription
 
 SNAPSHOTS = "snapshots"
 _DESCRIPTION = "snapshot.json"
 _PAGES_AT_ONCE = 2000
 
 
-def take(database: Path, collection: str, folder: Path) -> SnapshotInfo:
+def take(database: Path, collection: str, folder: Path) -> SnapshotDescription:
     """Take a snapshot of a collection, while writers may go on.
 
     Args:
@@ -44,7 +44,7 @@ def take(database: Path, collection: str, folder: Path) -> SnapshotInfo:
     created_at = time.time()
     parent = folder / collection
     with contextlib.ExitStack() as stack:
-        stack.enter_context(translated(collection))
+        stack.enter_context(storage_errors(collection))
         parent.mkdir(parents=True, exist_ok=True)
         temporary = stack.enter_context(files.new_folder(parent))
         with contextlib.closing(connect(database, read_only=True)) as source:
@@ -58,7 +58,7 @@ def take(database: Path, collection: str, folder: Path) -> SnapshotInfo:
             log.unlink()  # empty: everything has been moved into the database
         digest = _sha256(temporary / DATABASE)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(created_at))
-        info = SnapshotInfo(
+        info = SnapshotDescription(
             name=f"{collection}/{stamp}-{state.sequence}-{secrets.token_hex(4)}",
             collection=collection,
             space=identity.space,
@@ -75,16 +75,16 @@ def take(database: Path, collection: str, folder: Path) -> SnapshotInfo:
         return info
 
 
-def all_snapshots(folder: Path) -> list[SnapshotInfo]:
+def all_snapshots(folder: Path) -> list[SnapshotDescription]:
     """Return every snapshot whose description can be read, the oldest first."""
     found = []
     for path in folder.glob(f"[a-z0-9]*/[0-9]*/{_DESCRIPTION}"):
         with contextlib.suppress(OSError, ValueError, TypeError):
-            found.append(SnapshotInfo(**json.loads(path.read_text(encoding="utf-8"))))
+            found.append(SnapshotDescription(**json.loads(path.read_text(encoding="utf-8"))))
     return sorted(found, key=lambda info: (info.created_at, info.name))
 
 
-def find(folder: Path, name: str) -> SnapshotInfo:
+def find(folder: Path, name: str) -> SnapshotDescription:
     """Find a snapshot by its name.
 
     Raises:
@@ -96,12 +96,12 @@ def find(folder: Path, name: str) -> SnapshotInfo:
     if not own or "/" in own or not own[0].isdigit():
         raise InvalidArgumentError("a snapshot's name is COLLECTION/TIME-SEQUENCE-ID", field="snapshot")
     try:
-        return SnapshotInfo(**json.loads((folder / name / _DESCRIPTION).read_text(encoding="utf-8")))
+        return SnapshotDescription(**json.loads((folder / name / _DESCRIPTION).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         raise NotFoundError(f"there is no snapshot {name[:200]!r}: see `imagekin collection snapshots`") from None
 
 
-def put_back(folder: Path, info: SnapshotInfo, target: Path) -> None:
+def put_back(folder: Path, info: SnapshotDescription, target: Path) -> None:
     """Copy a snapshot's database into a new folder, and verify its SHA-256.
 
     Raises:

@@ -28,7 +28,7 @@ from imagekin.index.storage.combiner import Combiner
 from imagekin.index.storage.committer import Committer
 from imagekin.index.storage.connection import connect
 from imagekin.index.storage.loading import load, load_sealed, load_since
-from imagekin.index.storage.schema import State, read_identity, read_state, translated
+from imagekin.index.storage.schema import State, read_identity, read_state, storage_errors
 from imagekin.index.storage.search_priority import SearchPriority
 from imagekin.index.storage.segments import Manifest, Segments
 from imagekin.index.storage.transactions import Changes, Transaction
@@ -81,7 +81,7 @@ class LocalStore:
         with contextlib.ExitStack() as undo:
             if not read_only:
                 lock = undo.enter_context(contextlib.closing(WriterLock(folder / LOCK, name)))
-            with translated(name):
+            with storage_errors(name):
                 connection = connect(self._path, read_only=read_only)
                 undo.callback(connection.close)
                 self.identity = read_identity(connection, name)
@@ -159,7 +159,7 @@ class LocalStore:
             A connection in a read transaction, and the matching snapshot.
         """
         self._check_open()
-        with translated(self.name), self._connection() as connection:
+        with storage_errors(self.name), self._connection() as connection:
             while True:
                 connection.execute("BEGIN")
                 try:
@@ -298,7 +298,7 @@ class LocalStore:
 
     def read_all(self) -> tuple[Columns, int]:
         """Load columns from the database alone; return them and their sequence number."""
-        with translated(self.name), contextlib.closing(connect(self._path, read_only=True)) as connection:
+        with storage_errors(self.name), contextlib.closing(connect(self._path, read_only=True)) as connection:
             connection.execute("BEGIN")
             state = read_state(connection, self.name)
             names = list(self._snapshot.label_names)

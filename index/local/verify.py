@@ -25,7 +25,7 @@ from imagekin.index.storage.schema import (
     read_identity,
     read_state,
     row_checksum,
-    translated,
+    storage_errors,
 )
 from imagekin.index.storage.segments import Manifest, Segments
 from imagekin.index.storage.transactions import as_json
@@ -52,7 +52,7 @@ def verify(folder: Path, name: str, *, repair: bool = False, on_progress: Progre
     with contextlib.ExitStack() as stack:
         if repair:
             stack.enter_context(contextlib.closing(WriterLock(folder / LOCK, name)))
-        stack.enter_context(translated(name))
+        stack.enter_context(storage_errors(name))
         connection = stack.enter_context(contextlib.closing(connect(folder / DATABASE, read_only=not repair)))
         identity = read_identity(connection, name)
         segments = Segments(folder, identity)

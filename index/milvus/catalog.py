@@ -10,7 +10,7 @@ from imagekin.index import validation
 from imagekin.index.milvus.clock import Clock
 from imagekin.index.milvus.collection import MilvusCollection
 from imagekin.index.milvus.connection import MilvusConnection, StoreAddress
-from imagekin.index.types import Progress, SnapshotInfo, VerifyReport
+from imagekin.index.types import Progress, SnapshotDescription, VerifyReport
 from imagekin.types import CollectionInfo
 
 _PREFIX = "imagekin_"
@@ -130,11 +130,11 @@ class MilvusCatalog:
         """Raise FailedPreconditionError, because Milvus compacts by itself."""
         raise FailedPreconditionError("Milvus compacts by itself: to ask for it now, see its compact call")
 
-    def snapshot(self, name: str) -> SnapshotInfo:
+    def snapshot(self, name: str) -> SnapshotDescription:
         """Raise FailedPreconditionError, because Milvus has its own tool."""
         raise _own_backup()
 
-    def snapshots(self) -> tuple[SnapshotInfo, ...]:
+    def snapshots(self) -> tuple[SnapshotDescription, ...]:
         """Raise FailedPreconditionError, because Milvus has its own tool."""
         raise _own_backup()
 

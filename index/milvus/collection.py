@@ -42,10 +42,18 @@ from imagekin.index.types import (
     Group,
     IndexedItem,
     SearchOptions,
-    UpsertResult,
     VectorItem,
 )
-from imagekin.types import CollectionInfo, FacetCount, ItemUpdate, Neighbour, Prediction, UpdateResult, Vector
+from imagekin.types import (
+    CollectionInfo,
+    FacetCount,
+    ItemUpdate,
+    Neighbour,
+    Prediction,
+    UpdateResult,
+    UpsertResult,
+    Vector,
+)
 
 _LABELLED = 'label != ""'
 _MAX_ITEMS_FOR_MEANS = 1_000_000

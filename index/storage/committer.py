@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from imagekin.errors import FailedPreconditionError, ImagekinError, UnavailableError
 from imagekin.index.storage.combiner import Combiner
-from imagekin.index.storage.schema import State, as_imagekin
+from imagekin.index.storage.schema import State, storage_error
 from imagekin.index.storage.search_priority import SearchPriority
 from imagekin.index.storage.transactions import Changes, Transaction
 
@@ -98,7 +98,7 @@ class Committer:
             if self._connection.in_transaction:
                 self._connection.rollback()
             if isinstance(error, sqlite3.Error):
-                raise as_imagekin(error, self._collection) from error
+                raise storage_error(error, self._collection) from error
             raise
 
     def _write(self, shared: Sequence[_Write]) -> list[_Answer]:

@@ -189,12 +189,12 @@ def prune_tombstones(connection: sqlite3.Connection, state: State, keep: int) ->
 
 
 @contextlib.contextmanager
-def translated(collection: str) -> Iterator[None]:
+def storage_errors(collection: str) -> Iterator[None]:
     """Turn what SQLite and the system raise inside the block into the project's errors, without a path or a trace."""
     try:
         yield
     except sqlite3.Error as error:
-        raise as_imagekin(error, collection) from error
+        raise storage_error(error, collection) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _full(collection) from error
@@ -203,7 +203,7 @@ def translated(collection: str) -> Iterator[None]:
         raise UnavailableError(f"the disk of collection {collection!r} fails ({error.strerror}): check it") from error
 
 
-def as_imagekin(error: sqlite3.Error, collection: str) -> ImagekinError:
+def storage_error(error: sqlite3.Error, collection: str) -> ImagekinError:
     """Return the project's error for what SQLite raised."""
     # The low byte is the primary code; undecodable text has none, and means that bytes of it were changed.
     whole_code = getattr(error, "sqlite_errorcode", 0)

@@ -175,7 +175,7 @@ class Transaction:
         first = self.sequence + 1
         existing = self._take([row.key for row in batch.rows])
         replaced = [(existing[row.key], first + place) for place, row in enumerate(batch.rows) if row.key in existing]
-        self._bury([old for (old, _), _ in replaced], [new for _, new in replaced])
+        self._add_tombstones([old for (old, _), _ in replaced], [new for _, new in replaced])
         self._insert("item", 7, self._item_values(batch, first))
         width = 4 * batch.vectors.shape[1]
         data = batch.vectors.tobytes()
@@ -192,7 +192,7 @@ class Transaction:
         """Delete the rows of unique `keys`; return the number of rows deleted."""
         existing = self._take(keys)
         if existing:
-            self._bury(
+            self._add_tombstones(
                 [old for old, _ in existing.values()],
                 list(range(self.sequence + 1, self.sequence + 1 + len(existing))),
             )
@@ -209,7 +209,7 @@ class Transaction:
         )
         return {key: (sequence, bool(labelled)) for key, sequence, labelled in rows.fetchall()}
 
-    def _bury(self, old: list[int], new: list[int]) -> None:
+    def _add_tombstones(self, old: list[int], new: list[int]) -> None:
         """Delete the vectors of deleted items, and record the sequence numbers of their deaths as tombstones."""
         if not old:
             return

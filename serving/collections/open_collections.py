@@ -14,7 +14,7 @@ from typing import ParamSpec, TypeVar
 from imagekin.errors import FailedPreconditionError, ImagekinError, NotFoundError
 from imagekin.index.interface import Collection, Collections
 from imagekin.index.open import open_collections
-from imagekin.index.types import SnapshotInfo
+from imagekin.index.types import SnapshotDescription
 from imagekin.machine import cores
 from imagekin.serving.observability.metrics import Metrics
 from imagekin.serving.searching.batcher import SearchBatcher
@@ -219,7 +219,7 @@ class CollectionStore:
                 await entry.retire()
             return await self._in_thread(catalog.drop, name)
 
-    async def snapshot(self, name: str) -> SnapshotInfo:
+    async def snapshot(self, name: str) -> SnapshotDescription:
         """Copy a collection as of now into the data folder's snapshots, while it is served.
 
         Raises:

@@ -88,7 +88,7 @@ class Writer:
             errors = [item_error(item) for item in prepared.items if isinstance(item, ImagekinError)]
             return pb.UpsertResponse(results=[pb.UpsertResult(error=error) for error in errors])
         written = await entry.write(lambda: entry.collection.upsert(good))
-        outcomes = iter(written.outcomes)
+        outcomes = (outcome for outcome in written.outcomes if isinstance(outcome, Outcome))
         results = [
             pb.UpsertResult(error=item_error(item))
             if isinstance(item, ImagekinError)

@@ -49,7 +49,7 @@ class Admission:
         limits: ceilings.
 
     Attributes:
-        queued: images waiting or in work.
+        queued: images waiting or being embedded.
         queued_bytes: bytes of these images.
     """
 

@@ -200,11 +200,11 @@ class _State(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Yield the gauges."""
-        yield GaugeMetricFamily("imagekin_calls_in_flight", "Calls in work.", value=self._in_flight())
+        yield GaugeMetricFamily("imagekin_calls_in_flight", "Calls in flight.", value=self._in_flight())
         info = GaugeMetricFamily(
             "imagekin_model_info", "The models served; always 1.", labels=["model", "space", "dim", "precision"]
         )
-        queued = GaugeMetricFamily("imagekin_queued_images", "Images waiting or in work.", labels=["model"])
+        queued = GaugeMetricFamily("imagekin_queued_images", "Images waiting or being embedded.", labels=["model"])
         size = GaugeMetricFamily("imagekin_queued_bytes", "Bytes of these images.", labels=["model"])
         for model in self._models():
             described = model.metadata

@@ -110,10 +110,10 @@ class Bodies:
             ResourceExhaustedError: the requests in progress are too large together.
         """
         size = len(data)
-        self.take(size)
+        self._take(size)
         try:
             plain = await self._unpack(method, data)
-            self.take(len(plain) - size)
+            self._take(len(plain) - size)
             size = len(plain)
             return Body(await self._parse(method, parser, plain), size)
         except BaseException:
@@ -144,15 +144,12 @@ class Bodies:
             return _parse(parser, data)
         return await asyncio.get_running_loop().run_in_executor(self._threads, _parse_counted, parser, data)
 
-    def take(self, size: int) -> None:
-        """Count bytes of a request until they are released.
-
-        Raises:
-            ResourceExhaustedError: the requests in progress are too large together.
-        """
+    def _take(self, size: int) -> None:
         # A single request always has room.
         if self._held and self._held + size > self._limits.max_held_bytes:
-            raise ResourceExhaustedError("the requests in work are too large together: try again later", retry_after=1)
+            raise ResourceExhaustedError(
+                "the requests in flight are too large together: try again later", retry_after=1
+            )
         self._held += size
 
 

@@ -1,21 +1,78 @@
-"""Read images listed on standard input, and the files of a pattern or a listing."""
+"""Read the images of a listing: of a folder, of a pattern, of a URL, or of names that are given."""
 
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, islice
+from typing import TypeAlias
 
-from imagekin.errors import ImagekinError, InvalidArgumentError
+from imagekin.errors import ImagekinError
 from imagekin.sources.formats.text_lines import read_lines
-from imagekin.sources.labels import LOOK_AHEAD, FolderLabels
-from imagekin.sources.pieces import ImageFile, Piece, pieces_of
+from imagekin.sources.ignored import Ignored, Kind, ignored_kind, is_image_name
+from imagekin.sources.labels import LOOK_AHEAD
+from imagekin.sources.pieces import ImageFile, Naming, Piece, Surveyed
 from imagekin.sources.places import LocalPlace, Place, RemotePlace, is_url
-from imagekin.sources.records import Record, Source, SourceError, is_hidden, is_image_name, printable, record_of
+from imagekin.sources.records import Record, SourceError, VectorInfo, record_of
 
 # Yields paths relative to a root, sorted by name, and records with an error for folders that cannot be listed.
-Listing = Callable[[], Iterator[str | Record]]
+Listing: TypeAlias = Callable[[], Iterator[str | Record]]
 
 
-class ListSource:
+class FilesReader:
+    """The images of a listing; what is no image is counted.
+
+    Args:
+        listing: lists the files, each time it is called.
+        place: returns the place of a listed path.
+        max_bytes: larger images are not read.
+        elsewhere: files that have readers of their own, or None and the kind as which they are ignored.
+        explicit: whether the user named each file, so that none is ignored.
+    """
+
+    def __init__(
+        self,
+        listing: Listing,
+        place: Callable[[str], Place],
+        max_bytes: int,
+        elsewhere: Mapping[str, Kind | None] | None = None,
+        *,
+        explicit: bool = False,
+    ) -> None:
+        self._listing = listing
+        self._place = place
+        self._max_bytes = max_bytes
+        self._elsewhere = elsewhere or {}
+        self._explicit = explicit
+        self.embedded: VectorInfo | None = None
+
+    def survey(self) -> Iterator[Surveyed]:
+        """Yield the paths of all images, see `Reader`."""
+        for found in self._listing():
+            if isinstance(found, str) and self._is_image(found):
+                yield found
+
+    def pieces(self, naming: Naming, ignored: Ignored) -> Iterator[Piece]:
+        """Yield the files, see `Reader`."""
+        for found in self._listing():
+            if isinstance(found, Record):
+                yield (naming.moved(found),)
+            elif self._is_image(found):
+                label, split = naming.named(found)
+                yield ImageFile(naming.key + found, self._place(found), self._max_bytes, label, split=split)
+            elif found not in self._elsewhere:
+                ignored.add(ignored_kind(found) or Kind("", ""))
+            elif (kind := self._elsewhere[found]) is not None:
+                ignored.add(kind)
+
+    def count(self) -> int:
+        """Return the number of records."""
+        return sum(not isinstance(found, str) or self._is_image(found) for found in self._listing())
+
+    def _is_image(self, found: str) -> bool:
+        return self._explicit or is_image_name(found)
+
+
+class ListReader:
     """The images whose paths or URLs are lines of standard input, which are also their keys; it can be read once.
 
     Args:
@@ -23,118 +80,44 @@ class ListSource:
     """
 
     embedded = None
-    ignored = 0
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
+        self._paths: Iterator[str | None] | None = None
 
-    def __iter__(self) -> Iterator[Record]:
-        """Read the records, see `Source`."""
-        for piece in self.pieces():
-            yield from piece
+    def survey(self) -> Iterator[Surveyed]:
+        """Yield the first 10,000 paths, and keep them until they are read."""
+        rest = self._lines()
+        first = list(islice(rest, LOOK_AHEAD))
+        yield from (path for path in first if path is not None)
+        if len(first) == LOOK_AHEAD:
+            yield None
+        self._paths = chain(first, rest)
 
-    def pieces(self) -> Iterator[Piece]:
-        """Read the list, see `imagekin.sources.pieces`."""
-        listed = read_lines(sys.stdin.buffer)
-        paths = (line if line is None else line.removeprefix("./") for _, line in listed if line != "")
-        first: list[str | None] = []
-
-        def ahead() -> Iterator[str]:
-            for path in islice(paths, LOOK_AHEAD):
-                first.append(path)
-                if path is not None:
-                    yield path
-
-        label = FolderLabels.of(ahead())
-        for path in chain(first, paths):
+    def pieces(self, naming: Naming, ignored: Ignored) -> Iterator[Piece]:
+        """Read the list, see `Reader`."""
+        paths, self._paths = self._paths or self._lines(), None
+        for path in paths:
             if path is None:
-                yield (record_of("standard input", SourceError("a line is longer than 1 MiB")),)
+                yield (naming.failure("standard input", SourceError("a line is longer than 1 MiB")),)
+                continue
+            try:
+                place: Place = RemotePlace(path) if is_url(path) else LocalPlace(path)
+            except ImagekinError as error:
+                yield (record_of(path, error),)
             else:
-                yield self._piece(path, label(printable(path)))
+                label, split = naming.named(path)
+                yield ImageFile(path, place, self._max_bytes, label, split=split)
 
     def count(self) -> None:
         """Return None, because the list has not been read yet."""
 
-    def _piece(self, path: str, label: str | None) -> Piece:
-        try:
-            place: Place = RemotePlace(path) if is_url(path) else LocalPlace(path)
-        except ImagekinError as error:
-            return (record_of(path, error),)
-        return ImageFile(path, place, self._max_bytes, label)
+    @staticmethod
+    def _lines() -> Iterator[str | None]:
+        listed = read_lines(sys.stdin.buffer)
+        return (line if line is None else line.removeprefix("./") for _, line in listed if line != "")
 
 
-class FilesSource:
-    """The images of a listing.
-
-    Args:
-        listing: lists the files, each time it is called.
-        place: returns the place of a listed path.
-        max_bytes: larger images are not read.
-        open_file: opens a file that is no image as a source, or raises InvalidArgumentError; None to ignore such files.
-    """
-
-    embedded = None
-
-    def __init__(
-        self,
-        listing: Listing,
-        place: Callable[[str], Place],
-        max_bytes: int,
-        open_file: Callable[[Place], Source] | None = None,
-    ) -> None:
-        self._listing = listing
-        self._place = place
-        self._max_bytes = max_bytes
-        self._open_file = open_file
-        self._ignored = 0
-
-    @property
-    def ignored(self) -> int:
-        """Number of files that the last iteration ignored."""
-        return self._ignored
-
-    def __iter__(self) -> Iterator[Record]:
-        """Read the records, see `Source`."""
-        for piece in self.pieces():
-            yield from piece
-            self._ignored += getattr(piece, "ignored", 0)
-
-    def pieces(self) -> Iterator[Piece]:
-        """List the files, see `imagekin.sources.pieces`."""
-        self._ignored = 0
-        label = FolderLabels.of(path for path in self._listing() if isinstance(path, str) and is_image_name(path))
-        for found in self._listing():
-            if isinstance(found, Record):
-                yield (found,)
-            elif is_image_name(found):
-                yield ImageFile(found, self._place(found), self._max_bytes, label(printable(found)))
-            else:
-                yield from self._inside(found)
-
-    def count(self) -> int | None:
-        """Return the number of records; None when there are archives or tables among the files."""
-        total = 0
-        for found in self._listing():
-            if isinstance(found, str) and not is_image_name(found):
-                if self._open_file is not None and self._source(found) is not None:
-                    return None
-                continue
-            total += 1
-        return total
-
-    def _inside(self, found: str) -> Iterator[Piece]:
-        source = self._source(found)
-        if source is None:
-            self._ignored += 1
-        elif source.embedded is not None:
-            yield (record_of(found, "it holds vectors; index them by a command of their own"),)
-        else:
-            yield from pieces_of(source)
-
-    def _source(self, found: str) -> Source | None:
-        if self._open_file is None or is_hidden(found):
-            return None
-        try:
-            return self._open_file(self._place(found))
-        except InvalidArgumentError:
-            return None
+def below(root: str, name: str) -> Place:
+    """Return the place of a file below a folder."""
+    return LocalPlace(os.path.join(root, name))

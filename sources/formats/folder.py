@@ -1,82 +1,27 @@
-"""Read the image files of a folder and all folders below it, and single image files."""
+"""List the files of a folder and of all folders below it; links are followed, except circular ones."""
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from imagekin.errors import ImagekinError
-from imagekin.sources.labels import FolderLabels
-from imagekin.sources.pieces import ImageFile, Piece
-from imagekin.sources.places import LocalPlace, Place
-from imagekin.sources.records import Record, SourceError, is_hidden, is_image_name, record_of
+from imagekin.sources.formats.file_list import Listing
+from imagekin.sources.ignored import is_hidden
+from imagekin.sources.records import Record, SourceError, record_of
 
 
-class FolderSource:
-    """The image files below a folder, in the order of their names; links are followed, except circular ones.
-
-    Args:
-        path: the folder.
-        max_bytes: larger files are not read.
-    """
-
-    embedded = None
-
-    def __init__(self, path: str, max_bytes: int) -> None:
-        self._path = path
-        self._max_bytes = max_bytes
-        self._ignored = 0
-
-    @property
-    def ignored(self) -> int:
-        """Number of files that the last iteration ignored."""
-        return self._ignored
-
-    def __iter__(self) -> Iterator[Record]:
-        """Read the records, see `Source`."""
-        for piece in self.pieces():
-            yield from piece
-
-    def pieces(self) -> Iterator[Piece]:
-        """List the files, see `imagekin.sources.pieces`."""
-        self._ignored = 0
-        files = (found.key for found in walk(self._path) if not found.problem)
-        label = FolderLabels.of(filter(is_image_name, files))
-        for found in walk(self._path):
-            if found.problem:
-                yield (record_of(found.key or os.path.basename(self._path), found.problem),)
-            elif is_image_name(found.key):
-                place = LocalPlace(os.path.join(self._path, found.key))
-                yield ImageFile(found.key, place, self._max_bytes, label(found.key))
-            else:
-                self._ignored += 1
-
-    def count(self) -> int:
-        """Return the number of records."""
-        return sum(bool(found.problem) or is_image_name(found.key) for found in walk(self._path))
+def folder_listing(root: str) -> Listing:
+    """Return a function that lists the files below a folder; hidden folders are not looked into."""
+    return partial(_listed, root)
 
 
-class FileSource:
-    """One image file, whose key is its name.
-
-    Args:
-        place: the file.
-        max_bytes: a larger file is not read.
-    """
-
-    ignored = 0
-    embedded = None
-
-    def __init__(self, place: Place, max_bytes: int) -> None:
-        self._place = place
-        self._max_bytes = max_bytes
-
-    def __iter__(self) -> Iterator[Record]:
-        """Read the record, see `Source`."""
-        yield record_of(self._place.name, self._place.read(self._max_bytes))
-
-    def count(self) -> int:
-        """Return 1."""
-        return 1
+def _listed(root: str) -> Iterator[str | Record]:
+    for found in walk(root):
+        if found.problem:
+            yield record_of(found.key or os.path.basename(root), found.problem)
+        else:
+            yield found.key
 
 
 class FoundFile(NamedTuple):

@@ -1,19 +1,21 @@
 """Read manifests: CSV or JSONL files that list images with their labels and payloads."""
 
+import contextlib
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from itertools import islice
 from typing import IO, NamedTuple
 
 from imagekin.errors import InvalidArgumentError
 from imagekin.sources.formats.table_rows import KEY_COLUMNS, LABEL_COLUMNS, PATH_COLUMNS, first_of, row_metadata
 from imagekin.sources.formats.text_lines import json_object, read_lines
-from imagekin.sources.labels import LOOK_AHEAD, FolderLabels
-from imagekin.sources.pieces import ImageFile, Piece
+from imagekin.sources.ignored import Ignored
+from imagekin.sources.labels import LOOK_AHEAD, Named
+from imagekin.sources.pieces import Counted, ImageFile, Naming, Piece, Surveyed
 from imagekin.sources.places import Place, is_url
-from imagekin.sources.records import Record, SourceError, printable, record_of
+from imagekin.sources.records import SourceError, label_text, printable, record_of
 from imagekin.types import JSON
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -27,7 +29,7 @@ class _Row(NamedTuple):
     values: Mapping[str, JSON] | str
 
 
-class ManifestSource:
+class ManifestReader:
     """The images listed in a manifest, in its order; paths are relative to the manifest.
 
     A CSV file begins with the names of its columns, a JSONL file has one object per line. The columns are `path`
@@ -41,26 +43,44 @@ class ManifestSource:
     """
 
     embedded = None
-    ignored = 0
 
     def __init__(self, place: Place, max_bytes: int) -> None:
         self._place = place
         self._max_bytes = max_bytes
 
-    def __iter__(self) -> Iterator[Record]:
-        """Read the records, see `Source`."""
-        for piece in self.pieces():
-            yield from piece
-
-    def pieces(self) -> Iterator[Piece]:
-        """Read the manifest, see `imagekin.sources.pieces`."""
+    def survey(self) -> Iterator[Surveyed]:
+        """Yield the number of images of each label, or the paths where folders are labels, see `Reader`."""
+        counts: Counter[str | None] = Counter()
+        origin = ""
         try:
-            label = FolderLabels.of(self._paths())
+            with closing(self._place.open()) as file:
+                for place, row in enumerate(self._rows(file)):
+                    if place == LOOK_AHEAD:
+                        yield None
+                        break
+                    if isinstance(row.values, str):
+                        continue
+                    column = first_of(row.values, LABEL_COLUMNS)
+                    path = row.values.get(first_of(row.values, PATH_COLUMNS) or "")
+                    if column:
+                        origin = f"column {column!r}"
+                        with contextlib.suppress(InvalidArgumentError):
+                            counts[label_text(row.values[column])] += 1
+                    elif isinstance(path, str):
+                        yield _relative(path)
+        except (OSError, SourceError):
+            yield None
+        yield from (Counted(Named(label, None), count, origin) for label, count in counts.items())
+
+    def pieces(self, naming: Naming, ignored: Ignored) -> Iterator[Piece]:
+        """Read the manifest, see `Reader`."""
+        try:
             with closing(self._place.open()) as file:
                 for row in self._rows(file):
-                    yield self._piece(row, label)
+                    yield self._piece(row, naming)
         except (OSError, SourceError) as error:
-            yield (record_of(self._place.name, SourceError(f"the manifest cannot be read ({error})")),)
+            problem = SourceError(f"the manifest cannot be read ({error})")
+            yield (record_of(naming.key + self._place.name, problem),)
 
     def count(self) -> int | None:
         """Estimate the number of records by the lines of the manifest."""
@@ -82,20 +102,8 @@ class ManifestSource:
             return _csv_rows(file, "\t" if self._place.name.lower().endswith(".tsv") else ",")
         return _json_rows(file)
 
-    def _paths(self) -> Iterator[str]:
-        """Yield the first paths, from which common folders are determined."""
-        with closing(self._place.open()) as file:
-            for row in islice(self._rows(file), LOOK_AHEAD):
-                if not isinstance(row.values, str):
-                    if first_of(row.values, LABEL_COLUMNS):
-                        return
-                    column = first_of(row.values, PATH_COLUMNS)
-                    path = row.values[column] if column else None
-                    if isinstance(path, str):
-                        yield _relative(path)
-
-    def _piece(self, row: _Row, label_of: FolderLabels) -> Piece:
-        where = f"{self._place.name}:{row.number}"
+    def _piece(self, row: _Row, naming: Naming) -> Piece:
+        where = f"{naming.key}{self._place.name}:{row.number}"
         if isinstance(row.values, str):
             return (record_of(where, SourceError(row.values)),)
         path_column = first_of(row.values, PATH_COLUMNS)
@@ -105,14 +113,15 @@ class ManifestSource:
         if not isinstance(path, str) or not path:
             return (record_of(where, SourceError("it names no path: a manifest needs a column 'path'")),)
         key = row.values.get(key_column) if key_column else None
-        key = _relative(path) if key is None or key == "" else str(key)
+        key = _below(naming.key, path) if key is None or key == "" else str(key)
         try:
             told = row_metadata(row.values, label_column, {path_column or "", key_column or ""})
             place = self._place.resolve(path)
         except InvalidArgumentError as error:
             return (record_of(key, str(error)),)
-        label = told.label if label_column else label_of(printable(key))
-        return ImageFile(key, place, self._max_bytes, label, told.payload)
+        relative = _relative(path)
+        named = naming.told(relative, told.label) if label_column else naming.named(relative)
+        return ImageFile(key, place, self._max_bytes, named.label, told.payload, named.split)
 
 
 def _relative(path: str) -> str:
@@ -120,6 +129,12 @@ def _relative(path: str) -> str:
     if path.startswith("/") or is_url(path):
         return path
     return "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
+def _below(folder: str, path: str) -> str:
+    """Return the key of a path relative to a manifest in a folder of the source."""
+    relative = _relative(path)
+    return relative if relative.startswith("/") or is_url(relative) else folder + relative
 
 
 def _json_rows(file: IO[bytes]) -> Iterator[_Row]:

@@ -1,6 +1,8 @@
 """Read Parquet files of images or vectors, row group by row group."""
 
+import contextlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,14 +17,26 @@ from imagekin.errors import ImagekinError, InvalidArgumentError
 from imagekin.sources.formats.table_rows import (
     KEY_COLUMNS,
     LABEL_COLUMNS,
-    PATH_COLUMNS,
     PAYLOAD_COLUMN,
     first_of,
+    is_split_column,
     row_metadata,
 )
-from imagekin.sources.pieces import Piece
-from imagekin.sources.places import Place
-from imagekin.sources.records import Record, SourceError, Vector, VectorInfo, printable, record_of, size_problem
+from imagekin.sources.ignored import Ignored
+from imagekin.sources.labels import LOOK_AHEAD, Named
+from imagekin.sources.pieces import Counted, Naming, Piece, Surveyed
+from imagekin.sources.places import Place, first_line
+from imagekin.sources.records import (
+    Record,
+    SourceError,
+    Vector,
+    VectorInfo,
+    label_text,
+    printable,
+    record_of,
+    size_problem,
+)
+from imagekin.sources.splits import split_named
 
 _SPACE = b"imagekin.space"
 _VECTOR_COLUMNS = ("vector", "embedding", "embeddings")
@@ -30,6 +44,7 @@ _IMAGE_COLUMNS = ("image", "img", "bytes", "image_bytes", "jpg", "jpeg", "png", 
 _HASH_COLUMN = "content_hash"
 _IMAGES_AT_ONCE = 64
 _VECTORS_AT_ONCE = 4096
+_LABELS_AT_ONCE = 65_536
 _DAMAGE: tuple[type[Exception], ...] = (ImagekinError, OSError, pa.ArrowException, UnicodeDecodeError)
 
 
@@ -40,30 +55,32 @@ class _Columns(NamedTuple):
     dim: int | None
     key: str | None
     label: str | None
+    split: str | None
     hash: str | None
     others: tuple[str, ...]
     classes: list[str] | None
+    has_paths: bool
 
     @property
     def all(self) -> list[str]:
-        named = (self.data, self.key, self.label, self.hash, *self.others)
+        named = (self.data, self.key, self.label, self.split, self.hash, *self.others)
         return list(dict.fromkeys(name for name in named if name is not None))
 
 
-class ParquetSource:
+class ParquetReader:
     """The rows of a Parquet file.
 
     Images are in a column of bytes (`image`, `bytes`, …) or of `{bytes, path}`, as in data sets of the Hugging Face
-    Hub; vectors in a column `vector` or `embedding` of lists of floats. The columns `key` (by default the path in the
-    image's column, or the file's name and the row's number), `label`, `payload` (JSON) and `content_hash` are optional;
-    other columns of texts, numbers and truth values become members of the payload.
+    Hub; vectors in a column `vector` or `embedding` of lists of floats. The columns `key`, `label`, `payload` (JSON)
+    and `content_hash` are optional; other columns of texts, numbers and truth values become members of the payload.
+
+    A row without a key of its own has the file's name and its number, because paths beside images are often names
+    that repeat; such a path becomes `path` in the payload.
 
     Args:
         place: the file.
         max_bytes: larger images are not read.
     """
-
-    ignored = 0
 
     def __init__(self, place: Place, max_bytes: int) -> None:
         self._place = place
@@ -83,7 +100,7 @@ class ParquetSource:
                     space = (parquet.schema_arrow.metadata or {}).get(_SPACE, b"").decode(errors="replace")
                     self._embedded = VectorInfo(self._columns.dim, space)
         except _DAMAGE as error:
-            self._problem = SourceError(_first_line(error))
+            self._problem = error if isinstance(error, InvalidArgumentError) else SourceError(first_line(error))
 
     @property
     def embedded(self) -> VectorInfo | None:
@@ -94,51 +111,90 @@ class ParquetSource:
         """Return the number of rows."""
         return self._rows
 
-    def __iter__(self) -> Iterator[Record]:
-        """Read the records, see `Source`."""
+    @property
+    def has_no_images(self) -> bool:
+        """True when it is a table of something else."""
+        return isinstance(self._problem, InvalidArgumentError)
+
+    def survey(self) -> Iterator[Surveyed]:
+        """Yield the number of images of each label, or their paths where labels are folders, see `Reader`."""
         if self._problem is not None:
-            yield record_of(self._place.name, self._problem)
+            return
+        names = self._columns
+        if names.label is None and names.split is None and self._paths_of is None:
+            yield Counted(Named(None, None), self._rows or 0)
             return
         try:
             with closing(self._place.open()) as file:
-                parquet = _open(file)
-                for group, first in enumerate(self._firsts):
-                    yield from self._group(parquet, group, first)
-        except _DAMAGE as error:
-            yield record_of(self._place.name, SourceError(_first_line(error)))
+                yield from self._surveyed(_open(file))
+        except _DAMAGE:
+            yield None
 
-    def pieces(self) -> Iterator[Piece]:
-        """Yield the row groups, see `imagekin.sources.pieces`."""
+    def pieces(self, naming: Naming, ignored: Ignored) -> Iterator[Piece]:
+        """Yield the row groups, see `Reader`."""
         if self._problem is not None:
-            yield self
+            yield (naming.failure(self._place.name, SourceError(first_line(self._problem))),)
+            return
         for group, first in enumerate(self._firsts):
-            yield _RowGroup(self, group, first)
+            yield _RowGroup(self, naming, group, first)
 
-    def read_group(self, group: int, first: int) -> Iterator[Record]:
-        """Open the file, and read the row group whose first row is the file's row `first`."""
+    def read_group(self, naming: Naming, group: int, row: int) -> Iterator[Record]:
+        """Read the row group whose first row is the file's row `row`; damage is one record after the readable ones."""
+        size = _IMAGES_AT_ONCE if self._embedded is None else _VECTORS_AT_ONCE
+        place = f"{naming.key.rstrip('/')}#{group}"
         try:
             with closing(self._place.open()) as file:
-                yield from self._group(_open(file), group, first)
+                batches = _open(file).iter_batches(size, row_groups=[group], columns=self._columns.all)
+                while True:
+                    try:
+                        batch = next(batches, None)
+                    except _DAMAGE as error:
+                        problem = SourceError(f"rows from {row:,} on cannot be read ({first_line(error)})")
+                        yield record_of(place, problem)
+                        return
+                    if batch is None:
+                        return
+                    yield from self._records(naming, batch, row)
+                    row += batch.num_rows
         except _DAMAGE as error:
-            yield record_of(f"{self._place.name}#{group}", SourceError(_first_line(error)))
+            yield record_of(place, SourceError(first_line(error)))
 
-    def _group(self, parquet: Any, group: int, row: int) -> Iterator[Record]:
-        """Read one row group; if it is damaged, the readable records are followed by one with an error."""
-        size = _IMAGES_AT_ONCE if self._embedded is None else _VECTORS_AT_ONCE
-        batches = parquet.iter_batches(size, row_groups=[group], columns=self._columns.all)
-        while True:
-            try:
-                batch = next(batches, None)
-            except _DAMAGE as error:
-                problem = SourceError(f"rows from {row:,} on cannot be read ({_first_line(error)})")
-                yield record_of(f"{self._place.name}#{group}", problem)
-                return
-            if batch is None:
-                return
-            yield from self._records(batch, row)
-            row += batch.num_rows
+    @property
+    def _paths_of(self) -> str | None:
+        """Name of the column of paths beside the images, by which they may be labelled."""
+        return self._columns.data if self._columns.has_paths else None
 
-    def _records(self, batch: Any, first: int) -> Iterator[Record]:
+    def _surveyed(self, parquet: Any) -> Iterator[Surveyed]:
+        names = self._columns
+        if names.label is None and names.split is None:
+            seen = 0
+            for batch in parquet.iter_batches(LOOK_AHEAD, columns=[f"{names.data}.path"]):
+                for path in _values(batch.column(0).field("path")):
+                    yield path if isinstance(path, str) else Counted(Named(None, None), 1)
+                seen += batch.num_rows
+                if seen >= LOOK_AHEAD:
+                    yield from () if seen == self._rows else (None,)
+                    return
+            return
+        columns = [name for name in (names.label, names.split) if name is not None]
+        counts: Counter[Named] = Counter()
+        for batch in parquet.iter_batches(_LABELS_AT_ONCE, columns=columns):
+            cells = {name: _values(batch.column(name)) for name in columns}
+            labels = cells[names.label] if names.label else [None] * batch.num_rows
+            splits = cells[names.split] if names.split else [None] * batch.num_rows
+            for (label, split), count in Counter(zip(map(_hashable, labels), splits, strict=True)).items():
+                with contextlib.suppress(InvalidArgumentError):
+                    counts[Named(label_text(self._class_name(label)), split_named(split))] += count
+        origin = f"column {names.label!r}" if names.label else ""
+        yield from (Counted(named, count, origin) for named, count in counts.items())
+
+    def _class_name(self, label: Any) -> Any:
+        """Return the name of a class by its number, where the file lists names; other values as they are."""
+        if self._columns.classes is None or not isinstance(label, int):
+            return label
+        return self._columns.classes[label] if 0 <= label < len(self._columns.classes) else None
+
+    def _records(self, naming: Naming, batch: Any, first: int) -> Iterator[Record]:
         names = self._columns
         texts = [name for name in names.all if name != names.data]
         cells = {name: _values(batch.column(name)) for name in texts}
@@ -147,23 +203,28 @@ class ParquetSource:
             values = {name: column[place] for name, column in cells.items()}
             key = values.pop(names.key, None) if names.key else None
             if key is None or key == "":
-                key = paths[place] or f"{self._place.name}/{first + place}"
-            yield self._record(str(key), data[place], values)
+                key = f"{naming.key}{first + place}"
+            yield self._record(naming, str(key), paths[place], data[place], values)
 
-    def _record(self, key: str, data: bytes | Vector | str, values: dict[str, Any]) -> Record:
+    def _record(
+        self, naming: Naming, key: str, path: str | None, data: bytes | Vector | str, values: dict[str, Any]
+    ) -> Record:
         names = self._columns
         digest = values.pop(names.hash, None) if names.hash else None
-        if names.classes and names.label and isinstance(values.get(names.label), int):
-            place = values[names.label]
-            values[names.label] = names.classes[place] if 0 <= place < len(names.classes) else None
+        if names.label:
+            values[names.label] = self._class_name(_hashable(values.get(names.label)))
         if isinstance(data, bytes):
             data = size_problem(len(data), self._max_bytes) or data
+        if path is not None:
+            values.setdefault("path", path)
         try:
             told = row_metadata(values, names.label, ())
         except InvalidArgumentError as error:
             return record_of(key, str(error))
+        split = split_named(values.get(names.split)) if names.split else None
+        named = naming.told(path or "", told.label, split) if names.label or not path else naming.named(path)
         digest = digest if isinstance(digest, bytes) and len(digest) == 32 else None
-        return record_of(key, data, told.label, told.payload, digest)
+        return record_of(key, data, named.label, told.payload, digest, split or named.split)
 
     def _data(self, batch: Any) -> tuple[list[bytes | Vector | str], list[str | None]]:
         """Return the images or vectors of a batch (or messages why there is none), and the paths beside images."""
@@ -184,12 +245,13 @@ class ParquetSource:
 class _RowGroup:
     """A row group of a file, which is opened when this is iterated."""
 
-    source: ParquetSource
+    reader: ParquetReader
+    naming: Naming
     group: int
     first: int
 
     def __iter__(self) -> Iterator[Record]:
-        return self.source.read_group(self.group, self.first)
+        return self.reader.read_group(self.naming, self.group, self.first)
 
 
 def _open(file: IO[bytes]) -> Any:
@@ -211,17 +273,19 @@ def _columns(parquet: Any) -> _Columns:
             f"it has neither a column of images (binary, such as 'image') nor one of vectors ('vector', a list of"
             f" floats); its columns: {shown}"
         )
-    key = first_of(fields, KEY_COLUMNS + PATH_COLUMNS[:4])
+    key = first_of(fields, KEY_COLUMNS)
     label = first_of(fields, LABEL_COLUMNS)
+    split = next((name for name in fields if is_split_column(name) and pa.types.is_string(fields[name])), None)
     digest = _HASH_COLUMN if _HASH_COLUMN in fields else None
     plain = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_floating)
-    used = {data, key, label, digest}
+    used = {data, key, label, split, digest}
     others = [
         name
         for name, kind in fields.items()
         if name not in used and (name == PAYLOAD_COLUMN or pa.types.is_boolean(kind) or any(is_(kind) for is_ in plain))
     ]
-    return _Columns(data, dim, key, label, digest, tuple(others), _class_names(schema, label))
+    has_paths = pa.types.is_struct(fields[data]) and any(field.name == "path" for field in fields[data])
+    return _Columns(data, dim, key, label, split, digest, tuple(others), _class_names(schema, label), has_paths)
 
 
 def _is_vector(kind: Any) -> bool:
@@ -275,11 +339,13 @@ def _class_names(schema: Any, label: str | None) -> list[str] | None:
     """Return the class names of an integer label from the metadata of the Hugging Face Hub's data sets."""
     try:
         told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        names = told["info"]["features"][label]["names"]
-    except (ValueError, KeyError, TypeError):
+        feature = told["info"]["features"][label]
+        names = (feature.get("feature") or feature)["names"]  # a list of classes for each image has them one deeper
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
-def _first_line(error: Exception) -> str:
-    return printable((str(error).splitlines() or [""])[0][:200]) or type(error).__name__
+def _hashable(label: Any) -> Any:
+    """Return the first of several labels of an image: an image has one."""
+    return next(iter(label), None) if isinstance(label, list) else label

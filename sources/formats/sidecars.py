@@ -1,9 +1,11 @@
 """Read the members beside an image of a WebDataset shard: class (.cls), payload (.json), text (.txt)."""
 
 import json
+from collections.abc import Iterable
 
 from imagekin.errors import InvalidArgumentError
 from imagekin.sources.records import Record, label_text, printable, record_of
+from imagekin.sources.splits import Split
 from imagekin.types import JSON
 
 SIDECAR_SUFFIXES = (".cls", ".json", ".txt")
@@ -18,22 +20,29 @@ class Sidecars:
     def __len__(self) -> int:
         return len(self._found)
 
+    @property
+    def names(self) -> Iterable[str]:
+        """Paths of the sidecars."""
+        return self._found.keys()
+
     def add(self, key: str, data: bytes | str) -> None:
         """Add a sidecar: its bytes, or a message why there are none. Of equal names, the last one is used."""
         self._found[key] = data
 
-    def record(self, key: str, data: bytes | str, label: str | None) -> Record:
+    def record(self, key: str, path: str, data: bytes | str, label: str | None, split: Split | None) -> Record:
         """Make the record of an image; with invalid sidecars, it has an error.
 
         Args:
             key: the image's key.
+            path: the image's path in the archive.
             data: the image's bytes, or a message why there are none.
             label: the label by its folder, used if no sidecar has one.
+            split: the split by its folder.
         """
         if not self._found or isinstance(data, str):
-            return record_of(key, data, label)
+            return record_of(key, data, label, split=split)
         payload: dict[str, JSON] = {}
-        for suffix, name, content in self._of(key):
+        for suffix, name, content in self._of(path):
             try:
                 if suffix == ".json":
                     parsed = json.loads(_text(content))
@@ -48,12 +57,12 @@ class Sidecars:
                     label = _text(content).strip() or None
             except (ValueError, RecursionError, InvalidArgumentError) as error:
                 return record_of(key, f"its {printable(name)[-100:]} cannot be used: {str(error)[:200]}")
-        return record_of(key, data, label, payload)
+        return record_of(key, data, label, payload, split=split)
 
-    def _of(self, key: str) -> list[tuple[str, str, bytes | str]]:
+    def _of(self, path: str) -> list[tuple[str, str, bytes | str]]:
         """Return suffix, name and content of an image's sidecars, the class last."""
-        stem = key.rpartition(".")[0]
-        folder, slash, name = key.rpartition("/")
+        stem = path.rpartition(".")[0]
+        folder, slash, name = path.rpartition("/")
         stems = (stem, f"{folder}{slash}{name.partition('.')[0]}")
         found = []
         for name, content in self._found.items():

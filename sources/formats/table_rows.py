@@ -11,7 +11,8 @@ from imagekin.types import JSON
 # The first column that exists is used; several names are those of other tools.
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "image", "url")
 KEY_COLUMNS = ("key", "__key__", "id")
-LABEL_COLUMNS = ("label", "class", "cls")
+LABEL_COLUMNS = ("label", "labels", "class", "cls")
+_SPLIT_COLUMNS = frozenset(("split", "subset", "partition", "dataset_split", "data_split", "set", "data_set", "usage"))
 PAYLOAD_COLUMN = "payload"
 
 
@@ -25,6 +26,11 @@ class RowMetadata(NamedTuple):
 def first_of(names: Collection[str], wanted: tuple[str, ...]) -> str | None:
     """Return the first of the wanted names that exists; None for none."""
     return next((name for name in wanted if name in names), None)
+
+
+def is_split_column(name: str) -> bool:
+    """Return whether a column says to which split an image belongs."""
+    return name.strip().lower().replace(" ", "_") in _SPLIT_COLUMNS
 
 
 def row_metadata(values: Mapping[str, JSON], label_column: str | None, used: Collection[str]) -> RowMetadata:

@@ -61,7 +61,7 @@ class Script:
         calls: name of each call that came in, in order of arrival.
         batches: number of members of each batch call.
         metadata: metadata of the last call.
-        most_at_once: calls that were in work at one time.
+        most_at_once: calls that were in flight at one time.
         gate: calls wait until it is set.
         items: what was upserted, by key.
         collections: what was made, by name.

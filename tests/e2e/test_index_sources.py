@@ -131,3 +131,29 @@ def test_nothing_half_written_is_left_when_nothing_could_be_embedded(
     assert done.returncode == 1
     shutil.rmtree(photos)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx"]
+
+
+def test_two_folders_with_the_same_names_do_not_replace_one_anothers_images_unless_asked(
+    tmp_path: Path, model: Path
+) -> None:
+    write_files(tmp_path, {"a/1.png": png(1), "b/1.png": png(2)})
+    options = ["--model", str(model), "--data-dir", str(tmp_path / "data")]
+    answer("index", "shop", str(tmp_path / "a"), *options)
+    done = run("index", "shop", str(tmp_path / "b"), *options)
+    assert done.returncode == 1
+    assert "1 keys exist with other content: use --on-conflict skip or replace" in done.stderr
+    assert answer("index", "shop", str(tmp_path / "a"), *options)["skipped"] == 1
+    assert answer("index", "shop", str(tmp_path / "b"), *options, "--on-conflict", "replace")["replaced"] == 1
+
+
+def test_labels_splits_and_what_is_passed_over_are_said(tmp_path: Path, model: Path) -> None:
+    files = {f"{split}/{kind}/{n}.png": png(n) for n, (split, kind) in enumerate([("Train", "a"), ("test", "b")])}
+    write_files(tmp_path / "set", files | {"Train/a/@eaDir/1.png": b"", "notes.md": b""})
+    options = ["--model", str(model), "--data-dir", str(tmp_path / "data")]
+    done = run("index", "shop", str(tmp_path / "set"), *options)
+    lines = done.stderr.splitlines()
+    assert "imagekin: labels by folder: 2 classes (a 1, b 1)" in lines
+    assert "imagekin: splits: train 1, test 1" in lines
+    figures = answer("index", "shop", str(tmp_path / "set"), *options)
+    assert (figures["classes"], figures["splits"]) == ({"a": 1, "b": 1}, {"train": 1, "test": 1})
+    assert {one["suffix"]: one["count"] for one in figures["ignored"]} == {".png": 1, ".md": 1}

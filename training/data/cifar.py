@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagekin.errors import InvalidArgumentError, NotFoundError
-from imagekin.sources.formats.tar import read_members
+from imagekin.sources.containers import TAR_SUFFIXES
+from imagekin.sources.formats.tar_members import read_members
 from imagekin.training.data.arrays import Arrays, Split
 
 MAX_BYTES = 256 * 2**20
@@ -51,7 +52,7 @@ class Cifar:
         """Return whether `path` is the data set: its folder, a folder that holds that, or its archive."""
         if path.is_dir():
             return any((folder / self.meta).is_file() for folder in self._folders(path))
-        return path.name.startswith(self.archive) and path.name.endswith((".tar", ".tar.gz", ".tgz")) and path.is_file()
+        return path.name.startswith(self.archive) and path.name.endswith(TAR_SUFFIXES) and path.is_file()
 
     def places(self, root: Path) -> tuple[Path, ...]:
         """Return the paths where the data set may lie below a folder of data sets."""

@@ -3,9 +3,9 @@
 import logging
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -15,9 +15,10 @@ from imagekin.encoder.metadata import Preprocess
 from imagekin.errors import ImageError, ImagekinError, InvalidArgumentError
 from imagekin.machine import cores
 from imagekin.progress import progress
-from imagekin.sources.labels import SPLIT_NAMES, folders_of
-from imagekin.sources.records import Record, Source, SourceError
-from imagekin.training.data.pixel_cache import Arrangement, DecodedFile, digest_of
+from imagekin.sources.open import JoinedReaders
+from imagekin.sources.records import Record, SourceError
+from imagekin.sources.splits import Split
+from imagekin.training.data.pixel_cache import Arrangement, DecodedFile
 
 logger = logging.getLogger("imagekin.training")
 
@@ -27,7 +28,12 @@ _GROUP_BYTES = 2**16
 
 
 def decode_source(
-    source: Source, name: str, preprocess: Preprocess, limit: int, skip: int = 0
+    source: JoinedReaders,
+    name: str,
+    preprocess: Preprocess,
+    limit: int,
+    skip: int = 0,
+    splits: Collection[Split | None] | None = None,
 ) -> Iterator[DecodedFile]:
     """Decode a source's images in threads, in order, with few in memory at a time.
 
@@ -37,6 +43,7 @@ def decode_source(
         preprocess: how a file becomes pixels.
         limit: at most so many of each class; 0 is all.
         skip: number of images at the start that are read but not decoded.
+        splits: the splits whose images are wanted; None for all images.
 
     Raises:
         InvalidArgumentError: the source is damaged, so that the rest of it is unknown, or it holds vectors.
@@ -45,7 +52,7 @@ def decode_source(
     waiting: deque[Future[list[DecodedFile]]] = deque()
     total = source.count() if sys.stderr.isatty() and not limit else None
     with ThreadPoolExecutor(workers) as pool, progress(f"reading {name}", total) as advance:
-        records = iter(_limited(source, limit))
+        records = iter(_wanted(source, limit, splits))
         advance(sum(1 for _ in islice(records, skip)))
         for group in _groups(records):
             waiting.append(pool.submit(_decode_all, group, preprocess))
@@ -61,7 +68,7 @@ def arrange(rows: Sequence[DecodedFile], path: str) -> Arrangement:
     """Sort decoded files by name, number their labels and list the failures.
 
     Raises:
-        InvalidArgumentError: there is no image, or training and test images lie side by side.
+        InvalidArgumentError: there is no image, or none can be read.
     """
     # A later member of an archive replaces an earlier one of the same name.
     last = {row.name: place for place, row in enumerate(rows)}
@@ -71,7 +78,6 @@ def arrange(rows: Sequence[DecodedFile], path: str) -> Arrangement:
         failed.sort()
         reason = f"all {len(failed)} failed, the first: {failed[0][0]}: {failed[0][1]}" if failed else "it holds none"
         raise InvalidArgumentError(f"no image could be read from {path}: {reason}", field="data")
-    _refuse_splits([name for name, _ in good], path)
     classes = [rows[place].label for _, place in good]
     names = tuple(sorted({name for name in classes if name}))
     position: dict[str | None, int] = {name: index for index, name in enumerate(names)}
@@ -87,7 +93,6 @@ def arrange(rows: Sequence[DecodedFile], path: str) -> Arrangement:
         keys=tuple(name for name, _, _ in kept),
         labels=tuple(position.get(label, -1) for _, _, label in kept),
         class_names=names,
-        digests=tuple(rows[place].digest for _, place, _ in kept),
         failed=tuple(failed),
     )
 
@@ -118,29 +123,18 @@ def _decode(record: Record, preprocess: Preprocess) -> DecodedFile:
     if not isinstance(record.data, bytes):
         raise InvalidArgumentError(f"{record.key} is a vector; encoders are trained on images", field="data")
     try:
-        pixels = load_pixels(record.data, preprocess, DecodeLimits())
-        return DecodedFile(record.key, pixels, "", record.label, digest_of(record.data))
+        return DecodedFile(record.key, load_pixels(record.data, preprocess, DecodeLimits()), "", record.label)
     except ImageError as error:
         return DecodedFile(record.key, None, str(error), record.label)
 
 
-def _refuse_splits(names: Sequence[str], path: str) -> None:
-    """Raise InvalidArgumentError when training and test images would become one set."""
-    folders = {folders_of(name) for name in names} - {()}
-    if not folders:
-        return
-    # A prefix that the first and the last in order share is shared by all.
-    shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(min(folders), max(folders), strict=False))))
-    first = {parts[shared] for parts in folders if len(parts) > shared}
-    if len(first) > 1 and first <= SPLIT_NAMES:
-        parts = ", ".join(sorted(first))
-        raise InvalidArgumentError(f"{path} holds the splits {parts}; give one as DATA and another with --test")
-
-
-def _limited(records: Source, limit: int) -> Iterator[Record]:
-    """Keep the first `limit` records of each folder and label, in the source's order; 0 keeps all."""
+def _wanted(records: Iterable[Record], limit: int, splits: Collection[Split | None] | None) -> Iterator[Record]:
+    """Keep the records of some splits, of each folder and label the first `limit` (0: all) in the source's order."""
     seen: Counter[tuple[PurePosixPath, str | None]] = Counter()
     for record in records:
+        # Of what cannot be read the split is not known.
+        if splits is not None and record.split not in splits and not isinstance(record.data, ImagekinError):
+            continue
         kind = (PurePosixPath(record.key).parent, record.label)
         seen[kind] += 1
         if not limit or seen[kind] <= limit:

@@ -4,10 +4,11 @@ The pixels are those that serving will see: every file goes through `imagekin.en
 training and the service cannot disagree on orientation, colour or resizing.
 """
 
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
@@ -17,7 +18,11 @@ from numpy.typing import NDArray
 from imagekin.encoder.decoding.decode import fit, from_array
 from imagekin.encoder.metadata import Preprocess
 from imagekin.errors import InvalidArgumentError
+from imagekin.sources.containers import ARCHIVE_SUFFIXES
+from imagekin.sources.joined import Plan
+from imagekin.sources.labels import FOLDER
 from imagekin.sources.open import open_source
+from imagekin.sources.splits import Split as FileSplit
 from imagekin.training.data.arrays import Split
 from imagekin.training.data.decoding import arrange, decode_source
 from imagekin.training.data.pixel_cache import (
@@ -25,7 +30,6 @@ from imagekin.training.data.pixel_cache import (
     DecodedFile,
     cache_key,
     can_be_cached,
-    digest_of,
     is_cached,
     open_cached,
 )
@@ -33,7 +37,10 @@ from imagekin.training.data.published import published_name, read_published
 from imagekin.training.data.storage import IN_MEMORY, Storage
 from imagekin.training.settings import Resize
 
+logger = logging.getLogger("imagekin.training")
+
 _DIGITS = "digits"
+_JUDGED_ON: tuple[FileSplit, ...] = ("test", "validation")
 _DIGITS_TEST_SHARE = 0.2
 
 
@@ -49,7 +56,6 @@ class ImageSet:
         name: the source's display name.
         preprocess: how the files became pixels.
         failed: (key, reason) of each file that is not among the images.
-        digests: hash of each image's file; empty when the images come from no files of their own.
     """
 
     pixels: NDArray[np.uint8]
@@ -59,7 +65,6 @@ class ImageSet:
     name: str
     preprocess: Preprocess
     failed: tuple[tuple[str, str], ...] = ()
-    digests: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,12 +72,8 @@ class ImageSet:
     def take(self, rows: NDArray[np.int64]) -> "ImageSet":
         """Return the images at `rows`, int64 [M], in that order."""
         keys = tuple(self.keys[row] for row in rows)
-        digests = tuple(self.digests[row] for row in rows) if self.digests else ()
-        return replace(self, pixels=self.pixels[rows], labels=self.labels[rows], keys=keys, digests=digests)
-
-    def pixel_digests(self) -> tuple[str, ...]:
-        """Return the hash of each image's pixels as they are here: equal for equal images prepared alike."""
-        return tuple(digest_of(np.ascontiguousarray(image).data) for image in self.pixels)
+        pixels, labels = self.pixels[rows], self.labels[rows]
+        return ImageSet(pixels, labels, self.class_names, keys, self.name, self.preprocess, self.failed)
 
 
 def load_images(
@@ -84,6 +85,7 @@ def load_images(
     resize: Resize = "crop",
     preprocess: Preprocess | None = None,
     storage: Storage = IN_MEMORY,
+    label_from: str = FOLDER,
 ) -> ImageSet:
     """Load the images that `spec` names.
 
@@ -91,11 +93,13 @@ def load_images(
         spec: `digits`, a folder of class folders, a .tar(.gz) of them, another source that `imagekin.sources.open`
             knows, or CIFAR-10, CIFAR-100, MNIST or Fashion-MNIST as torchvision stores them.
         size: side in pixels of the square images returned.
-        split: part of a source that has a fixed split (`has_split`); other sources have only `all`.
+        split: part of a source that has training and test images (`has_split`); other sources have only `all`, which
+            is the training split where there is one.
         limit: at most this many images of each class, the first in order of key; 0 is all of them.
         resize: how an image becomes a square, see `Preprocess`.
         preprocess: how files become pixels, as a model's metadata say; instead of `size` and `resize`.
         storage: where the pixels of files are kept; published sets are small, and always in memory.
+        label_from: how paths name labels, see `imagekin.sources.labels.LabelRule`.
 
     Raises:
         NotFoundError: there is nothing at `spec`.
@@ -107,25 +111,24 @@ def load_images(
         images = _load_digits(preprocess, split)
     elif (published := published_name(Path(spec))) is not None:
         images = _load_published(published, Path(spec), preprocess, split)
-    elif split == "test":
-        raise InvalidArgumentError(f"{spec} has no built-in test images; name some with --test", field="data")
     else:
-        return _load_files(spec, preprocess, limit, storage)
+        return _load_files(spec, preprocess, limit, storage, split, label_from)
     return images.take(_first_of_each(images.labels, limit)) if limit else images
 
 
-def has_split(spec: str) -> bool:
-    """Return whether the source comes with its own test images."""
-    return spec == _DIGITS or published_name(Path(spec)) is not None
+def has_split(spec: str, label_from: str = FOLDER) -> bool:
+    """Return whether the source comes with test images of its own, and labels for them."""
+    if spec == _DIGITS or published_name(Path(spec)) is not None:
+        return True
+    plan = open_source(spec, label_from=label_from).plan
+    return "train" in plan.splits and _test_split(plan) is not None
 
 
 def data_name(spec: str) -> str:
     """Return the source's display name: its last path component without an archive's suffix."""
     name = Path(spec).resolve().name if spec not in (_DIGITS,) else spec
-    for suffix in (".tar", ".tar.gz", ".tgz"):
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
+    suffix = next((one for one in sorted(ARCHIVE_SUFFIXES, key=len, reverse=True) if name.lower().endswith(one)), "")
+    return name.removesuffix(name[-len(suffix) :]) if suffix else name
 
 
 def _load_digits(preprocess: Preprocess, split: Split) -> ImageSet:
@@ -152,12 +155,19 @@ def _load_published(name: str, path: Path, preprocess: Preprocess, split: Split)
     return ImageSet(pixels, arrays.labels, arrays.class_names, arrays.keys, name, preprocess)
 
 
-def _load_files(path: str, preprocess: Preprocess, limit: int, storage: Storage) -> ImageSet:
-    source = open_source(path)
+def _load_files(
+    path: str, preprocess: Preprocess, limit: int, storage: Storage, split: Split, label_from: str
+) -> ImageSet:
+    source = open_source(path, label_from=label_from)
     name = data_name(path)
+    wanted = _chosen_splits(source.plan, split, path)
+    for line in source.plan.lines():
+        logger.info("%s: %s", name, line)
+    if wanted is not None:
+        logger.info("%s: using the split %s", name, wanted[0])
 
     def decode(skip: int) -> Iterator[DecodedFile]:
-        return decode_source(source, name, preprocess, limit, skip)
+        return decode_source(source, name, preprocess, limit, skip, wanted)
 
     def finish(rows: Sequence[DecodedFile]) -> Arrangement:
         return arrange(rows, path)
@@ -166,7 +176,10 @@ def _load_files(path: str, preprocess: Preprocess, limit: int, storage: Storage)
         raise InvalidArgumentError(f"{name} cannot be cached: only folders and archives can", field="data_on")
     if storage.on == "device" or not can_be_cached(Path(path)):
         return _in_memory(list(decode(0)), finish, name, preprocess)
-    key, shape = cache_key(Path(path), preprocess, limit), (preprocess.height, preprocess.width, 3)
+    key, shape = (
+        cache_key(Path(path), preprocess, limit, f"{label_from} {wanted}"),
+        (preprocess.height, preprocess.width, 3),
+    )
     early: deque[DecodedFile] = deque()
     rest: Iterator[DecodedFile] = iter(())
     if storage.on == "auto" and not is_cached(storage.folder, key):
@@ -181,6 +194,26 @@ def _load_files(path: str, preprocess: Preprocess, limit: int, storage: Storage)
 
     pixels, order = open_cached(storage.folder, key, shape, go_on, finish)
     return _image_set(pixels, order, name, preprocess)
+
+
+def _chosen_splits(plan: Plan, split: Split, path: str) -> tuple[FileSplit | None, ...] | None:
+    """Return the splits of a source whose images are wanted, None for all images.
+
+    Raises:
+        InvalidArgumentError: there are no test images.
+    """
+    test = _test_split(plan) if "train" in plan.splits else None
+    if split == "test":
+        if test is None:
+            raise InvalidArgumentError(f"{path} has no test images of its own; name some with --test", field="data")
+        return (test,)
+    # Besides a training split there may be test images without labels, which nobody trains on.
+    return ("train",) if "train" in plan.splits and len(plan.splits) > 1 else None
+
+
+def _test_split(plan: Plan) -> FileSplit | None:
+    """Return the split with labels that a model is judged on."""
+    return next((one for one in _JUDGED_ON if plan.labelled(one)), None)
 
 
 def _in_memory(
@@ -201,7 +234,7 @@ def _drain(items: deque[DecodedFile]) -> Iterator[DecodedFile]:
 
 def _image_set(pixels: NDArray[np.uint8], order: Arrangement, name: str, preprocess: Preprocess) -> ImageSet:
     labels = np.array(order.labels, np.int64)
-    return ImageSet(pixels, labels, order.class_names, order.keys, name, preprocess, order.failed, order.digests)
+    return ImageSet(pixels, labels, order.class_names, order.keys, name, preprocess, order.failed)
 
 
 def _first_of_each(labels: NDArray[np.int64], limit: int) -> NDArray[np.int64]:

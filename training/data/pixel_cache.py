@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,11 +30,11 @@ from imagekin import files
 from imagekin.encoder.metadata import Preprocess
 from imagekin.errors import FailedPreconditionError
 from imagekin.progress import progress
-from imagekin.sources.open import PARQUET_SUFFIXES, TAR_SUFFIXES
+from imagekin.sources.containers import ARCHIVE_SUFFIXES, PARQUET_SUFFIXES
 
 PIXELS_FILE, SET_FILE, ROWS_FILE = "pixels.bin", "set.json", "rows.jsonl"
 _BLOCK_BYTES = 4 * 2**20
-FORMAT = 2
+FORMAT = 1
 """Part of the key: caches of another format are not looked at."""
 
 logger = logging.getLogger("imagekin.training")
@@ -49,14 +49,12 @@ class DecodedFile:
         pixels: uint8 [H, W, 3]; None when there are none.
         problem: the reason why there are none; empty when there are.
         label: name of its class if the source gives one.
-        digest: hash of its bytes, see `digest_of`; empty when they could not be read.
     """
 
     name: str
     pixels: NDArray[np.uint8] | None
     problem: str = ""
     label: str | None = None
-    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +66,6 @@ class Arrangement:
         keys: N names.
         labels: N positions in `class_names`; −1 where there is none.
         class_names: sorted.
-        digests: N hashes of the files' bytes.
         failed: (name, reason) of each file that is left out.
     """
 
@@ -76,7 +73,6 @@ class Arrangement:
     keys: tuple[str, ...]
     labels: tuple[int, ...]
     class_names: tuple[str, ...]
-    digests: tuple[str, ...]
     failed: tuple[tuple[str, str], ...]
 
 
@@ -93,20 +89,22 @@ class CacheKey:
         return f"{self.source}-{self.content}"
 
 
-def digest_of(data: bytes | memoryview) -> str:
-    """Return the hash of an image's content, 128 bits in hexadecimal: equal for equal content, wherever it lies."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+def cache_key(path: Path, preprocess: Preprocess, limit: int, choice: str = "") -> CacheKey:
+    """Return the key of the content of `path`, by the names, sizes and times of its files; no file is read.
 
-
-def cache_key(path: Path, preprocess: Preprocess, limit: int) -> CacheKey:
-    """Return the key of the content of `path`, by the names, sizes and times of its files; no file is read."""
-    source = _digest([FORMAT, str(path.resolve()), asdict(preprocess), limit])
+    Args:
+        path: the source.
+        preprocess: how its files become pixels.
+        limit: at most so many images of each class.
+        choice: which of its images are used, and how they are labelled.
+    """
+    source = _digest([FORMAT, str(path.resolve()), asdict(preprocess), limit, choice])
     return CacheKey(source, _digest(sorted(_files(path))))
 
 
 def can_be_cached(path: Path) -> bool:
     """Return whether `cache_key` notices every change: not where images lie elsewhere, as a manifest's do."""
-    return path.is_dir() or (path.is_file() and path.name.lower().endswith((*TAR_SUFFIXES, *PARQUET_SUFFIXES)))
+    return path.is_dir() or (path.is_file() and path.name.lower().endswith((*ARCHIVE_SUFFIXES, *PARQUET_SUFFIXES)))
 
 
 def is_cached(root: Path, key: CacheKey) -> bool:
@@ -176,8 +174,8 @@ def _build(
         _reorder(part, order, image_bytes)
     with (part / PIXELS_FILE).open("rb") as pixels:
         checksums = [zlib.crc32(block) for block in iter(lambda: pixels.read(_BLOCK_BYTES), b"")]
-        os.fsync(pixels.fileno())
     content = asdict(arrangement) | {"order": len(order), "blocks": checksums}
+    files.sync_file(part / PIXELS_FILE)
     files.write_text(part / SET_FILE, _signed(content))
     files.put_folder(part, folder)
     (folder / ROWS_FILE).unlink()
@@ -208,10 +206,10 @@ def _append(pixels: IO[bytes], journal: IO[bytes], block: Sequence[DecodedFile])
     data = b"".join(item.pixels.tobytes() for item in block if item.pixels is not None)
     pixels.write(data)
     pixels.flush()
-    rows = [[item.name, item.problem, item.label, item.digest] for item in block]
+    rows = [[item.name, item.problem, item.label] for item in block]
     journal.write(_signed({"rows": rows, "bytes": len(data), "checksum": zlib.crc32(data)}).encode())
     journal.flush()
-    return [replace(item, pixels=None) for item in block]
+    return [DecodedFile(item.name, None, item.problem, item.label) for item in block]
 
 
 def _recover(pixels: IO[bytes], journal: IO[bytes], image_bytes: int) -> list[DecodedFile]:
@@ -225,7 +223,7 @@ def _recover(pixels: IO[bytes], journal: IO[bytes], image_bytes: int) -> list[De
         data = pixels.read(content["bytes"]) if content else b""
         if not content or len(data) != content["bytes"] or zlib.crc32(data) != content["checksum"]:
             break
-        some = [DecodedFile(name, None, *rest) for name, *rest in content["rows"]]
+        some = [DecodedFile(name, None, problem, label) for name, problem, label in content["rows"]]
         if len(data) != image_bytes * sum(not row.problem for row in some):
             break
         rows += some
@@ -265,8 +263,7 @@ def _read(folder: Path, shape: tuple[int, int, int]) -> tuple[NDArray[np.uint8],
     failed = tuple((name, reason) for name, reason in content["failed"])
     names = tuple(content["class_names"])
     order = np.arange(content["order"])
-    keys, labels, digests = (tuple(content[name]) for name in ("keys", "labels", "digests"))
-    return pixels, Arrangement(order, keys, labels, names, digests, failed)
+    return pixels, Arrangement(order, tuple(content["keys"]), tuple(content["labels"]), names, failed)
 
 
 def _map(path: Path, shape: tuple[int, int, int], content: dict[str, Any]) -> NDArray[np.uint8] | None:

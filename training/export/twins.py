@@ -18,6 +18,7 @@ from imagekin.encoder import artifact
 from imagekin.encoder.metadata import JSON
 from imagekin.encoder.runtime.session import Encoder
 from imagekin.errors import FailedPreconditionError, InvalidArgumentError
+from imagekin.training.data.arrays import Split
 from imagekin.training.data.images import ImageSet, has_split, load_images
 from imagekin.training.export.parity import knn_agreement
 from imagekin.training.export.precision_graphs import to_float16, to_int8
@@ -139,13 +140,15 @@ def reduce_run(run: Path, precision: ReducedPrecision, *, data: str = "", test: 
         InvalidArgumentError, FailedPreconditionError: as for `reduce_artifact`.
     """
     settings = TrainSettings.load(run)
-    data, test = data or settings.data, test or settings.test
+    data, test, rule = data or settings.data, test or settings.test, settings.label_from
     model = run / MODEL_FILE
     preprocess = artifact.read_metadata(model).preprocess
-    test = test or (data if has_split(data) else "")
-    train = load_images(data, split="train" if has_split(data) else "all", preprocess=preprocess, limit=settings.limit)
+    test = test or (data if has_split(data, rule) else "")
+    part: Split = "train" if has_split(data, rule) else "all"
+    train = load_images(data, split=part, preprocess=preprocess, limit=settings.limit, label_from=rule)
     if test:
-        held_out = load_images(test, split="test" if has_split(test) else "all", preprocess=preprocess)
+        part = "test" if has_split(test, rule) else "all"
+        held_out = load_images(test, split=part, preprocess=preprocess, label_from=rule)
     else:
         train, held_out = split_images(train)
     return reduce_artifact(model, twin_path(model, precision), precision, train, held_out)

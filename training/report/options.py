@@ -24,42 +24,29 @@ def report_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The training run's folder.", show_default=False)],
     data: Annotated[str, typer.Option(help="The run's training images, if they have moved.", show_default=False)] = "",
     test: Annotated[str, typer.Option(help="Test images, if they are others or have moved.", show_default=False)] = "",
-    near: Annotated[
-        bool, typer.Option("--near", help="Also look for near-duplicates of training images among the test images.")
-    ] = False,
-    allow_overlap: Annotated[
-        bool, typer.Option("--allow-overlap", help="Count test images that are training images, too.")
-    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write RUN/report.html: curves, confusion, nearest neighbours and a map of the embeddings, in one file."""
     from imagekin.encoder.artifact import read_metadata
     from imagekin.errors import NotFoundError
-    from imagekin.training.data.identity import Identity
+    from imagekin.training.data.arrays import Split
     from imagekin.training.data.images import has_split, load_images
-    from imagekin.training.data.overlap import without_overlap
     from imagekin.training.report.page import write_report
     from imagekin.training.settings import MODEL_FILE
 
     settings = TrainSettings.load(run)
     if not (run / MODEL_FILE).exists():
         raise NotFoundError(f"{run} has no {MODEL_FILE}; finish the run (--resume) or export it")
-    data = data or settings.data
-    asked = test or settings.test or (data if has_split(data) else "")
+    data, rule = data or settings.data, settings.label_from
+    asked = test or settings.test or (data if has_split(data, rule) else "")
     if not asked:
         raise InvalidArgumentError("a report is about test images: name some with --test", field="test")
     preprocess = read_metadata(run / MODEL_FILE).preprocess
-    train = load_images(data, split="train" if has_split(data) else "all", limit=settings.limit, preprocess=preprocess)
-    queries = load_images(asked, split="test" if has_split(asked) else "all", preprocess=preprocess)
-    recorded = Identity.read(run)
-    queries, overlap = without_overlap(
-        train,
-        queries,
-        near=near or settings.near,
-        allowed=allow_overlap or settings.allow_overlap,
-        trained_on=recorded.digests if recorded else frozenset(),
-    )
-    page = write_report(run, train, queries, overlap=overlap)
+    part: Split = "train" if has_split(data, rule) else "all"
+    train = load_images(data, split=part, limit=settings.limit, preprocess=preprocess, label_from=rule)
+    part = "test" if has_split(asked, rule) else "all"
+    queries = load_images(asked, split=part, preprocess=preprocess, label_from=rule)
+    page = write_report(run, train, queries)
     print(json.dumps({"report": str(page)}) if as_json else f"{page} written")
 
 
@@ -83,7 +70,7 @@ def sweep_command(
         list[str],
         typer.Option(metavar="OPTION=A,B", help="An option of train and its values; repeat it.", show_default=False),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder of all the runs.")] = Path("sweep"),
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder of all the runs.")] = Path("sweep"),
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="OPTION=A", help="An option of train for all runs; repeat it."),

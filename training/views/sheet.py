@@ -45,9 +45,10 @@ def save_view_sheet(settings: TrainSettings, path: Path) -> None:
     train = load_images(
         settings.data,
         size=size,
-        split="train" if has_split(settings.data) else "all",
+        split="train" if has_split(settings.data, settings.label_from) else "all",
         limit=min(settings.limit or ROWS, ROWS),
         resize=settings.resize,
+        label_from=settings.label_from,
     )
     views = Views.named(settings.views, settings.image_size, measure_normalisation(train))
     sheet = Image.fromarray(view_sheet(train, views, settings.seed))

@@ -16,10 +16,11 @@ from imagekin.index.ingest.intake import Conflict
 from imagekin.index.ingest.pipeline import index_images
 from imagekin.index.ingest.ray_known_items import known_items
 from imagekin.index.ingest.report import Finding, IndexReport
-from imagekin.index.types import IndexedItem, UpsertResult, VectorItem
+from imagekin.index.types import IndexedItem, VectorItem
+from imagekin.sources.ignored import Ignored
 from imagekin.sources.pieces import Piece
 from imagekin.sources.records import Record, VectorInfo
-from imagekin.types import ItemUpdate, Outcome
+from imagekin.types import ItemUpdate, Outcome, UpsertResult
 
 
 class CountingModel:
@@ -197,7 +198,7 @@ class LoggingModel(CountingModel):
 class ListSource:
     """Records in memory as a source of one piece each."""
 
-    ignored = 0
+    ignored = Ignored()
     embedded: VectorInfo | None = None
 
     def __init__(self, records: Sequence[Record]) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from imagekin.errors import DataLossError, FailedPreconditionError, ResourceExhaustedError
 from imagekin.index.local.catalog import Catalog
-from imagekin.index.storage.schema import as_imagekin
+from imagekin.index.storage.schema import storage_error
 from imagekin.index.types import SearchOptions, VectorItem
 from tests.index.reference import unit
 
@@ -263,4 +263,4 @@ def limited(collection: object) -> None:
 
 def test_every_failure_of_sqlite_has_its_error() -> None:
     error = sqlite3.OperationalError("unheard of")
-    assert isinstance(as_imagekin(error, "shop"), DataLossError)
+    assert isinstance(storage_error(error, "shop"), DataLossError)

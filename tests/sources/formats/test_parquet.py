@@ -51,7 +51,7 @@ def test_the_form_of_the_hugging_face_hub(tmp_path: Path) -> None:
     columns = {"image": images, "label": [1, 0]}
     path = write(tmp_path / "x.parquet", columns, {b"huggingface": json.dumps(features).encode()})
     assert [(record.key, record.data, record.label) for record in open_source(path)] == [
-        ("1.png", b"1", "dog"),
+        ("x.parquet/0", b"1", "dog"),
         ("x.parquet/1", b"2", "cat"),
     ]
 

@@ -101,10 +101,29 @@ def test_nested_class_folders_keep_their_path_where_names_repeat(tmp_path: Path)
     )
 
 
-def test_a_folder_of_splits_is_not_taken_for_classes(tmp_path: Path) -> None:
-    root = write_folder(tmp_path, {"train/cat/a.png": png(1), "test/cat/a.png": png(2)})
+def test_the_splits_of_a_source_are_its_training_and_test_images(tmp_path: Path) -> None:
+    files = {"Training/cat/a.png": png(1), "Training/dog/b.png": png(2), "Testing/cat/c.png": png(3)}
+    root = str(write_folder(tmp_path, files | {"Valid/dog/d.png": png(4)}))
+    assert has_split(root)
+    train, test = load_images(root, size=8, split="train"), load_images(root, size=8, split="test")
+    assert (train.keys, train.class_names) == (("Training/cat/a.png", "Training/dog/b.png"), ("cat", "dog"))
+    assert test.keys == ("Testing/cat/c.png",)
+
+
+def test_nobody_is_judged_on_test_images_without_labels_or_trained_on_them(tmp_path: Path) -> None:
+    root = str(write_folder(tmp_path, {"train/cat/a.png": png(1), "train/dog/b.png": png(2), "test/c.png": png(3)}))
+    assert not has_split(root)
+    assert load_images(root, size=8).keys == ("train/cat/a.png", "train/dog/b.png")
     with pytest.raises(InvalidArgumentError, match="--test"):
-        load_images(str(root), size=8)
+        load_images(root, size=8, split="test")
+    write_folder(tmp_path, {"val/dog/d.png": png(4)})
+    assert load_images(root, size=8, split="test").keys == ("val/dog/d.png",)
+
+
+def test_the_user_may_say_what_names_classes(tmp_path: Path) -> None:
+    root = str(write_folder(tmp_path, {"x/cat_1.png": png(1), "y/dog_1.png": png(2)}))
+    assert load_images(root, size=8, label_from=r"(\w+)_").class_names == ("cat", "dog")
+    assert load_images(root, size=8, label_from="none").class_names == ()
 
 
 def test_images_without_class_folders_have_no_labels(tmp_path: Path) -> None:

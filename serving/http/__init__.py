@@ -1,1 +1,0 @@
-"""Answer HTTP/JSON with the handlers of gRPC: routes, the JSON form of messages, and connections with deadlines."""

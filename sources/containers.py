@@ -1,0 +1,220 @@
+"""Open files that hold many images, by their first bytes and not only by their names: archives and tables."""
+
+import os
+import posixpath
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import islice
+
+from imagekin.errors import ImageError, InvalidArgumentError
+from imagekin.sources.formats import compression
+from imagekin.sources.formats import zip as zip_archives
+from imagekin.sources.formats.file_list import FilesReader, Listing
+from imagekin.sources.formats.manifest import MANIFEST_SUFFIXES, ManifestReader
+from imagekin.sources.formats.tar import TarReader
+from imagekin.sources.formats.tar_members import BLOCK_BYTES, is_tar
+from imagekin.sources.ignored import (
+    NO_IMAGES_IN_IT,
+    NO_READER,
+    UNPACKED,
+    Ignored,
+    Kind,
+    in_system_folder,
+    is_hidden,
+    is_image_name,
+    suffix_of,
+)
+from imagekin.sources.joined import Part
+from imagekin.sources.pieces import Naming, Piece, Reader, Surveyed
+from imagekin.sources.places import LocalPlace, Place
+from imagekin.sources.records import Record, SourceError, VectorInfo, record_of
+from imagekin.sources.splits import Split, splits_among
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+ZIP_SUFFIXES = (".zip",)
+PARQUET_SUFFIXES = (".parquet", ".pq")
+ARCHIVE_SUFFIXES = (*TAR_SUFFIXES, *ZIP_SUFFIXES)
+_PARQUET_MAGIC = b"PAR1"
+_OTHER_ARCHIVES = {b"7z\xbc\xaf\x27\x1c": "a 7z archive", b"Rar!\x1a\x07": "a RAR archive"}
+
+
+def open_container(place: Place, max_bytes: int, *, repeatable: bool = True) -> Reader | None:
+    """Return the reader of an archive or a table; None for another file.
+
+    Args:
+        place: the file.
+        max_bytes: larger images are not read.
+        repeatable: False for a file that can be opened only once, such as a pipe; its name says what it is.
+
+    Raises:
+        InvalidArgumentError: it is an archive of a kind that is not read, or a pipe of one that cannot be.
+    """
+    name = place.name.lower()
+    head = _head(place) if repeatable and not name.endswith(MANIFEST_SUFFIXES) else b""
+    for magic, kind in _OTHER_ARCHIVES.items():
+        if head.startswith(magic):
+            raise InvalidArgumentError(f"{place.shown} is {kind}, which is not read: unpack it", field="source")
+    if head.startswith(zip_archives.MAGIC):
+        return zip_archives.ZipReader(place, max_bytes)
+    if head.startswith(_PARQUET_MAGIC):
+        return _parquet(place, max_bytes)
+    if is_tar(head) or (compression.compression_of(head) is not None and not name.endswith(PARQUET_SUFFIXES)):
+        return TarReader(place, max_bytes)
+    if name.endswith(MANIFEST_SUFFIXES):
+        return ManifestReader(place, max_bytes)
+    if name.endswith(TAR_SUFFIXES):
+        return TarReader(place, max_bytes, repeatable=repeatable)
+    if name.endswith(ZIP_SUFFIXES):
+        if not repeatable:
+            raise InvalidArgumentError(f"{place.shown} is a pipe; a zip archive is read from its end", field="source")
+        return zip_archives.ZipReader(place, max_bytes)
+    return _parquet(place, max_bytes) if name.endswith(PARQUET_SUFFIXES) else None
+
+
+def part_of(reader: Reader, file: str, name: str, split: Split | None = None) -> Part:
+    """Return a container's part of a source.
+
+    Args:
+        reader: its reader.
+        file: the file's name.
+        name: its path below the source's root; empty when it is itself the source.
+        split: the split that its name states.
+    """
+    folder = posixpath.dirname(name)
+    inside = f"{folder}/" if folder else ""
+    if isinstance(reader, ManifestReader):  # its paths are those of files beside it
+        return Part(reader, inside, inside, split)
+    if isinstance(reader, (TarReader, zip_archives.ZipReader)):  # the only archive is a folder like any other
+        return Part(reader, f"{name}/" if name else "", inside, split)
+    return Part(reader, f"{name or file}/", inside, split)
+
+
+def listed_parts(
+    listing: Listing, place_of: Callable[[str], Place], max_bytes: int, *, key: str = "", path: str = ""
+) -> list[Part]:
+    """Return the parts of a folder, a pattern or a URL: its images, and each archive and table among its files.
+
+    Args:
+        listing: lists the files.
+        place_of: returns the place of a listed path.
+        max_bytes: larger images are not read.
+        key: prefix of all keys.
+        path: prefix of all paths for the rule of labels.
+    """
+    containers: list[str] = []
+    has_images = False
+    for found in listing():
+        if isinstance(found, Record) or is_image_name(found):
+            has_images = True
+        elif _has_container_name(found):
+            containers.append(found)
+    readers: dict[str, Reader] = {}
+    elsewhere: dict[str, Kind | None] = {}
+    for name in containers:
+        kind, reader = _opened(place_of(name), max_bytes)
+        if reader is not None:
+            readers[name], kind = reader, None
+        elsewhere[name] = kind
+    infos = [reader.embedded for reader in readers.values()]
+    has_images = has_images or None in infos
+    files = FilesReader(listing, place_of, max_bytes, elsewhere)
+    files.embedded = None if has_images else next(iter(infos), None)
+    parts = [Part(files, key, path)]
+    splits = _splits_of(list(readers))
+    for name, reader in readers.items():
+        if has_images and reader.embedded is not None:
+            reader = _Refused("it holds vectors; index them by a command of their own")
+        part = part_of(reader, name, name, splits.get(name))
+        parts.append(Part(part.reader, key + part.key, path + part.path, part.split))
+    return parts
+
+
+class _Refused:
+    """A file that is not read, and reported.
+
+    Args:
+        reason: why.
+    """
+
+    embedded: VectorInfo | None = None
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def survey(self) -> Iterator[Surveyed]:
+        """Yield nothing, see `Reader`."""
+        return iter(())
+
+    def pieces(self, naming: Naming, ignored: Ignored) -> Iterator[Piece]:
+        """Yield the error, see `Reader`."""
+        yield (record_of(naming.key.rstrip("/"), ImageError(self._reason)),)
+
+    def count(self) -> int:
+        """Return 1."""
+        return 1
+
+
+def _opened(place: Place, max_bytes: int) -> tuple[Kind | None, Reader | None]:
+    """Open a container of a folder; return its reader, or the kind as which it is ignored."""
+    suffix = suffix_of(place.name)
+    try:
+        reader = open_container(place, max_bytes)
+    except InvalidArgumentError:
+        return Kind(suffix, NO_READER), None
+    if isinstance(reader, (TarReader, zip_archives.ZipReader)) and _is_unpacked(reader):
+        return Kind(suffix, UNPACKED), None
+    if getattr(reader, "has_no_images", False):
+        return Kind(suffix, NO_IMAGES_IN_IT), None
+    return Kind(suffix, NO_IMAGES_IN_IT), reader
+
+
+def _is_unpacked(archive: TarReader | zip_archives.ZipReader) -> bool:
+    """Return whether an archive's first images lie beside it as files, so that it would be read twice."""
+    if not isinstance(archive.place, LocalPlace):
+        return False
+    folder = os.path.dirname(archive.place.path)
+    stem = os.path.join(folder, _stem(archive.place.name))
+    first = [path for path in islice(archive.survey(), 3) if isinstance(path, str) and not path.startswith("/")]
+    return bool(first) and any(
+        all(os.path.isfile(os.path.join(root, path)) for path in first if ".." not in path) for root in (folder, stem)
+    )
+
+
+def _has_container_name(path: str) -> bool:
+    name = path.lower()
+    return name.endswith((*ARCHIVE_SUFFIXES, *PARQUET_SUFFIXES, *MANIFEST_SUFFIXES)) and not (
+        is_hidden(path) or in_system_folder(path)
+    )
+
+
+def _splits_of(names: list[str]) -> dict[str, Split]:
+    """Return the splits that files of the same folder state in their names, such as `test-00000-of-00002.parquet`."""
+    found: dict[str, Split] = {}
+    for folder in {posixpath.dirname(name) for name in names}:
+        stems = {name: _stem(posixpath.basename(name)) for name in names if posixpath.dirname(name) == folder}
+        splits = splits_among(set(stems.values()))
+        found |= {name: splits[stem] for name, stem in stems.items() if stem in splits}
+    return found
+
+
+def _stem(name: str) -> str:
+    """Return a file's name without the suffix of an archive or a table."""
+    suffixes = (*ARCHIVE_SUFFIXES, *PARQUET_SUFFIXES, *MANIFEST_SUFFIXES)
+    return next(
+        (name[: -len(end)] for end in sorted(suffixes, key=len, reverse=True) if name.lower().endswith(end)), name
+    )
+
+
+def _parquet(place: Place, max_bytes: int) -> Reader:
+    from imagekin.sources.formats.parquet import ParquetReader  # loads Arrow
+
+    return ParquetReader(place, max_bytes)
+
+
+def _head(place: Place) -> bytes:
+    """Return the first bytes of a file; none when it cannot be read, which its reader reports."""
+    try:
+        with closing(place.open()) as file:
+            return file.read(BLOCK_BYTES)
+    except (OSError, SourceError, ValueError):
+        return b""

@@ -1,1 +1,0 @@
-"""Tests of HTTP: real servers, real sockets."""
