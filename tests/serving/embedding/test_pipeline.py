@@ -355,3 +355,39 @@ def test_closing_waits_for_what_is_queued_and_ends_every_thread(runner: GatedRun
 
         asyncio.run(leave())
         assert threading.active_count() == before
+
+
+def test_a_cancelled_request_does_not_keep_others_of_its_batch_from_their_answers(
+    pipeline: Pipeline, runner: GatedRunner
+) -> None:
+    async def cancel() -> None:
+        runner.decoding.clear()
+        runner.running.clear()
+        calls = [asyncio.create_task(pipeline.embed(files(value))) for value in (1, 2)]
+        await until(runner.decode_began)
+        runner.decoding.set()
+        # One thread decodes both before it infers, so that they are in one batch.
+        await until(runner.run_began)
+        calls[0].cancel()
+        await asyncio.sleep(0)
+        runner.running.set()
+        assert values_of(list(await asyncio.wait_for(calls[1], 10))) == [2]
+
+    asyncio.run(cancel())
+    assert runner.batches == [[1, 2]]
+    assert pipeline.queued == 0
+
+
+def test_a_model_that_is_replaced_serves_the_blocks_that_hold_it(runner: GatedRunner) -> None:
+    pipeline = Pipeline(runner, Limits(max_queue=16, max_batch_items=16), workers=1, max_batch=4)
+
+    async def retire() -> None:
+        with pipeline.leased(), pipeline.leased():
+            retiring = asyncio.create_task(pipeline.retire())
+            await asyncio.sleep(0.05)
+            assert not retiring.done()
+            # As a call does that has begun, and is only now through with reading its images.
+            assert values_of(list(await asyncio.wait_for(pipeline.embed(files(5)), 10))) == [5]
+        await asyncio.wait_for(retiring, 10)
+
+    asyncio.run(retire())
