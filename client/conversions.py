@@ -257,6 +257,8 @@ def collection_from(message: collections_pb2.Collection) -> CollectionInfo:
         created_at=message.created_at.seconds + message.created_at.nanos / 1e9,
         recall=message.recall if message.HasField("recall") else None,
         index_device=message.index_device,
+        id=message.id,
+        error=message.error,
     )
 
 

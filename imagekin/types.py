@@ -151,6 +151,8 @@ class CollectionInfo:
         created_at: time of creation, seconds since the epoch.
         recall: recall@10 of the index, measured with vectors before they were added; None when not measured.
         index_device: device that searches its sealed rows, `cpu` or `cuda`; empty when unknown.
+        id: random; a collection that is made anew or restored under the same name has another one.
+        error: why it cannot be read, when all the rest is empty but its name; empty when it can.
     """
 
     name: str
@@ -164,6 +166,24 @@ class CollectionInfo:
     created_at: float
     recall: float | None = None
     index_device: str = ""
+    id: str = ""
+    error: str = ""
+
+
+def unreadable(name: str, error: str) -> CollectionInfo:
+    """Describe a collection that cannot be read."""
+    return CollectionInfo(
+        name=name,
+        space="",
+        dim=0,
+        count=0,
+        labelled=0,
+        sequence=0,
+        index_kind="",
+        disk_bytes=0,
+        created_at=0.0,
+        error=error,
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -35,6 +35,18 @@ from imagekin.types import (
 class Collection(Protocol):
     """A named set of items, all embedded by one model; any thread may call its methods."""
 
+    @property
+    def id(self) -> str:
+        """Random id; a collection that is made anew or restored under the same name has another one."""
+
+    @property
+    def closed(self) -> bool:
+        """True after `close`, and once one of another space has taken its place."""
+
+    @property
+    def is_open(self) -> bool:
+        """True while it has files open; it opens them again when it is used."""
+
     def info(self) -> CollectionInfo:
         """Return the collection's state."""
 
@@ -135,13 +147,13 @@ class Collections(Protocol):
         """Return the names of the collections, sorted."""
 
     def list(self) -> list[CollectionInfo]:
-        """Return the state of every collection, by name."""
+        """Return the state of every collection, by name; of one that cannot be read, the reason in `error`."""
 
     def describe(self, name: str) -> CollectionInfo:
         """Return the state of a collection without loading it."""
 
-    def created_at(self, name: str) -> float:
-        """Return the time of a collection's creation, seconds since the epoch, without opening it."""
+    def id_of(self, name: str) -> str:
+        """Return the id that a collection of that name has now, without opening it."""
 
     def drop(self, name: str) -> int:
         """Delete a collection, and return the number of its items."""

@@ -29,7 +29,7 @@ MAX_WITHIN = 1_000_000
 MAX_DIVERSE = 200
 INDEX_KINDS = ("auto", "flat", "hnsw", "ivf", "pq")
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+COLLECTION_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _HASH_BYTES = 32
 # A vector this close to unit length is stored unchanged, so that a vector read from a collection can be stored again.
 _UNIT_TOLERANCE = 1e-6
@@ -37,7 +37,7 @@ _UNIT_TOLERANCE = 1e-6
 
 def collection_name(name: str) -> str:
     """Return `name` if it is valid for a collection (and therefore a path inside the data folder)."""
-    if not _NAME.fullmatch(name):
+    if not COLLECTION_NAME.fullmatch(name):
         raise InvalidArgumentError(
             f"{name[:80]!r} cannot name a collection: use 1 to 64 of a-z, 0-9, '_' and '-', beginning with a letter or"
             " digit",

@@ -98,6 +98,8 @@ def write_collection(info: CollectionInfo) -> collections_pb2.Collection:
         recall=info.recall,
         labelled=info.labelled,
         index_device=info.index_device,
+        id=info.id,
+        error=info.error,
     )
 
 

@@ -57,8 +57,15 @@ def list_collections(
         console.print_json({"collections": [dataclasses.asdict(info) for info in infos]})
         return
     headings = ["name", "items", "labelled", "dim", "index", "space"]
-    rows = [[one.name, f"{one.count:,}", f"{one.labelled:,}", str(one.dim), one.index_kind, one.space] for one in infos]
+    rows = [
+        [one.name, f"{one.count:,}", f"{one.labelled:,}", str(one.dim), one.index_kind, one.space]
+        for one in infos
+        if not one.error
+    ]
     console.print_table(headings, rows)
+    for one in infos:
+        if one.error:
+            console.say(f"{one.name}: {one.error}")
 
 
 @app.command("info")

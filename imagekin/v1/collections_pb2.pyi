@@ -38,6 +38,8 @@ class Collection(_message.Message):
     RECALL_FIELD_NUMBER: _builtins.int
     LABELLED_FIELD_NUMBER: _builtins.int
     INDEX_DEVICE_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name: 1 to 64 of a–z, 0–9, `_` and `-`, beginning with a letter or digit."""
     space: _builtins.str
@@ -58,6 +60,10 @@ class Collection(_message.Message):
     """Number of items that have a label."""
     index_device: _builtins.str
     """Where its sealed items are searched: `cpu`, or `cuda` for a GPU; empty when the server does not say."""
+    id: _builtins.str
+    """Random; a collection that is made anew or restored under the same name has another one."""
+    error: _builtins.str
+    """Why it cannot be read, when all the rest is empty but its name; empty when it can."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
@@ -76,10 +82,12 @@ class Collection(_message.Message):
         recall: _builtins.float | None = ...,
         labelled: _builtins.int = ...,
         index_device: _builtins.str = ...,
+        id: _builtins.str = ...,
+        error: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "created_at", b"created_at", "recall", b"recall"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "count", b"count", "created_at", b"created_at", "dim", b"dim", "disk_bytes", b"disk_bytes", "index_device", b"index_device", "index_kind", b"index_kind", "labelled", b"labelled", "name", b"name", "recall", b"recall", "sequence", b"sequence", "space", b"space"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "count", b"count", "created_at", b"created_at", "dim", b"dim", "disk_bytes", b"disk_bytes", "error", b"error", "id", b"id", "index_device", b"index_device", "index_kind", b"index_kind", "labelled", b"labelled", "name", b"name", "recall", b"recall", "sequence", b"sequence", "space", b"space"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__recall: _TypeAlias = _typing.Literal["recall"]  # noqa: Y015
     _WhichOneofArgType__recall: _TypeAlias = _typing.Literal["_recall", b"_recall"]  # noqa: Y015

@@ -114,7 +114,7 @@ class CollectionsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListCollections(self, request, context):
-        """Describes all collections.
+        """Describes all collections; of one that cannot be read, its name and the reason.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,7 @@ class CollectionsStub:
     CreateCollection: _grpc.UnaryUnaryMultiCallable[_collections_pb2.CreateCollectionRequest, _collections_pb2.CreateCollectionResponse]
     """Makes an empty collection. ALREADY_EXISTS when there is one of that name."""
     ListCollections: _grpc.UnaryUnaryMultiCallable[_collections_pb2.ListCollectionsRequest, _collections_pb2.ListCollectionsResponse]
-    """Describes all collections."""
+    """Describes all collections; of one that cannot be read, its name and the reason."""
     DescribeCollection: _grpc.UnaryUnaryMultiCallable[_collections_pb2.DescribeCollectionRequest, _collections_pb2.DescribeCollectionResponse]
     """Describes one collection."""
     DropCollection: _grpc.UnaryUnaryMultiCallable[_collections_pb2.DropCollectionRequest, _collections_pb2.DropCollectionResponse]
@@ -68,7 +68,7 @@ class CollectionsAsyncStub(CollectionsStub):
     CreateCollection: _aio.UnaryUnaryMultiCallable[_collections_pb2.CreateCollectionRequest, _collections_pb2.CreateCollectionResponse]  # type: ignore[assignment]
     """Makes an empty collection. ALREADY_EXISTS when there is one of that name."""
     ListCollections: _aio.UnaryUnaryMultiCallable[_collections_pb2.ListCollectionsRequest, _collections_pb2.ListCollectionsResponse]  # type: ignore[assignment]
-    """Describes all collections."""
+    """Describes all collections; of one that cannot be read, its name and the reason."""
     DescribeCollection: _aio.UnaryUnaryMultiCallable[_collections_pb2.DescribeCollectionRequest, _collections_pb2.DescribeCollectionResponse]  # type: ignore[assignment]
     """Describes one collection."""
     DropCollection: _aio.UnaryUnaryMultiCallable[_collections_pb2.DropCollectionRequest, _collections_pb2.DropCollectionResponse]  # type: ignore[assignment]
@@ -109,7 +109,7 @@ class CollectionsServicer(metaclass=_abc_1.ABCMeta):
         request: _collections_pb2.ListCollectionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_collections_pb2.ListCollectionsResponse, _abc.Awaitable[_collections_pb2.ListCollectionsResponse]]:
-        """Describes all collections."""
+        """Describes all collections; of one that cannot be read, its name and the reason."""
 
     @_abc_1.abstractmethod
     def DescribeCollection(

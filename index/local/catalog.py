@@ -10,12 +10,20 @@ from types import TracebackType
 from typing import Self
 
 from imagekin import files
-from imagekin.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
+from imagekin.errors import (
+    AlreadyExistsError,
+    DataLossError,
+    FailedPreconditionError,
+    ImagekinError,
+    NotFoundError,
+)
 from imagekin.index import validation
 from imagekin.index.local import snapshots
 from imagekin.index.local.collection import LocalCollection
-from imagekin.index.local.store import DATABASE, LOCK, WriterLock
+from imagekin.index.local.residence import Residents
+from imagekin.index.local.store import DATABASE
 from imagekin.index.local.verify import verify
+from imagekin.index.local.writer_lock import LOCK, WriterLock
 from imagekin.index.search import ann
 from imagekin.index.search.gpu.open import open_device
 from imagekin.index.storage import schema
@@ -23,7 +31,7 @@ from imagekin.index.storage.connection import connect, vacuum
 from imagekin.index.storage.schema import read_identity, read_state, storage_errors
 from imagekin.index.storage.segments import FOLDER
 from imagekin.index.types import Progress, SnapshotDescription, VerifyReport
-from imagekin.types import CollectionInfo
+from imagekin.types import CollectionInfo, unreadable
 
 _FOLDER = "collections"
 
@@ -38,13 +46,20 @@ class Catalog:
             `imagekin.index.search.gpu.open.open_device`.
         check_first: verify the derived files of a collection before it is used, as suits a command that uses it for a
             moment; else a background thread does.
+        most_open: collections whose files are open at a time; None for what the limit on open files allows.
 
     Raises:
         FailedPreconditionError: the folder cannot be created, or there is no such device.
     """
 
     def __init__(
-        self, data_dir: Path, *, read_only: bool = False, device: str = "cpu", check_first: bool = False
+        self,
+        data_dir: Path,
+        *,
+        read_only: bool = False,
+        device: str = "cpu",
+        check_first: bool = False,
+        most_open: int | None = None,
     ) -> None:
         self._folder = data_dir / _FOLDER
         self._snapshots = data_dir / snapshots.SNAPSHOTS
@@ -52,6 +67,7 @@ class Catalog:
         self._check_first = check_first
         self._lock = threading.Lock()
         self._open: dict[str, LocalCollection] = {}
+        self._residents = Residents(most_open)
         if not read_only:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +112,13 @@ class Catalog:
         with self._lock:
             known = self._open.get(name)
             if known is None or known.closed:
-                known = LocalCollection(self._folder / name, name, read_only=self._read_only, device=self._device)
+                known = LocalCollection(
+                    self._folder / name,
+                    name,
+                    read_only=self._read_only,
+                    device=self._device,
+                    residents=self._residents,
+                )
                 self._open[name] = known
                 if self._check_first:
                     known.check_segments()
@@ -104,21 +126,39 @@ class Catalog:
 
     def names(self) -> list[str]:
         """Return the names of the collections, sorted."""
-        if not self._folder.is_dir():
+        try:
+            with os.scandir(self._folder) as entries:
+                names = [one.name for one in entries if one.is_dir()]
+        except FileNotFoundError:
             return []
-        return sorted(path.parent.name for path in self._folder.glob(f"[a-z0-9]*/{DATABASE}"))
+        return sorted(name for name in names if validation.COLLECTION_NAME.fullmatch(name))
 
     def list(self) -> list[CollectionInfo]:
-        """Return the state of every collection, by name, including those that another process has open."""
-        return [self.describe(name) for name in self.names()]
+        """Return the state of every collection, by name, including those that another process has open.
+
+        One that cannot be read has the reason in `error`, and nothing else but its name.
+        """
+        found = []
+        for name in self.names():
+            try:
+                found.append(self.describe(name))
+            except NotFoundError:
+                continue  # dropped meanwhile
+            except ImagekinError as error:
+                found.append(unreadable(name, str(error)))
+        return found
 
     def describe(self, name: str) -> CollectionInfo:
-        """Return the state of a collection without loading it.
+        """Return the state of a collection without loading it; one that is open here says what it does.
 
         Raises:
             NotFoundError: there is none of that name.
             DataLossError: it is damaged.
         """
+        known = self._open.get(name)
+        if known is not None and known.is_open:
+            with contextlib.suppress(ImagekinError):
+                return known.info()
         path = self._existing(name) / DATABASE
         with storage_errors(name), contextlib.closing(connect(path, read_only=True)) as connection:
             identity = read_identity(connection, name)
@@ -135,11 +175,17 @@ class Catalog:
             disk_bytes=schema.disk_bytes(path.parent),
             created_at=identity.created_at,
             recall=None if index is None else index.recall,
+            id=identity.id,
         )
 
-    def created_at(self, name: str) -> float:
-        """Return the time of a collection's creation, seconds since the epoch; raises as `describe`."""
-        return self.describe(name).created_at
+    def id_of(self, name: str) -> str:
+        """Return the id that a collection of that name has now; raises as `describe`."""
+        known = self._open.get(name)
+        if known is not None and known.is_current():
+            return known.id
+        path = self._existing(name) / DATABASE
+        with storage_errors(name), contextlib.closing(connect(path, read_only=True)) as connection:
+            return read_identity(connection, name).id
 
     def drop(self, name: str) -> int:
         """Delete a collection, and return the number of its items.
@@ -228,6 +274,7 @@ class Catalog:
         # Without the lock, so that other collections go on being opened and made meanwhile.
         with storage_errors(name), files.new_folder(self._folder) as made:
             snapshots.put_back(self._snapshots, info, made)
+            schema.give_new_id(made / DATABASE, name)
             with LocalCollection(made, name) as collection:
                 collection.seal()
             with self._exclusive(), contextlib.ExitStack() as stack:
@@ -259,6 +306,8 @@ class Catalog:
     def _existing(self, name: str) -> Path:
         folder = self._folder / validation.collection_name(name)
         if not (folder / DATABASE).is_file():
+            if folder.is_dir():
+                raise DataLossError(f"collection {name!r} is damaged: its database is missing")
             raise NotFoundError(f"there is no collection {name!r}: make it first, or check the data folder")
         return folder
 

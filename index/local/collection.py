@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 
@@ -15,9 +15,9 @@ from imagekin.index import validation
 from imagekin.index.classification import evaluate as evaluation
 from imagekin.index.classification.classify import ClassSums, by_prototypes, by_votes, class_sums, slots_of_hash
 from imagekin.index.filters.conditions import Condition, check
-from imagekin.index.filters.payload_columns import PayloadColumns
 from imagekin.index.filters.selection import count_values, groups_of, select
 from imagekin.index.filters.sql import matching_rows
+from imagekin.index.local.residence import Residence, Residents, Stay
 from imagekin.index.local.store import LocalStore
 from imagekin.index.search import duplicates
 from imagekin.index.search.gpu.device_thread import DeviceThread
@@ -50,6 +50,7 @@ from imagekin.types import (
     Vector,
 )
 
+T = TypeVar("T")
 _PAGE = 1000
 # Above this k, a search with a least similarity runs as a range search.
 _MAX_NEAREST_K = 1000
@@ -63,6 +64,7 @@ class LocalCollection:
         name: its name.
         read_only: take no lock and write nothing; commits of another process become visible.
         device: the device that searches the sealed rows; None for the processor.
+        residents: bounds how many collections are open at a time; None for no bound.
 
     Raises:
         NotFoundError: there is no such collection.
@@ -70,48 +72,73 @@ class LocalCollection:
         DataLossError: it is damaged.
     """
 
-    def __init__(self, folder: Path, name: str, *, read_only: bool = False, device: DeviceThread | None = None) -> None:
-        self._store = LocalStore(folder, name, read_only=read_only, device=device)
-        self._fields = PayloadColumns(name)
-        self._classes: tuple[int, ClassSums] | None = None
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        read_only: bool = False,
+        device: DeviceThread | None = None,
+        residents: Residents | None = None,
+    ) -> None:
+        def open_store() -> LocalStore:
+            return LocalStore(folder, name, read_only=read_only, device=device)
+
+        self._residence = Residence(name, open_store, residents)
 
     @property
     def name(self) -> str:
         """Name of the collection."""
-        return self._store.name
+        return self._residence.name
+
+    @property
+    def id(self) -> str:
+        """Random id of what the collection has been since it was made or restored."""
+        return self._residence.identity.id
 
     @property
     def space(self) -> str:
         """Id of the embedding space of its vectors."""
-        return self._store.identity.space
+        return self._residence.identity.space
 
     @property
     def dim(self) -> int:
         """Number of components of its vectors."""
-        return self._store.identity.dim
+        return self._residence.identity.dim
 
     @property
     def closed(self) -> bool:
         """True after `close`."""
-        return self._store.closed
+        return self._residence.closed
+
+    @property
+    def is_open(self) -> bool:
+        """True while it has files open; it opens them again when it is used."""
+        return self._residence.is_open
+
+    def is_current(self) -> bool:
+        """Return whether its files are open and nobody has replaced it since."""
+        return self._residence.is_current()
 
     def info(self) -> CollectionInfo:
         """Return the collection's state."""
-        state = self._store.state
-        snapshot = self._store.snapshot()
+        with self._residence.use() as stay:
+            state, snapshot = stay.store.state, stay.store.snapshot()
+            disk_bytes, identity = stay.store.disk_bytes, stay.store.identity
         index, resident = snapshot.approximate, snapshot.resident
         return CollectionInfo(
             name=self.name,
-            space=self.space,
-            dim=self.dim,
+            space=identity.space,
+            dim=identity.dim,
             count=state.count,
             labelled=state.labelled,
             sequence=state.sequence,
             index_kind=index.kind if index is not None else "flat",
-            disk_bytes=self._store.disk_bytes,
-            created_at=self._store.identity.created_at,
+            disk_bytes=disk_bytes,
+            created_at=identity.created_at,
             recall=index.recall if index is not None else None,
             index_device="cpu" if resident is None or resident.failed else "cuda",
+            id=identity.id,
         )
 
     def check_space(self, space: str) -> None:
@@ -124,8 +151,8 @@ class LocalCollection:
         Raises:
             InvalidArgumentError: an item cannot be stored; nothing is written.
         """
-        with self._store.priority.writing(len(items)):
-            batch = transactions.prepare(items, self.dim, self._store.priority)
+        with self._residence.use() as stay, stay.store.priority.writing(len(items)):
+            batch = transactions.prepare(items, self.dim, stay.store.priority)
             if not batch.rows:
                 return UpsertResult((), 0)
 
@@ -133,7 +160,7 @@ class LocalCollection:
                 existed = transaction.upsert(batch)
                 return UpsertResult(transactions.outcomes(batch, existed), transaction.sequence)
 
-            return self._store.write(change)
+            return stay.store.write(change)
 
     def delete(self, keys: Sequence[str]) -> DeleteResult:
         """Delete items by key; keys that do not exist are ignored. Durable on return."""
@@ -143,7 +170,7 @@ class LocalCollection:
             deleted = transaction.delete(wanted)
             return DeleteResult(deleted, transaction.sequence if deleted else 0)
 
-        return self._store.write(change) if wanted else DeleteResult(0, 0)
+        return self._write(change) if wanted else DeleteResult(0, 0)
 
     def update(self, changes: Sequence[ItemUpdate]) -> UpdateResult:
         """Change labels or payloads and leave the vectors alone. Durable on return.
@@ -156,7 +183,7 @@ class LocalCollection:
         def change(transaction: transactions.Transaction) -> UpdateResult:
             return updates.apply(transaction, wanted, self.dim, self.name)
 
-        return self._store.write(change) if wanted else UpdateResult(0, (), 0)
+        return self._write(change) if wanted else UpdateResult(0, (), 0)
 
     def delete_matching(self, condition: Condition) -> DeleteResult:
         """Delete the items that meet a condition. Durable on return.
@@ -168,30 +195,31 @@ class LocalCollection:
         check(condition)
         # Only the database decides, never a column or a segment. Rows never change, so those that match now still do if
         # they exist. The transaction of the write only has to check the rows written since.
-        with self._store.reading() as (connection, snapshot):
-            known = [sequence for sequence, _ in matching_rows(connection, condition, self.name)]
-            reads.check_rows(connection, known, self.dim, self.name)
-            last = snapshot.sequence
+        with self._residence.use() as stay:
+            with stay.store.reading() as (connection, snapshot):
+                known = [sequence for sequence, _ in matching_rows(connection, condition, self.name)]
+                reads.check_rows(connection, known, self.dim, self.name)
+                last = snapshot.sequence
 
-        def change(transaction: transactions.Transaction) -> DeleteResult:
-            keys = reads.keys_of(transaction.connection, known)
-            keys += [key for _, key in matching_rows(transaction.connection, condition, self.name, last)]
-            deleted = transaction.delete(keys)
-            return DeleteResult(deleted, transaction.sequence if deleted else 0)
+            def change(transaction: transactions.Transaction) -> DeleteResult:
+                keys = reads.keys_of(transaction.connection, known)
+                keys += [key for _, key in matching_rows(transaction.connection, condition, self.name, last)]
+                deleted = transaction.delete(keys)
+                return DeleteResult(deleted, transaction.sequence if deleted else 0)
 
-        return self._store.write(change)
+            return stay.store.write(change)
 
     def get(self, keys: Sequence[str]) -> list[IndexedItem | None]:
         """Return the items of `keys` in their order, None for a key that does not exist."""
         wanted = validation.keys(keys)
-        with self._store.reading() as (connection, _):
+        with self._reading() as (_, connection, _):
             items = reads.read_items(connection, wanted, self.dim, self.name)
         return [items.get(key) for key in keys]
 
     def content_hashes(self, keys: Sequence[str]) -> dict[str, bytes | None]:
         """Return the content hash of each of `keys` that exists; None when it is unknown."""
         wanted = validation.keys(keys)
-        with self._store.reading() as (connection, _):
+        with self._reading() as (_, connection, _):
             return reads.read_hashes(connection, wanted)
 
     def scroll(self, after_sequence: int, limit: int, condition: Condition | None = None) -> list[IndexedItem]:
@@ -203,9 +231,9 @@ class LocalCollection:
         if limit < 1:
             raise InvalidArgumentError(f"a page has 1 item or more, {limit} were asked for", field="page_size")
         if condition is None:
-            with self._store.reading() as (connection, _):
+            with self._reading() as (_, connection, _):
                 return reads.read_page(connection, after_sequence, limit, self.dim, self.name)
-        with self._selected(condition) as (connection, snapshot, mask):
+        with self._selected(condition) as (_, connection, snapshot, mask):
             sequences = snapshot.sequences[mask]
             page = sequences[np.searchsorted(sequences, after_sequence, side="right") :][:limit]
             return reads.read_rows(connection, page.tolist(), self.dim, self.name)
@@ -213,8 +241,8 @@ class LocalCollection:
     def count(self, condition: Condition | None = None) -> int:
         """Return the number of items, or of those that match."""
         if condition is None:
-            return self._store.snapshot().live
-        with self._selected(condition) as (_, _, mask):
+            return self._snapshot().live
+        with self._selected(condition) as (_, _, _, mask):
             return int(np.count_nonzero(mask))
 
     def facet(self, field: str, condition: Condition | None = None, limit: int = 100) -> list[FacetCount]:
@@ -230,8 +258,8 @@ class LocalCollection:
         """
         if not 1 <= limit <= validation.MAX_K:
             raise InvalidArgumentError(f"limit must be 1 to {validation.MAX_K}, it is {limit}", field="limit")
-        with self._selected(condition) as (connection, snapshot, mask):
-            return count_values(connection, snapshot, self._fields, field, mask, limit)
+        with self._selected(condition) as (stay, connection, snapshot, mask):
+            return count_values(connection, snapshot, stay.fields, field, mask, limit)
 
     def search(self, queries: Vector, options: SearchOptions) -> list[list[Neighbour]]:
         """Return the neighbours of each query (float32 [N, D]), most similar first, ties by key.
@@ -240,14 +268,16 @@ class LocalCollection:
             InvalidArgumentError: a query or an option is out of its range.
         """
         units = validation.search(queries, options, self.dim, validation.MAX_WITHIN)
-        self._store.priority.note_search()
         if options.filter is None and not (options.with_payload or options.group_by or options.diversity):
-            snapshot = self._store.snapshot()
-            found = _search(snapshot, units, options)
+            with self._residence.use() as stay:
+                stay.store.priority.note_search()
+                snapshot = stay.store.snapshot()
+                found = _search(snapshot, units, options)
             return _neighbours(snapshot, found, {}, options.with_vector)
-        with self._selected(options.filter) as (connection, snapshot, mask):
+        with self._selected(options.filter) as (stay, connection, snapshot, mask):
+            stay.store.priority.note_search()
             if options.group_by or options.diversity:
-                found = self._search_dependent(connection, snapshot, units, options, mask)
+                found = self._search_dependent(stay, connection, snapshot, units, options, mask)
             else:
                 found = _search(snapshot, units, options, None if options.filter is None else mask)
             payloads: dict[int, Payload] = {}
@@ -263,7 +293,6 @@ class LocalCollection:
             InvalidArgumentError: a query or an option is out of its range.
         """
         units = validation.classification(queries, options, self.dim)
-        self._store.priority.note_search()
         snapshot, mask, excluded = self._excluded_slots(options, len(units))
         if options.method is ClassifyMethod.KNN:
             return by_votes(snapshot, units, options, mask, excluded)
@@ -278,23 +307,23 @@ class LocalCollection:
         Raises:
             FailedPreconditionError: fewer than two classes have labelled items.
         """
-        return evaluation.evaluate(self._store.snapshot(), options)
+        return evaluation.evaluate(self._snapshot(), options)
 
     def calibrate(self, options: EvaluateOptions) -> Evaluation:
         """Evaluate, and save temperature and similarity bound as defaults of classification; raises as `evaluate`."""
-        sequence = self._store.state.sequence
-        found = self.evaluate(options)
-        kept = Calibration(found.temperature, found.min_similarity, options.true_positive_rate, sequence)
+        snapshot = self._snapshot()
+        found = evaluation.evaluate(snapshot, options)
+        kept = Calibration(found.temperature, found.min_similarity, options.true_positive_rate, snapshot.sequence)
 
         def change(transaction: transactions.Transaction) -> None:
             evaluation.save(transaction.connection, options.method, kept)
 
-        self._store.write(change)
+        self._write(change)
         return found
 
     def calibration(self, method: ClassifyMethod) -> Calibration | None:
         """Return the defaults of classification that `calibrate` saved; None without any."""
-        with self._store.reading() as (connection, _):
+        with self._reading() as (_, connection, _):
             return evaluation.read(connection, method)
 
     def duplicates(
@@ -306,11 +335,11 @@ class LocalCollection:
             InvalidArgumentError: `min_similarity` is not within 0 to 1.
         """
         validation.in_range("min_similarity", min_similarity, 0.0, 1.0)
-        return duplicates.groups(self._store.snapshot(), min_similarity, on_progress)
+        return duplicates.groups(self._snapshot(), min_similarity, on_progress)
 
     def items(self) -> Iterator[IndexedItem]:
         """Yield all items of one point in time, in the order of their last write; writers may go on meanwhile."""
-        with self._store.reading() as (connection, _):
+        with self._reading() as (_, connection, _):
             after = 0
             while page := reads.read_page(connection, after, _PAGE, self.dim, self.name):
                 yield from page
@@ -318,7 +347,8 @@ class LocalCollection:
 
     def seal(self) -> None:
         """Write the columns to segments, so that opening again is fast; also done regularly in the background."""
-        self._store.seal()
+        with self._residence.use() as stay:
+            stay.store.seal()
 
     def check_segments(self) -> None:
         """Verify the segments now, unless they have been; a damaged one is no longer used.
@@ -326,33 +356,55 @@ class LocalCollection:
         Raises:
             DataLossError: the database, read in its place, is damaged too.
         """
-        self._store.check_segments()
+        with self._residence.use() as stay:
+            stay.store.check_segments()
 
     def build_index(self) -> None:
         """Build the approximate index for the collection's kind and size; also done in the background."""
-        self._store.build_index()
+        with self._residence.use() as stay:
+            stay.store.build_index()
 
     def compact(self) -> None:
         """Remove dead slots from memory and segments; also done in the background when they are many."""
-        self._store.compact()
+        with self._residence.use() as stay:
+            stay.store.compact()
 
     def close(self) -> None:
         """Close the collection; closing twice is safe."""
-        self._store.close()
+        self._residence.close()
+
+    @property
+    def _store(self) -> LocalStore:
+        return self._residence.latest()
+
+    def _snapshot(self) -> ColumnSnapshot:
+        with self._residence.use() as stay:
+            return stay.store.snapshot()
+
+    def _write(self, change: Callable[[transactions.Transaction], T]) -> T:
+        with self._residence.use() as stay:
+            return stay.store.write(change)
 
     @contextlib.contextmanager
-    def _selected(self, condition: Condition | None) -> Iterator[tuple[sqlite3.Connection, ColumnSnapshot, Mask]]:
+    def _reading(self) -> Iterator[tuple[Stay, sqlite3.Connection, ColumnSnapshot]]:
+        """Open a read transaction with its snapshot."""
+        with self._residence.use() as stay, stay.store.reading() as (connection, snapshot):
+            yield stay, connection, snapshot
+
+    @contextlib.contextmanager
+    def _selected(self, condition: Condition | None) -> Iterator[tuple[Stay, sqlite3.Connection, ColumnSnapshot, Mask]]:
         """Open a read transaction with its snapshot, and select the live slots that meet a condition."""
         if condition is not None:
             check(condition)
-        with self._store.reading() as (connection, snapshot):
+        with self._reading() as (stay, connection, snapshot):
             if condition is None:
-                yield connection, snapshot, snapshot.alive()
+                yield stay, connection, snapshot, snapshot.alive()
             else:
-                yield connection, snapshot, select(connection, snapshot, self._fields, condition)
+                yield stay, connection, snapshot, select(connection, snapshot, stay.fields, condition)
 
     def _search_dependent(
         self,
+        stay: Stay,
         connection: sqlite3.Connection,
         snapshot: ColumnSnapshot,
         queries: Vector,
@@ -360,7 +412,7 @@ class LocalCollection:
         mask: Mask,
     ) -> list[NearestSlots]:
         """Return grouped or diverse neighbours, see `imagekin.index.search.grouping`."""
-        groups = groups_of(connection, snapshot, self._fields, options.group_by) if options.group_by else None
+        groups = groups_of(connection, snapshot, stay.fields, options.group_by) if options.group_by else None
         wanted = pool_size(options.k) if options.diversity else options.k
         answers = []
         for query, keys in zip(queries, options.exclude or [frozenset[str]()] * len(queries), strict=True):
@@ -386,9 +438,9 @@ class LocalCollection:
         mask: Mask | None = None
         by_key: list[Slots] = []
         if options.filter is None and not any(options.exclude_keys):
-            snapshot = self._store.snapshot()
+            snapshot = self._snapshot()
         else:
-            with self._selected(options.filter) as (connection, snapshot, matching):
+            with self._selected(options.filter) as (_, connection, snapshot, matching):
                 mask = None if options.filter is None else matching
                 if any(options.exclude_keys):
                     by_key = [
@@ -400,11 +452,12 @@ class LocalCollection:
         return snapshot, mask, [np.union1d(*pair) for pair in zip(by_hash, by_key or by_hash, strict=True)]
 
     def _class_sums(self, snapshot: ColumnSnapshot) -> ClassSums:
-        known = self._classes
-        if known is None or known[0] != snapshot.sequence:
-            known = (snapshot.sequence, class_sums(snapshot, None))
-            self._classes = known
-        return known[1]
+        with self._residence.use() as stay:
+            known = stay.classes
+            # Compaction gives the labels of the same write other numbers, and a list of their own.
+            if known is None or known[0] != snapshot.sequence or known[1] is not snapshot.label_names:
+                known = stay.classes = (snapshot.sequence, snapshot.label_names, class_sums(snapshot, None))
+            return known[2]
 
     def __enter__(self) -> Self:
         return self

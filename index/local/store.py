@@ -5,8 +5,6 @@ store is opened, and updated after every commit. Readers use snapshots and never
 """
 
 import contextlib
-import fcntl
-import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +15,7 @@ import numpy as np
 
 from imagekin.errors import DataLossError, FailedPreconditionError, NotFoundError, UnavailableError
 from imagekin.index.local.maintenance import Maintenance
+from imagekin.index.local.writer_lock import LOCK, WriterLock
 from imagekin.index.search.ann import Approximate
 from imagekin.index.search.gpu.device_thread import DeviceThread
 from imagekin.index.search.gpu.resident import Resident
@@ -26,7 +25,7 @@ from imagekin.index.storage.acknowledged import Watermark
 from imagekin.index.storage.columns import Columns, ColumnSnapshot
 from imagekin.index.storage.combiner import Combiner
 from imagekin.index.storage.committer import Committer
-from imagekin.index.storage.connection import connect
+from imagekin.index.storage.connection import connect, connect_reading, file_id
 from imagekin.index.storage.loading import load, load_sealed, load_since
 from imagekin.index.storage.schema import State, read_identity, read_state, storage_errors
 from imagekin.index.storage.search_priority import SearchPriority
@@ -39,7 +38,6 @@ from imagekin.types import Vector
 
 T = TypeVar("T")
 DATABASE = "items.sqlite"
-LOCK = "lock"
 _COMPACT_ABOVE = 0.2
 COMPACT_FROM = 1024
 # From this size on, compaction runs in the maintenance thread instead of the committing one.
@@ -82,7 +80,10 @@ class LocalStore:
             if not read_only:
                 lock = undo.enter_context(contextlib.closing(WriterLock(folder / LOCK, name)))
             with storage_errors(name):
-                connection = connect(self._path, read_only=read_only)
+                if read_only:
+                    connection, self._file = connect_reading(self._path)
+                else:
+                    connection, self._file = connect(self._path, read_only=False), file_id(self._path)
                 undo.callback(connection.close)
                 self.identity = read_identity(connection, name)
                 self.segments = Segments(folder, self.identity)
@@ -125,6 +126,15 @@ class LocalStore:
     def closed(self) -> bool:
         """True after `close`."""
         return self._closed
+
+    def was_replaced(self) -> bool:
+        """Return whether another process has replaced or dropped the collection that this reader has open."""
+        if not self.read_only:
+            return False  # the lock keeps others from doing so
+        try:
+            return file_id(self._path) != self._file
+        except OSError:
+            return True
 
     @property
     def state(self) -> State:
@@ -198,11 +208,11 @@ class LocalStore:
                 return
             self._closed = True
             idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
         if self._committer is not None:
             self._committer.close()
         self._maintenance.close()
-        for connection in idle:
-            connection.close()
         self._watermark.close()
         # From now on, only running searches keep the memory and the files, by their snapshots.
         self._columns = Columns(self.identity.dim)
@@ -225,7 +235,10 @@ class LocalStore:
         with self._idle_lock:
             connection = self._idle.pop() if self._idle else None
         if connection is None:
-            connection = connect(self._path, read_only=True)
+            connection, file = connect_reading(self._path)
+            if file != self._file:
+                connection.close()
+                raise UnavailableError(f"collection {self.name!r} has just been replaced: try again")
         try:
             yield connection
         finally:
@@ -369,22 +382,3 @@ class LocalStore:
     def _renew_snapshot(self, state: State) -> None:
         self._snapshot = self._columns.snapshot(state.sequence)
         self._state = state
-
-
-class WriterLock:
-    """The file lock of the only process that may write."""
-
-    def __init__(self, path: Path, collection: str) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._file)
-            raise FailedPreconditionError(
-                f"collection {collection!r} is open for writing elsewhere: stop that process, or, when it is a server,"
-                " go through it with --address"
-            ) from None
-
-    def close(self) -> None:
-        """Release the lock."""
-        os.close(self._file)

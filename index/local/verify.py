@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from imagekin.index.local.store import DATABASE, LOCK, WriterLock
+from imagekin.index.local.store import DATABASE
+from imagekin.index.local.writer_lock import LOCK, WriterLock
 from imagekin.index.storage.acknowledged import Watermark
 from imagekin.index.storage.columns import Columns
 from imagekin.index.storage.connection import connect

@@ -10,6 +10,7 @@ from imagekin.index import validation
 from imagekin.index.milvus.clock import Clock
 from imagekin.index.milvus.collection import MilvusCollection
 from imagekin.index.milvus.connection import MilvusConnection, StoreAddress
+from imagekin.index.storage.schema import new_id
 from imagekin.index.types import Progress, SnapshotDescription, VerifyReport
 from imagekin.types import CollectionInfo
 
@@ -67,6 +68,7 @@ class MilvusCatalog:
                 "imagekin.space": space,
                 "imagekin.dim": str(dim),
                 "imagekin.created_at": repr(time.time()),
+                "imagekin.id": new_id(),
             },
         )
         return self.open(name)
@@ -78,7 +80,7 @@ class MilvusCatalog:
             NotFoundError: there is none of that name.
             FailedPreconditionError: imagekin did not make it, or a newer version did.
         """
-        table, space, dim, made = self._identity(name)
+        table, space, dim, made, own = self._identity(name)
         self._connection.call("load_collection", table)
         return MilvusCollection(
             self._connection,
@@ -87,6 +89,7 @@ class MilvusCatalog:
             space=space,
             dim=dim,
             created_at=made,
+            id=own,
             clock=self._clock,
             read_only=self._read_only,
         )
@@ -107,9 +110,9 @@ class MilvusCatalog:
         """
         return self.open(name).info()
 
-    def created_at(self, name: str) -> float:
-        """Return the time of a collection's creation, seconds since the epoch, without opening it; raises as `open`."""
-        return self._identity(name)[3]
+    def id_of(self, name: str) -> str:
+        """Return the id that a collection of that name has now, without opening it; raises as `open`."""
+        return self._identity(name)[4]
 
     def drop(self, name: str) -> int:
         """Delete a collection, and return the number of its items.
@@ -156,8 +159,8 @@ class MilvusCatalog:
     ) -> None:
         self.close()
 
-    def _identity(self, name: str) -> tuple[str, str, int, float]:
-        """Return a collection's name in Milvus, its space, its dimension and its time of creation."""
+    def _identity(self, name: str) -> tuple[str, str, int, float, str]:
+        """Return a collection's name in Milvus, its space, its dimension, its time of creation and its id."""
         table = _table(validation.collection_name(name))
         if not self._connection.call("has_collection", table):
             raise NotFoundError(f"there is no collection {name!r}: make it first, or check the store's address")
@@ -165,7 +168,10 @@ class MilvusCatalog:
         try:
             if found["imagekin.version"] != _VERSION:
                 raise FailedPreconditionError(f"a newer version of imagekin made collection {name!r}: use that one")
-            return table, found["imagekin.space"], int(found["imagekin.dim"]), float(found["imagekin.created_at"])
+            made = float(found["imagekin.created_at"])
+            # Collections from before there were ids have only that time.
+            own = found.get("imagekin.id", found["imagekin.created_at"])
+            return table, found["imagekin.space"], int(found["imagekin.dim"]), made, own
         except (KeyError, ValueError):
             raise FailedPreconditionError(
                 f"the collection {table} in Milvus was not made by imagekin: rename it there"

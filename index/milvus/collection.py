@@ -71,6 +71,7 @@ class MilvusCollection:
         space: id of the embedding space of its vectors.
         dim: number of components of its vectors.
         created_at: time of creation, seconds since the epoch.
+        id: its id.
         clock: source of sequence numbers.
         read_only: refuse every write.
     """
@@ -84,12 +85,14 @@ class MilvusCollection:
         space: str,
         dim: int,
         created_at: float,
+        id: str,  # noqa: A002
         clock: Clock,
         read_only: bool = False,
     ) -> None:
         self.name = name
         self.space = space
         self.dim = dim
+        self.id = id
         self.closed = False
         self._created_at = created_at
         self._connection = connection
@@ -99,6 +102,11 @@ class MilvusCollection:
         self._read_only = read_only
         self._sequence = 0
         self._means: tuple[int, list[str], ClassSums] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """True until it is closed: it has no files."""
+        return not self.closed
 
     def info(self) -> CollectionInfo:
         """Return the collection's state; `disk_bytes` is 0, because Milvus does not report it."""
@@ -113,6 +121,7 @@ class MilvusCollection:
             index_kind="flat",
             disk_bytes=0,
             created_at=self._created_at,
+            id=self.id,
         )
 
     def check_space(self, space: str) -> None:

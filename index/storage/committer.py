@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from imagekin.errors import FailedPreconditionError, ImagekinError, UnavailableError
 from imagekin.index.storage.combiner import Combiner
+from imagekin.index.storage.connection import close_writing
 from imagekin.index.storage.schema import State, storage_error
 from imagekin.index.storage.search_priority import SearchPriority
 from imagekin.index.storage.transactions import Changes, Transaction
@@ -87,7 +88,7 @@ class Committer:
         with self._left:
             self._closed = True
             self._left.wait_for(lambda: not self._inside)
-        self._connection.close()
+        close_writing(self._connection)
 
     def _commit(self, shared: Sequence[_Write]) -> list[_Answer]:
         try:

@@ -5,12 +5,53 @@ write stands on; see https://sqlite.org/pragma.html#pragma_synchronous.
 """
 
 import contextlib
+import os
 import sqlite3
 from pathlib import Path
+
+from imagekin.errors import UnavailableError
+
+_TRIES = 100
+# Device and inode: as long as the file is open, no other file has the same.
+FileId = tuple[int, int]
 
 
 def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
     """Open a connection that any thread may use, one at a time; transactions are explicit."""
+    return connect_reading(path)[0] if read_only else _connect(path, read_only=False)
+
+
+def connect_reading(path: Path) -> tuple[sqlite3.Connection, FileId]:
+    """Open a connection that only reads, and return it with the file that it reads.
+
+    SQLite opens the file and its log one after the other, by their paths. If the folder is replaced between the two,
+    the file of one collection would be read with the log of the other; then both are opened again.
+
+    Raises:
+        UnavailableError: the folder is replaced again and again.
+        FileNotFoundError: there is no such file.
+    """
+    for _ in range(_TRIES):
+        before = file_id(path)
+        connection = _connect(path, read_only=True)
+        try:
+            connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # opens the log, too
+            if file_id(path) == before:
+                return connection, before
+        except BaseException:
+            connection.close()
+            raise
+        connection.close()
+    raise UnavailableError("the collection is being replaced: try again")
+
+
+def file_id(path: Path) -> FileId:
+    """Return which file there is now at a path."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
     mode = "ro" if read_only else "rw"
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={mode}",
@@ -31,6 +72,17 @@ def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def close_writing(connection: sqlite3.Connection) -> None:
+    """Close the writer's connection, and move its log into the database, so that what was deleted does not stay there.
+
+    A reader that is at work keeps the log; it is moved at the next close.
+    """
+    with contextlib.suppress(sqlite3.Error):
+        connection.execute("PRAGMA busy_timeout = 0")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
 
 
 def vacuum(path: Path) -> None:

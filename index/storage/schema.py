@@ -8,12 +8,13 @@ A row never changes: writing an item again adds a new row with a new sequence nu
 
 import contextlib
 import errno
+import os
+import secrets
 import sqlite3
-import stat
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imagekin.errors import (
@@ -23,6 +24,7 @@ from imagekin.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from imagekin.index.storage.connection import connect
 
 APPLICATION_ID = int.from_bytes(b"IMGK", "big")
 # Application id of versions before 0.2, when the project had another name.
@@ -56,16 +58,27 @@ INSERT INTO state VALUES (1, 0, 0, 0, 0);
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The description fixed at creation: embedding space, dimension, kind of index, time (s since the epoch)."""
+    """The description fixed at creation.
+
+    Attributes:
+        space: id of the embedding space.
+        dim: number of components of a vector.
+        index_kind: kind of index.
+        created_at: time of creation, seconds since the epoch.
+        id: random; what is made anew or restored under the same name has another one. Empty for a collection that was
+            made before there were ids.
+    """
 
     space: str
     dim: int
     index_kind: str
     created_at: float
+    id: str = ""
 
     def checksum(self) -> int:
         """Return the CRC-32 of the description."""
-        return zlib.crc32(repr((self.space, self.dim, METRIC, self.index_kind, self.created_at)).encode())
+        fields = (self.space, self.dim, METRIC, self.index_kind, self.created_at)
+        return zlib.crc32(repr((*fields, self.id) if self.id else fields).encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +126,7 @@ def create(path: Path, space: str, dim: int, index_kind: str) -> None:
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         connection.executescript(f"BEGIN;{_TABLES}")
-        identity = Identity(space, dim, index_kind, time.time())
+        identity = Identity(space, dim, index_kind, time.time(), new_id())
         connection.executemany(
             "INSERT INTO meta VALUES (?, ?)",
             [
@@ -122,19 +135,41 @@ def create(path: Path, space: str, dim: int, index_kind: str) -> None:
                 ("metric", METRIC),
                 ("index_kind", identity.index_kind),
                 ("created_at", identity.created_at),
+                ("id", identity.id),
                 ("checksum", identity.checksum()),
             ],
         )
         connection.execute("COMMIT")
 
 
+def new_id() -> str:
+    """Return a random id for a collection."""
+    return secrets.token_hex(8)
+
+
+def give_new_id(path: Path, collection: str) -> None:
+    """Give the database of a copied collection an id of its own; on return, it is on disk."""
+    with contextlib.closing(connect(path, read_only=False)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        identity = replace(read_identity(connection, collection), id=new_id())
+        connection.executemany(
+            "INSERT OR REPLACE INTO meta VALUES (?, ?)", [("id", identity.id), ("checksum", identity.checksum())]
+        )
+        connection.execute("COMMIT")
+
+
 def disk_bytes(folder: Path) -> int:
     """Return the size of a collection's files in bytes."""
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # the log and old segments may be removed at any time
-            status = path.stat()
-            total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    total, folders = 0, [os.fspath(folder)]
+    while folders:
+        # The log and old segments may be removed at any time.
+        with contextlib.suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif entry.is_file(follow_symlinks=False):
+                    with contextlib.suppress(FileNotFoundError):
+                        total += entry.stat(follow_symlinks=False).st_size
     return total
 
 
@@ -161,7 +196,7 @@ def read_identity(connection: sqlite3.Connection, collection: str) -> Identity:
         )
     meta = dict(connection.execute("SELECT name, value FROM meta"))
     try:
-        identity = Identity(meta["space"], meta["dim"], meta["index_kind"], meta["created_at"])
+        identity = Identity(meta["space"], meta["dim"], meta["index_kind"], meta["created_at"], str(meta.get("id", "")))
         intact = meta["checksum"] == identity.checksum() and meta["metric"] == METRIC
     except KeyError:
         intact = False
@@ -198,7 +233,7 @@ def storage_errors(collection: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _full(collection) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
             raise _closed(collection) from error
         raise UnavailableError(f"the disk of collection {collection!r} fails ({error.strerror}): check it") from error
 

@@ -23,6 +23,8 @@ from imagekin.types import CollectionInfo
 
 log = logging.getLogger("imagekin.serving")
 
+# With more collections, none is opened before it is used.
+_OPENED_AT_START = 16
 # Writers wait for the disk and share commits, so it pays to have more of them than cores.
 _WRITERS = 16
 
@@ -55,7 +57,7 @@ class OpenCollection:
         self.name = info.name
         self.space = info.space
         self.dim = info.dim
-        self.created_at = info.created_at
+        self._state = info
         self._readers = readers
         self._writers = writers
         self._metrics = metrics
@@ -79,8 +81,10 @@ class OpenCollection:
         return self.searches.queued
 
     def state(self) -> CollectionInfo:
-        """Return the collection's state. Thread-safe."""
-        return self.collection.info()
+        """Return the collection's state as of when its files were last open; does not open them. Thread-safe."""
+        if self.collection.is_open:
+            self._state = self.collection.info()
+        return self._state
 
     async def read(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a method that reads the collection, in a thread."""
@@ -113,7 +117,6 @@ class OpenCollection:
             self.collection, info = await opened()
             if (info.space, info.dim) != (self.space, self.dim):
                 raise FailedPreconditionError(f"collection {self.name} was replaced by another one: try again")
-            self.created_at = info.created_at
         except ImagekinError as error:
             self._end = error
             raise
@@ -168,10 +171,17 @@ class CollectionStore:
         return tuple(self._open.values())
 
     async def open_all(self) -> None:
-        """Open every collection; one that cannot be opened is logged and answers with its error when it is used."""
+        """Open the collections, unless they are many: those are opened when they are used.
+
+        One that cannot be opened is logged and answers with its error when it is used.
+        """
         if self._catalog is None:
             return
-        for name in await self._in_thread(self._catalog.names):
+        names = await self._in_thread(self._catalog.names)
+        if len(names) > _OPENED_AT_START:
+            log.info("%d collections: each is opened when it is used", len(names))
+            return
+        for name in names:
             try:
                 await self.get(name)
             except ImagekinError as error:
@@ -184,10 +194,13 @@ class CollectionStore:
             NotFoundError: there is none of that name.
             ImagekinError: it cannot be opened.
         """
-        if (found := self._open.get(name)) is not None:
+        if (found := self._open.get(name)) is not None and not found.collection.closed:
             return found
         catalog = self._given()
         async with self._changing:
+            if (found := self._open.get(name)) is not None and found.collection.closed:
+                # Another process has put a collection of another space in its place.
+                await self._open.pop(name).retire()
             if name not in self._open:
                 self._open[name] = await self._enter(await self._in_thread(catalog.open, name))
             return self._open[name]
@@ -229,24 +242,21 @@ class CollectionStore:
         return await self._in_thread(self._given(writing=True).snapshot, name)
 
     async def describe_all(self) -> list[CollectionInfo]:
-        """Return the state of every collection, by name; one that cannot be opened is logged and left out."""
-        states: list[CollectionInfo] = []
-        for name in await self._in_thread(self._given().names):
-            try:
-                entry = await self.get(name)
-                states.append(await entry.read(entry.state))
-            except NotFoundError:
-                continue  # dropped meanwhile
-            except ImagekinError as error:
-                log.error("collection %s cannot be described: %s", name, error)
-        return states
+        """Return the state of every collection, by name; of one that cannot be read, its name and the reason."""
+        found = await self._in_thread(self._given().list)
+        for info in found:
+            if info.error:
+                log.error("collection %s cannot be described: %s", info.name, info.error)
+        return found
 
     async def follow(self) -> None:
         """Close collections that another process has dropped or recreated; the next call opens what is there."""
         catalog = self._given()
         for name, entry in list(self._open.items()):
+            if not entry.collection.is_open and not entry.collection.closed:
+                continue  # the next use finds what is there
             try:
-                if await self._in_thread(catalog.created_at, name) == entry.created_at:
+                if await self._in_thread(catalog.id_of, name) == entry.collection.id and not entry.collection.closed:
                     continue
             except NotFoundError:
                 pass
@@ -274,7 +284,8 @@ class CollectionStore:
         catalog, failure = self._catalog, None
         async with self._changing:
             existing = await self._in_thread(catalog.names)
-            for name in names or existing:
+            # Those that are not open are read anew when they are.
+            for name in names or [one for one in existing if one in self._open or len(existing) <= _OPENED_AT_START]:
                 try:
                     await self._reopen(catalog, name)
                 except ImagekinError as error:

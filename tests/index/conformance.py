@@ -261,7 +261,7 @@ class Promises:
         assert info.created_at == empty.created_at
         assert collection.name in place.collections.names()
         assert place.collections.describe(collection.name).count == 60
-        assert place.collections.created_at(collection.name) == info.created_at
+        assert place.collections.id_of(collection.name) == collection.id == info.id != ""
 
     @pytest.mark.parametrize("k", [1, 7, 200])
     def test_a_search_finds_what_numpy_finds(self, place: Place, k: int) -> None:
