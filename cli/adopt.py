@@ -34,7 +34,7 @@ def adopt(
             "config.json, MODULE:FUNCTION, or an image encoder exported to FILE.onnx.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="MODEL.onnx", help="The model artifact to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="MODEL.onnx", help="The model artifact to write.")],
     size: Annotated[
         int, typer.Option("--size", help="Side of its input in pixels; 0 is what the model fixes, else 224.", min=0)
     ] = 0,

@@ -19,7 +19,9 @@ def classify(
     method: Annotated[
         str, typer.Option("--method", metavar="knn|prototype|linear", help="Where a class comes from.")
     ] = "knn",
-    k: Annotated[int, typer.Option("--k", help="Neighbours that vote; 0 is the server's 20.", min=0, max=10_000)] = 0,
+    k: Annotated[
+        int, typer.Option("--k", "-k", help="Neighbours that vote; 0 is the server's 20.", min=0, max=10_000)
+    ] = 0,
     temperature: Annotated[
         float, typer.Option("--temperature", help="Softmax temperature; 0 is the server's.", min=0)
     ] = 0.0,

@@ -11,7 +11,9 @@ from imagekin.cli.shared import options
 def demo(
     out: Annotated[
         Path,
-        typer.Option("--out", metavar="DIR", help="Folder for all that the demo makes; replaced when it is its own."),
+        typer.Option(
+            "--out", "-o", metavar="DIR", help="Folder for all that the demo makes; replaced when it is its own."
+        ),
     ] = Path("imagekin-demo"),
     as_json: options.AsJson = False,
 ) -> None:

@@ -25,6 +25,7 @@ def embed(
         Path | None,
         typer.Option(
             "--out",
+            "-o",
             metavar="FILE",
             help="Write FILE.npy, float32 [N, D], and the keys to FILE.keys; or FILE.parquet, a row an image.",
         ),
@@ -34,6 +35,7 @@ def embed(
         Path | None,
         typer.Option(
             "--model",
+            "-m",
             metavar="FILE",
             help="Embed here with this artifact, to FILE.parquet.",
             rich_help_panel=engines.PANEL,

@@ -30,7 +30,7 @@ def index(
         typer.Argument(metavar="SOURCE...", help="Files, folders, archives, tables, patterns, URLs or - (see README)."),
     ],
     model: Annotated[
-        Path | None, typer.Option("--model", metavar="FILE", help="The model artifact that embeds the images.")
+        Path | None, typer.Option("--model", "-m", metavar="FILE", help="The model artifact that embeds the images.")
     ] = None,
     space: Annotated[
         str | None,

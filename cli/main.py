@@ -5,6 +5,7 @@ for, and torch, FAISS, ONNX Runtime and gRPC only when it runs.
 """
 
 import importlib
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -15,8 +16,8 @@ import typer
 from typer.core import TyperGroup
 
 from imagekin.cli.shared import settings_file
-from imagekin.errors import ImagekinError
-from imagekin.version import install_command
+from imagekin.errors import ImagekinError, InvalidArgumentError
+from imagekin.version import VERSION, install_command
 
 # Name → where the function or the Typer app is. The order is that of `imagekin --help`.
 COMMANDS = {
@@ -87,6 +88,14 @@ class _LazyGroup(TyperGroup):
             )
         return self.commands[cmd_name]
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the subcommand; the error for an unknown one names the nearest."""
+        if args[0] not in COMMANDS:
+            # The base class suggests the names of this table, which is filled only as commands are loaded.
+            names: Any = dict.fromkeys(COMMANDS)
+            self.commands.update(names)
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the subcommand."""
         try:
@@ -114,14 +123,25 @@ def build_command(name: str, target: Any) -> Any:
     return command
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"imagekin {VERSION}")
+        raise typer.Exit
+
+
 def root(
     ctx: typer.Context,
     config_file: Annotated[
         Path | None,
         typer.Option("--config", metavar="FILE", help="Settings in TOML; default ./imagekin.toml where there is one."),
     ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and end.", callback=_show_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Find the settings file and take the subcommand's defaults from it."""
+    for warning in settings_file.misspelt(os.environ, ctx.command, ctx):
+        print("imagekin:", warning, file=sys.stderr)
     named = config_file or (Path(os.environ["IMAGEKIN_CONFIG"]) if os.environ.get("IMAGEKIN_CONFIG") else None)
     ctx.default_map = settings_file.load(named, ctx.command, ctx)
 
@@ -133,7 +153,7 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command and return its exit status; errors become one line on standard error."""
-    app = typer.Typer(cls=_LazyGroup, add_completion=False)
+    app = typer.Typer(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
     app.callback(help=_HELP)(root)
     try:
         status = typer.main.get_command(app).main(
@@ -143,19 +163,36 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if os.environ.get("IMAGEKIN_DEBUG"):
             raise
-        return report(error)
+        return report(error, as_json="--json" in arguments)
     return status if isinstance(status, int) else 0
 
 
-def report(error: Exception) -> int:
-    """Print an error as one line on standard error and return the exit status."""
+def report(error: Exception, *, as_json: bool = False) -> int:
+    """Print an error as one line on standard error and return the exit status.
+
+    Args:
+        error: what ended the command.
+        as_json: print `{"error": {"code", "message"}}` as the last line of standard output, too.
+    """
     if isinstance(error, _PipeClosedError):
         # Python flushes standard output once more at the end, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     message, status = described(error)
-    print("imagekin:", " ".join(message.split()), file=sys.stderr)
+    line = " ".join(message.split())
+    print("imagekin:", line, file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": {"code": _code(error, status), "message": line}}, ensure_ascii=False), flush=True)
     return status
+
+
+def _code(error: Exception, status: int) -> str:
+    """Return the name of an error's status code, as a server would answer it."""
+    if isinstance(error, _StoppedError):
+        return "CANCELLED"
+    if isinstance(error, ImagekinError):
+        return error.code
+    return InvalidArgumentError.code if status == InvalidArgumentError.exit_status else "UNKNOWN"
 
 
 def described(error: Exception) -> tuple[str, int]:
@@ -172,7 +209,8 @@ def described(error: Exception) -> tuple[str, int]:
         context = getattr(usage, "ctx", None)
         path = context.command_path if context is not None else "imagekin"
         message = usage.format_message().rstrip(".").replace("Value error, ", "")
-        return f"{message}; see '{path} --help'", int(usage.exit_code)
+        link = " See" if message.endswith("?") else "; see"
+        return f"{message}{link} '{path} --help'", int(usage.exit_code)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 1
     return f"{type(error).__name__}: {error} (a bug; IMAGEKIN_DEBUG=1 shows where)", 1

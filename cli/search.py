@@ -24,7 +24,7 @@ def search(
     key: Annotated[
         list[str] | None, typer.Option("--key", metavar="KEY", help="Ask by a stored item instead; may be repeated.")
     ] = None,
-    k: Annotated[int, typer.Option("--k", help="Neighbours of each image.", min=1, max=100_000)] = 10,
+    k: Annotated[int, typer.Option("--k", "-k", help="Neighbours of each image.", min=1, max=100_000)] = 10,
     condition: options.Filter = None,
     min_similarity: Annotated[
         float | None, typer.Option("--min-similarity", help="Leave out less similar items.", min=-1, max=1)

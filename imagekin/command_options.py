@@ -92,6 +92,7 @@ def _parameter(setting: Setting) -> inspect.Parameter:
     shown = not (default is None or default is False or default == "")
     info = typer.Option(
         flag,
+        *([setting.short] if setting.short else []),
         help=setting.help,
         metavar=setting.metavar,
         rich_help_panel=setting.panel,

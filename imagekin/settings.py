@@ -67,6 +67,7 @@ class Setting:
         kind: the field's type, such as `int`, `Path | None` or `Literal["in", "out"]`.
         flag: the option of the command line, such as `--image-size`; None derives it from the field's name, and an
             empty text is for a setting without an option.
+        short: the option's one-letter form, such as `-o`; None for none.
         metavar: the form of the value in the help; None for the type.
         panel: title of the option's group in the help; None for the first group.
         default_help: description of the default in the help, if it is not always `default`.
@@ -80,6 +81,7 @@ class Setting:
     name: str = ""
     kind: Any = None
     flag: str | None = None
+    short: str | None = None
     metavar: str | None = None
     panel: str | None = None
     default_help: str | None = None
@@ -103,6 +105,7 @@ def option(
     help: str,  # noqa: A002  typer's word for it, too
     *,
     flag: str | None = None,
+    short: str | None = None,
     metavar: str | None = None,
     panel: str | None = None,
     default_help: str | None = None,
@@ -119,6 +122,7 @@ def option(
         default,
         help,
         flag=flag,
+        short=short,
         metavar=metavar,
         panel=panel,
         default_help=default_help,

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import signal
+import ssl
 import sys
 from typing import cast
 
@@ -16,6 +17,8 @@ from imagekin.errors import ImagekinError
 from imagekin.kserve import inference_pb2, inference_pb2_grpc
 from imagekin.serving.collections.open_collections import CollectionStore
 from imagekin.serving.embedding.models import Models
+from imagekin.serving.http.app import build
+from imagekin.serving.http.listener import Listener
 from imagekin.serving.observability import logs
 from imagekin.serving.observability.http_endpoint import Exposition
 from imagekin.serving.observability.metrics import Metrics
@@ -68,6 +71,7 @@ class Server:
 
     Attributes:
         port: the port of the services, 0 before the start.
+        http_port: the port of HTTP, 0 before the start or without.
         metrics_port: the port of /metrics, 0 before the start or without.
 
     Raises:
@@ -80,7 +84,9 @@ class Server:
         self._serving = False
         self._hurry = asyncio.Event()
         self._health = Health()
+        self.http_port = 0
         self.metrics_port = 0
+        self._http: Listener | None = None
         self._exposition: Exposition | None = None
         self._following: asyncio.Task[None] | None = None
         self._certificates: Certificates | None = None
@@ -88,7 +94,8 @@ class Server:
             self._certificates = Certificates(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
         self._guard = None if settings.tokens_file is None else Guard(settings.tokens_file)
         # Nothing is measured where nothing is scraped.
-        self._metrics = None if settings.metrics_address is None else Metrics()
+        scraped = settings.metrics_address is not None or settings.http_address is not None
+        self._metrics = Metrics() if scraped else None
         limits = settings.limits
         self._tracer = None if settings.otlp_endpoint is None else Tracer(settings.otlp_endpoint)
         self._calls = Calls(limits, self._guard, self._metrics, self._tracer, READERS)
@@ -121,6 +128,7 @@ class Server:
         credentials = None if self._certificates is None else self._certificates.credentials()
         self.port = listening.bind(self._server, settings.address, credentials)
         self._expose()
+        await self._listen_for_http()
         await self._server.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._serving = True
@@ -141,7 +149,7 @@ class Server:
         if drained.done():
             await self._calls.hold(_HOLD_SECONDS)
         drained.cancel()
-        await self._server.stop(_FLUSH_SECONDS)
+        await asyncio.gather(self._server.stop(_FLUSH_SECONDS), self._close_http())
         await self._close()
 
     async def reload(self) -> None:
@@ -187,16 +195,39 @@ class Server:
         return Reloader(self.settings, self.models, self.store, self._certificates, self._guard, self._metrics)
 
     def _expose(self) -> None:
-        address, metrics, guard = self.settings.metrics_address, self._metrics, self._guard
-        if address is None or metrics is None:
+        if self._metrics is None:
             return
-        metrics.watch(lambda: self.models.all, lambda: self.store.all, lambda: self._calls.in_flight)
-        context = None if self._certificates is None else self._certificates.context
-        check = None if guard is None else lambda header: guard.check_header(header, Scope.READ)
-        self._exposition = Exposition(address, metrics.registry, context, check)
+        self._metrics.watch(lambda: self.models.all, lambda: self.store.all, lambda: self._calls.in_flight)
+        if self.settings.metrics_address is None:
+            return
+        registry, context = self._metrics.registry, self._ssl_context()
+        self._exposition = Exposition(self.settings.metrics_address, registry, context, self._check_reader)
         self.metrics_port = self._exposition.port
 
+    async def _listen_for_http(self) -> None:
+        address = self.settings.http_address
+        if address is None:
+            return
+        registry = None if self._metrics is None else self._metrics.registry
+        app = build(self.settings, self._calls, self.is_serving, registry, self._check_reader)
+        self._http = await Listener.open(address, app, self._ssl_context())
+        self.http_port = self._http.port
+
+    async def _close_http(self) -> None:
+        if self._http is not None:
+            await self._http.close(_FLUSH_SECONDS)
+            self._http = None
+
+    def _ssl_context(self) -> ssl.SSLContext | None:
+        return None if self._certificates is None else self._certificates.context
+
+    def _check_reader(self, header: str) -> None:
+        """Raise an ImagekinError unless the value of an Authorization header allows reading."""
+        if self._guard is not None:
+            self._guard.check_header(header, Scope.READ)
+
     async def _close(self) -> None:
+        await self._close_http()
         if self._exposition is not None:
             await asyncio.get_running_loop().run_in_executor(None, self._exposition.close)
         await self._reloader.finish()
@@ -215,7 +246,8 @@ def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return. A second signal cuts the drain short.
 
     SIGHUP loads models, collections, certificates and tokens anew. One line on standard error, `imagekin: serving on
-    HOST:PORT`, says that the server is ready; in the JSON log it is an entry with that message.
+    HOST:PORT`, says that the server is ready; in the JSON log it is an entry with that message. With HTTP, a second
+    line says its address.
 
     Raises:
         ImagekinError: the server cannot start; the message says what to do.
@@ -263,11 +295,18 @@ def _announce(server: Server) -> None:
     settings = server.settings
     if settings.metrics_port_file is not None:
         files.write_text(settings.metrics_port_file, f"{server.metrics_port}\n")
+    if settings.http_port_file is not None:
+        files.write_text(settings.http_port_file, f"{server.http_port}\n")
     if settings.port_file is not None:
         files.write_text(settings.port_file, f"{server.port}\n")
-    host = settings.address.rpartition(":")[0]
-    line = f"serving on {host}:{server.port}"
-    if settings.log_format == "json":
-        logs.announce(line)
-    else:
-        print(f"imagekin: {line}", file=sys.stderr, flush=True)
+    lines = [f"serving on {settings.address.rpartition(':')[0]}:{server.port}"]
+    if settings.http_address is not None:
+        scheme = "http" if settings.tls_cert is None else "https"
+        lines.append(
+            f"{scheme}://{settings.http_address.rpartition(':')[0]}:{server.http_port}{settings.http_root_path}/"
+        )
+    for line in lines:
+        if settings.log_format == "json":
+            logs.announce(line)
+        else:
+            print(f"imagekin: {line}", file=sys.stderr, flush=True)

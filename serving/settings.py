@@ -17,9 +17,12 @@ MEBIBYTE = 2**20
 PROTECTION = "Encryption and tokens"
 PERFORMANCE = "Threads and batches"
 LIMITS = "Limits"
+HTTP = "HTTP"
 OBSERVABILITY = "Logs, metrics and traces"
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 _ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.%]+)\]|(?P<host>[^:\[\]/\s]+)):(?P<port>[0-9]{1,5})\Z")
+_ROOT_PATH = re.compile(r"(?:/[A-Za-z0-9_.~-]+)*\Z")
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(?::[0-9]{1,5})?\Z|https?://\[[0-9a-f:]+\](?::[0-9]{1,5})?\Z")
 
 
 def parse_model(text: str) -> tuple[str, Path]:
@@ -85,11 +88,12 @@ class Settings:
         (),
         "Model artifact; may be repeated, the first is the default.",
         flag="--model",
+        short="-m",
         metavar="[NAME=]FILE",
         parse=parse_model,
     )
     data_dir: Path | None = option(
-        None, "Folder of the collections; none serves models only.", metavar="DIR", exclusive=True
+        None, "Folder of the collections; none serves models only.", short="-d", metavar="DIR", exclusive=True
     )
     store: str | None = option(
         None,
@@ -98,8 +102,12 @@ class Settings:
         exclusive=True,
     )
     address: str = option(
-        "127.0.0.1:50051", "Where to listen ([HOST]:PORT for IPv6); port 0 takes a free one.", metavar="HOST:PORT"
+        "127.0.0.1:50051",
+        "Where to listen ([HOST]:PORT for IPv6); port 0 takes a free one.",
+        short="-a",
+        metavar="HOST:PORT",
     )
+    http_address: str | None = option(None, "Answer HTTP/JSON here, too; port 0 takes a free one.", metavar="HOST:PORT")
     read_only: bool = option(False, "Serve the collections without ever writing.")
     allow_insecure: bool = option(False, "Let other machines connect, without encryption or a token.", panel=PROTECTION)
     device: Device = option("auto", "Where the model runs.")
@@ -124,6 +132,19 @@ class Settings:
     max_search_batch: int = option(64, "Queries of one index search.", flag="", least=1)
     drain_seconds: float = option(30.0, "Time that calls get to finish after SIGTERM.", least=0.0)
     port_file: Path | None = option(None, "Gets the port as text once the server is ready.", metavar="FILE")
+    http_port_file: Path | None = option(None, "Gets the port of HTTP as text.", metavar="FILE", panel=HTTP)
+    http_root_path: str = option(
+        "", "Path below which a proxy serves HTTP, such as /images.", metavar="PATH", panel=HTTP
+    )
+    http_host: tuple[str, ...] = option(
+        (), "Further name that callers may use for a loopback address; may be repeated.", metavar="NAME", panel=HTTP
+    )
+    cors_origin: tuple[str, ...] = option(
+        (),
+        "Origin of web pages that may call (https://HOST, or * for all); may be repeated.",
+        metavar="URL",
+        panel=HTTP,
+    )
     metrics_address: str | None = option(
         None, "Serve /metrics for Prometheus here.", metavar="HOST:PORT", panel=OBSERVABILITY
     )
@@ -164,15 +185,28 @@ class Settings:
         if len(set(names)) != len(names):
             raise InvalidArgumentError("two models have the same name", field="models")
         check(self)
+        self._check_http()
         if self.otlp_endpoint is not None:
             check_endpoint(self.otlp_endpoint)
+
+    def _check_http(self) -> None:
+        if not _ROOT_PATH.match(self.http_root_path):
+            raise InvalidArgumentError(
+                "http_root_path is none: give /NAME, without / at its end", field="http_root_path"
+            )
+        for origin in self.cors_origin:
+            if origin != "*" and not _ORIGIN.match(origin):
+                raise InvalidArgumentError(
+                    f"{origin[:200]!r} is no origin: give https://HOST, https://HOST:PORT or *", field="cors_origin"
+                )
 
     def _check_protection(self) -> None:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InvalidArgumentError("TLS needs both a certificate and its key", field="tls_cert")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise InvalidArgumentError("clients' certificates need TLS: give --tls-cert, too", field="tls_client_ca")
-        for name, address in (("address", self.address), ("metrics_address", self.metrics_address)):
+        for name in ("address", "http_address", "metrics_address"):
+            address: str | None = getattr(self, name)
             if address is None:
                 continue
             host, _ = split_address(address, name)

@@ -32,7 +32,9 @@ DataArgument = Annotated[
 @with_options
 def train_command(
     data: DataArgument = "",
-    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder that the run is written to.")] = Path("run"),
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="Folder that the run is written to.")] = Path(
+        "run"
+    ),
     *,
     given: Given[TrainSettings],
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in RUN.")] = False,
@@ -129,4 +131,8 @@ def summary(report: Mapping[str, Any]) -> str:
     if "knn_accuracy" in report:
         lines.append(f"kNN accuracy     {report['knn_accuracy']:.2%} of {report['test_count']:,} held-out images")
         lines.append(f"linear accuracy  {report['linear_accuracy']:.2%}")
+        if report.get("test_left_out"):
+            lines.append(f"left out         {report['test_left_out']:,} test images that are training images, too")
+        elif same := report.get("test_copies", 0) + (report.get("test_near_copies") or 0):
+            lines.append(f"counted          {same:,} test images that are training images, too")
     return "\n".join(lines)

@@ -30,6 +30,7 @@ MODEL_FILE = "model.onnx"
 REPORT_FILE = "report.json"
 DETAILS_FILE = "details.json"
 PAGE_FILE = "report.html"
+PROVENANCE_FILE = "provenance.json"
 
 LABELLED = (
     "supcon",
@@ -64,6 +65,10 @@ class TrainSettings:
     data: str
     out: Path
     test: str = option("", "Held-out data, scored at the end and never used to choose.", metavar="DATA")
+    near: bool = option(
+        False, "Also look for near-duplicates of training images among the test images, not only for copies."
+    )
+    allow_overlap: bool = option(False, "Let the scores count test images that are training images, too.")
     limit: int = option(0, "Use at most so many images of each class; 0 is all of them.", panel=IMAGES, least=0)
     objective: str = option(
         "supcon",

@@ -167,7 +167,7 @@ def restore(
 @with_options
 def export_collection(
     name: options.Name,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE.parquet", help="The file to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.parquet", help="The file to write.")],
     *,
     folder: options.Folder,
     as_json: options.AsJson = False,

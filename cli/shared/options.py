@@ -20,7 +20,7 @@ _DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON object on the last line.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where the model runs.")]
-CollectionName = Annotated[str, typer.Option("--collection", metavar="NAME", help="The collection to ask.")]
+CollectionName = Annotated[str, typer.Option("--collection", "-c", metavar="NAME", help="The collection to ask.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The collection's name.")]
 Sources = Annotated[
     list[str],
@@ -37,7 +37,7 @@ LabelFrom = Annotated[
 ]
 Filter = Annotated[
     str | None,
-    typer.Option("--filter", metavar="CONDITION", help="""Only items that match, such as 'label = "shoe"'."""),
+    typer.Option("--filter", "-f", metavar="CONDITION", help="""Only items that match, such as 'label = "shoe"'."""),
 ]
 Timeout = Annotated[
     float, typer.Option("--timeout", metavar="SECONDS", help="Longest time for one message.", min=0.001)
@@ -76,7 +76,7 @@ class Credentials:
 class ServerAddress:
     """Address of a server, with credentials."""
 
-    address: str = option(_DEFAULT_ADDRESS, "The server.", metavar="HOST:PORT")
+    address: str = option(_DEFAULT_ADDRESS, "The server.", short="-a", metavar="HOST:PORT")
     credentials: Credentials = field(default_factory=Credentials)
 
     def connect(self, timeout: float) -> "Client":
@@ -88,7 +88,9 @@ class ServerAddress:
 class Folder:
     """Place where this machine keeps collections: a folder, Milvus, or neither."""
 
-    data_dir: Path | None = option(None, "Folder of the collections, opened here.", metavar="DIR", exclusive=True)
+    data_dir: Path | None = option(
+        None, "Folder of the collections, opened here.", short="-d", metavar="DIR", exclusive=True
+    )
     store: str | None = option(
         None, "Collections in Milvus: milvus://HOST:PORT or milvus-lite:///FILE.db.", metavar="URL", exclusive=True
     )
@@ -126,7 +128,9 @@ class CollectionsPlace(Folder):
         InvalidArgumentError: none is given.
     """
 
-    address: str | None = option(None, "A server that keeps the collection.", metavar="HOST:PORT", exclusive=True)
+    address: str | None = option(
+        None, "A server that keeps the collection.", short="-a", metavar="HOST:PORT", exclusive=True
+    )
     credentials: Credentials = field(default_factory=Credentials)
 
     def __post_init__(self) -> None:

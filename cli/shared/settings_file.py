@@ -32,6 +32,8 @@ _EVERYWHERE = frozenset(
         "token",
     }
 )
+# Other variables that the command or its parts read.
+_VARIABLES = frozenset({"CONFIG", "DEBUG", "DATA", "STORE_TOKEN"})
 # Options of a single call, which would be a trap in a file or in the environment.
 _CALL_ONLY = frozenset({"help", "config", "show_views"})
 
@@ -45,6 +47,28 @@ def with_environment(command: Any, prefix: str) -> Any:
     for name, sub in getattr(command, "commands", {}).items():
         with_environment(sub, f"{prefix}_{name.upper()}")
     return command
+
+
+def misspelt(environment: Mapping[str, str], root: Any, ctx: Any) -> Iterator[str]:
+    """Yield a warning for each variable that no option has but that resembles one: a misspelt setting.
+
+    Others are let be: Kubernetes, for one, sets IMAGEKIN_PORT where there is a service of that name.
+
+    Args:
+        environment: the process's variables.
+        root: the group of all commands.
+        ctx: its context.
+    """
+    common = {f"IMAGEKIN_{name.upper()}" for name in _EVERYWHERE | _VARIABLES}
+    unsure = [name for name in environment if name.startswith("IMAGEKIN_") and name not in common]
+    if not unsure:
+        return
+    known = common.union(*(_variables(root.get_command(ctx, name)) for name in root.list_commands(ctx)))
+    suffixes = [name.removeprefix("IMAGEKIN_") for name in sorted(known)]
+    for name in unsure:
+        if name not in known:
+            for near in difflib.get_close_matches(name.removeprefix("IMAGEKIN_"), suffixes, 1, cutoff=0.8):
+                yield f"the environment's {name} is no setting and is ignored; did you mean IMAGEKIN_{near}?"
 
 
 def load(path: Path | None, root: Any, ctx: Any) -> dict[str, Any] | None:
@@ -134,6 +158,14 @@ def _options(command: Any) -> dict[str, Any]:
         if flags and _key(flags[0]) not in _CALL_ONLY:
             found[_key(flags[0])] = parameter
     return found
+
+
+def _variables(command: Any) -> Iterator[str]:
+    """Yield the environment's variables of a command's options, and of a group's subcommands."""
+    for option in _options(command).values():
+        yield from option.envvar
+    for sub in getattr(command, "commands", {}).values():
+        yield from _variables(sub)
 
 
 def _all_options(command: Any) -> Iterator[str]:

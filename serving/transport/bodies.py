@@ -110,10 +110,10 @@ class Bodies:
             ResourceExhaustedError: the requests in progress are too large together.
         """
         size = len(data)
-        self._take(size)
+        self.take(size)
         try:
             plain = await self._unpack(method, data)
-            self._take(len(plain) - size)
+            self.take(len(plain) - size)
             size = len(plain)
             return Body(await self._parse(method, parser, plain), size)
         except BaseException:
@@ -144,7 +144,12 @@ class Bodies:
             return _parse(parser, data)
         return await asyncio.get_running_loop().run_in_executor(self._threads, _parse_counted, parser, data)
 
-    def _take(self, size: int) -> None:
+    def take(self, size: int) -> None:
+        """Count bytes of a request until they are released.
+
+        Raises:
+            ResourceExhaustedError: the requests in progress are too large together.
+        """
         # A single request always has room.
         if self._held and self._held + size > self._limits.max_held_bytes:
             raise ResourceExhaustedError(

@@ -1,11 +1,12 @@
-"""Identify a call, and end it when it fails."""
+"""Define a call's identity and handler, and end it when it fails."""
 
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import grpc
 import grpc.aio
 
-from imagekin.errors import UnavailableError
+from imagekin.errors import ImagekinError, UnavailableError
 from imagekin.serving.observability.logs import REQUEST_ID
 from imagekin.serving.transport.status import public_error, to_status
 
@@ -31,6 +32,27 @@ class CallInfo(NamedTuple):
     request_id: str
     began: float
     metadata: Any
+
+
+class UnaryHandler:
+    """Handler of one unary call, with the attributes that gRPC reads and no more, because every call gets one."""
+
+    __slots__ = ("unary_unary",)
+    request_streaming = response_streaming = False
+    request_deserializer = response_serializer = None
+
+    def __init__(self, unary_unary: Callable[[bytes, Context], Awaitable[bytes]]) -> None:
+        self.unary_unary = unary_unary
+
+
+class AdmissionCheck(Protocol):
+    """Refuse calls that there is no room for, before their requests are read."""
+
+    def may_refuse(self) -> bool:
+        """Return whether `refusal` should be called."""
+
+    def refusal(self, timeout: float | None) -> ImagekinError | None:
+        """Return the error for a call with that much time left in seconds, None when there is room for it."""
 
 
 async def abort(context: Context, error: Exception, call: CallInfo) -> None:

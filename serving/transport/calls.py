@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -31,8 +31,16 @@ from imagekin.serving.observability.metrics import CallOutcome, Metrics, Reason
 from imagekin.serving.observability.tracing import Tracer
 from imagekin.serving.settings import Limits
 from imagekin.serving.transport.access import SCOPES, Guard, Scope
-from imagekin.serving.transport.bodies import Bodies, Reader
-from imagekin.serving.transport.call_info import CallInfo, Context, Handler, abort, going_away
+from imagekin.serving.transport.bodies import Bodies, Body, Reader
+from imagekin.serving.transport.call_info import (
+    AdmissionCheck,
+    CallInfo,
+    Context,
+    Handler,
+    UnaryHandler,
+    abort,
+    going_away,
+)
 
 _LAST_WRITE_SECONDS = 0.1
 _UNWATCHED = contextlib.nullcontext()
@@ -40,27 +48,6 @@ _EARLY_SECONDS = 0.05
 _PROBE_SECONDS = 1.0
 
 log = logging.getLogger("imagekin.serving.calls")
-
-
-class _Unary:
-    """Handler of one unary call, with the attributes that gRPC reads and no more, because every call gets one."""
-
-    __slots__ = ("unary_unary",)
-    request_streaming = response_streaming = False
-    request_deserializer = response_serializer = None
-
-    def __init__(self, unary_unary: Callable[[bytes, Context], Awaitable[bytes]]) -> None:
-        self.unary_unary = unary_unary
-
-
-class AdmissionCheck(Protocol):
-    """Refuse calls that there is no room for, before their requests are read."""
-
-    def may_refuse(self) -> bool:
-        """Return whether `refusal` should be called."""
-
-    def refusal(self, timeout: float | None) -> ImagekinError | None:
-        """Return the error for a call with that much time left in seconds, None when there is room for it."""
 
 
 class Calls(grpc.GenericRpcHandler):
@@ -72,6 +59,9 @@ class Calls(grpc.GenericRpcHandler):
         metrics: records every call but those for health and reflection; None records nothing.
         tracer: sends spans of the same calls; None sends nothing.
         readers: readers of requests in the plain form, see `imagekin.serving.transport.bodies`.
+
+    Attributes:
+        bodies: limits of request bodies.
     """
 
     def __init__(
@@ -87,7 +77,7 @@ class Calls(grpc.GenericRpcHandler):
         self._metrics = metrics
         self._max_bytes = limits.max_message_bytes
         self._max_calls = limits.max_concurrent_calls
-        self._bodies = Bodies(limits, readers)
+        self.bodies = Bodies(limits, readers)
         self._calls = 0
         self._idle = asyncio.Event()
         self._draining = asyncio.Event()
@@ -117,11 +107,33 @@ class Calls(grpc.GenericRpcHandler):
 
     def close(self) -> None:
         """Stop the threads that read requests, once no call is in progress."""
-        self._bodies.close()
+        self.bodies.close()
 
     def check_admission(self, method: str, check: AdmissionCheck) -> None:
         """Check admission before the requests of a unary method are read."""
         self._admission_checks[method] = check
+
+    async def call(self, call: CallInfo, context: Context, read: Callable[[], Awaitable[Body]]) -> Message | bytes:
+        """Make a unary call that came otherwise than over gRPC, under the same rules.
+
+        Args:
+            call: the call; its metadata may hold the caller's `authorization`.
+            context: what the handler needs to know of the caller.
+            read: reads the request, once the call is let in; the body's size has been taken from `bodies`.
+
+        Returns:
+            The answer, serialised if its handler has done so.
+
+        Raises:
+            ImagekinError: the call is refused, or fails.
+        """
+        self._authorise(call)
+        handler = cast(Any, self._handlers[call.method])
+        with self._watched(call, context, streamed=False):
+            answer: Message | bytes = await self._handle(handler, call, context, read)
+            if (answer.ByteSize() if isinstance(answer, Message) else len(answer)) > self._max_bytes:
+                raise self._too_large()
+            return answer
 
     async def hold(self, seconds: float) -> None:
         """Hold new calls back for a while and fail them together, right before the server stops.
@@ -154,28 +166,39 @@ class Calls(grpc.GenericRpcHandler):
             return None
         metadata: Any = handler_call_details.invocation_metadata or ()
         call = CallInfo(handler_call_details.method, request_id(metadata), time.monotonic(), metadata)
-        if self._guard is not None:
-            try:
-                self._guard.check(call.method, metadata)
-            except ImagekinError as error:
-                return self._refuse(error, call)
+        try:
+            self._authorise(call)
+        except ImagekinError as error:
+            return self._refuse(error, call)
         if not handler.response_streaming:
-            check = self._admission_checks.get(call.method)
-            if check is not None and not check.may_refuse():
-                check = None
+            check = self._admission_check(call.method)
             if check is not None or call.method in self._unread:
-                return self._wrap_unread(handler, call, check)
+                return self._wrap_unread(handler, call)
             return self._wrap_unary(handler, call)
         inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
         if inspect.isasyncgenfunction(inner):
             return self._wrap_stream(handler, inner, call)
         return self._wrap_writer(handler, inner, call)
 
+    def _authorise(self, call: CallInfo) -> None:
+        """Check the call's token, and record a call that is refused."""
+        if self._guard is None:
+            return
+        try:
+            self._guard.check(call.method, call.metadata)
+        except ImagekinError as error:
+            if self._metrics is not None:
+                self._rejected("unauthenticated" if isinstance(error, UnauthenticatedError) else "permission_denied")
+                self._metrics.ended(call.method, error.code, None)
+            raise
+
+    def _admission_check(self, method: str) -> AdmissionCheck | None:
+        """Return the check that may refuse a call of a method before its request is read."""
+        check = self._admission_checks.get(method)
+        return check if check is not None and check.may_refuse() else None
+
     def _refuse(self, error: ImagekinError, call: CallInfo) -> Handler:
         """Return a handler that refuses the call; a stream, whatever the method is, so that no request is read."""
-        if self._metrics is not None:
-            self._rejected("unauthenticated" if isinstance(error, UnauthenticatedError) else "permission_denied")
-            self._metrics.ended(call.method, error.code, None)
 
         async def refuse(raw: Any, context: Context) -> AsyncIterator[bytes]:
             await abort(context, error, call)
@@ -187,13 +210,13 @@ class Calls(grpc.GenericRpcHandler):
         async def answer(raw: bytes, context: Context) -> bytes:
             return await self._answer(handler, call, context, raw)
 
-        return cast(Handler, _Unary(answer))
+        return cast(Handler, UnaryHandler(answer))
 
-    def _wrap_unread(self, handler: Any, call: CallInfo, check: AdmissionCheck | None) -> Handler:
+    def _wrap_unread(self, handler: Any, call: CallInfo) -> Handler:
         """Wrap a unary method as a stream, so that its handler is called before its request is read."""
 
         async def answer(raw: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-            yield await self._answer(handler, call, context, raw, check)
+            yield await self._answer(handler, call, context, raw)
 
         return grpc.stream_stream_rpc_method_handler(answer)
 
@@ -203,36 +226,43 @@ class Calls(grpc.GenericRpcHandler):
         call: CallInfo,
         context: Context,
         raw: bytes | AsyncIterator[bytes],
-        check: AdmissionCheck | None = None,
     ) -> bytes:
         """Call a unary method's handler and return its answer, serialised."""
+
+        async def read() -> Body:
+            data = raw if isinstance(raw, bytes) else await self._only_message(call.method, raw)
+            return await self.bodies.read(call.method, handler.request_deserializer, data)
+
         try:
             with self._watched(call, context, streamed=False):
-                await self._enter(call.method)
-                try:
-                    if check is not None and (refusal := check.refusal(context.time_remaining())) is not None:
-                        self._rejected("queue_full")
-                        raise refusal
-                    data = raw if isinstance(raw, bytes) else await self._only_message(call.method, raw)
-                    body = await self._bodies.read(call.method, handler.request_deserializer, data)
-                    try:
-                        response = await handler.unary_unary(body.message, context)
-                    finally:
-                        self._bodies.release(body.size)
-                finally:
-                    self._leave(call.method)
-                answer = self._serialise(handler, response)
+                answer = self._serialise(handler, await self._handle(handler, call, context, read))
         except Exception as error:
             await abort(context, error, call)
             raise  # not reached: abort always raises
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
         return answer
 
+    async def _handle(self, handler: Any, call: CallInfo, context: Context, read: Callable[[], Awaitable[Body]]) -> Any:
+        """Let a unary call in, read its request, call its handler and return the answer."""
+        await self._enter(call.method)
+        try:
+            check = self._admission_check(call.method)
+            if check is not None and (refusal := check.refusal(context.time_remaining())) is not None:
+                self._rejected("queue_full")
+                raise refusal
+            body = await read()
+            try:
+                return await handler.unary_unary(body.message, context)
+            finally:
+                self.bodies.release(body.size)
+        finally:
+            self._leave(call.method)
+
     def _wrap_stream(self, handler: Any, inner: Callable[..., Any], call: CallInfo) -> Handler:
         async def requests(raw: AsyncIterator[bytes]) -> AsyncIterator[Message]:
             messages = aiter(raw)
             while (data := await self._read(messages)) is not None:
-                yield await self._bodies.parse(call.method, handler.request_deserializer, data)
+                yield await self.bodies.parse(call.method, handler.request_deserializer, data)
 
         async def answers(raw: Any, context: Context) -> AsyncIterator[bytes]:
             context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
@@ -256,7 +286,7 @@ class Calls(grpc.GenericRpcHandler):
         async def watch(raw: AsyncIterator[bytes], context: Context) -> None:
             try:
                 data = await self._only_message(call.method, raw)
-                request = await self._bodies.parse(call.method, handler.request_deserializer, data)
+                request = await self.bodies.parse(call.method, handler.request_deserializer, data)
             except ImagekinError as error:
                 await abort(context, error, call)
             drain = asyncio.ensure_future(self._draining.wait())
@@ -292,11 +322,8 @@ class Calls(grpc.GenericRpcHandler):
                 self._metrics.ended(call.method, outcome.code, None if streamed else seconds)
             if self._tracer is not None:
                 self._tracer.ended(call.method, outcome.code, seconds, call.request_id, call.metadata)
-            log.debug(
-                "%s",
-                call.method,
-                extra={"request_id": call.request_id, "code": outcome.code, "seconds": round(seconds, 6)},
-            )
+            extra = {"request_id": call.request_id, "code": outcome.code, "seconds": round(seconds, 6)}
+            log.debug("%s", call.method, extra=extra)
 
     async def _enter(self, method: str) -> None:
         """Count a call in, or refuse it; a call that has entered must `_leave`."""

@@ -16,6 +16,7 @@ from PIL import Image
 
 from imagekin.cli import main as cli
 from imagekin.errors import NotFoundError
+from imagekin.version import VERSION
 from tests.artifacts import tiny_artifact
 from tests.client.scripted import BAD, Script, embedding, scripted_server
 
@@ -106,7 +107,34 @@ def test_a_missing_extra_is_named_with_the_command_that_brings_it(
     ("arguments", "status", "message"),
     [
         (["--colour"], 2, "No such option: --colour"),
-        (["serach"], 2, "No such command 'serach'"),
+        (["serach"], 2, "No such command 'serach'. Did you mean 'search'? See 'imagekin --help'"),
+        (["collection", "lst"], 2, "Did you mean 'list'?"),
+        (["search", "--colection", "c", "a.png"], 2, "--collection"),
+        (["search", "-c", "c", "a.png", "-a", "http://localhost:8080"], 2, "write HOST:PORT"),
+        (["search", "-c", "c", "a.png", "-a", "localhost:port"], 2, "write HOST:PORT"),
+        (["search", "-c", "c", "-k", "0", "a.png"], 2, "'-k'"),
+        (["health", "-a", "127.0.0.1:1"], 1, "is `imagekin serve` running there?"),
+        (["index"], 2, "Missing argument 'COLLECTION'"),
+        (["index", "shop"], 2, "Missing argument 'SOURCE...'"),
+        (["index", "shop", ".", "-d", "d"], 2, "give --model FILE"),
+        (["index", "shop", "nowhere", "-m", "m.onnx", "-d", "d"], 1, "no file or folder nowhere"),
+        (["index", "shop", ".", "-m", "m.onnx"], 2, "either --data-dir"),
+        (["index", "shop", ".", "-m", "m.onnx", "-d", "d", "-a", "h"], 2, "give --data-dir or --address, not both"),
+        (["collection", "drop", "shop", "-d", "none"], 2, "no folder none"),
+        (["serve"], 2, "nothing to serve"),
+        (["serve", "-m", "none.onnx"], 1, "no model file none.onnx"),
+        (["serve", "-m", "m.onnx", "-a", "127.0.0.1:999999"], 2, "no address: give HOST:PORT"),
+        (["serve", "-m", "m.onnx", "--tls-cert", "c.pem"], 2, "TLS needs both a certificate and its key"),
+        (["train"], 2, "name what to train on"),
+        (["train", "nowhere"], 1, "no file or folder nowhere"),
+        (["train", "digits", "--objective", "supkon"], 2, "there is no objective 'supkon'; choose one of: supcon"),
+        (["train", "digits", "--epochs", "ten"], 2, "--epochs"),
+        (["train", "digits", "--epochs", "-1"], 2, "--epochs must not be negative"),
+        (["report", "nowhere"], 2, "nowhere is no training run"),
+        (["export", "nowhere"], 1, "nowhere/checkpoint.pt"),
+        (["adopt", "none.onnx", "-o", "x.onnx"], 1, "no model file none.onnx"),
+        (["adopt", "resnet18", "-o", "x.onnx"], 2, "there is no encoder 'resnet18'; name timm:NAME"),
+        (["--config", "none.toml", "health"], 2, "none.toml: cannot be read"),
         (["search", "--k", "ten", "--collection", "c", "a.png"], 2, "--k"),
         (["search", "--collection", "c"], 2, "name either images or stored items"),
         (["classify", "a.png"], 2, "--collection"),
@@ -136,6 +164,62 @@ def test_wrong_use_and_failure_are_one_line_and_a_status(
     assert message in captured.err
     assert len(captured.err.splitlines()) == 1
     assert captured.out == ""
+
+
+def test_json_is_the_last_line_on_failure_too(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, status, code in (
+        (["classify", "a.png", "--json"], 2, "INVALID_ARGUMENT"),
+        (["classify", "-c", "c", "none.png", "-a", "127.0.0.1:1", "--json"], 1, "NOT_FOUND"),
+        (["health", "-a", "127.0.0.1:1", "--json"], 1, "UNAVAILABLE"),
+    ):
+        assert cli.run(arguments) == status
+        captured = capsys.readouterr()
+        error = json.loads(captured.out.splitlines()[-1])["error"]
+        assert error["code"] == code
+        assert captured.err == f"imagekin: {error['message']}\n"
+
+
+def test_help_and_version_have_the_usual_names(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["-h"], ["search", "-h"], ["collection", "list", "-h"]):
+        assert cli.run(arguments) == 0
+        assert "Usage: imagekin" in capsys.readouterr().out
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"imagekin {VERSION}\n"
+
+
+def test_a_misspelt_variable_is_named_and_foreign_ones_are_let_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("IMAGEKIN_TOKN", "secret")
+    monkeypatch.setenv("IMAGEKIN_SERVE_MODLE", "m.onnx")
+    monkeypatch.setenv("IMAGEKIN_PORT", "tcp://10.0.0.1:50051")
+    monkeypatch.setenv("IMAGEKIN_PORT_50051_TCP_ADDR", "10.0.0.1")
+    monkeypatch.setenv("IMAGEKIN_CLASSIFY_K", "3")
+    assert cli.run(["version"]) == 0
+    warned = capsys.readouterr().err.splitlines()
+    assert len(warned) == 2
+    assert any("IMAGEKIN_TOKN is no setting" in line and "did you mean IMAGEKIN_TOKEN?" in line for line in warned)
+    assert any("did you mean IMAGEKIN_SERVE_MODEL?" in line for line in warned)
+    assert "secret" not in str(warned)
+
+
+@pytest.mark.parametrize(
+    ("shell", "variables", "wanted"),
+    [
+        ("bash", {"COMP_WORDS": "imagekin cl", "COMP_CWORD": "1"}, "classify"),
+        ("bash", {"COMP_WORDS": "imagekin search --min", "COMP_CWORD": "2"}, "--min-similarity"),
+        ("zsh", {"_TYPER_COMPLETE_ARGS": "imagekin collection sna"}, "snapshots"),
+        (
+            "fish",
+            {"_TYPER_COMPLETE_ARGS": "imagekin search --coll", "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+            "--collection",
+        ),
+    ],
+)
+def test_shells_complete_commands_and_options(shell: str, variables: dict[str, str], wanted: str) -> None:
+    code = "import sys; from imagekin.cli import main as cli; sys.exit(cli.run([]))"
+    done = python(code, _IMAGEKIN_COMPLETE=f"complete_{shell}", **variables)
+    assert wanted in done.stdout, done.stderr
 
 
 def test_an_unforeseen_error_is_one_line_unless_its_trace_is_asked_for(

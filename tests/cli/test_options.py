@@ -58,7 +58,7 @@ def test_every_option_is_a_setting_or_the_commands_own(name: str) -> None:
     assert set(options) == set(settings) | {each for each in options if each in own}
     assert not set(settings) & own, "an option is defined twice"
     for key, one in settings.items():
-        assert options[key].opts == [one.flag]
+        assert options[key].opts == [one.flag, *([one.short] if one.short else [])]
         assert (options[key].help, options[key].rich_help_panel) == (one.help, one.panel)
         assert options[key].metavar == one.metavar
         # A default that is nothing, or "off", would only be noise.

@@ -18,10 +18,10 @@ def picture(colour: tuple[int, int, int], seed: int, *, side: int = 64, format: 
     return file.getvalue()
 
 
-def class_folders(folder: Path, *, per_class: int, side: int = 64) -> Path:
-    """Write `per_class` pictures of each colour into FOLDER/COLOUR/NNNN.png and return the folder."""
+def class_folders(folder: Path, *, per_class: int, side: int = 64, first: int = 0) -> Path:
+    """Write `per_class` pictures of each colour into FOLDER/COLOUR/NNNN.png, from number `first`; return the folder."""
     for number, (name, colour) in enumerate(COLOURS.items()):
         (folder / name).mkdir(parents=True)
-        for at in range(per_class):
+        for at in range(first, first + per_class):
             (folder / name / f"{at:04}.png").write_bytes(picture(colour, 10_000 * number + at, side=side))
     return folder

@@ -65,7 +65,7 @@ INSIDE = {
         ("searching",),
         ("collections",),
         ("reload",),
-        ("services",),
+        ("services", "http"),
         ("server",),
     ),
     "client": (
@@ -106,7 +106,7 @@ INSIDE = {
             "evaluation.robustness",
             "evaluation.judge",
         ),
-        ("loop.checkpoint", "loop.devices", "loop.monitoring", "loop.optimiser", "loop.run_folder"),
+        ("loop.checkpoint", "loop.devices", "loop.monitoring", "loop.optimiser", "loop.provenance", "loop.run_folder"),
         ("report.charts", "report.details", "report.page"),
         ("export",),
         ("loop.trainer", "loop.sweep", "evaluation.compare", "catalogue"),

@@ -18,7 +18,7 @@ from imagekin.progress import progress
 from imagekin.sources.open import JoinedReaders
 from imagekin.sources.records import Record, SourceError
 from imagekin.sources.splits import Split
-from imagekin.training.data.pixel_cache import Arrangement, DecodedFile
+from imagekin.training.data.pixel_cache import Arrangement, DecodedFile, digest_of
 
 logger = logging.getLogger("imagekin.training")
 
@@ -93,6 +93,7 @@ def arrange(rows: Sequence[DecodedFile], path: str) -> Arrangement:
         keys=tuple(name for name, _, _ in kept),
         labels=tuple(position.get(label, -1) for _, _, label in kept),
         class_names=names,
+        digests=tuple(rows[place].digest for _, place, _ in kept),
         failed=tuple(failed),
     )
 
@@ -123,7 +124,8 @@ def _decode(record: Record, preprocess: Preprocess) -> DecodedFile:
     if not isinstance(record.data, bytes):
         raise InvalidArgumentError(f"{record.key} is a vector; encoders are trained on images", field="data")
     try:
-        return DecodedFile(record.key, load_pixels(record.data, preprocess, DecodeLimits()), "", record.label)
+        pixels = load_pixels(record.data, preprocess, DecodeLimits())
+        return DecodedFile(record.key, pixels, "", record.label, digest_of(record.data))
     except ImageError as error:
         return DecodedFile(record.key, None, str(error), record.label)
 

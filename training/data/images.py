@@ -8,7 +8,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from imagekin.training.data.pixel_cache import (
     DecodedFile,
     cache_key,
     can_be_cached,
+    digest_of,
     is_cached,
     open_cached,
 )
@@ -56,6 +57,7 @@ class ImageSet:
         name: the source's display name.
         preprocess: how the files became pixels.
         failed: (key, reason) of each file that is not among the images.
+        digests: hash of each image's file; empty when the images come from no files of their own.
     """
 
     pixels: NDArray[np.uint8]
@@ -65,6 +67,7 @@ class ImageSet:
     name: str
     preprocess: Preprocess
     failed: tuple[tuple[str, str], ...] = ()
+    digests: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,8 +75,12 @@ class ImageSet:
     def take(self, rows: NDArray[np.int64]) -> "ImageSet":
         """Return the images at `rows`, int64 [M], in that order."""
         keys = tuple(self.keys[row] for row in rows)
-        pixels, labels = self.pixels[rows], self.labels[rows]
-        return ImageSet(pixels, labels, self.class_names, keys, self.name, self.preprocess, self.failed)
+        digests = tuple(self.digests[row] for row in rows) if self.digests else ()
+        return replace(self, pixels=self.pixels[rows], labels=self.labels[rows], keys=keys, digests=digests)
+
+    def pixel_digests(self) -> tuple[str, ...]:
+        """Return the hash of each image's pixels as they are here: equal for equal images prepared alike."""
+        return tuple(digest_of(np.ascontiguousarray(image).data) for image in self.pixels)
 
 
 def load_images(
@@ -234,7 +241,7 @@ def _drain(items: deque[DecodedFile]) -> Iterator[DecodedFile]:
 
 def _image_set(pixels: NDArray[np.uint8], order: Arrangement, name: str, preprocess: Preprocess) -> ImageSet:
     labels = np.array(order.labels, np.int64)
-    return ImageSet(pixels, labels, order.class_names, order.keys, name, preprocess, order.failed)
+    return ImageSet(pixels, labels, order.class_names, order.keys, name, preprocess, order.failed, order.digests)
 
 
 def _first_of_each(labels: NDArray[np.int64], limit: int) -> NDArray[np.int64]:

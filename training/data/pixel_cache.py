@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,7 +34,7 @@ from imagekin.sources.containers import ARCHIVE_SUFFIXES, PARQUET_SUFFIXES
 
 PIXELS_FILE, SET_FILE, ROWS_FILE = "pixels.bin", "set.json", "rows.jsonl"
 _BLOCK_BYTES = 4 * 2**20
-FORMAT = 1
+FORMAT = 2
 """Part of the key: caches of another format are not looked at."""
 
 logger = logging.getLogger("imagekin.training")
@@ -49,12 +49,14 @@ class DecodedFile:
         pixels: uint8 [H, W, 3]; None when there are none.
         problem: the reason why there are none; empty when there are.
         label: name of its class if the source gives one.
+        digest: hash of its bytes, see `digest_of`; empty when they could not be read.
     """
 
     name: str
     pixels: NDArray[np.uint8] | None
     problem: str = ""
     label: str | None = None
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class Arrangement:
         keys: N names.
         labels: N positions in `class_names`; −1 where there is none.
         class_names: sorted.
+        digests: N hashes of the files' bytes.
         failed: (name, reason) of each file that is left out.
     """
 
@@ -73,6 +76,7 @@ class Arrangement:
     keys: tuple[str, ...]
     labels: tuple[int, ...]
     class_names: tuple[str, ...]
+    digests: tuple[str, ...]
     failed: tuple[tuple[str, str], ...]
 
 
@@ -87,6 +91,11 @@ class CacheKey:
     def name(self) -> str:
         """Name of the set's folder."""
         return f"{self.source}-{self.content}"
+
+
+def digest_of(data: bytes | memoryview) -> str:
+    """Return the hash of an image's content, 128 bits in hexadecimal: equal for equal content, wherever it lies."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def cache_key(path: Path, preprocess: Preprocess, limit: int, choice: str = "") -> CacheKey:
@@ -206,10 +215,10 @@ def _append(pixels: IO[bytes], journal: IO[bytes], block: Sequence[DecodedFile])
     data = b"".join(item.pixels.tobytes() for item in block if item.pixels is not None)
     pixels.write(data)
     pixels.flush()
-    rows = [[item.name, item.problem, item.label] for item in block]
+    rows = [[item.name, item.problem, item.label, item.digest] for item in block]
     journal.write(_signed({"rows": rows, "bytes": len(data), "checksum": zlib.crc32(data)}).encode())
     journal.flush()
-    return [DecodedFile(item.name, None, item.problem, item.label) for item in block]
+    return [replace(item, pixels=None) for item in block]
 
 
 def _recover(pixels: IO[bytes], journal: IO[bytes], image_bytes: int) -> list[DecodedFile]:
@@ -223,7 +232,7 @@ def _recover(pixels: IO[bytes], journal: IO[bytes], image_bytes: int) -> list[De
         data = pixels.read(content["bytes"]) if content else b""
         if not content or len(data) != content["bytes"] or zlib.crc32(data) != content["checksum"]:
             break
-        some = [DecodedFile(name, None, problem, label) for name, problem, label in content["rows"]]
+        some = [DecodedFile(name, None, *rest) for name, *rest in content["rows"]]
         if len(data) != image_bytes * sum(not row.problem for row in some):
             break
         rows += some
@@ -263,7 +272,8 @@ def _read(folder: Path, shape: tuple[int, int, int]) -> tuple[NDArray[np.uint8],
     failed = tuple((name, reason) for name, reason in content["failed"])
     names = tuple(content["class_names"])
     order = np.arange(content["order"])
-    return pixels, Arrangement(order, tuple(content["keys"]), tuple(content["labels"]), names, failed)
+    keys, labels, digests = (tuple(content[name]) for name in ("keys", "labels", "digests"))
+    return pixels, Arrangement(order, keys, labels, names, digests, failed)
 
 
 def _map(path: Path, shape: tuple[int, int, int], content: dict[str, Any]) -> NDArray[np.uint8] | None:

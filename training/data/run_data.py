@@ -11,6 +11,7 @@ from torch import Tensor
 from imagekin.errors import InvalidArgumentError
 from imagekin.training.data.arrays import Split
 from imagekin.training.data.images import ImageSet, has_split, load_images
+from imagekin.training.data.overlap import without_overlap
 from imagekin.training.data.storage import Storage
 from imagekin.training.evaluation.evaluate import align_labels
 from imagekin.training.models.encoders import Normalisation
@@ -36,7 +37,11 @@ def measure_normalisation(images: ImageSet) -> Normalisation:
 
 
 def load_data(settings: TrainSettings) -> tuple[ImageSet, ImageSet | None]:
-    """Load the training images, and the test images if any, so that errors in test data show before the training."""
+    """Load the training images, and the test images if any, so that errors in test data show before the training.
+
+    Raises:
+        InvalidArgumentError: one of them cannot be used, or all test images are training images.
+    """
     size = settings.crop_from or settings.image_size
     rule = settings.label_from
     has_own = has_split(settings.data, rule)
@@ -52,6 +57,8 @@ def load_data(settings: TrainSettings) -> tuple[ImageSet, ImageSet | None]:
     test = load_images(spec, size=settings.image_size, split=split, resize=resize, storage=storage, label_from=rule)
     if train.class_names:
         align_labels(train, test)
+        # Only to say so before the work: the scores are made by whoever exports, with the images as they are served.
+        without_overlap(train, test, near=settings.near, allowed=settings.allow_overlap)
     return train, test
 
 

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from imagekin.encoder.runtime.session import Encoder
 from imagekin.errors import InvalidArgumentError
+from imagekin.training.data.identity import trained_digests
 from imagekin.training.data.images import ImageSet
+from imagekin.training.data.overlap import without_overlap
 from imagekin.training.evaluation.calibration import calibration
 from imagekin.training.evaluation.evaluate import align_labels, check_prepared, embed, embed_both, score
 from imagekin.training.evaluation.few_shot import few_shot_accuracy, parse_way_shot
@@ -35,11 +37,12 @@ def judge(
         seed: of splits, episodes and corruptions.
 
     Returns:
-        The figures of `Scores`, `Calibration`, `few_shot` by task, and of `Robustness`: means, and by corruption.
+        The figures of `Overlap`, `Scores`, `Calibration`, `few_shot` by task, and of `Robustness`: means, and by
+        corruption.
 
     Raises:
-        InvalidArgumentError: without training images something else than few-shot is asked for, or what is asked for
-            does not exist or does not fit the images.
+        InvalidArgumentError: without training images something else than few-shot is asked for, what is asked for
+            does not exist or does not fit the images, or all test images are training images.
         FailedPreconditionError: the images were not prepared as the model's metadata say, or the baseline's images are
             prepared otherwise.
     """
@@ -59,6 +62,15 @@ def judge(
         test_x = embed(encoder, test.pixels)
     else:
         check_prepared(encoder, train, test)
+        align_labels(train, test)
+        test, overlap = without_overlap(
+            train,
+            test,
+            near=settings.near,
+            allowed=settings.allow_overlap,
+            trained_on=trained_digests(model),
+        )
+        figures |= overlap.to_json()
         labels = align_labels(train, test)
         train_x, test_x, rate = embed_both(encoder, train, test)
         scores = score(train_x, train.labels, test_x, labels, k=settings.k, temperature=settings.temperature, seed=seed)

@@ -39,6 +39,9 @@ ROWS = {
     "parent_bytes": ("bytes of the original", ",d"),
     "train_count": ("training images", ",d"),
     "test_count": ("test images", ",d"),
+    "test_copies": ("test images that are training images, too", ",d"),
+    "test_near_copies": ("test images that nearly are training images", ",d"),
+    "test_left_out": ("test images left out of the scores", ",d"),
     "class_count": ("classes", ",d"),
     "embeddings_per_second": ("embeddings per second", ",.0f"),
 }
@@ -65,16 +68,11 @@ def evaluate_command(
 ) -> None:
     """Score a model: kNN and linear-probe accuracy and retrieval, through ONNX Runtime as it is served."""
     from imagekin.encoder.artifact import read_metadata
-    from imagekin.errors import InvalidArgumentError
     from imagekin.training.evaluation.judge import judge
 
     metadata = read_metadata(model)
     queries = _load(test, metadata, "test")
     gallery = _load(train, metadata, "train") if train else None
-    if gallery is not None and train == test and gallery.keys == queries.keys:
-        raise InvalidArgumentError(
-            "--train and --test name the same images; a score on these says nothing", field="test"
-        )
     scores = judge(model, gallery, queries, settings)
     figures = {"model": str(model), "space": metadata.space, "dim": metadata.dim, **scores}
     _show(f"{model.name} on {queries.name}", figures, as_json=as_json)
@@ -99,6 +97,12 @@ def export_command(
     ] = "",
     data: Annotated[str, typer.Option(help="The run's training images, if they have moved.", show_default=False)] = "",
     test: Annotated[str, typer.Option(help="Its test images, if they have moved.", show_default=False)] = "",
+    near: Annotated[
+        bool, typer.Option("--near", help="Also look for near-duplicates of training images among the test images.")
+    ] = False,
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Let the scores count test images that are training images, too.")
+    ] = False,
     page: Annotated[
         bool, typer.Option("--report/--no-report", help="Also write RUN/report.html where there are test images.")
     ] = True,
@@ -123,7 +127,9 @@ def export_command(
         raise InvalidArgumentError("an artifact is exported anew with --int8 or --fp16, and --images SOURCE")
     from imagekin.training.export.export import export_run
 
-    report = export_run(run, data=data, test_data=test, page=page, head=head == "linear")
+    report = export_run(
+        run, data=data, test_data=test, page=page, head=head == "linear", near=near, allow_overlap=allow_overlap
+    )
     _show(f"{report.model} written", {**report.to_json(), "model": str(report.model)}, as_json=as_json)
 
 

@@ -19,6 +19,10 @@ class JudgeSettings:
     k: int = option(20, "Neighbours that vote.", least=1)
     temperature: float = option(0.07, "Of the votes: the lower, the more the nearest count.", above=0)
     device: Device = option("auto", "Where ONNX Runtime runs.")
+    near: bool = option(
+        False, "Also look for near-duplicates of training images among the test images, not only for copies."
+    )
+    allow_overlap: bool = option(False, "Let the scores count test images that are training images, too.")
     few_shot: tuple[str, ...] = option(
         (), "Also N-way K-shot among the test images' classes, such as 20x1; may be repeated.", metavar="WAYSxSHOTS"
     )

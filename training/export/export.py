@@ -6,6 +6,7 @@ give the same embeddings and the same nearest neighbours.
 
 import copy
 import json
+import logging
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,9 @@ from imagekin.encoder.metadata import JSON, Metadata
 from imagekin.encoder.runtime import session
 from imagekin.errors import InvalidArgumentError
 from imagekin.training.data.arrays import Split
+from imagekin.training.data.identity import Identity
 from imagekin.training.data.images import ImageSet, has_split, load_images
+from imagekin.training.data.overlap import Overlap, without_overlap
 from imagekin.training.data.storage import Storage
 from imagekin.training.evaluation.evaluate import Labels, Scores, align_labels, evaluate_artifact
 from imagekin.training.export.linear_head import fit_head
@@ -30,6 +33,8 @@ from imagekin.training.export.parity import check_logits, check_parity, torch_em
 from imagekin.training.loop.checkpoint import Run, load_run
 from imagekin.training.models.encoders import Backbone, Normalisation
 from imagekin.training.settings import MODEL_FILE, REPORT_FILE
+
+logger = logging.getLogger("imagekin.training")
 
 _SAMPLE_COUNT = 1000
 """Images that a run's export is checked on: the fewest of which one wrong answer is still 99.9 % agreement."""
@@ -74,6 +79,12 @@ class RunReport:
         dim: components of its embeddings.
         parity: how close the file is to the torch encoder.
         scores: its scores on the test images; None when there are none.
+        overlap: test images that are training images, too; None when there are no scores.
+        data: identity of the images that are the neighbours; `recorded` says whether the run was trained on these.
+        test: identity of the test images that the scores count; empty when there are none.
+        recorded: whether the run has a record of its training images, and it names these; None without a record.
+        epochs: planned.
+        epochs_done: trained.
         head_accuracy: share of test images that the file's own logits classify correctly; None without head or images.
     """
 
@@ -83,13 +94,30 @@ class RunReport:
     parity: ExportReport
     scores: Scores | None
     head_accuracy: float | None = None
+    overlap: Overlap | None = None
+    data: str = ""
+    test: str = ""
+    recorded: bool | None = None
+    epochs: int = 0
+    epochs_done: int = 0
 
     def to_json(self) -> dict[str, JSON]:
         """Return the report as one flat JSON object; `model` is relative to the run's folder."""
         scores = {} if self.scores is None else self.scores.to_json()
         head = {} if self.head_accuracy is None else {"head_accuracy": self.head_accuracy}
-        file: dict[str, JSON] = {"model": self.model.name, "space": self.space, "dim": self.dim}
-        return {**file, **self.parity.to_json(), **scores, **head}
+        overlap = {} if self.overlap is None else self.overlap.to_json()
+        file: dict[str, JSON] = {
+            "model": self.model.name,
+            "space": self.space,
+            "dim": self.dim,
+            "finished": self.epochs_done >= self.epochs,
+            "epochs_planned": self.epochs,
+            "epochs_done": self.epochs_done,
+            "data_id": self.data,
+            "data_as_recorded": self.recorded,
+            "test_id": self.test,
+        }
+        return {**file, **self.parity.to_json(), **scores, **head, **overlap}
 
 
 def space_of(encoder: nn.Module, normalisation: Normalisation) -> str:
@@ -161,6 +189,8 @@ def export_run(
     test_data: str = "",
     page: bool = False,
     head: bool = False,
+    near: bool = False,
+    allow_overlap: bool = False,
 ) -> RunReport:
     """Export a run's last checkpoint to its `model.onnx`, score that file, and write both reports to `report.json`.
 
@@ -174,11 +204,14 @@ def export_run(
         test_data: likewise for the test images.
         page: also write `report.html` and `details.json`, where there are scores.
         head: fit a linear head to the training images' embeddings, which gives the file an output `logits`.
+        near: look for near-duplicates among the test images even if the run's settings do not say so.
+        allow_overlap: likewise count test images that are training images, too.
 
     Raises:
         NotFoundError: the folder holds no checkpoint, or the images are gone.
         DataLossError: the checkpoint is damaged.
-        InvalidArgumentError: the test images have classes that the training images lack.
+        InvalidArgumentError: the test images have classes that the training images lack, or all of them are training
+            images.
         FailedPreconditionError: the exported file differs from the encoder; nothing was written.
     """
     run = load_run(run_dir)
@@ -188,8 +221,24 @@ def export_run(
     if test is None:
         test = _load_test(run, data, test_data or run.settings.test)
     scored = test is not None and bool(train.class_names) and bool(test.class_names)
+    if run.position.epoch < run.settings.epochs:
+        logger.warning(
+            "%s is unfinished: %d of %d epochs; go on with it (--resume)",
+            run_dir,
+            run.position.epoch,
+            run.settings.epochs,
+        )
+    data_id, recorded = Identity.of(train).id, Identity.read(run_dir)
+    overlap = None
     if test is not None and scored:
         align_labels(train, test)  # before the work, not after it
+        test, overlap = without_overlap(
+            train,
+            test,
+            near=near or run.settings.near,
+            allowed=allow_overlap or run.settings.allow_overlap,
+            trained_on=recorded.digests if recorded else frozenset(),
+        )
     metadata = Metadata(
         space=space_of(run.encoder, run.normalisation),
         dim=run.encoder.feature_dim,
@@ -213,12 +262,25 @@ def export_run(
         if head:
             figures["head_accuracy"] = accuracy = _head_accuracy(out, test)
         artifact.write(artifact.load_graph(out), replace(metadata, scores=figures), out)
-    report = RunReport(out, metadata.space, metadata.dim, parity, scores, accuracy)
+    report = RunReport(
+        out,
+        metadata.space,
+        metadata.dim,
+        parity,
+        scores,
+        accuracy,
+        overlap,
+        data_id,
+        Identity.of(test).id if test is not None and scored else "",
+        None if recorded is None else recorded.id == data_id,
+        run.settings.epochs,
+        run.position.epoch,
+    )
     files.write_text(run_dir / REPORT_FILE, json.dumps(report.to_json(), indent=2) + "\n")
     if page and test is not None and scored:
         from imagekin.training.report.page import write_report  # only here: it loads a drawing library
 
-        write_report(run_dir, train, test)
+        write_report(run_dir, train, test, overlap=overlap)
     return report
 
 
@@ -268,4 +330,9 @@ def _load_test(run: Run, data: str, test_data: str) -> ImageSet | None:
 def _training(run: Run) -> dict[str, JSON]:
     """Return the artifact's record of its training, without paths of the machine that it was trained on."""
     settings = {name: value for name, value in run.settings.to_dict().items() if name not in _LOCAL_SETTINGS}
-    return {**settings, "pretrained": run.settings.weights is not None, "steps_done": run.position.step}
+    return {
+        **settings,
+        "pretrained": run.settings.weights is not None,
+        "steps_done": run.position.step,
+        "finished": run.position.epoch >= run.settings.epochs,
+    }

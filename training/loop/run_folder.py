@@ -3,12 +3,14 @@
 import dataclasses
 import fcntl
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from imagekin import files
 from imagekin.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError
+from imagekin.training.data.identity import DATA_FILE, Identity
 from imagekin.training.loop import checkpoint
 from imagekin.training.loop.checkpoint import Checkpoint
 from imagekin.training.settings import (
@@ -18,23 +20,50 @@ from imagekin.training.settings import (
     METRICS_FILE,
     MODEL_FILE,
     PAGE_FILE,
+    PROVENANCE_FILE,
     REPORT_FILE,
     TrainSettings,
 )
 
 _LOCK_FILE = ".lock"
 
-_FREE_SETTINGS = frozenset({"out", "test", "device", "data_on", "cache_dir", "threads", "checkpoint_seconds"})
+logger = logging.getLogger("imagekin.training")
+
+_FREE_SETTINGS = frozenset(
+    {"out", "test", "near", "allow_overlap", "device", "data_on", "cache_dir", "threads", "checkpoint_seconds"}
+)
 """What may change when a run goes on: none of it decides what the weights become (on one machine)."""
 
 
+_WRITTEN = (
+    CONFIG_FILE,
+    DATA_FILE,
+    METRICS_FILE,
+    CHECKPOINT_FILE,
+    MODEL_FILE,
+    REPORT_FILE,
+    DETAILS_FILE,
+    PAGE_FILE,
+    PROVENANCE_FILE,
+)
+"""What a run leaves in its folder."""
+
+
 @contextmanager
-def open_run(settings: TrainSettings, *, resume: bool, overwrite: bool) -> Iterator[Checkpoint | None]:
+def open_run(
+    settings: TrainSettings, *, resume: bool, overwrite: bool, data: Identity | None = None
+) -> Iterator[Checkpoint | None]:
     """Lock the folder `settings.out` for this process; yield the checkpoint to resume from, or None.
+
+    Args:
+        settings: of the run.
+        resume: go on with the run in the folder.
+        overwrite: remove the run in the folder.
+        data: identity of the training images, which a new run records and a resumed one compares; None does neither.
 
     Raises:
         AlreadyExistsError: there is a run in it, and neither `resume` nor `overwrite` is set.
-        InvalidArgumentError: the run to resume was started with other settings, or `out` is a file.
+        InvalidArgumentError: the run to resume was started with other settings or images, or `out` is a file.
         FailedPreconditionError: another process works in it, or it cannot be written.
     """
     out = settings.out
@@ -42,7 +71,7 @@ def open_run(settings: TrainSettings, *, resume: bool, overwrite: bool) -> Itera
         out.mkdir(parents=True, exist_ok=True)
         with (out / _LOCK_FILE).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield _prepare(settings, resume=resume, overwrite=overwrite)
+            yield _prepare(settings, data, resume=resume, overwrite=overwrite)
     except (FileExistsError, NotADirectoryError) as error:
         raise InvalidArgumentError(f"{out} is a file; name a folder with --out", field="out") from error
     except BlockingIOError as error:
@@ -59,14 +88,14 @@ def differences(settings: TrainSettings, saved: TrainSettings) -> tuple[str, ...
     )
 
 
-def _prepare(settings: TrainSettings, *, resume: bool, overwrite: bool) -> Checkpoint | None:
+def _prepare(settings: TrainSettings, data: Identity | None, *, resume: bool, overwrite: bool) -> Checkpoint | None:
     out = settings.out
     if overwrite:
-        for name in (CONFIG_FILE, METRICS_FILE, CHECKPOINT_FILE, MODEL_FILE, REPORT_FILE, DETAILS_FILE, PAGE_FILE):
+        for name in _WRITTEN:
             (out / name).unlink(missing_ok=True)
     elif resume:
         if (out / CHECKPOINT_FILE).exists():
-            return _resume(settings)
+            return _resume(settings, data)
         files.write_text(out / METRICS_FILE, "")
     elif (out / CONFIG_FILE).exists():
         state = "a finished run" if (out / MODEL_FILE).exists() else "an unfinished run"
@@ -74,11 +103,13 @@ def _prepare(settings: TrainSettings, *, resume: bool, overwrite: bool) -> Check
             f"{out} holds {state}: go on with it (--resume), replace it (--overwrite), or name another --out"
         )
     files.write_text(out / CONFIG_FILE, settings.to_json())
+    if data is not None:
+        data.write(out)
     return None
 
 
-def _resume(settings: TrainSettings) -> Checkpoint:
-    """Read the checkpoint, and cut later lines from the metrics."""
+def _resume(settings: TrainSettings, data: Identity | None) -> Checkpoint:
+    """Read the checkpoint, compare settings and images, and cut later lines from the metrics."""
     saved = checkpoint.load(settings.out / CHECKPOINT_FILE)
     differing = differences(settings, saved.settings)
     if differing:
@@ -88,6 +119,8 @@ def _resume(settings: TrainSettings) -> Checkpoint:
             f"this run was started with --{name.replace('_', '-')} {before}, not {now}; it goes on as it was started",
             field=name,
         )
+    if data is not None:
+        _check_data(settings, data)
     metrics = settings.out / METRICS_FILE
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
     # Epochs after the checkpoint are run again, and a kill may have cut the last line short.
@@ -95,6 +128,20 @@ def _resume(settings: TrainSettings) -> Checkpoint:
     files.write_text(metrics, "".join(line + "\n" for line in kept))
     files.write_text(settings.out / CONFIG_FILE, settings.to_json())
     return saved
+
+
+def _check_data(settings: TrainSettings, data: Identity) -> None:
+    """Compare the training images with those that the run was started with."""
+    recorded = Identity.read(settings.out)
+    if recorded is None:
+        logger.warning("%s has no readable %s, so nobody knows if its images have changed", settings.out, DATA_FILE)
+        data.write(settings.out)
+    elif changes := recorded.differences(data):
+        raise InvalidArgumentError(
+            f"{settings.data} does not hold the images that this run was started with: {'; '.join(changes)}. Put the "
+            "old ones back, or train anew (--overwrite, or another --out)",
+            field="data",
+        )
 
 
 def last_loss(run_dir: Path) -> float | None:

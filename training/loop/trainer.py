@@ -28,11 +28,12 @@ from torch.optim import Optimizer
 from imagekin.encoder.metadata import JSON
 from imagekin.errors import FailedPreconditionError, ImagekinError
 from imagekin.progress import progress
+from imagekin.training.data.identity import Identity
 from imagekin.training.data.images import ImageSet
 from imagekin.training.data.run_data import check_labels, device_data, load_data, measure_normalisation
 from imagekin.training.data.sampling import ClassSampler, Sampler, ShuffleSampler
 from imagekin.training.export.export import RunReport, export_run
-from imagekin.training.loop import checkpoint
+from imagekin.training.loop import checkpoint, provenance
 from imagekin.training.loop.checkpoint import Checkpoint, Position
 from imagekin.training.loop.devices import (
     failures_explained,
@@ -177,7 +178,7 @@ def _train(
     check_batch_size(settings.batch_size)
     train, test = load_data(settings)
     check_labels(train, settings, needed=objective_class.needs_labels)
-    saved = _enter_run(stack, settings, device, resume=resume, overwrite=overwrite)
+    saved = _enter_run(stack, settings, device, Identity.of(train), resume=resume, overwrite=overwrite)
     stack.enter_context(torch_settings(settings, device))
     with failures_explained(settings, device):
         trainer = Trainer(settings, train, device, objective_class, saved)
@@ -187,14 +188,15 @@ def _train(
 
 
 def _enter_run(
-    stack: ExitStack, settings: TrainSettings, device: torch.device, *, resume: bool, overwrite: bool
+    stack: ExitStack, settings: TrainSettings, device: torch.device, data: Identity, *, resume: bool, overwrite: bool
 ) -> Checkpoint | None:
     """Lock the run's folder in the first process; return the checkpoint to resume from in each, or None."""
     saved: Checkpoint | None = None
     failure: ImagekinError | None = None
     if rank() == 0:
         try:
-            saved = stack.enter_context(open_run(settings, resume=resume, overwrite=overwrite))
+            saved = stack.enter_context(open_run(settings, resume=resume, overwrite=overwrite, data=data))
+            provenance.record(settings.out, device)
         except ImagekinError as error:
             failure = error
     raise_together(failure, device)

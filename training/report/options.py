@@ -24,13 +24,21 @@ def report_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The training run's folder.", show_default=False)],
     data: Annotated[str, typer.Option(help="The run's training images, if they have moved.", show_default=False)] = "",
     test: Annotated[str, typer.Option(help="Test images, if they are others or have moved.", show_default=False)] = "",
+    near: Annotated[
+        bool, typer.Option("--near", help="Also look for near-duplicates of training images among the test images.")
+    ] = False,
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Count test images that are training images, too.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write RUN/report.html: curves, confusion, nearest neighbours and a map of the embeddings, in one file."""
     from imagekin.encoder.artifact import read_metadata
     from imagekin.errors import NotFoundError
     from imagekin.training.data.arrays import Split
+    from imagekin.training.data.identity import Identity
     from imagekin.training.data.images import has_split, load_images
+    from imagekin.training.data.overlap import without_overlap
     from imagekin.training.report.page import write_report
     from imagekin.training.settings import MODEL_FILE
 
@@ -46,7 +54,15 @@ def report_command(
     train = load_images(data, split=part, limit=settings.limit, preprocess=preprocess, label_from=rule)
     part = "test" if has_split(asked, rule) else "all"
     queries = load_images(asked, split=part, preprocess=preprocess, label_from=rule)
-    page = write_report(run, train, queries)
+    recorded = Identity.read(run)
+    queries, overlap = without_overlap(
+        train,
+        queries,
+        near=near or settings.near,
+        allowed=allow_overlap or settings.allow_overlap,
+        trained_on=recorded.digests if recorded else frozenset(),
+    )
+    page = write_report(run, train, queries, overlap=overlap)
     print(json.dumps({"report": str(page)}) if as_json else f"{page} written")
 
 
@@ -70,7 +86,7 @@ def sweep_command(
         list[str],
         typer.Option(metavar="OPTION=A,B", help="An option of train and its values; repeat it.", show_default=False),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder of all the runs.")] = Path("sweep"),
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder of all the runs.")] = Path("sweep"),
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="OPTION=A", help="An option of train for all runs; repeat it."),

@@ -8,11 +8,13 @@ from typing import Any
 
 from imagekin import files
 from imagekin.machine import Device
+from imagekin.training.data.identity import Identity
 from imagekin.training.data.images import ImageSet
-from imagekin.training.evaluation.evaluate import align_labels
+from imagekin.training.data.overlap import Overlap
+from imagekin.training.evaluation.evaluate import align_labels, evaluate_artifact
 from imagekin.training.report import charts
 from imagekin.training.report.details import Details, Strip, collect, read_scores
-from imagekin.training.settings import DETAILS_FILE, PAGE_FILE, TrainSettings
+from imagekin.training.settings import DETAILS_FILE, MODEL_FILE, PAGE_FILE, TrainSettings
 
 _SHOWN_SCORES = {
     "knn_accuracy": ("kNN accuracy", ".2%"),
@@ -38,23 +40,42 @@ figure img { width: 64px; height: 64px; object-fit: contain; border: 3px solid #
 """
 
 
-def write_report(run: Path, train: ImageSet, test: ImageSet, *, device: Device = "auto") -> Path:
-    """Write `report.html` and `details.json` into the run's folder and return the page's path; errors as `collect`."""
+def write_report(
+    run: Path, train: ImageSet, test: ImageSet, *, overlap: Overlap | None = None, device: Device = "auto"
+) -> Path:
+    """Write `report.html` and `details.json` into the run's folder and return the page's path; errors as `collect`.
+
+    `overlap` is what `without_overlap` found; without it the page says that nobody looked.
+    """
     settings, scores = TrainSettings.load(run), read_scores(run)
+    now = {"data_id": Identity.of(train).id, "test_id": Identity.of(test).id}
+    if scores.get("test_id") and any(scores.get(name) != known for name, known in now.items()):
+        # The page is about these images, so its scores must be, too.
+        scores |= now | evaluate_artifact(run / MODEL_FILE, train, test, device=device, seed=settings.seed).to_json()
+        recorded = Identity.read(run)
+        scores["data_as_recorded"] = None if recorded is None else recorded.id == now["data_id"]
     details = collect(run, train, test, device=device, seed=settings.seed)
     files.write_text(run / DETAILS_FILE, json.dumps(details.to_json(train, test)) + "\n")
-    files.write_text(run / PAGE_FILE, page(settings, scores, details, train, test))
+    files.write_text(run / PAGE_FILE, page(settings, scores, details, train, test, overlap))
     return run / PAGE_FILE
 
 
-def page(settings: TrainSettings, scores: Mapping[str, Any], details: Details, train: ImageSet, test: ImageSet) -> str:
+def page(
+    settings: TrainSettings,
+    scores: Mapping[str, Any],
+    details: Details,
+    train: ImageSet,
+    test: ImageSet,
+    overlap: Overlap | None = None,
+) -> str:
     """Return the report as one HTML page without links, scripts or other files."""
     labels = align_labels(train, test)
     title = f"{settings.objective} on {train.name}"
     sections = [
         f"<h1>{escape(title)}</h1>",
         f"<p>{escape(settings.encoder)} encoder at {settings.image_size} pixels, judged on {len(test):,} images of "
-        f"{escape(test.name)} that it was not trained on.</p>",
+        f"{escape(test.name)}.</p>",
+        *(f"<p>{escape(sentence)}</p>" for sentence in _claims(scores, overlap)),
         "<h2>Scores</h2>",
         _table([(name, format(scores[key], form)) for key, (name, form) in _SHOWN_SCORES.items() if scores.get(key)]),
         "<h2>Training</h2>",
@@ -75,6 +96,27 @@ def page(settings: TrainSettings, scores: Mapping[str, Any], details: Details, t
     ]
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(sections) + "\n</body></html>\n"
+
+
+def _claims(scores: Mapping[str, Any], overlap: Overlap | None) -> list[str]:
+    """Return sentences on what is known of the run and of the test images, and no more."""
+    sentences = []
+    if scores.get("finished") is False:
+        done, planned = scores.get("epochs_done", 0), scores.get("epochs_planned", 0)
+        sentences.append(f"The run is unfinished: {done} of {planned} epochs.")
+    if scores.get("data_as_recorded") is False:
+        sentences.append("The training images given are not those that the run recorded, so it may know others.")
+    if not scores.get("test_id"):
+        sentences.append("The scores come from an older version, which did not say of which images.")
+    if overlap is None:
+        return [*sentences, "Nobody compared the test images with the training images."]
+    how = "by content" if overlap.near is None else "by content, and as small pictures to find near-duplicates"
+    compared = f"All {overlap.compared:,} test images were compared with the training images {how}"
+    near = " Near-duplicates were not looked for (--near)." if overlap.near is None else ""
+    if not overlap:
+        return [*sentences, f"{compared}: none of them is one.{near}"]
+    fate = "the scores count them all the same" if overlap.counted else "the scores leave them out"
+    return [*sentences, f"{compared}. {overlap.describe()}; {fate}.{near}"]
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:

@@ -134,7 +134,7 @@ def test_evaluate_refuses_to_ask_about_the_images_that_answer(model: Path, tmp_p
         for number in range(3):
             Image.new("RGB", (8, 8), (50 * number, 10, 10)).save(folder / f"{number}.png")
     images = tmp_path / "images"
-    with pytest.raises(InvalidArgumentError, match="same images"):
+    with pytest.raises(InvalidArgumentError, match="6 of 6 test images are training images"):
         run("evaluate", model, "--train", images, "--test", images)
 
 
@@ -171,6 +171,8 @@ def test_export_writes_the_model_and_reports(trained: Path) -> None:
 
 def test_export_shows_a_table_to_people(trained: Path, tmp_path: Path) -> None:
     moved = class_folders(tmp_path / "pictures", per_class=4, side=8)
-    table = run("export", trained, "--data", moved, "--test", moved, "--no-report")
+    with pytest.raises(InvalidArgumentError, match="12 of 12 test images are training images"):
+        run("export", trained, "--data", moved, "--test", moved, "--no-report")
+    table = run("export", trained, "--data", moved, "--test", moved, "--no-report", "--allow-overlap")
     assert table.exit_code == 0
     assert "largest difference" in table.stdout

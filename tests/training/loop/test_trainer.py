@@ -172,7 +172,7 @@ def test_test_images_are_looked_at_before_the_training(tmp_path: Path) -> None:
 def test_crops_from_larger_images_and_named_test_images_are_scored(tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", each=4)
     settings = dataclasses.replace(recommended(str(data), tmp_path / "run"), image_size=16, epochs=1, threads=1)
-    report = pretrain(dataclasses.replace(settings, crop_from=24, test=str(data)))
+    report = pretrain(dataclasses.replace(settings, crop_from=24, test=str(data), allow_overlap=True))
     assert report.run.scores is not None
     assert report.run.scores.knn_accuracy > 0
 

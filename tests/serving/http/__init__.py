@@ -1,0 +1,1 @@
+"""Tests of HTTP: real servers, real sockets."""

@@ -1,0 +1,60 @@
+"""Test images that were trained on are named before the training, and no score counts them unless asked."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from imagekin.errors import InvalidArgumentError
+from imagekin.training.loop.trainer import pretrain
+from imagekin.training.settings import PAGE_FILE, REPORT_FILE, TrainSettings
+from tests.training.loop.test_run_folder import SETTINGS, write_images
+
+
+def run(tmp_path: Path, **changes: object) -> TrainSettings:
+    values = {**SETTINGS, "test": str(tmp_path / "test"), **changes}
+    return TrainSettings(data=str(tmp_path / "train"), out=tmp_path / "run", **values)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def leaked(tmp_path: Path) -> Path:
+    """Write 12 training images, and 6 test images of which 3 are copies under other names."""
+    write_images(tmp_path / "all", each=5)
+    for name in "abc":
+        for number in range(5):
+            part = "train" if number < 4 else "test"
+            target = tmp_path / part / name / f"{number}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(tmp_path / "all" / name / f"{number}.png", target)
+        shutil.copy(tmp_path / "train" / name / "0.png", tmp_path / "test" / name / "copy.png")
+    return tmp_path
+
+
+def test_copies_are_left_out_and_report_and_page_say_so(leaked: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pretrain(run(leaked), page=True)
+    assert "3 of 6 test images are training images, too (a/copy.png is a/0.png" in caplog.text
+    figures = json.loads((leaked / "run" / REPORT_FILE).read_text())
+    assert (figures["test_compared"], figures["test_copies"], figures["test_left_out"]) == (6, 3, 3)
+    assert figures["test_count"] == 3
+    assert figures["copies"][0] == {"test": "a/copy.png", "train": "a/0.png"}
+    page = (leaked / "run" / PAGE_FILE).read_text()
+    assert "a/copy.png is a/0.png" in page
+    assert "the scores leave them out" in page
+    assert "not trained on" not in page
+
+
+def test_copies_are_counted_when_asked_for(leaked: Path) -> None:
+    pretrain(run(leaked, allow_overlap=True), page=True)
+    figures = json.loads((leaked / "run" / REPORT_FILE).read_text())
+    assert (figures["test_count"], figures["test_copies"], figures["test_left_out"]) == (6, 3, 0)
+    assert "the scores count them all the same" in (leaked / "run" / PAGE_FILE).read_text()
+
+
+@pytest.mark.parametrize("crop_from", [0, 24])
+def test_a_test_set_of_nothing_but_copies_is_refused_before_the_training(leaked: Path, crop_from: int) -> None:
+    for name in "abc":
+        (leaked / "test" / name / "4.png").unlink()
+    with pytest.raises(InvalidArgumentError, match="3 of 3 test images are training images"):
+        pretrain(run(leaked, crop_from=crop_from))
+    assert not (leaked / "run").exists()
