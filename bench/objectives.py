@@ -32,7 +32,8 @@ if __package__ in (None, ""):
 from bench.harness import Target, report
 from imagekin import files
 from imagekin.training.data.images import ImageSet, load_images
-from imagekin.training.settings import METRICS_FILE, MODEL_FILE, TrainSettings, for_small_images
+from imagekin.training.presets import for_small_images
+from imagekin.training.settings import METRICS_FILE, MODEL_FILE, TrainSettings
 
 RANDOM = "random weights"
 OBJECTIVES = (

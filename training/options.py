@@ -17,7 +17,8 @@ from imagekin.command_options import Given, with_options
 from imagekin.errors import InvalidArgumentError
 from imagekin.machine import is_first
 from imagekin.training.data.published import resolve_data
-from imagekin.training.settings import CONFIG_FILE, IMAGES, RECORDS, TrainSettings, recommended
+from imagekin.training.presets import fine_tuning, is_named, recommended
+from imagekin.training.settings import CONFIG_FILE, IMAGES, RECORDS, TrainSettings
 
 DataArgument = Annotated[
     str,
@@ -69,7 +70,8 @@ def train_command(
     """Train an encoder and leave RUN/model.onnx behind, exported and checked.
 
     Options that are not given follow the data: strokes of 16 pixels for `digits`, small natural images for CIFAR,
-    photos of 64 pixels and 100 epochs for anything else.
+    photos of 64 pixels and 100 epochs for anything else. An encoder by name, which has learned from other images
+    already, is fine-tuned at its own size for 8 epochs.
     """
     if resume and overwrite:
         raise InvalidArgumentError("--resume and --overwrite exclude each other", field="resume")
@@ -117,7 +119,12 @@ def resolve_settings(data: str, out: Path, given: Mapping[str, Any], *, resume: 
         raise InvalidArgumentError(
             "name what to train on: a folder of class folders, a .tar(.gz), or `digits`", field="data"
         )
-    return dataclasses.replace(recommended(data, out, options.get("objective", "supcon")), **options)
+    encoder = options.get("encoder", "")
+    objective = options.get("objective", "joint" if is_named(encoder) else "supcon")
+    base = dataclasses.replace(recommended(data, out, objective), objective=objective)
+    if is_named(encoder):
+        base = fine_tuning(dataclasses.replace(base, encoder=encoder), options.get("image_size", 0))
+    return dataclasses.replace(base, **options)
 
 
 def summary(report: Mapping[str, Any]) -> str:

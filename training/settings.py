@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from imagekin.encoder.metadata import Interpolation, Preprocess, Resize
 from imagekin.errors import InvalidArgumentError
 from imagekin.settings import check, option
-from imagekin.training.data.published import published_name
 from imagekin.training.data.storage import DataOn
 
-Resize = Literal["squash", "crop", "pad"]
 Precision = Literal["auto", "float32", "bfloat16"]
 OptimiserName = Literal["sgd", "adamw", "lars"]
 SamplerName = Literal["shuffle", "pk"]
@@ -40,6 +39,7 @@ LABELLED = (
     "triplet",
     "n-pairs",
     "cross-entropy",
+    "joint",
     "self-distillation",
 )
 """Objectives that learn from labels."""
@@ -50,7 +50,9 @@ CONTRASTIVE = "Contrastive objectives"
 OTHERS = "Other objectives"
 MACHINE = "Machine"
 RECORDS = "Records of the run"
+FINE_TUNING = "Fine-tuning"
 FOLLOWS = "follows data and objective"
+FOLLOWS_ENCODER = "follows the encoder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +74,16 @@ class TrainSettings:
     limit: int = option(0, "Use at most so many images of each class; 0 is all of them.", panel=IMAGES, least=0)
     objective: str = option(
         "supcon",
-        "What to minimise. With labels: supcon, sincere, mixup-supcon, supmoco, triplet, n-pairs, cross-entropy, "
-        "self-distillation. Without: simclr, moco, rotation, jigsaw, context, exemplar, deepcluster.",
+        "What to minimise. With labels: supcon, sincere, mixup-supcon, supmoco, triplet, n-pairs, cross-entropy, joint "
+        "(cross-entropy and supcon), self-distillation. Without: simclr, moco, rotation, jigsaw, context, exemplar, "
+        "deepcluster.",
+        default_help="supcon, or joint for an encoder by name",
     )
-    encoder: str = option("tiny", "The network: tiny, resnet18, resnet50 or strokes.")
+    encoder: str = option(
+        "tiny",
+        "The network: tiny, resnet18, resnet50 or strokes, from nothing; or, to fine-tune, efficientnet-lite0 and what "
+        "else `imagekin adopt` takes by name.",
+    )
     image_size: int = option(32, "Side of the encoder's square input in pixels.", default_help=FOLLOWS, least=8)
     crop_from: int = option(
         0,
@@ -91,7 +99,35 @@ class TrainSettings:
         metavar="folder|parent|none|REGEX",
         panel=IMAGES,
     )
-    weights: Path | None = option(None, "Start from a torchvision state dict, a RUN or a checkpoint.", metavar="PATH")
+    interpolation: Interpolation = option(
+        "bilinear", "Filter of the resizing.", panel=IMAGES, default_help=FOLLOWS_ENCODER
+    )
+    crop_fraction: float = option(
+        1.0,
+        "Part of the square's sides that the finished encoder is shown; 0.875 is the middle 224 of 256 pixels.",
+        panel=IMAGES,
+        default_help=FOLLOWS_ENCODER,
+        above=0,
+        most=1,
+    )
+    view_size: int = option(
+        0,
+        "Side in pixels of the views that are trained on; 0 is the image size. Smaller ones train faster.",
+        panel=IMAGES,
+        default_help=FOLLOWS_ENCODER,
+        least=0,
+    )
+    weights: Path | None = option(
+        None,
+        "Start from the weights of a file, a RUN or a checkpoint; `random` is none.",
+        metavar="PATH",
+        default_help="random, or an encoder by name's own",
+    )
+    minutes: float = option(
+        0.0,
+        "Plan epochs and schedule for so many minutes in all, by the speed of the first steps, instead of --epochs.",
+        least=0.0,
+    )
     epochs: int = option(100, "Passes over the data; 0 exports random weights.", default_help=FOLLOWS, least=0)
     batch_size: int = option(
         256, "Images a step, each of which gives --num-views views.", default_help=FOLLOWS, least=1
@@ -99,7 +135,7 @@ class TrainSettings:
     num_views: int = option(2, "Views of each image.", panel=IMAGES, least=1)
     views: str = option(
         "supcon",
-        "How views are drawn: supcon, simclr, mild, gentle, photos, strokes, characters or cutout.",
+        "How views are drawn: supcon, simclr, mild, gentle, photos, crops, strokes, characters or cutout.",
         default_help=FOLLOWS,
     )
     optimiser: OptimiserName = option("adamw", "The optimiser; sgd has Nesterov momentum 0.9.", panel=OPTIMISER)
@@ -113,6 +149,31 @@ class TrainSettings:
         panel=OPTIMISER,
         default_help=FOLLOWS,
         least=0.0,
+    )
+    freeze: int = option(
+        0,
+        "Leave the first stages of the encoder as they are: 1 is the stem, each further one a block of layers.",
+        panel=FINE_TUNING,
+        least=0,
+    )
+    layer_decay: float = option(
+        1.0,
+        "Factor of the learning rate from each stage of the encoder to the one before it.",
+        panel=FINE_TUNING,
+        default_help=FOLLOWS_ENCODER,
+        above=0,
+        most=1,
+    )
+    freeze_batchnorm: bool = option(
+        False,
+        "Keep BatchNorm's means and variances as they are; with small batches those of a large training are better.",
+        panel=FINE_TUNING,
+        default_help=FOLLOWS_ENCODER,
+    )
+    recompute: bool = option(
+        False,
+        "Gradient checkpointing: keep less of the forward pass and compute it again, where memory binds (timm).",
+        panel=FINE_TUNING,
     )
     temperature: float = option(0.1, "Temperature of the contrastive loss.", panel=CONTRASTIVE, above=0)
     projection_dim: int = option(
@@ -143,7 +204,12 @@ class TrainSettings:
         panel=CONTRASTIVE,
         least=0,
     )
-    label_smoothing: float = option(0.0, "Label smoothing of cross-entropy.", panel=OTHERS, least=0, below=1)
+    contrastive_weight: float = option(
+        0.5, "Weight of supcon in the joint objective, beside cross-entropy's 1.", panel=OTHERS, least=0.0
+    )
+    label_smoothing: float = option(
+        0.0, "Label smoothing of cross-entropy.", panel=OTHERS, default_help=FOLLOWS_ENCODER, least=0, below=1
+    )
     mixup: float = option(
         0.0,
         "Mix images, with shares of a Beta distribution of this α; for cross-entropy and mixup-supcon (there 0 is 1).",
@@ -244,7 +310,25 @@ class TrainSettings:
         check(self)
         divides = self.sampler != "pk" or self.batch_size % self.images_per_class == 0
         _require(divides, "batch_size", f"must be a multiple of --images-per-class {self.images_per_class}")
-        _require(self.crop_from == 0 or self.crop_from >= self.image_size, "crop_from", "must be at least image-size")
+        whole = self.crop_from == 0 or self.crop_from >= self.view_side
+        _require(whole, "crop_from", "must be at least the side of the views")
+        _require(self.view_size == 0 or self.view_size >= 8, "view_size", "must be 0 or at least 8")
+
+    @property
+    def view_side(self) -> int:
+        """The side of the views that the encoder is trained on."""
+        return self.view_size or self.image_size
+
+    def preprocess(self) -> Preprocess:
+        """Return how files become the finished encoder's input."""
+        side, fraction = self.image_size, self.crop_fraction if self.resize == "crop" else 1.0
+        return Preprocess(side, side, self.resize, self.interpolation, crop_fraction=fraction)
+
+    def training_preprocess(self) -> Preprocess:
+        """Return how files become training images: as the finished encoder's input, or whole where crops are cut."""
+        if not self.crop_from:
+            return self.preprocess()
+        return Preprocess(self.crop_from, self.crop_from, self.resize, self.interpolation)
 
     def to_json(self) -> str:
         """Return the settings as a JSON object, indented, keys in the order above."""
@@ -284,55 +368,6 @@ class TrainSettings:
         if not isinstance(values, dict):
             raise InvalidArgumentError(f"{path} is damaged: it holds no JSON object")
         return cls.from_dict(values)
-
-
-def recommended(data: str, out: Path, objective: str = "supcon") -> TrainSettings:
-    """Return the settings that suit `data` and the objective on a CPU; the command's options override them."""
-    if data == "digits":
-        # One thread: so little work gains little from a second one, and on a busy machine two threads that wait for
-        # each other are ten times slower.
-        return TrainSettings(data=data, out=out, image_size=16, views="strokes", epochs=20, warmup_epochs=2, threads=1)
-    published = published_name(Path(data))
-    if published in ("mnist", "fashion-mnist"):
-        views = "strokes" if published == "mnist" else "supcon"
-        return TrainSettings(data=data, out=out, image_size=28, views=views, epochs=10, warmup_epochs=1)
-    if published is not None:
-        return for_small_images(data, out, objective)
-    # For a few thousand photos: about ten minutes for three thousand on two cores. Larger sets need fewer epochs.
-    return TrainSettings(data=data, out=out, image_size=64, views="photos", epochs=100, warmup_epochs=2)
-
-
-def for_small_images(data: str, out: Path, objective: str) -> TrainSettings:
-    """Return the settings for CIFAR-like images and the tiny encoder.
-
-    Chosen for each objective on held-out training images of CIFAR-10, see `bench/objectives.py`.
-    """
-    base = TrainSettings(
-        data=data,
-        out=out,
-        objective=objective,
-        image_size=32,
-        # With few images and steps, milder views improved both supcon and cross-entropy by three points.
-        views="gentle" if objective in LABELLED else "supcon",
-        epochs=30,
-        warmup_epochs=1,
-        batch_size=128,
-        # So short a run has no time to learn a head, which is dropped anyway: comparing features directly is better.
-        projection_dim=0 if objective in LABELLED else 128,
-        learning_rate=3e-3 if objective in (*LABELLED, "context", "deepcluster", "jigsaw") else 1e-3,
-    )
-    if objective == "jigsaw":
-        return dataclasses.replace(base, permutations=24, normalise_tiles=False)
-    if objective == "exemplar":
-        return dataclasses.replace(base, surrogate_classes=500)
-    if objective in ("moco", "supmoco"):
-        # A long queue would hold most of a small set, as outdated keys of an encoder that has changed since. A short
-        # one is replaced every few steps, so its encoder can follow fast.
-        return dataclasses.replace(base, queue_size=512, teacher_momentum=0.9)
-    if objective == "triplet":
-        # At first the hardest triplets of a batch make the embedding collapse (Schroff et al. 2015, section 3.2).
-        return dataclasses.replace(base, mining="semi-hard", learning_rate=1e-3)
-    return base
 
 
 def _require(holds: bool, name: str, message: str) -> None:

@@ -14,9 +14,10 @@ from imagekin.errors import InvalidArgumentError
 from imagekin.index.types import EvaluateOptions
 from imagekin.serving.settings import Limits, Settings
 from imagekin.settings import Bounds, check, option, parts_of, settings_of
-from imagekin.training import settings as training_settings
+from imagekin.training import presets
 from imagekin.training.evaluation.settings import JudgeSettings
-from imagekin.training.settings import FOLLOWS, LABELLED, TrainSettings, recommended
+from imagekin.training.presets import recommended
+from imagekin.training.settings import FOLLOWS, LABELLED, TrainSettings
 
 CLASSES = (TrainSettings, JudgeSettings, EvaluateOptions, Settings, Limits)
 
@@ -123,7 +124,7 @@ def test_a_training_run_refuses_each_number_below_its_bounds(setting: Any) -> No
 
 
 def test_the_help_says_of_a_default_that_it_follows_the_data_where_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_settings, "published_name", lambda path: None if path.name == "photos" else path.name)
+    monkeypatch.setattr(presets, "published_name", lambda path: None if path.name == "photos" else path.name)
     names = {one.name for one in settings_of(TrainSettings)}
     default = TrainSettings(data="x", out=Path("run"))
     varied = {

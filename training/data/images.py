@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagekin.encoder.decoding.decode import fit, from_array
-from imagekin.encoder.metadata import Preprocess
+from imagekin.encoder.metadata import Preprocess, Resize
 from imagekin.errors import InvalidArgumentError
 from imagekin.sources.containers import ARCHIVE_SUFFIXES
 from imagekin.sources.joined import Plan
@@ -36,7 +36,6 @@ from imagekin.training.data.pixel_cache import (
 )
 from imagekin.training.data.published import published_name, read_published
 from imagekin.training.data.storage import IN_MEMORY, Storage
-from imagekin.training.settings import Resize
 
 logger = logging.getLogger("imagekin.training")
 

@@ -42,19 +42,18 @@ def load_data(settings: TrainSettings) -> tuple[ImageSet, ImageSet | None]:
     Raises:
         InvalidArgumentError: one of them cannot be used, or all test images are training images.
     """
-    size = settings.crop_from or settings.image_size
     rule = settings.label_from
     has_own = has_split(settings.data, rule)
     split: Split = "train" if has_own else "all"
-    storage, resize = _storage_of(settings), settings.resize
+    storage, prepared = _storage_of(settings), settings.training_preprocess()
     train = load_images(
-        settings.data, size=size, split=split, limit=settings.limit, resize=resize, storage=storage, label_from=rule
+        settings.data, split=split, limit=settings.limit, preprocess=prepared, storage=storage, label_from=rule
     )
     spec = settings.test or (settings.data if has_own else "")
     if not spec:
         return train, None
     split = "test" if has_split(spec, rule) else "all"
-    test = load_images(spec, size=settings.image_size, split=split, resize=resize, storage=storage, label_from=rule)
+    test = load_images(spec, split=split, preprocess=settings.preprocess(), storage=storage, label_from=rule)
     if train.class_names:
         align_labels(train, test)
         # Only to say so before the work: the scores are made by whoever exports, with the images as they are served.

@@ -310,13 +310,7 @@ def _load(run: Run, spec: str, split: Split, *, limit: int = 0) -> ImageSet:
     part = split if has_split(spec, settings.label_from) else "all"
     storage = Storage(settings.data_on, settings.cache_dir)
     return load_images(
-        spec,
-        size=settings.image_size,
-        split=part,
-        limit=limit,
-        resize=settings.resize,
-        storage=storage,
-        label_from=settings.label_from,
+        spec, split=part, limit=limit, preprocess=run.preprocess, storage=storage, label_from=settings.label_from
     )
 
 

@@ -4,7 +4,6 @@ A checkpoint is a plain mapping of tensors, numbers and strings that `torch.load
 opening a checkpoint from elsewhere never runs code from it.
 """
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,15 +14,11 @@ from torch import Tensor
 
 from imagekin import files
 from imagekin.encoder.metadata import Preprocess
-from imagekin.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError
-from imagekin.training.models.encoders import (
-    IMAGENET_NORMALISATION,
-    Backbone,
-    Normalisation,
-    build_encoder,
-    load_state,
-    stem_of,
-)
+from imagekin.errors import DataLossError, FailedPreconditionError, NotFoundError
+from imagekin.training.models.encoders import Backbone, Normalisation, build_encoder, load_state, stem_of
+from imagekin.training.models.named import build_named
+from imagekin.training.models.names import parse_name
+from imagekin.training.models.weights import read_file
 from imagekin.training.settings import CHECKPOINT_FILE, TrainSettings
 
 FORMAT = 1
@@ -160,38 +155,48 @@ def load_run(run_dir: Path) -> Run:
     """
     checkpoint = load(run_dir / CHECKPOINT_FILE)
     settings = checkpoint.settings
-    encoder = build_encoder(settings.encoder, settings.image_size, stem=stem_of(checkpoint.encoder))
-    load_state(encoder, checkpoint.average or checkpoint.encoder)
-    preprocess = Preprocess(height=settings.image_size, width=settings.image_size, resize=settings.resize)
+    encoder = rebuild_encoder(settings, checkpoint.average or checkpoint.encoder)
     return Run(
         settings=settings,
         encoder=encoder.eval(),
         normalisation=checkpoint.normalisation,
-        preprocess=preprocess,
+        preprocess=settings.preprocess(),
         class_names=checkpoint.class_names,
         data_name=checkpoint.data_name,
         position=checkpoint.position,
     )
 
 
-def load_weights(path: Path) -> tuple[StateDict, Normalisation]:
-    """Read an encoder's weights from a run's folder, a checkpoint, or a state dict as torchvision publishes them.
+def rebuild_encoder(settings: TrainSettings, state: Mapping[str, Tensor]) -> Backbone:
+    """Build the encoder of a run with the weights of a checkpoint.
+
+    Raises:
+        InvalidArgumentError: the weights are another encoder's.
+        FailedPreconditionError: an encoder by name can no longer be built here.
+    """
+    name = parse_name(settings.encoder)
+    if name is None:
+        encoder: Backbone = build_encoder(settings.encoder, settings.image_size, stem=stem_of(state))
+    else:
+        encoder, _ = build_named(name, settings.image_size)
+    load_state(encoder, state)
+    return encoder
+
+
+def load_weights(path: Path) -> tuple[StateDict, Normalisation] | None:
+    """Read an encoder's weights from a run's folder or a checkpoint; None when the file is neither.
 
     Returns:
-        The state dict and the normalisation that goes with it (ImageNet's for a bare state dict).
+        The state dict and the normalisation that belongs to it.
 
     Raises:
         NotFoundError: there is no such file.
-        InvalidArgumentError: it holds no weights.
         DataLossError: it is damaged.
     """
-    values = _read(path / CHECKPOINT_FILE if path.is_dir() else path)
-    if values.get("format") == FORMAT and isinstance(values.get("encoder"), Mapping):
-        return dict(values.get("average") or values["encoder"]), _normalisation(values["normalisation"])
-    state = values.get("state_dict", values)
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InvalidArgumentError(f"{path} holds no weights: neither a checkpoint nor a state dict", field="weights")
-    return {str(name).removeprefix("module."): value for name, value in state.items()}, IMAGENET_NORMALISATION
+    values = read_file(path / CHECKPOINT_FILE if path.is_dir() else path)
+    if not isinstance(values, dict) or values.get("format") != FORMAT or not isinstance(values.get("encoder"), dict):
+        return None
+    return dict(values.get("average") or values["encoder"]), _normalisation(values["normalisation"])
 
 
 def _normalisation(values: Mapping[str, Any]) -> Normalisation:
@@ -201,13 +206,9 @@ def _normalisation(values: Mapping[str, Any]) -> Normalisation:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"there is no checkpoint at {path}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataLossError(f"{path} cannot be read as weights: {reason}") from error
+    if not path.is_file():
+        raise NotFoundError(f"there is no checkpoint at {path}")
+    values = read_file(path)
     if not isinstance(values, dict):
         raise DataLossError(f"{path} holds no weights")
     return values

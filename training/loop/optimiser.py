@@ -1,24 +1,35 @@
 """The optimiser and its schedule."""
 
 import math
-from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from imagekin.training.loop.lars import LARS
+from imagekin.training.models.encoders import Backbone
+from imagekin.training.models.stages import rate_scales
 from imagekin.training.settings import TrainSettings
 
 _MOMENTUM = 0.9
+_SCALE = "rate_scale"
 
 
-def build_optimiser(settings: TrainSettings, modules: Iterable[nn.Module]) -> Optimizer:
-    """Build the optimiser of all parameters; weight decay applies to matrices and kernels, not to biases and norms."""
-    parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def build_optimiser(settings: TrainSettings, encoder: Backbone, objective: nn.Module) -> Optimizer:
+    """Build the optimiser of all parameters that are trained.
+
+    Weight decay applies to matrices and kernels, not to biases and norms. Each stage of the encoder has a learning rate
+    of its own where the settings ask for that; the objective's head has the whole rate.
+    """
+    scales = rate_scales(encoder, settings.layer_decay) if settings.layer_decay != 1 else {}
+    trained = [(each, scales.get(name, 1.0)) for name, each in encoder.named_parameters() if each.requires_grad]
+    trained += [(each, 1.0) for each in objective.parameters() if each.requires_grad]
+    groups: list[dict[str, Any]] = []
+    for scale in sorted({scale for _, scale in trained}, reverse=True):
+        own = [parameter for parameter, its in trained if its == scale]
+        matrices, others = [p for p in own if p.ndim > 1], [p for p in own if p.ndim <= 1]
+        groups.append({"params": matrices, "weight_decay": settings.weight_decay, _SCALE: scale})
+        groups.append({"params": others, "weight_decay": 0.0, _SCALE: scale})
     if settings.optimiser == "sgd":
         return SGD(groups, lr=settings.learning_rate, momentum=_MOMENTUM, nesterov=True, fused=True)
     if settings.optimiser == "lars":
@@ -44,4 +55,4 @@ def set_learning_rate(optimiser: Optimizer, rate: float) -> None:
     """Set the learning rate of every parameter group."""
     for group in optimiser.param_groups:
         # A plain number, because a tensor would be saved and loaded as one.
-        group["lr"] = rate
+        group["lr"] = rate * group.get(_SCALE, 1.0)

@@ -11,6 +11,7 @@ scores. The others read the checkpoint there, so all of them need access to the 
 """
 
 import copy
+import dataclasses
 import json
 import math
 import os
@@ -30,7 +31,7 @@ from imagekin.errors import FailedPreconditionError, ImagekinError
 from imagekin.progress import progress
 from imagekin.training.data.identity import Identity
 from imagekin.training.data.images import ImageSet
-from imagekin.training.data.run_data import check_labels, device_data, load_data, measure_normalisation
+from imagekin.training.data.run_data import check_labels, device_data, load_data
 from imagekin.training.data.sampling import ClassSampler, Sampler, ShuffleSampler
 from imagekin.training.export.export import RunReport, export_run
 from imagekin.training.loop import checkpoint, provenance
@@ -54,12 +55,14 @@ from imagekin.training.loop.distributed import (
     rank,
     share_buffers,
 )
+from imagekin.training.loop.first_weights import start_encoder
 from imagekin.training.loop.gradient_cache import backward_in_chunks
 from imagekin.training.loop.monitoring import check_collapse, online_knn, write_tensorboard
 from imagekin.training.loop.optimiser import build_optimiser, learning_rate, set_learning_rate
 from imagekin.training.loop.run_folder import last_loss, open_run
 from imagekin.training.loop.seeds import derived_seed, generator
-from imagekin.training.models.encoders import Backbone, Normalisation, build_encoder, load_state, stem_of
+from imagekin.training.loop.time_plan import plan_epochs, planned_before, time_steps
+from imagekin.training.models.encoders import Normalisation
 from imagekin.training.models.recalibrate_batchnorm import recalibrate_norms
 from imagekin.training.models.running_mean import Follower
 from imagekin.training.models.sync_batchnorm import synchronise_norms
@@ -147,11 +150,11 @@ def pretrain_part(
     device = find_device(settings.device)
     with ExitStack() as stack:
         with process_group(device):
-            trainer, train, test = _train(stack, settings, device, resume=resume, overwrite=overwrite)
+            trainer, train, test = _train(stack, settings, device, started, resume=resume, overwrite=overwrite)
             if rank():
                 return None
         # From here on only the first process works, and no process waits for another.
-        same_size = settings.crop_from in (0, settings.image_size)
+        same_size = settings.training_preprocess() == settings.preprocess()
         report = export_run(settings.out, train=train if same_size else None, test=test, page=page)
     position = trainer.position
     images = trainer.sampler.batches_per_epoch * trainer.sampler.batch_size * position.epoch
@@ -167,17 +170,28 @@ def pretrain_part(
 
 
 def _train(
-    stack: ExitStack, settings: TrainSettings, device: torch.device, *, resume: bool, overwrite: bool
+    stack: ExitStack,
+    settings: TrainSettings,
+    device: torch.device,
+    started: float,
+    *,
+    resume: bool,
+    overwrite: bool,
 ) -> tuple["Trainer", ImageSet, ImageSet | None]:
     """Train to the end; return the trainer, the training images, and the test images if any.
 
     `stack` holds the lock on the run's folder, in the first process, and torch's settings.
     """
     objective_class = find_objective(settings.objective)
-    Views.named(settings.views, settings.image_size, Normalisation((0, 0, 0), (1, 1, 1)))
+    Views.named(settings.views, settings.view_side, Normalisation((0, 0, 0), (1, 1, 1)))
     check_batch_size(settings.batch_size)
     train, test = load_data(settings)
     check_labels(train, settings, needed=objective_class.needs_labels)
+    if settings.minutes:
+        before = planned_before(settings) if resume else None
+        scored = 0 if test is None else len(train) + len(test)
+        epochs = before or _plan(settings, train, device, objective_class, started, scored)
+        settings = dataclasses.replace(settings, epochs=epochs)
     saved = _enter_run(stack, settings, device, Identity.of(train), resume=resume, overwrite=overwrite)
     stack.enter_context(torch_settings(settings, device))
     with failures_explained(settings, device):
@@ -185,6 +199,34 @@ def _train(
         trainer.run()
     trainer.save()
     return trainer, train, test
+
+
+def _plan(
+    settings: TrainSettings,
+    train: ImageSet,
+    device: torch.device,
+    objective_class: type[Objective],
+    started: float,
+    scored: int,
+) -> int:
+    """Return how many epochs fit into the settings' minutes, by the speed of a trainer that is thrown away."""
+    with torch_settings(settings, device), failures_explained(settings, device):
+        trial = Trainer(settings, train, device, objective_class, None)
+        trial.encoder.train()
+        trial.objective.begin_epoch(trial.encoder, trial.data, 0)
+        rows = next(iter(trial.sampler.batches(0)))
+        seconds = time_steps(lambda: trial.step(rows, settings.learning_rate), device)
+    # Several processes plan alike, by the slowest.
+    slowest = gather_rows(torch.tensor([seconds, time.monotonic() - started], device=device).view(1, 2)).amax(0)
+    seconds, elapsed = slowest.tolist()
+    return plan_epochs(
+        settings,
+        step_seconds=seconds,
+        steps=trial.sampler.batches_per_epoch,
+        elapsed=elapsed,
+        batch=trial.sampler.batch_size,
+        scored=scored,
+    )
 
 
 def _enter_run(
@@ -233,19 +275,19 @@ class Trainer:
         self.device = device
         self.class_names = train.class_names
         self.data_name = train.name
-        self.encoder, self.normalisation = _build_encoder(settings, train, saved)
-        self.views = Views.named(settings.views, settings.image_size, self.normalisation)
+        self.encoder, self.normalisation = start_encoder(settings, train, saved)
+        self.views = Views.named(settings.views, settings.view_side, self.normalisation)
         self.data = device_data(settings, train, device)
         feature_dim, class_count = self.encoder.feature_dim, self.data.class_count * self.data.copies
         setup = Setup(settings, self.views, self.encoder, feature_dim, class_count, len(self.data))
         self.objective = objective_class.build(setup)
-        if settings.sync_batchnorm:
+        if settings.sync_batchnorm and not settings.freeze_batchnorm:
             synchronise_norms(self.encoder)
         self.encoder.to(device).to(memory_format=torch.channels_last)
         self.average = Follower(self.encoder, settings.ema) if settings.ema else None
         self._forward: Callable[[Tensor], Tensor] = torch.compile(self.encoder) if settings.compile else self.encoder
         self.objective.to(device)
-        self.optimiser: Optimizer = build_optimiser(settings, (self.encoder, self.objective))
+        self.optimiser: Optimizer = build_optimiser(settings, self.encoder, self.objective)
         self.sampler = _build_sampler(settings, self.data)
         self.autocast = settings.precision == "bfloat16" or (
             settings.precision == "auto" and has_native_bfloat16(device)
@@ -416,21 +458,6 @@ class Trainer:
         torch.set_rng_state(saved.rng["cpu"])
         if self.device.type == "cuda" and "cuda" in saved.rng:
             torch.cuda.set_rng_state(saved.rng["cuda"], self.device)
-
-
-def _build_encoder(
-    settings: TrainSettings, train: ImageSet, saved: Checkpoint | None
-) -> tuple[Backbone, Normalisation]:
-    """Build the encoder with the checkpoint's weights, those that the settings name, or random ones."""
-    if saved is not None:
-        state, normalisation = saved.encoder, saved.normalisation
-    elif settings.weights is not None:
-        state, normalisation = checkpoint.load_weights(settings.weights)
-    else:
-        return build_encoder(settings.encoder, settings.image_size), measure_normalisation(train)
-    encoder = build_encoder(settings.encoder, settings.image_size, stem=stem_of(state))
-    load_state(encoder, state)
-    return encoder, normalisation
 
 
 def _build_sampler(settings: TrainSettings, data: DeviceData) -> Sampler:

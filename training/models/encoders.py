@@ -10,7 +10,7 @@ which export writes into the graph.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -40,13 +40,22 @@ class Backbone(nn.Module):
 
     Attributes:
         feature_dim: D, the number of features.
+        frozen: modules that stay in evaluation mode, such as BatchNorms whose statistics are to stay.
     """
 
     feature_dim: int
+    frozen: tuple[nn.Module, ...] = ()
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images, float [N, 3, H, W], to features, float [N, D] (not of unit length)."""
         raise NotImplementedError
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training mode, except for what is frozen, or to evaluation mode."""
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
 
 
 def normalise(pixels: Tensor, normalisation: Normalisation) -> Tensor:

@@ -106,6 +106,19 @@ def build_named(name: Name, image_size: int = 0) -> tuple[NamedBackbone, ImageCo
     return NamedBackbone(body, images.size), images
 
 
+def takes_size(backbone: NamedBackbone, size: int) -> bool:
+    """Return whether an encoder also runs on images of another size; transformers often do not."""
+    training = backbone.training
+    try:
+        with torch.no_grad():
+            _check_features(backbone.eval(), size)
+    except InvalidArgumentError:
+        return False
+    finally:
+        backbone.train(training)
+    return True
+
+
 def load_named(name: Name, *, weights: Path | None = None, image_size: int = 0) -> NamedEncoder:
     """Build an encoder with the weights of its source, of a file, or random ones (`random` in place of a file).
 

@@ -16,9 +16,10 @@ def recalibrate_norms(encoder: nn.Module, data: DeviceData, views: Views) -> Non
     """Set the encoder's BatchNorm statistics to those of whole images as they are served, averaged over batches.
 
     Jigsaw and context train on patches only, whose statistics do not fit whole images: with them, accuracy was a few
-    points lower. Uses at most the first 10,000 images of a fixed random order.
+    points lower. Frozen ones stay. Uses at most the first 10,000 images of a fixed random order.
     """
-    norms = [module for module in encoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    kind, frozen = nn.modules.batchnorm._BatchNorm, getattr(encoder, "frozen", ())
+    norms = [module for module in encoder.modules() if isinstance(module, kind) and module not in frozen]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -52,6 +52,28 @@ class LoadedWeights:
         return ("missing", self.missing), ("ignored", self.ignored)
 
 
+def read_file(path: Path) -> object:
+    """Read a file of weights with PyTorch or safetensors; no code of the file is run.
+
+    Raises:
+        NotFoundError: there is no such file.
+        DataLossError: it is damaged, or cannot be read without running code of its own.
+    """
+    if not path.is_file():
+        raise NotFoundError(f"there is no file of weights {path}", field="weights")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # both libraries raise whatever their parsers stumble over
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it holds more than weights, which only running its code could read"
+        raise DataLossError(f"{path.name} cannot be read as weights: {reason}") from error
+
+
 def read_state(path: Path) -> State:
     """Return all tensors of a file by dotted name, those of mappings inside mappings included.
 
@@ -60,9 +82,7 @@ def read_state(path: Path) -> State:
         DataLossError: it is damaged, or cannot be read without running code of its own.
         InvalidArgumentError: it holds no tensors.
     """
-    if not path.is_file():
-        raise NotFoundError(f"there is no file of weights {path}", field="weights")
-    state = dict(_tensors(_read(path)))
+    state = dict(_tensors(read_file(path)))
     if not state:
         raise InvalidArgumentError(f"{path.name} holds no weights", field="weights")
     return state
@@ -108,20 +128,6 @@ def load_part(module: nn.Module, state: Mapping[str, Tensor], file: str) -> Load
         raise InvalidArgumentError(f"the weights do not fit this encoder: {report}", field="weights")
     module.load_state_dict(fitting, strict=False)
     return report
-
-
-def _read(path: Path) -> object:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the parsers of both libraries may raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        if isinstance(error, pickle.UnpicklingError):
-            reason = "it holds more than weights, which only running its code could read"
-        raise DataLossError(f"{path.name} cannot be read as weights: {reason}") from error
 
 
 def _tensors(value: object, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:

@@ -4,6 +4,7 @@ from imagekin.errors import InvalidArgumentError
 from imagekin.training.objectives.base import Objective
 from imagekin.training.objectives.classifier import CrossEntropy
 from imagekin.training.objectives.distillation import SelfDistillation
+from imagekin.training.objectives.joint import Joint
 from imagekin.training.objectives.mixup_supcon import MixupSupCon
 from imagekin.training.objectives.moco import MoCo, SupMoCo
 from imagekin.training.objectives.n_pairs import NPairs
@@ -25,6 +26,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "triplet": Triplet,
     "n-pairs": NPairs,
     "cross-entropy": CrossEntropy,
+    "joint": Joint,
     "self-distillation": SelfDistillation,
     "simclr": SimCLR,
     "moco": MoCo,

@@ -40,17 +40,15 @@ def save_view_sheet(settings: TrainSettings, path: Path) -> None:
     form = Image.registered_extensions().get(path.suffix.lower())
     if form not in Image.SAVE:
         raise InvalidArgumentError(f"{path.name} is no name of a picture; end it in .png", field="show_views")
-    Views.named(settings.views, settings.image_size, Normalisation((0, 0, 0), (1, 1, 1)))
-    size = settings.crop_from or settings.image_size
+    Views.named(settings.views, settings.view_side, Normalisation((0, 0, 0), (1, 1, 1)))
     train = load_images(
         settings.data,
-        size=size,
         split="train" if has_split(settings.data, settings.label_from) else "all",
         limit=min(settings.limit or ROWS, ROWS),
-        resize=settings.resize,
+        preprocess=settings.training_preprocess(),
         label_from=settings.label_from,
     )
-    views = Views.named(settings.views, settings.image_size, measure_normalisation(train))
+    views = Views.named(settings.views, settings.view_side, measure_normalisation(train))
     sheet = Image.fromarray(view_sheet(train, views, settings.seed))
     encoded = io.BytesIO()
     sheet.save(encoded, form)

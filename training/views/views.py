@@ -142,6 +142,11 @@ PRESETS = {
         hue=0.03,
         blur=0.1,
     ),
+    "crops": ViewPreset(
+        about="photos for an encoder that knows photos: crops and mirror images, colours as they are",
+        crop_scale=(0.35, 1.0),
+        flip=0.5,
+    ),
     "strokes": ViewPreset(
         about="digits, letters and drawings: small turns, shears and shifts; never mirrored, colours hardly touched",
         crop_ratio=(1.0, 1.0),

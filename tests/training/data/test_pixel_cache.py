@@ -22,7 +22,8 @@ from imagekin.training.data.images import ImageSet, load_images
 from imagekin.training.data.pixel_cache import PIXELS_FILE, ROWS_FILE, SET_FILE, CacheKey, DecodedFile, open_cached
 from imagekin.training.data.storage import Storage, default_cache
 from imagekin.training.loop.trainer import pretrain
-from imagekin.training.settings import TrainSettings, recommended
+from imagekin.training.presets import recommended
+from imagekin.training.settings import TrainSettings
 from tests.training.data.test_images import write_tar
 
 ROOT = Path(__file__).resolve().parents[3]

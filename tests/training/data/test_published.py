@@ -15,7 +15,7 @@ from imagekin.errors import InvalidArgumentError, NotFoundError
 from imagekin.training.data.images import has_split, load_images
 from imagekin.training.data.mnist import read_idx
 from imagekin.training.data.published import published_name, resolve_data
-from imagekin.training.settings import recommended
+from imagekin.training.presets import recommended
 from tests.training.data.test_images import write_cifar
 
 

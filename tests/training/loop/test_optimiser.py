@@ -9,7 +9,9 @@ from torch import nn
 from imagekin.training.data.sampling import ShuffleSampler
 from imagekin.training.loop.optimiser import build_optimiser, learning_rate
 from imagekin.training.loop.seeds import derived_seed, generator
-from imagekin.training.settings import TrainSettings, recommended
+from imagekin.training.models.encoders import build_encoder
+from imagekin.training.presets import recommended
+from imagekin.training.settings import TrainSettings
 
 
 def test_the_rate_rises_linearly_then_falls_along_half_a_cosine() -> None:
@@ -27,14 +29,16 @@ def test_a_run_of_one_step_has_a_rate() -> None:
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_biases_and_norms_do_not_decay(name: str) -> None:
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    encoder = build_encoder("tiny", 16)
+    head = nn.Linear(4, 2)
     settings = TrainSettings.from_dict({**recommended("digits", Path("run")).to_dict(), "optimiser": name})
-    optimiser = build_optimiser(settings, [module])
+    optimiser = build_optimiser(settings, encoder, head)
     decayed, free = optimiser.param_groups
     assert decayed["weight_decay"] == settings.weight_decay
     assert free["weight_decay"] == 0
-    assert sorted(p.ndim for p in decayed["params"]) == [2, 4]
-    assert [p.ndim for p in free["params"]] == [1, 1, 1, 1]
+    assert {p.ndim for p in decayed["params"]} == {2, 4}
+    assert {p.ndim for p in free["params"]} == {1}
+    assert len(decayed["params"]) + len(free["params"]) == len([*encoder.parameters(), *head.parameters()])
 
 
 @pytest.mark.parametrize(("count", "size", "batches"), [(10, 3, 3), (9, 3, 3), (5, 8, 1), (1, 4, 1)])

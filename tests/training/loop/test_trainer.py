@@ -32,6 +32,7 @@ from imagekin.training.loop.run_folder import open_run
 from imagekin.training.loop.trainer import TrainReport, pretrain
 from imagekin.training.models.encoders import IMAGENET_NORMALISATION, build_encoder
 from imagekin.training.options import resolve_settings
+from imagekin.training.presets import recommended
 from imagekin.training.settings import (
     CHECKPOINT_FILE,
     CONFIG_FILE,
@@ -39,7 +40,6 @@ from imagekin.training.settings import (
     MODEL_FILE,
     REPORT_FILE,
     TrainSettings,
-    recommended,
 )
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -184,7 +184,7 @@ def test_crops_from_larger_images_and_named_test_images_are_scored(tmp_path: Pat
         ({"objective": "magic"}, "there is no objective 'magic'"),
         ({"encoder": "magic"}, "there is no encoder 'magic'"),
         ({"views": "magic"}, "there is no preset of views 'magic'"),
-        ({"weights": Path("no/such.pth")}, "no checkpoint"),
+        ({"weights": Path("no/such.pth")}, "no file of weights"),
     ],
 )
 def test_a_wrong_choice_is_one_line_that_names_it(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -222,7 +222,9 @@ def test_a_run_starts_from_another_runs_weights(finished: tuple[Path, TrainRepor
     start = quick(tmp_path / "run", weights=out)
     pretrain(dataclasses.replace(start, epochs=0))
     assert space(start.out) == report.run.space
-    state, normalisation = load_weights(out / CHECKPOINT_FILE)
+    found = load_weights(out / CHECKPOINT_FILE)
+    assert found is not None
+    state, normalisation = found
     assert normalisation == load_run(out).normalisation
     assert set(state) == set(load_run(out).encoder.state_dict())
 
@@ -344,7 +346,7 @@ def test_the_command_ends_with_one_json_object_and_prints_nothing_else(tmp_path:
         (["--image-size", "many"], 2, "--image-size"),
         (["--no-such-option"], 2, "--no-such-option"),
         (["--resume", "--overwrite"], 2, "exclude each other"),
-        (["--weights", "nowhere.pth"], 1, "there is no checkpoint"),
+        (["--weights", "nowhere.pth"], 1, "there is no file of weights"),
     ],
 )
 def test_wrong_use_is_one_line_and_a_status(

@@ -15,7 +15,8 @@ from imagekin.training.objectives.contrastive import contrastive_loss
 from imagekin.training.objectives.registry import OBJECTIVES, find_objective
 from imagekin.training.objectives.simclr import SimCLR
 from imagekin.training.objectives.supcon import SupCon
-from imagekin.training.settings import LABELLED, TrainSettings, for_small_images
+from imagekin.training.presets import for_small_images
+from imagekin.training.settings import LABELLED, TrainSettings
 from imagekin.training.views.views import Views
 
 
