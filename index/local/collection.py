@@ -122,8 +122,8 @@ class LocalCollection:
 
     def info(self) -> CollectionInfo:
         """Return the collection's state."""
-        with self._residence.use() as stay:
-            state, snapshot = stay.store.state, stay.store.snapshot()
+        with self._residence.view(lambda store: contextlib.nullcontext((store.state, store.snapshot()))) as (stay, now):
+            state, snapshot = now
             disk_bytes, identity = stay.store.disk_bytes, stay.store.identity
         index, resident = snapshot.approximate, snapshot.resident
         return CollectionInfo(
@@ -269,9 +269,8 @@ class LocalCollection:
         """
         units = validation.search(queries, options, self.dim, validation.MAX_WITHIN)
         if options.filter is None and not (options.with_payload or options.group_by or options.diversity):
-            with self._residence.use() as stay:
+            with self._residence.view(_snapshot_of) as (stay, snapshot):
                 stay.store.priority.note_search()
-                snapshot = stay.store.snapshot()
                 found = _search(snapshot, units, options)
             return _neighbours(snapshot, found, {}, options.with_vector)
         with self._selected(options.filter) as (stay, connection, snapshot, mask):
@@ -378,8 +377,8 @@ class LocalCollection:
         return self._residence.latest()
 
     def _snapshot(self) -> ColumnSnapshot:
-        with self._residence.use() as stay:
-            return stay.store.snapshot()
+        with self._residence.view(_snapshot_of) as (_, snapshot):
+            return snapshot
 
     def _write(self, change: Callable[[transactions.Transaction], T]) -> T:
         with self._residence.use() as stay:
@@ -388,7 +387,7 @@ class LocalCollection:
     @contextlib.contextmanager
     def _reading(self) -> Iterator[tuple[Stay, sqlite3.Connection, ColumnSnapshot]]:
         """Open a read transaction with its snapshot."""
-        with self._residence.use() as stay, stay.store.reading() as (connection, snapshot):
+        with self._residence.view(LocalStore.reading) as (stay, (connection, snapshot)):
             yield stay, connection, snapshot
 
     @contextlib.contextmanager
@@ -466,6 +465,10 @@ class LocalCollection:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _snapshot_of(store: LocalStore) -> contextlib.AbstractContextManager[ColumnSnapshot]:
+    return contextlib.nullcontext(store.snapshot())
 
 
 def _search(

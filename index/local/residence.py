@@ -11,12 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from imagekin.errors import FailedPreconditionError
 from imagekin.index.classification.classify import ClassSums
 from imagekin.index.filters.payload_columns import PayloadColumns
-from imagekin.index.local.store import LocalStore
+from imagekin.index.local.store import LocalStore, ReplacedError
 
+T = TypeVar("T")
+_TRIES = 100
 # Files that an open collection may take: a lock, a number, a connection that writes and up to eight that read.
 _FILES_EACH = 24
 _MOST, _LEAST = 512, 4
@@ -102,6 +105,23 @@ class Residence:
             yield stay
         finally:
             self._leave(stay)
+
+    @contextlib.contextmanager
+    def view(self, look: Callable[[LocalStore], contextlib.AbstractContextManager[T]]) -> Iterator[tuple[Stay, T]]:
+        """Use the store with what `look` enters; both again if the collection is replaced between the two.
+
+        Raises as `use` and `look` do.
+        """
+        for left in reversed(range(_TRIES)):
+            with self.use() as stay, contextlib.ExitStack() as stack:
+                try:
+                    seen = stack.enter_context(look(stay.store))
+                except ReplacedError:
+                    if left:
+                        continue
+                    raise
+                yield stay, seen
+                return
 
     def close(self) -> None:
         """Close the store, after the uses under way for a reader's; closing twice is safe."""

@@ -47,6 +47,10 @@ _KEPT_CONNECTIONS = 8
 _PUBLISHED_WITHIN = 60.0
 
 
+class ReplacedError(UnavailableError):
+    """Another collection has taken the place of the one that this store has open."""
+
+
 class LocalStore:
     """The items of one collection.
 
@@ -238,7 +242,7 @@ class LocalStore:
             connection, file = connect_reading(self._path)
             if file != self._file:
                 connection.close()
-                raise UnavailableError(f"collection {self.name!r} has just been replaced: try again")
+                raise ReplacedError(f"collection {self.name!r} has just been replaced: try again")
         try:
             yield connection
         finally:
