@@ -14,6 +14,8 @@ from imagekin.index.types import (
     Evaluation,
     Group,
     IndexedItem,
+    Page,
+    Place,
     Progress,
     SearchOptions,
     SnapshotDescription,
@@ -73,6 +75,9 @@ class Collection(Protocol):
 
     def scroll(self, after_sequence: int, limit: int, condition: Condition | None = None) -> list[IndexedItem]:
         """Return the first `limit` matching items after a sequence number, in the order of sequence numbers."""
+
+    def page(self, place: Place | None, limit: int, condition: Condition | None = None) -> Page:
+        """Return the next `limit` matching items of a scroll, None for the first ones; writes do not prolong it."""
 
     def count(self, condition: Condition | None = None) -> int:
         """Return the number of items, or of those that match."""

@@ -218,6 +218,36 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """A place in a scroll, from which the next page goes on.
+
+    Attributes:
+        id: the collection's id.
+        until: sequence number at which the scroll began.
+        after: place of the last item seen, a sequence number.
+    """
+
+    id: str
+    until: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of a scroll.
+
+    Attributes:
+        items: the items, as they are now, in the order of their last write when the scroll began.
+        places: the place of each.
+        complete: True when no items follow.
+    """
+
+    items: list[IndexedItem]
+    places: list[Place]
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
 class VerifyReport:
     """The result of a verification.
 

@@ -191,11 +191,11 @@ class _LocalCollections:
 
         tree = queries.parsed(condition)
         with self._place.open(read_only=True) as catalog, catalog.open(name) as collection:
-            after = 0
-            while page := collection.scroll(after, _PAGE, tree):
-                for item in page:
+            page = collection.page(None, _PAGE, tree)
+            while page.items:
+                for item in page.items:
                     yield StoredItem(item.key, item.label, item.payload, item.content_hash, item.sequence)
-                after = page[-1].sequence
+                page = collection.page(page.places[-1], _PAGE, tree)
 
     def drop(self, name: str) -> int:
         with self._place.open() as catalog:

@@ -170,7 +170,9 @@ class CollectionsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Scroll(self, request, context):
-        """Returns the items page by page, in the order of their last write; stable under concurrent writes.
+        """Returns the items page by page, in the order of their last write when the first page was read. Each comes once, as it
+        is when its page is read; those written for the first time meanwhile do not come, and those deleted no longer.
+        FAILED_PRECONDITION when the collection was replaced meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

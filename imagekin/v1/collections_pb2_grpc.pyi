@@ -52,7 +52,10 @@ class CollectionsStub:
     Get: _grpc.UnaryUnaryMultiCallable[_collections_pb2.GetRequest, _collections_pb2.GetResponse]
     """Returns items by key."""
     Scroll: _grpc.UnaryUnaryMultiCallable[_collections_pb2.ScrollRequest, _collections_pb2.ScrollResponse]
-    """Returns the items page by page, in the order of their last write; stable under concurrent writes."""
+    """Returns the items page by page, in the order of their last write when the first page was read. Each comes once, as it
+    is when its page is read; those written for the first time meanwhile do not come, and those deleted no longer.
+    FAILED_PRECONDITION when the collection was replaced meanwhile.
+    """
     Count: _grpc.UnaryUnaryMultiCallable[_collections_pb2.CountRequest, _collections_pb2.CountResponse]
     """Counts the items."""
     Facet: _grpc.UnaryUnaryMultiCallable[_collections_pb2.FacetRequest, _collections_pb2.FacetResponse]
@@ -84,7 +87,10 @@ class CollectionsAsyncStub(CollectionsStub):
     Get: _aio.UnaryUnaryMultiCallable[_collections_pb2.GetRequest, _collections_pb2.GetResponse]  # type: ignore[assignment]
     """Returns items by key."""
     Scroll: _aio.UnaryUnaryMultiCallable[_collections_pb2.ScrollRequest, _collections_pb2.ScrollResponse]  # type: ignore[assignment]
-    """Returns the items page by page, in the order of their last write; stable under concurrent writes."""
+    """Returns the items page by page, in the order of their last write when the first page was read. Each comes once, as it
+    is when its page is read; those written for the first time meanwhile do not come, and those deleted no longer.
+    FAILED_PRECONDITION when the collection was replaced meanwhile.
+    """
     Count: _aio.UnaryUnaryMultiCallable[_collections_pb2.CountRequest, _collections_pb2.CountResponse]  # type: ignore[assignment]
     """Counts the items."""
     Facet: _aio.UnaryUnaryMultiCallable[_collections_pb2.FacetRequest, _collections_pb2.FacetResponse]  # type: ignore[assignment]
@@ -173,7 +179,10 @@ class CollectionsServicer(metaclass=_abc_1.ABCMeta):
         request: _collections_pb2.ScrollRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_collections_pb2.ScrollResponse, _abc.Awaitable[_collections_pb2.ScrollResponse]]:
-        """Returns the items page by page, in the order of their last write; stable under concurrent writes."""
+        """Returns the items page by page, in the order of their last write when the first page was read. Each comes once, as it
+        is when its page is read; those written for the first time meanwhile do not come, and those deleted no longer.
+        FAILED_PRECONDITION when the collection was replaced meanwhile.
+        """
 
     @_abc_1.abstractmethod
     def Count(

@@ -10,7 +10,7 @@ from typing import Self, TypeVar
 
 import numpy as np
 
-from imagekin.errors import InvalidArgumentError
+from imagekin.errors import FailedPreconditionError, InvalidArgumentError
 from imagekin.index import validation
 from imagekin.index.classification import evaluate as evaluation
 from imagekin.index.classification.classify import ClassSums, by_prototypes, by_votes, class_sums, slots_of_hash
@@ -24,7 +24,7 @@ from imagekin.index.search.gpu.device_thread import DeviceThread
 from imagekin.index.search.grouping import nearest_per_group, pool_size, select_diverse
 from imagekin.index.search.nearest import NearestSlots, cut, excluding, neighbours
 from imagekin.index.search.radius import search_radius
-from imagekin.index.storage import reads, transactions, updates
+from imagekin.index.storage import reads, schema, scrolls, transactions, updates
 from imagekin.index.storage.columns import ColumnSnapshot, Mask, Slots
 from imagekin.index.types import (
     Calibration,
@@ -35,6 +35,8 @@ from imagekin.index.types import (
     Evaluation,
     Group,
     IndexedItem,
+    Page,
+    Place,
     SearchOptions,
     VectorItem,
 )
@@ -237,6 +239,29 @@ class LocalCollection:
             sequences = snapshot.sequences[mask]
             page = sequences[np.searchsorted(sequences, after_sequence, side="right") :][:limit]
             return reads.read_rows(connection, page.tolist(), self.dim, self.name)
+
+    def page(self, place: Place | None, limit: int, condition: Condition | None = None) -> Page:
+        """Return the next `limit` matching items of a scroll, None for the first ones; see `index.storage.scrolls`.
+
+        Raises:
+            InvalidArgumentError: the limit or the condition is invalid.
+            FailedPreconditionError: the collection has been replaced, or has changed too much, since the scroll began.
+        """
+        if limit < 1:
+            raise InvalidArgumentError(f"a page has 1 item or more, {limit} were asked for", field="page_size")
+        with self._selected(condition) as (stay, connection, snapshot, mask):
+            own = stay.store.identity.id
+            if place is None:
+                place = Place(own, snapshot.sequence, 0)
+            if place.id != own:
+                raise FailedPreconditionError(
+                    f"collection {self.name!r} was replaced since this scroll began: begin again"
+                )
+            scrolls.check_kept(schema.read_state(connection, self.name), place.until, self.name)
+            wanted = None if condition is None else mask
+            found = scrolls.read_places(connection, snapshot, wanted, place.after, place.until, limit)
+            items = scrolls.read_scrolled(connection, found, self.dim, self.name)
+            return Page(items, [Place(own, place.until, at) for at, _ in found], len(found) < limit)
 
     def count(self, condition: Condition | None = None) -> int:
         """Return the number of items, or of those that match."""

@@ -99,6 +99,7 @@ class LocalStore:
                 undo.callback(self._watermark.close)
                 self._watermark.check(state.sequence)
                 if not read_only:
+                    schema.index_tombstones(connection)
                     state = schema.prune_tombstones(connection, state, self._kept_tombstones(manifest, state))
                 self._columns, self.sealed = self._load(connection, state, manifest)
                 connection.execute("COMMIT")

@@ -41,6 +41,8 @@ from imagekin.index.types import (
     Evaluation,
     Group,
     IndexedItem,
+    Page,
+    Place,
     SearchOptions,
     VectorItem,
 )
@@ -205,6 +207,26 @@ class MilvusCollection:
         if limit < 1:
             raise InvalidArgumentError(f"a page has 1 item or more, {limit} were asked for", field="page_size")
         return list(map(stored_item, self._rows.page(after_sequence, limit, _text(condition), ALL_COLUMNS)))
+
+    def page(self, place: Place | None, limit: int, condition: Condition | None = None) -> Page:
+        """Return the next `limit` matching items of a scroll, None for the first ones.
+
+        Milvus does not know which row an item had before: one that is written again before its page is left out.
+
+        Raises:
+            InvalidArgumentError: the limit or the condition is invalid.
+            FailedPreconditionError: the collection has been replaced since the scroll began.
+        """
+        if place is None:
+            self._sequence = self._rows.last_sequence(self._sequence)
+            place = Place(self.id, self._sequence, 0)
+        if place.id != self.id:
+            raise FailedPreconditionError(f"collection {self.name!r} was replaced since this scroll began: begin again")
+        if limit < 1:
+            raise InvalidArgumentError(f"a page has 1 item or more, {limit} were asked for", field="page_size")
+        test = both(_text(condition), f"sequence <= {place.until}")
+        items = list(map(stored_item, self._rows.page(place.after, limit, test, ALL_COLUMNS)))
+        return Page(items, [Place(self.id, place.until, item.sequence) for item in items], len(items) < limit)
 
     def count(self, condition: Condition | None = None) -> int:
         """Return the number of items, or of those that match."""

@@ -52,6 +52,7 @@ CREATE TABLE item (
 ) STRICT;
 CREATE TABLE vector (sequence INTEGER PRIMARY KEY, data BLOB NOT NULL) STRICT;
 CREATE TABLE tombstone (sequence INTEGER PRIMARY KEY, dead INTEGER NOT NULL) STRICT;
+CREATE INDEX tombstone_dead ON tombstone (dead);
 INSERT INTO state VALUES (1, 0, 0, 0, 0);
 """
 
@@ -211,6 +212,11 @@ def read_state(connection: sqlite3.Connection, collection: str) -> State:
     if row is None:
         raise DataLossError(f"collection {collection!r} is damaged: its counters are missing")
     return State(*row)
+
+
+def index_tombstones(connection: sqlite3.Connection) -> None:
+    """Index the tombstones of a collection that was made before they were indexed."""
+    connection.execute("CREATE INDEX IF NOT EXISTS tombstone_dead ON tombstone (dead)")
 
 
 def prune_tombstones(connection: sqlite3.Connection, state: State, keep: int) -> State:

@@ -4,9 +4,11 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator
 
 from imagekin.errors import InvalidArgumentError
+from imagekin.index.types import Place
 from imagekin.serving.collections.open_collections import CollectionStore
 from imagekin.serving.collections.writes import Prepared, Writer
 from imagekin.serving.embedding.models import Models
@@ -21,6 +23,8 @@ from imagekin.v1 import collections_pb2_grpc
 
 DEFAULT_PAGE = 100
 DEFAULT_FACETS = 100
+# Id of the collection, sequence number at which the scroll began, place of the last item.
+_TOKEN = re.compile(r"([0-9A-Za-z.+-]{0,40}):([0-9]{1,18}):([0-9]{1,18})")
 
 
 class CollectionsService(collections_pb2_grpc.CollectionsServicer):
@@ -127,21 +131,21 @@ class CollectionsService(collections_pb2_grpc.CollectionsServicer):
         size = request.page_size or DEFAULT_PAGE
         if size > self._limits.max_keys:
             raise InvalidArgumentError(f"page_size must be at most {self._limits.max_keys}", field="page_size")
-        after = _read_token(request.page_token)
+        place = _read_token(request.page_token)
         entry = await self._store.get(request.collection)
 
         def page() -> bytes:
             items: list[bytes] = []
             left = self._limits.max_message_bytes // 2
-            found = entry.collection.scroll(after, size, condition)
-            for item in found:
+            found = entry.collection.page(place, size, condition)
+            for item in found.items:
                 message = write_item(item, with_vector=request.with_vector).SerializeToString()
                 left -= len(message)
                 if items and left < 0:
                     break  # a page may be shorter than asked for, never larger than a message
                 items.append(message)
-            complete = len(found) < size and len(items) == len(found)
-            token = "" if complete else str(found[len(items) - 1].sequence)
+            complete = found.complete and len(items) == len(found.items)
+            token = "" if complete else _write_token(found.places[len(items) - 1])
             return join_members(items) + pb.ScrollResponse(next_page_token=token).SerializeToString()
 
         return await entry.read(page)
@@ -167,10 +171,14 @@ class CollectionsService(collections_pb2_grpc.CollectionsServicer):
         return pb.SnapshotResponse(name=taken.name, disk_bytes=taken.disk_bytes, sequence=taken.sequence)
 
 
-def _read_token(token: str) -> int:
+def _write_token(place: Place) -> str:
+    return f"{place.id}:{place.until}:{place.after}"
+
+
+def _read_token(token: str) -> Place | None:
     if not token:
-        return 0
-    # isdecimal alone would let other scripts' digits and endless numbers through.
-    if not (token.isascii() and token.isdecimal() and len(token) < 19):
+        return None
+    # Endless numbers are refused before they are read, and so are other scripts' digits.
+    if (found := _TOKEN.fullmatch(token)) is None:
         raise InvalidArgumentError("page_token is none that this server gave out", field="page_token")
-    return int(token)
+    return Place(found[1], int(found[2]), int(found[3]))

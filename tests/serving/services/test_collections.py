@@ -228,7 +228,33 @@ def test_scrolling_visits_every_item_once(server: Running, name: str) -> None:
     assert pages == 4
 
 
-@pytest.mark.parametrize("token", ["x", "-1", "1" * 30, "١", "1.5", " "])
+def test_a_scroll_that_changes_what_it_reads_ends(server: Running, name: str) -> None:
+    keys = [f"k{number:03}" for number in range(25)]
+    upsert(server, name, *(item(key) for key in keys))
+    seen, token = [], ""
+    while True:
+        page = server.collections.Scroll(pb.ScrollRequest(collection=name, page_token=token, page_size=4))
+        seen += [each.key for each in page.items]
+        changes = [pb.ItemUpdate(key=key, label=f"seen-{len(seen)}") for key in keys]
+        server.collections.Update(pb.UpdateRequest(collection=name, updates=changes))
+        token = page.next_page_token
+        if not token:
+            break
+    assert sorted(seen) == keys
+
+
+def test_a_scroll_ends_with_its_collection(server: Running, name: str) -> None:
+    upsert(server, name, *(item(f"k{number}") for number in range(5)))
+    token = server.collections.Scroll(pb.ScrollRequest(collection=name, page_size=2)).next_page_token
+    described = server.collections.DescribeCollection(pb.DescribeCollectionRequest(name=name)).collection
+    server.collections.DropCollection(pb.DropCollectionRequest(name=name))
+    server.collections.CreateCollection(pb.CreateCollectionRequest(name=name, space=described.space, dim=described.dim))
+    upsert(server, name, *(item(f"k{number}") for number in range(5)))
+    request = pb.ScrollRequest(collection=name, page_token=token)
+    refused(lambda: server.collections.Scroll(request), grpc.StatusCode.FAILED_PRECONDITION)
+
+
+@pytest.mark.parametrize("token", ["x", "-1", "1" * 30, "١", "1.5", " ", "12", "a:1:-1", "a:1:" + "1" * 30, "a:١:1"])
 def test_a_foreign_page_token_is_refused(server: Running, name: str, token: str) -> None:
     request = pb.ScrollRequest(collection=name, page_token=token)
     status = refused(lambda: server.collections.Scroll(request), grpc.StatusCode.INVALID_ARGUMENT)
