@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagekin.errors import ImagekinError
+from imagekin.serving.embedding.admission import Load, Path
 
 Source = bytes | memoryview | NDArray[np.uint8]
 
@@ -44,6 +45,8 @@ class Work:
         failure: an unexpected error, which fails all of them.
         left: number of images still on their way.
         done: future of the outcomes.
+        load: what it takes of the queue, once it is there.
+        path: whom it is from.
     """
 
     __slots__ = (
@@ -54,8 +57,10 @@ class Work:
         "hashes",
         "images",
         "left",
+        "load",
         "loop",
         "outcomes",
+        "path",
         "size",
     )
 
@@ -70,6 +75,8 @@ class Work:
         self.deadline = deadline
         self.loop = asyncio.get_running_loop()
         self.done: asyncio.Future[list[EmbedOutcome]] = self.loop.create_future()
+        self.load = Load()
+        self.path: Path = ()
 
     def is_dead(self) -> bool:
         """Return whether nobody waits for the answer any more, so that no more work is spent on it."""

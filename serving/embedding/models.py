@@ -1,6 +1,7 @@
 """Loaded models, each with its pipeline; models can be replaced while they are in use."""
 
 import asyncio
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from imagekin.machine import cores
 from imagekin.serving.embedding.pipeline import Pipeline
 from imagekin.serving.observability.metrics import Metrics
 from imagekin.serving.settings import Settings
+
+# What an image costs in threads and queues, however small the model is.
+_LEAST_IMAGE_SECONDS = 0.0005
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,7 @@ class Models:
         Args:
             timeout: seconds after which the caller stops waiting; None for never.
         """
-        refusals = [model.pipeline.admission.refusal(timeout=timeout) for model in self._models.values()]
+        refusals = [model.pipeline.refusal(timeout) for model in self._models.values()]
         found = [refusal for refusal in refusals if refusal is not None]
         if len(found) < len(refusals):
             return None
@@ -139,10 +143,7 @@ class Models:
 def _load(models: Sequence[tuple[str, Path]], settings: Settings, metrics: Metrics | None) -> list[ServedModel]:
     """Load models, and start their threads once all are loaded."""
     opened = [(name, *open_encoder(path, settings)) for name, path in models]
-    for _, encoder, _ in opened:
-        side = encoder.metadata.preprocess
-        # The first inference is slow, and one that fails must do so before the model is served.
-        encoder.run(np.zeros((1, side.height, side.width, 3), np.uint8))
+    seconds = [_image_seconds(encoder) for _, encoder, _ in opened]
     workers = settings.decode_workers or cores()
     return [
         ServedModel(
@@ -155,10 +156,22 @@ def _load(models: Sequence[tuple[str, Path]], settings: Settings, metrics: Metri
                 sessions=tuned.sessions,
                 max_batch=tuned.batch,
                 metrics=metrics,
+                image_seconds=image_seconds,
             ),
         )
-        for name, encoder, tuned in opened
+        for (name, encoder, tuned), image_seconds in zip(opened, seconds, strict=True)
     ]
+
+
+def _image_seconds(encoder: Encoder) -> float:
+    """Measure how long a model takes for an image that is decoded."""
+    side = encoder.metadata.preprocess
+    pixels = np.zeros((1, side.height, side.width, 3), np.uint8)
+    # The first inference is slow, and one that fails must do so before the model is served.
+    encoder.run(pixels)
+    start = time.monotonic()
+    encoder.run(pixels)
+    return max(time.monotonic() - start, _LEAST_IMAGE_SECONDS)
 
 
 def open_encoder(path: Path, settings: Settings) -> tuple[Encoder, tuning.Tuning]:

@@ -1,26 +1,34 @@
 """Turn image files into embeddings: decode, batch and infer in threads, one pipeline per model.
 
 The event loop hands over one `Work` per request and is woken once, when all its images are done. Every thread both
-decodes and infers: it decodes images in order of arrival, and infers as soon as the decoded images make a batch that
-suits the length of the queue, or no file is left to decode. No thread waits for a batch to fill. So a single image
+decodes and infers: it decodes images as their callers take turns, and infers as soon as the decoded images make a batch
+that suits the length of the queue, or no file is left to decode. No thread waits for a batch to fill. So a single image
 stays in one thread all the way, and decoding and inference share the cores as needed. At most two batches of pixels
 wait, which bounds the memory when inference is slower than decoding.
 """
 
 import asyncio
 import contextlib
+import itertools
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from queue import SimpleQueue
 
-from imagekin.errors import DeadlineExceededError
-from imagekin.serving.embedding.admission import Admission
+from imagekin.errors import DeadlineExceededError, ResourceExhaustedError
+from imagekin.serving.embedding.admission import Admission, Load
+from imagekin.serving.embedding.costs import decoding_seconds
 from imagekin.serving.embedding.image_jobs import DecodedImage, EmbedOutcome, Ended, File, Source, Work
 from imagekin.serving.embedding.stages import Runner, Stages
+from imagekin.serving.embedding.turns import Turns
 from imagekin.serving.observability.metrics import Metrics
 from imagekin.serving.settings import Limits
+from imagekin.serving.transport.callers import CALLER
+
+_IMAGE_SECONDS = 0.002
+# Longer than many small requests take, which are so served one after the other, and too short to hold others up.
+_TURN_SECONDS = 0.1
 
 
 class Lease:
@@ -55,6 +63,7 @@ class Pipeline:
         max_batch: images of one inference.
         sessions: inferences at one time.
         metrics: records the stages; None records nothing.
+        image_seconds: what an image costs apart from its decoding.
 
     Attributes:
         admission: limits the queue.
@@ -69,15 +78,20 @@ class Pipeline:
         max_batch: int,
         sessions: int = 1,
         metrics: Metrics | None = None,
+        image_seconds: float = _IMAGE_SECONDS,
     ) -> None:
         self._stages = Stages(runner, limits, metrics)
         self.admission = Admission(limits)
         self._max_batch = max_batch
+        self._max_pixels = limits.max_pixels
+        self._image_seconds = image_seconds
         self._metrics = metrics
         self._lease = Lease()
-        # Guards the five attributes below and `Work.left`.
+        self._requests = itertools.count()
+        # Guards the six attributes below and `Work.left`.
         self._lock = threading.Lock()
-        self._files: deque[File] = deque()
+        self._files: Turns[File] = Turns(_TURN_SECONDS)
+        self._waiting = 0
         self._pixels: deque[DecodedImage] = deque()
         self._sessions = self._all_sessions = sessions
         self._idle = 0
@@ -142,22 +156,37 @@ class Pipeline:
         if not images:
             work.done.set_result([])
             return work.done
+        costs = [self._image_seconds + decoding_seconds(image, self._max_pixels) for image in images]
+        work.load, work.path = load, path = (
+            Load(len(images), work.size, sum(costs)),
+            (*CALLER.get(), next(self._requests)),
+        )
         if patient:
-            await self.admission.wait_for_room(len(images), work.size)
-        elif (refusal := self.admission.refusal(len(images), work.size, timeout)) is not None:
+            await self.admission.wait_for_room(load)
+        elif (refusal := self.admission.refusal(path, load, timeout)) is not None:
             if self._metrics is not None:
                 self._metrics.rejected("queue_full")
             raise refusal
         # The request leaves the queue with its last image, even if nobody waits for it by then.
-        self.admission.enter(len(images), work.size)
+        self.admission.enter(path, load)
         with self._lock:
-            self._files.extend([(work, position) for position in range(len(images))])
+            for position, cost in enumerate(costs):
+                self._files.push(path, (work, position), cost)
+            self._waiting += len(costs)
         # Threads are woken once for all requests of this turn of the event loop; woken sooner, they would only compete
         # with the loop for the GIL.
         if not self._arrived:
             work.loop.call_soon(self._announce)
         self._arrived += len(images)
         return work.done
+
+    def refusal(self, timeout: float | None) -> ResourceExhaustedError | None:
+        """Return the error for one more image of the call in progress, None when there is room for it.
+
+        Args:
+            timeout: seconds after which the caller stops waiting; None for never.
+        """
+        return self.admission.refusal((*CALLER.get(), None), Load(1, 0, self._image_seconds), timeout)
 
     def close(self) -> None:
         """Stop the threads once the queue is empty. Blocks."""
@@ -171,7 +200,7 @@ class Pipeline:
         """Set the results of complete requests, on their event loop."""
         for work in works:
             wanted = not (work.done.cancelled() or work.is_late())
-            self.admission.leave(len(work.images), work.size, wanted=wanted)
+            self.admission.leave(work.path, work.load, wanted=wanted)
             if work.done.cancelled():
                 continue
             outcomes = [outcome for outcome in work.outcomes if outcome is not None]
@@ -220,10 +249,11 @@ class Pipeline:
                 ready = len(self._pixels)
                 if ready and self._sessions and (ready >= self._enough(ready) or not self._files):
                     self._sessions -= 1
-                    self._wake(len(self._files))
+                    self._wake(self._waiting)
                     return [self._pixels.popleft() for _ in range(min(ready, self._max_batch))]
                 if self._files and ready < 2 * self._max_batch:
-                    return self._files.popleft()
+                    self._waiting -= 1
+                    return self._files.pop()[0]
                 if self._closing and not ready and not self._files:
                     return None
                 self._idle += 1
@@ -235,7 +265,7 @@ class Pipeline:
         A long queue needs the throughput of large batches. In a short one, the image that was decoded first would only
         wait for the others.
         """
-        share = (ready + len(self._files)) // self._all_sessions
+        share = (ready + self._waiting) // self._all_sessions
         return min(max(share, 1), self._max_batch)
 
     def _infer(self, batch: list[DecodedImage]) -> list[Ended]:

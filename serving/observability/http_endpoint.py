@@ -47,7 +47,7 @@ class Exposition:
         address: str,
         registry: CollectorRegistry,
         context: ssl.SSLContext | None = None,
-        check: Callable[[str], None] | None = None,
+        check: Callable[[str], object] | None = None,
     ) -> None:
         host, port = split_address(address)
         self._show = make_wsgi_app(registry)

@@ -102,8 +102,8 @@ class Guard:
         with self._lock:
             self._tokens = tokens
 
-    def check(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """Check that a call is authorised.
+    def check(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> Token | None:
+        """Check that a call is authorised, and return its token; None where no token is needed.
 
         Args:
             method: `/package.Service/Method`.
@@ -115,31 +115,32 @@ class Guard:
         """
         needed = SCOPES.get(method, Scope.ADMIN)
         if needed is None:
-            return
+            return None
         given = next((value for key, value in metadata if key == "authorization"), "")
-        self.check_header(given if isinstance(given, str) else "", needed)
+        return self.check_header(given if isinstance(given, str) else "", needed)
 
-    def check_header(self, header: str, needed: Scope) -> None:
-        """Check that the value of an authorization header grants a scope; raise as `check` does."""
+    def check_header(self, header: str, needed: Scope) -> Token:
+        """Check that the value of an authorization header grants a scope, and return its token; raise as `check`."""
         if header[: len(_BEARER)].lower() != _BEARER:
             raise UnauthenticatedError("no token: send it as `authorization: Bearer TOKEN`")
-        scope = self._scope(header[len(_BEARER) :].strip())
-        if scope is None:
+        token = self._find(header[len(_BEARER) :].strip())
+        if token is None:
             raise UnauthenticatedError("unknown token: ask the server's operator for a new one")
-        if scope < needed:
+        if token.scope < needed:
             raise PermissionDeniedError(
-                f"the token has the scope {scope.name.lower()}, this call needs {needed.name.lower()}"
+                f"the token has the scope {token.scope.name.lower()}, this call needs {needed.name.lower()}"
             )
+        return token
 
-    def _scope(self, given: str) -> Scope | None:
+    def _find(self, given: str) -> Token | None:
         digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).digest()
-        found: Scope | None = None
+        found: Token | None = None
         with self._lock:
             tokens = self._tokens
         for token in tokens:
             # No early exit: the time must not depend on which entry matches.
             if hmac.compare_digest(digest, token.digest):
-                found = token.scope
+                found = token
         return found
 
 

@@ -26,12 +26,14 @@ class CallInfo(NamedTuple):
         request_id: the caller's own id for it, or a new one.
         began: `time.monotonic()` when it arrived.
         metadata: the caller's metadata.
+        token: name of the caller's token, None without.
     """
 
     method: str
     request_id: str
     began: float
     metadata: Any
+    token: str | None = None
 
 
 class UnaryHandler:

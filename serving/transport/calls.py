@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -24,10 +24,9 @@ from imagekin.errors import (
     ImagekinError,
     InvalidArgumentError,
     ResourceExhaustedError,
-    UnauthenticatedError,
 )
 from imagekin.serving.observability.logs import REQUEST_ID, request_id
-from imagekin.serving.observability.metrics import CallOutcome, Metrics, Reason
+from imagekin.serving.observability.metrics import Metrics
 from imagekin.serving.observability.tracing import Tracer
 from imagekin.serving.settings import Limits
 from imagekin.serving.transport.access import SCOPES, Guard, Scope
@@ -41,6 +40,8 @@ from imagekin.serving.transport.call_info import (
     abort,
     going_away,
 )
+from imagekin.serving.transport.callers import CALLER, Caller, CallsInProgress, caller
+from imagekin.serving.transport.watch import Watch
 
 _LAST_WRITE_SECONDS = 0.1
 _UNWATCHED = contextlib.nullcontext()
@@ -73,12 +74,10 @@ class Calls(grpc.GenericRpcHandler):
         readers: Mapping[str, Reader] = MappingProxyType({}),
     ) -> None:
         self._guard = guard
-        self._tracer = tracer
-        self._metrics = metrics
+        self._watch = Watch(metrics, tracer)
         self._max_bytes = limits.max_message_bytes
-        self._max_calls = limits.max_concurrent_calls
         self.bodies = Bodies(limits, readers)
-        self._calls = 0
+        self._calls = CallsInProgress(limits.max_concurrent_calls)
         self._idle = asyncio.Event()
         self._draining = asyncio.Event()
         self._held: asyncio.Event | None = None
@@ -92,7 +91,7 @@ class Calls(grpc.GenericRpcHandler):
     @property
     def in_flight(self) -> int:
         """Number of calls in progress."""
-        return self._calls
+        return self._calls.count
 
     async def drain(self) -> None:
         """Wait until no call is in flight any more; new ones fail with UNAVAILABLE.
@@ -102,7 +101,7 @@ class Calls(grpc.GenericRpcHandler):
         self._draining.set()
         for task in self._reading:
             task.cancel()
-        if self._calls:
+        if self._calls.count:
             await self._idle.wait()
 
     def close(self) -> None:
@@ -127,9 +126,9 @@ class Calls(grpc.GenericRpcHandler):
         Raises:
             ImagekinError: the call is refused, or fails.
         """
-        self._authorise(call)
+        call = self._authorise(call)
         handler = cast(Any, self._handlers[call.method])
-        with self._watched(call, context, streamed=False):
+        with self._watch.over(call, context, streamed=False):
             answer: Message | bytes = await self._handle(handler, call, context, read)
             if (answer.ByteSize() if isinstance(answer, Message) else len(answer)) > self._max_bytes:
                 raise self._too_large()
@@ -167,7 +166,7 @@ class Calls(grpc.GenericRpcHandler):
         metadata: Any = handler_call_details.invocation_metadata or ()
         call = CallInfo(handler_call_details.method, request_id(metadata), time.monotonic(), metadata)
         try:
-            self._authorise(call)
+            call = self._authorise(call)
         except ImagekinError as error:
             return self._refuse(error, call)
         if not handler.response_streaming:
@@ -180,16 +179,15 @@ class Calls(grpc.GenericRpcHandler):
             return self._wrap_stream(handler, inner, call)
         return self._wrap_writer(handler, inner, call)
 
-    def _authorise(self, call: CallInfo) -> None:
-        """Check the call's token, and record a call that is refused."""
+    def _authorise(self, call: CallInfo) -> CallInfo:
+        """Check the call's token and return the call with it, and record a call that is refused."""
         if self._guard is None:
-            return
+            return call
         try:
-            self._guard.check(call.method, call.metadata)
+            token = self._guard.check(call.method, call.metadata)
+            return call if token is None else call._replace(token=token.name)
         except ImagekinError as error:
-            if self._metrics is not None:
-                self._rejected("unauthenticated" if isinstance(error, UnauthenticatedError) else "permission_denied")
-                self._metrics.ended(call.method, error.code, None)
+            self._watch.refused(call, error)
             raise
 
     def _admission_check(self, method: str) -> AdmissionCheck | None:
@@ -234,7 +232,7 @@ class Calls(grpc.GenericRpcHandler):
             return await self.bodies.read(call.method, handler.request_deserializer, data)
 
         try:
-            with self._watched(call, context, streamed=False):
+            with self._watch.over(call, context, streamed=False):
                 answer = self._serialise(handler, await self._handle(handler, call, context, read))
         except Exception as error:
             await abort(context, error, call)
@@ -244,11 +242,11 @@ class Calls(grpc.GenericRpcHandler):
 
     async def _handle(self, handler: Any, call: CallInfo, context: Context, read: Callable[[], Awaitable[Body]]) -> Any:
         """Let a unary call in, read its request, call its handler and return the answer."""
-        await self._enter(call.method)
+        entered = await self._enter(call, context)
         try:
             check = self._admission_check(call.method)
             if check is not None and (refusal := check.refusal(context.time_remaining())) is not None:
-                self._rejected("queue_full")
+                self._watch.rejected("queue_full")
                 raise refusal
             body = await read()
             try:
@@ -256,7 +254,7 @@ class Calls(grpc.GenericRpcHandler):
             finally:
                 self.bodies.release(body.size)
         finally:
-            self._leave(call.method)
+            self._leave(entered)
 
     def _wrap_stream(self, handler: Any, inner: Callable[..., Any], call: CallInfo) -> Handler:
         async def requests(raw: AsyncIterator[bytes]) -> AsyncIterator[Message]:
@@ -267,14 +265,14 @@ class Calls(grpc.GenericRpcHandler):
         async def answers(raw: Any, context: Context) -> AsyncIterator[bytes]:
             context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
             try:
-                with self._watched(call, context, streamed=True):
-                    await self._enter(call.method)
+                with self._watch.over(call, context, streamed=True):
+                    entered = await self._enter(call, context)
                     try:
                         async with contextlib.aclosing(inner(requests(raw), context)) as responses:
                             async for response in responses:
                                 yield self._serialise(handler, response)
                     finally:
-                        self._leave(call.method)
+                        self._leave(entered)
             except Exception as error:
                 await abort(context, error, call)
 
@@ -302,54 +300,31 @@ class Calls(grpc.GenericRpcHandler):
 
         return grpc.stream_stream_rpc_method_handler(watch, response_serializer=handler.response_serializer)
 
-    def _watched(self, call: CallInfo, context: Context, *, streamed: bool) -> contextlib.AbstractContextManager[None]:
-        """Record how a call ends: in the metrics, as a span and in the debug log."""
-        watched = self._metrics is not None or self._tracer is not None or log.isEnabledFor(logging.DEBUG)
-        if not watched or call.method.startswith("/grpc."):
-            return _UNWATCHED
-        return self._watch(call, context, streamed)
-
-    @contextlib.contextmanager
-    def _watch(self, call: CallInfo, context: Context, streamed: bool) -> Iterator[None]:
-        # A client that gives up at its deadline may cancel a moment before the server's clock has reached it.
-        outcome = CallOutcome(lambda: (left := context.time_remaining()) is not None and left <= _EARLY_SECONDS)
-        try:
-            with outcome:
-                yield
-        finally:
-            seconds = time.monotonic() - call.began
-            if self._metrics is not None:
-                self._metrics.ended(call.method, outcome.code, None if streamed else seconds)
-            if self._tracer is not None:
-                self._tracer.ended(call.method, outcome.code, seconds, call.request_id, call.metadata)
-            extra = {"request_id": call.request_id, "code": outcome.code, "seconds": round(seconds, 6)}
-            log.debug("%s", call.method, extra=extra)
-
-    async def _enter(self, method: str) -> None:
-        """Count a call in, or refuse it; a call that has entered must `_leave`."""
-        if method.startswith("/grpc."):
-            return
+    async def _enter(self, call: CallInfo, context: Context) -> Caller | None:
+        """Count a call in, or refuse it; a call that has entered must `_leave` with what this returns."""
+        if call.method.startswith("/grpc."):
+            return None
         if self._draining.is_set():
             if self._held is not None:
                 await self._held.wait()
-            self._rejected("draining")
+            self._watch.rejected("draining")
             raise going_away()
-        if self._calls >= self._max_calls:
-            self._rejected("calls_full")
-            raise ResourceExhaustedError("too many calls at one time: try again later", retry_after=1.0)
-        self._calls += 1
+        entered = caller(context.peer(), call.token)
+        try:
+            self._calls.enter(entered)
+        except ResourceExhaustedError:
+            self._watch.rejected("calls_full")
+            raise
+        CALLER.set(entered)
+        return entered
 
-    def _leave(self, method: str) -> None:
-        if method.startswith("/grpc."):
+    def _leave(self, entered: Caller | None) -> None:
+        if entered is None:
             return
-        self._calls -= 1
+        self._calls.leave(entered)
         # No call enters once the server drains.
-        if not self._calls and self._draining.is_set():
+        if not self._calls.count and self._draining.is_set():
             self._idle.set()
-
-    def _rejected(self, reason: Reason) -> None:
-        if self._metrics is not None:
-            self._metrics.rejected(reason)
 
     async def _read(self, raw: AsyncIterator[bytes]) -> bytes | None:
         """Read a stream's next message, None at its end."""

@@ -1,161 +1,196 @@
-"""Calls are let into the queue by its room, and by how long it takes to get through it."""
+"""Calls are let into the queue by its room, by how long it takes to get through it, and by who is there already."""
 
 import asyncio
 
 import pytest
 
 from imagekin.errors import ResourceExhaustedError
-from imagekin.serving.embedding.admission import Admission
+from imagekin.serving.embedding.admission import Admission, Load
 from imagekin.serving.settings import Limits
 
-
-@pytest.fixture
-def busy() -> Admission:
-    """A queue of nine images, each of which takes a tenth of a second."""
-    queue = Admission(Limits(max_queue=16, max_batch_items=16))
-    queue.enter(9, 0)
-    queue._pace._seconds = 0.1
-    return queue
-
-
-@pytest.mark.parametrize("timeout", [0.5, 1.0, 1.2])
-def test_a_call_that_would_barely_be_in_time_is_refused_because_the_wait_is_a_guess(
-    busy: Admission, timeout: float
-) -> None:
-    refused = busy.refusal(1, timeout=timeout)
-    assert isinstance(refused, ResourceExhaustedError)
-    assert refused.retry_after == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("timeout", [1.4, 60.0, None])
-def test_a_call_with_time_to_spare_is_let_in(busy: Admission, timeout: float | None) -> None:
-    assert busy.refusal(1, timeout=timeout) is None
-
-
-def test_an_empty_queue_takes_anything_and_a_full_one_nothing_more(busy: Admission) -> None:
-    assert busy.refusal(7) is None
-    assert busy.refusal(8) is not None
-    busy.leave(9, 0, wanted=False)
-    assert busy.refusal(1_000, timeout=1e-9) is None
+ME, MINE, YOU = ("me", "a connection", 1), ("me", "a connection", 2), ("you", "another", 3)
+# An image that takes a tenth of a second by itself.
+IMAGE = Load(1, 100, 0.1)
 
 
 class Clock:
-    """A clock that is put forward by hand."""
+    """Time as the test sets it."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 100.0
-        monkeypatch.setattr("imagekin.serving.embedding.admission.time.monotonic", lambda: self.now)
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
+def clock() -> Clock:
+    return Clock()
 
 
-def work_on(queue: Admission, clock: Clock, images: int, seconds: float, *, wanted: bool = True) -> None:
-    """Take so many images, one after the other, through a queue that is empty before and after."""
-    queue.enter(images, 0)
-    for _ in range(images):
-        clock.now += seconds
-        queue.leave(1, 0, wanted=wanted)
+@pytest.fixture
+def admission(clock: Clock) -> Admission:
+    return Admission(Limits(max_queue=16, max_batch_items=16), clock)
 
 
-def expected_wait(queue: Admission, images: int) -> float:
-    """Return the wait that a refused call behind so many images is told; the queue is empty before and after."""
-    queue.enter(images, 0)
-    refused = queue.refusal(1, timeout=0.0)
-    queue.leave(images, 0, wanted=False)
-    return (refused.retry_after or 0.0) if refused else 0.0
+def images(count: int, seconds: float = 0.1) -> Load:
+    return Load(count, 100 * count, seconds * count)
 
 
-def test_the_wait_is_that_of_all_images_in_the_queue_at_the_pace_of_late(clock: Clock) -> None:
-    queue = Admission(Limits(max_queue=64, max_batch_items=16))
-    assert expected_wait(queue, 9) == 0.0, "of a pace that nobody knows, nothing is said"
-    work_on(queue, clock, 10, 0.1)
-    assert expected_wait(queue, 9) == pytest.approx(1.0)
+def process(admission: Admission, clock: Clock, load: Load, seconds: float) -> None:
+    """Let a request through an otherwise empty queue, in so many seconds."""
+    admission.enter(ME, load)
+    clock.now += seconds
+    admission.leave(ME, load, wanted=True)
 
 
-def test_the_time_between_two_requests_does_not_count_as_work(clock: Clock) -> None:
-    queue = Admission(Limits(max_queue=64, max_batch_items=16))
-    work_on(queue, clock, 10, 0.1)
-    clock.now += 1_000.0
-    work_on(queue, clock, 10, 0.1)
-    assert expected_wait(queue, 9) == pytest.approx(1.0)
+@pytest.fixture
+def busy(admission: Admission, clock: Clock) -> Admission:
+    """A queue of nine of my images, each of which takes the tenth of a second that it is guessed to."""
+    process(admission, clock, images(10), 1.0)
+    admission.enter(ME, images(9))
+    return admission
 
 
-def test_images_that_nobody_waited_for_do_not_make_the_model_look_fast(clock: Clock) -> None:
-    queue = Admission(Limits(max_queue=64, max_batch_items=16))
-    work_on(queue, clock, 10, 0.1)
-    queue.enter(40, 0)
-    clock.now += 0.3
-    queue.leave(30, 0, wanted=False)
-    for _ in range(10):
-        clock.now += 0.1
-        queue.leave(1, 0, wanted=True)
-    assert expected_wait(queue, 9) >= 1.0
+@pytest.mark.parametrize("timeout", [0.5, 1.0, 2.3])
+def test_a_call_that_would_barely_be_in_time_is_refused_because_the_wait_is_a_guess(
+    clock: Clock, timeout: float
+) -> None:
+    roomy = Admission(Limits(max_queue=64, max_batch_items=16), clock)
+    process(roomy, clock, images(10), 1.0)
+    roomy.enter(ME, images(9))
+    refused = roomy.refusal(YOU, images(9), timeout)
+    assert isinstance(refused, ResourceExhaustedError)
+    assert refused.retry_after == pytest.approx(1.8)
 
 
-def test_one_slow_moment_does_not_decide_what_the_next_calls_are_told(clock: Clock) -> None:
-    queue = Admission(Limits(max_queue=64, max_batch_items=16))
-    work_on(queue, clock, 10, 0.1)
-    work_on(queue, clock, 1, 1.0)
-    assert expected_wait(queue, 9) == pytest.approx(5.5)
-    for _ in range(10):
-        work_on(queue, clock, 10, 0.1)
-    assert expected_wait(queue, 9) == pytest.approx(1.0, rel=0.05)
+@pytest.mark.parametrize("timeout", [2.4, 60.0, None])
+def test_a_call_with_time_to_spare_is_let_in(busy: Admission, timeout: float | None) -> None:
+    assert busy.refusal(YOU, images(7), timeout) is None
 
 
-def test_bulk_streams_leave_half_of_the_queue_to_single_calls(clock: Clock) -> None:
-    async def filled() -> Admission:
-        queue = Admission(Limits(max_queue=16, max_batch_items=16, max_queue_bytes=1_600, max_message_bytes=1_000))
-        await asyncio.wait_for(queue.wait_for_room(100, 10_000), 10)  # an empty one takes anything
-        queue.enter(4, 400)
-        await asyncio.wait_for(queue.wait_for_room(4, 400), 10)
-        for images, size in ((5, 0), (1, 500)):
-            waiting = asyncio.create_task(queue.wait_for_room(images, size))
-            await asyncio.sleep(0)
-            assert not waiting.done()
-            queue.leave(4, 400, wanted=True)
-            await asyncio.wait_for(waiting, 10)
-            queue.enter(4, 400)
-        return queue
-
-    assert asyncio.run(filled()).refusal(12, 1_200) is None
+def test_another_caller_waits_for_its_own_turn_only(busy: Admission) -> None:
+    # One of its images and one of mine take 0.2 s, and 0.26 to be careful.
+    assert busy.refusal(YOU, IMAGE, 0.27) is None
+    assert busy.refusal(YOU, IMAGE, 0.25) is not None
+    assert busy.refusal(YOU, images(3), 0.79) is None
+    assert busy.refusal(YOU, images(3), 0.77) is not None
 
 
-def test_the_bytes_of_the_queue_are_limited_as_its_images_are(clock: Clock) -> None:
-    queue = Admission(Limits(max_queue=16, max_batch_items=16, max_queue_bytes=1_000, max_message_bytes=1_000))
-    assert queue.refusal(1, 5_000) is None
-    queue.enter(1, 600)
-    assert queue.refusal(1, 400) is None
-    assert queue.refusal(1, 401) is not None
+def test_another_connection_and_another_request_of_the_same_caller_have_turns_of_their_own(busy: Admission) -> None:
+    assert busy.refusal(("me", "another connection", 3), IMAGE, 0.27) is None
+    assert busy.refusal(MINE, IMAGE, 0.27) is None
 
 
-def test_a_full_or_long_queue_is_noticed_before_a_request_is_read(clock: Clock) -> None:
-    queue = Admission(Limits(max_queue=16, max_batch_items=16))
-    assert not queue.may_refuse()
-    queue.enter(15, 0)
-    assert not queue.may_refuse(), "neither full nor known to be slow"
-    queue.enter(1, 0)
-    assert queue.may_refuse()
-    queue.leave(16, 0, wanted=False)
-    work_on(queue, clock, 10, 0.1)
-    queue.enter(1, 0)
-    assert not queue.may_refuse()
-    queue.enter(1, 0)
-    assert queue.may_refuse()
+def test_many_requests_of_a_caller_get_no_more_turns_than_one_of_another(admission: Admission, clock: Clock) -> None:
+    process(admission, clock, images(10), 1.0)
+    for number in range(9):
+        admission.enter(("me", f"connection {number}", number), IMAGE)
+    assert admission.refusal(YOU, IMAGE, 0.27) is None
 
 
-def test_nobody_is_told_to_come_back_in_an_hour_or_at_once(clock: Clock) -> None:
-    queue = Admission(Limits(max_queue=16, max_batch_items=16))
-    queue.enter(16, 0)
-    refused = queue.refusal()
+def test_a_full_queue_takes_nothing_more_and_an_empty_one_anything(admission: Admission) -> None:
+    admission.enter(ME, images(9))
+    assert admission.refusal(YOU, images(7)) is None
+    assert admission.refusal(YOU, images(8)) is not None
+    admission.leave(ME, images(9), wanted=False)
+    assert admission.refusal(YOU, images(1000), 1e-9) is None
+
+
+def test_a_caller_leaves_a_quarter_of_the_queue_to_others(admission: Admission) -> None:
+    admission.enter(ME, images(9))
+    assert admission.refusal(MINE, images(3)) is None
+    assert admission.refusal(MINE, images(4)) is not None
+    assert admission.refusal(MINE, Load(1, 200 * 2**20, 0.1)) is not None
+    assert admission.refusal(YOU, images(7)) is None
+
+
+def test_large_images_teach_nothing_wrong_about_small_ones(admission: Admission, clock: Clock) -> None:
+    process(admission, clock, images(9, seconds=1.0), 9.0)
+    admission.enter(ME, images(1, seconds=0.01))
+    assert admission.refusal(YOU, images(1, seconds=0.01), 0.03) is None
+
+
+def test_a_bad_minute_is_corrected_by_small_traffic(admission: Admission, clock: Clock) -> None:
+    # Everything took a hundred times as long as it should.
+    process(admission, clock, images(1), 10.0)
+    admission.enter(ME, IMAGE)
+    assert admission.refusal(YOU, IMAGE, 1.0) is not None
+    clock.now += 10.0
+    admission.leave(ME, IMAGE, wanted=True)
+    for _ in range(3):
+        process(admission, clock, IMAGE, 0.1)
+    admission.enter(ME, IMAGE)
+    assert admission.refusal(YOU, IMAGE, 1.0) is None
+
+
+def test_a_bad_minute_is_forgotten_when_nobody_calls_for_a_while(admission: Admission, clock: Clock) -> None:
+    process(admission, clock, images(1), 10.0)
+    clock.now += 11.0
+    admission.enter(ME, IMAGE)
+    assert admission.refusal(YOU, IMAGE, 0.001) is None
+
+
+def test_one_slow_moment_does_not_decide_what_the_next_calls_are_told(admission: Admission, clock: Clock) -> None:
+    process(admission, clock, images(10), 1.0)
+    process(admission, clock, images(10), 3.0)
+    admission.enter(ME, IMAGE)
+    # Twice as long as guessed, neither once nor three times.
+    assert admission.refusal(YOU, IMAGE, 0.5) is not None
+    assert admission.refusal(YOU, IMAGE, 0.54) is None
+
+
+def test_the_time_between_two_requests_is_no_work(admission: Admission, clock: Clock) -> None:
+    process(admission, clock, images(10), 1.0)
+    clock.now += 9.0
+    process(admission, clock, images(10), 1.0)
+    admission.enter(ME, IMAGE)
+    assert admission.refusal(YOU, IMAGE, 0.27) is None
+
+
+def test_nobody_is_told_to_come_back_in_an_hour(admission: Admission, clock: Clock) -> None:
+    process(admission, clock, images(1), 1000.0)
+    admission.enter(ME, images(9))
+    refused = admission.refusal(YOU, images(8))
     assert refused is not None
-    assert refused.retry_after == pytest.approx(0.05)
-    queue.leave(16, 0, wanted=False)
-    work_on(queue, clock, 1, 1_000.0)
-    queue.enter(16, 0)
-    for timeout in (None, 1.0):
-        refused = queue.refusal(timeout=timeout)
-        assert refused is not None
-        assert refused.retry_after == pytest.approx(30.0)
+    assert refused.retry_after == 30.0
+
+
+def test_bulk_streams_leave_half_of_the_queue_to_single_calls(admission: Admission) -> None:
+    async def wait() -> bool:
+        waiting = asyncio.ensure_future(admission.wait_for_room(images(1)))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        return not waiting.done()
+
+    admission.enter(ME, images(7))
+    assert not asyncio.run(wait())
+    admission.enter(YOU, IMAGE)
+    assert asyncio.run(wait())
+
+
+def test_a_full_or_long_queue_is_noticed_before_a_request_is_read(admission: Admission, clock: Clock) -> None:
+    assert not admission.may_refuse()
+    process(admission, clock, images(10), 1.0)
+    admission.enter(ME, images(16, seconds=0.0))
+    assert admission.may_refuse()
+    admission.leave(ME, images(16, seconds=0.0), wanted=False)
+    admission.enter(ME, images(2))
+    assert admission.may_refuse()
+
+
+def test_images_that_nobody_waits_for_teach_nothing(admission: Admission, clock: Clock) -> None:
+    admission.enter(ME, IMAGE)
+    clock.now += 10.0
+    admission.leave(ME, IMAGE, wanted=False)
+    admission.enter(ME, IMAGE)
+    assert admission.refusal(YOU, IMAGE, 0.001) is None
+
+
+def test_what_has_left_is_counted_no_more(admission: Admission) -> None:
+    for path in (ME, YOU):
+        admission.enter(path, images(3))
+    for path in (ME, YOU):
+        admission.leave(path, images(3), wanted=True)
+    assert (admission.queued, admission.queued_bytes, admission._all.cost) == (0, 0, 0.0)
+    assert not admission._all.members

@@ -20,6 +20,7 @@ from imagekin.errors import DeadlineExceededError, FailedPreconditionError, Imag
 from imagekin.serving.embedding.image_jobs import EmbeddedImage
 from imagekin.serving.embedding.pipeline import Pipeline
 from imagekin.serving.settings import Limits
+from imagekin.serving.transport.callers import CALLER, Caller
 
 SIDE = 2
 
@@ -70,7 +71,8 @@ def runner() -> GatedRunner:
 
 @contextmanager
 def opened(runner: GatedRunner, workers: int, sessions: int = 1) -> Iterator[Pipeline]:
-    limits = Limits(max_queue=16, max_batch_items=16)
+    # Of which one caller may have 16 images.
+    limits = Limits(max_queue=21, max_batch_items=16)
     pipeline = Pipeline(runner, limits, workers=workers, sessions=sessions, max_batch=4)
     yield pipeline
     runner.decoding.set()
@@ -99,6 +101,11 @@ def files(*values: int) -> list[bytes]:
 def values_of(outcomes: list[object]) -> list[int | str]:
     """Return the first component of each embedding, the name of each error."""
     return [int(each.vector[0]) if isinstance(each, EmbeddedImage) else type(each).__name__ for each in outcomes]
+
+
+def huge(value: int) -> bytes:
+    """Return the beginning of a PNG file of 36 megapixels, with the value as its first byte but one."""
+    return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (6000).to_bytes(4, "big") * 2 + bytes([value])
 
 
 async def until(event: threading.Event) -> None:
@@ -195,6 +202,33 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(pipeline: Pipel
         assert len(await pipeline.embed(files(1))) == 1
 
     asyncio.run(overload())
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (Caller("one", "a"), Caller("another", "b")),
+        (Caller("one", "a"), Caller("one", "b")),
+        (Caller("one", "a"), Caller("one", "a")),
+    ],
+    ids=["callers", "connections", "requests"],
+)
+def test_a_small_image_waits_for_one_large_one_and_not_for_all(
+    pipeline: Pipeline, runner: GatedRunner, first: Caller, second: Caller
+) -> None:
+    async def both() -> None:
+        runner.decoding.clear()
+        CALLER.set(first)
+        large = asyncio.create_task(pipeline.embed([huge(1)] * 8))
+        await until(runner.decode_began)
+        CALLER.set(second)
+        small = asyncio.create_task(pipeline.embed(files(2)))
+        await asyncio.sleep(0.01)
+        runner.decoding.set()
+        await asyncio.gather(large, small)
+
+    asyncio.run(both())
+    assert runner.decoded.index(2) == 1
 
 
 def test_a_patient_caller_waits_for_room_and_leaves_some(pipeline: Pipeline, runner: GatedRunner) -> None:
