@@ -37,7 +37,7 @@ def classify(
     ] = False,
     *,
     label_from: options.LabelFrom = "folder",
-    server: options.ServerAddress,
+    server: options.ServerOrFolder,
     timeout: options.Timeout = 60.0,
     as_json: options.AsJson = False,
 ) -> None:

@@ -31,7 +31,7 @@ def search(
     ] = None,
     with_payload: Annotated[bool, typer.Option("--with-payload", help="Show the neighbours' payloads.")] = False,
     *,
-    server: options.ServerAddress,
+    server: options.ServerOrFolder,
     timeout: options.Timeout = 60.0,
     as_json: options.AsJson = False,
 ) -> None:

@@ -1,5 +1,6 @@
 """The async client: embed, search, classify and keep images on an imagekin server."""
 
+import os
 from collections.abc import AsyncGenerator, Iterable
 from types import TracebackType
 from typing import Any, Literal, Self, cast, overload
@@ -11,6 +12,7 @@ from imagekin.client import calls, connection, conversions, query_inputs, retrie
 from imagekin.client.async_collections import AsyncCollectionCalls
 from imagekin.client.async_transport import AsyncTransport
 from imagekin.client.image_inputs import as_images
+from imagekin.client.local import AsyncLocalServer, ModelFiles
 from imagekin.errors import ImagekinError
 from imagekin.types import Errors, Examples, FilterLike, ImageLike, Method, Neighbour, Prediction, Vector
 
@@ -51,6 +53,38 @@ class AsyncClient(AsyncCollectionCalls):
         checked = connection.checked(address, token, tls, timeout, in_flight, limits, retry)
         self.address = checked.address
         self._transport = AsyncTransport(checked)
+        self._server: AsyncLocalServer | None = None
+
+    @classmethod
+    async def local(
+        cls,
+        data_dir: str | os.PathLike[str],
+        *,
+        model: ModelFiles | None = None,
+        read_only: bool = False,
+        timeout: float = 60.0,
+        in_flight: int = 4,
+    ) -> Self:
+        """Work on a data folder of this machine, without a server that others could reach.
+
+        A process is started for it and ends with the client. One process at a time may write to a folder; others open
+        it with `read_only`. Needs what a server needs: `pip install 'imagekin[cpu]'`.
+
+        Args:
+            data_dir: folder of the collections, made if there is none.
+            model: model artifact that embeds images, or several by name, the first being the default; without one,
+                vectors and keys can be searched.
+            read_only: never write; other processes may have the folder open.
+            timeout: seconds that one message may take.
+            in_flight: messages of one series that are in flight at once.
+
+        Raises:
+            ImagekinError: the folder or the model cannot be used; the message says why.
+        """
+        server = await AsyncLocalServer.start(data_dir, model, read_only=read_only)
+        client = cls(server.address, timeout=timeout, in_flight=in_flight)
+        client._server = server
+        return client
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r})"
@@ -66,6 +100,8 @@ class AsyncClient(AsyncCollectionCalls):
     async def close(self) -> None:
         """End the connection; calls under way end with CancelledError. Safe to call twice."""
         await self._transport.close()
+        if self._server is not None:
+            await self._server.stop()
 
     # Embed.
 

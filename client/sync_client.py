@@ -1,6 +1,7 @@
 # Generated from async_client.py by generate_sync.py: change that file and run `make client`.
 """The sync client: embed, search, classify and keep images on an imagekin server."""
 
+import os
 from collections.abc import Generator, Iterable
 from types import TracebackType
 from typing import Any, Literal, Self, cast, overload
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from imagekin.client import calls, connection, conversions, query_inputs, retries
 from imagekin.client.image_inputs import as_images
+from imagekin.client.local import LocalServer, ModelFiles
 from imagekin.client.sync_collections import CollectionCalls
 from imagekin.client.sync_transport import Transport
 from imagekin.errors import ImagekinError
@@ -52,6 +54,38 @@ class Client(CollectionCalls):
         checked = connection.checked(address, token, tls, timeout, in_flight, limits, retry)
         self.address = checked.address
         self._transport = Transport(checked)
+        self._server: LocalServer | None = None
+
+    @classmethod
+    def local(
+        cls,
+        data_dir: str | os.PathLike[str],
+        *,
+        model: ModelFiles | None = None,
+        read_only: bool = False,
+        timeout: float = 60.0,
+        in_flight: int = 4,
+    ) -> Self:
+        """Work on a data folder of this machine, without a server that others could reach.
+
+        A process is started for it and ends with the client. One process at a time may write to a folder; others open
+        it with `read_only`. Needs what a server needs: `pip install 'imagekin[cpu]'`.
+
+        Args:
+            data_dir: folder of the collections, made if there is none.
+            model: model artifact that embeds images, or several by name, the first being the default; without one,
+                vectors and keys can be searched.
+            read_only: never write; other processes may have the folder open.
+            timeout: seconds that one message may take.
+            in_flight: messages of one series that are in flight at once.
+
+        Raises:
+            ImagekinError: the folder or the model cannot be used; the message says why.
+        """
+        server = LocalServer.start(data_dir, model, read_only=read_only)
+        client = cls(server.address, timeout=timeout, in_flight=in_flight)
+        client._server = server
+        return client
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r})"
@@ -67,6 +101,8 @@ class Client(CollectionCalls):
     def close(self) -> None:
         """End the connection; calls under way end with CancelledError. Safe to call twice."""
         self._transport.close()
+        if self._server is not None:
+            self._server.stop()
 
     # Embed.
 

@@ -1,11 +1,13 @@
 """Run the server process: start, announce that it is ready, and drain on a signal."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import signal
 import ssl
 import sys
+import threading
 from typing import cast
 
 import grpc.aio
@@ -30,7 +32,7 @@ from imagekin.serving.services.embedder import EMBED, READERS, EmbedderService
 from imagekin.serving.services.health import Health
 from imagekin.serving.services.kserve import INFER, InferenceService
 from imagekin.serving.services.searcher import SearcherService
-from imagekin.serving.settings import Settings
+from imagekin.serving.settings import Settings, socket_path
 from imagekin.serving.transport import listening
 from imagekin.serving.transport.access import Guard, Scope
 from imagekin.serving.transport.calls import Calls
@@ -271,6 +273,9 @@ async def _serve(settings: Settings) -> None:
     loop.add_signal_handler(signal.SIGHUP, lambda: None)
     server = Server(settings)
     await server.start()
+    if settings.stop_with_parent:
+        watch = threading.Thread(target=_await_end_of_input, args=(loop, stopping), name="imagekin-parent", daemon=True)
+        watch.start()
     reloads: set[asyncio.Task[None]] = set()
 
     def reload() -> None:
@@ -291,6 +296,14 @@ async def _serve(settings: Settings) -> None:
     await draining
 
 
+def _await_end_of_input(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:
+    """Set an event when standard input ends, which it does when its writer has ended, however that came about."""
+    while sys.stdin.buffer.read(4096):
+        pass
+    with contextlib.suppress(RuntimeError):  # the loop has been closed
+        loop.call_soon_threadsafe(stopping.set)
+
+
 def _announce(server: Server) -> None:
     settings = server.settings
     if settings.metrics_port_file is not None:
@@ -299,7 +312,10 @@ def _announce(server: Server) -> None:
         files.write_text(settings.http_port_file, f"{server.http_port}\n")
     if settings.port_file is not None:
         files.write_text(settings.port_file, f"{server.port}\n")
-    lines = [f"serving on {settings.address.rpartition(':')[0]}:{server.port}"]
+    address = settings.address
+    if socket_path(address) is None:
+        address = f"{address.rpartition(':')[0]}:{server.port}"
+    lines = [f"serving on {address}"]
     if settings.http_address is not None:
         scheme = "http" if settings.tls_cert is None else "https"
         lines.append(

@@ -103,7 +103,7 @@ class Settings:
     )
     address: str = option(
         "127.0.0.1:50051",
-        "Where to listen ([HOST]:PORT for IPv6); port 0 takes a free one.",
+        "Where to listen ([HOST]:PORT for IPv6, or unix:PATH); port 0 takes a free one.",
         short="-a",
         metavar="HOST:PORT",
     )
@@ -131,6 +131,7 @@ class Settings:
     )
     max_search_batch: int = option(64, "Queries of one index search.", flag="", least=1)
     drain_seconds: float = option(30.0, "Time that calls get to finish after SIGTERM.", least=0.0)
+    stop_with_parent: bool = option(False, "Stop when standard input ends: for a program that starts its own server.")
     port_file: Path | None = option(None, "Gets the port as text once the server is ready.", metavar="FILE")
     http_port_file: Path | None = option(None, "Gets the port of HTTP as text.", metavar="FILE", panel=HTTP)
     http_root_path: str = option(
@@ -207,8 +208,8 @@ class Settings:
             raise InvalidArgumentError("clients' certificates need TLS: give --tls-cert, too", field="tls_client_ca")
         for name in ("address", "http_address", "metrics_address"):
             address: str | None = getattr(self, name)
-            if address is None:
-                continue
+            if address is None or (name == "address" and socket_path(address) is not None):
+                continue  # the permissions of its folder protect a Unix socket
             host, _ = split_address(address, name)
             if not (self.allow_insecure or self.tls_cert or self.tokens_file or is_loopback(host)):
                 raise InvalidArgumentError(
@@ -216,6 +217,12 @@ class Settings:
                     "127.0.0.1, protect it with --tls-cert or --tokens-file, or allow it with --allow-insecure",
                     field=name,
                 )
+
+
+def socket_path(address: str) -> Path | None:
+    """Return the path of a Unix socket's address `unix:PATH`, None for other addresses."""
+    path = address.removeprefix("unix:")
+    return Path(path) if path and path != address else None
 
 
 def split_address(address: str, field: str = "address") -> tuple[str, int]:

@@ -85,6 +85,42 @@ class ServerAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerOrFolder:
+    """Source of the answers: a server, or a folder here, which a process of its own serves while the command runs."""
+
+    address: str | None = option(
+        None,
+        "The server.",
+        short="-a",
+        metavar="HOST:PORT",
+        exclusive=True,
+        default_help=_DEFAULT_ADDRESS,
+    )
+    data_dir: Path | None = option(
+        None, "Folder of the collections, read here without a server.", short="-d", metavar="DIR", exclusive=True
+    )
+    model: Path | None = option(
+        None, "With --data-dir: the model artifact that embeds the images.", short="-m", metavar="FILE"
+    )
+    credentials: Credentials = field(default_factory=Credentials)
+
+    def connect(self, timeout: float) -> "Client":
+        """Return a client; `timeout` is that of one message, in seconds.
+
+        Raises:
+            InvalidArgumentError: there is no such folder.
+            ImagekinError: the folder or the model cannot be used.
+        """
+        if self.data_dir is None:
+            return self.credentials.connect(self.address or _DEFAULT_ADDRESS, timeout)
+        if not self.data_dir.is_dir():
+            raise InvalidArgumentError(f"no folder {self.data_dir}", field="data_dir")
+        from imagekin.client.sync_client import Client
+
+        return Client.local(self.data_dir, model=self.model, read_only=True, timeout=timeout)
+
+
+@dataclass(frozen=True, slots=True)
 class Folder:
     """Place where this machine keeps collections: a folder, Milvus, or neither."""
 

@@ -51,7 +51,7 @@ class Picture:
 
 @dataclass(slots=True)
 class Content:
-    """What a body holds.
+    """Content of a request's body.
 
     Attributes:
         values: the parsed JSON object, None for another body.

@@ -46,7 +46,7 @@ _NOT_STORED = {"cache-control": "no-store"}
 
 
 class HttpContext:
-    """What handlers ask of a call's context, for a call over HTTP."""
+    """Context of a call over HTTP, as far as handlers use it."""
 
     def __init__(self, request: Request) -> None:
         self._until = None if (seconds := _timeout(request)) is None else time.monotonic() + seconds

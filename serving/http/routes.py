@@ -47,7 +47,7 @@ class Route:
 
     @property
     def takes_pictures(self) -> bool:
-        """Whether the body may be a picture."""
+        """True if the body may be a picture."""
         return bool(self.member) and self.verb != "GET"
 
     def new_request(self) -> Message:

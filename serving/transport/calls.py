@@ -241,7 +241,7 @@ class Calls(grpc.GenericRpcHandler):
         return answer
 
     async def _handle(self, handler: Any, call: CallInfo, context: Context, read: Callable[[], Awaitable[Body]]) -> Any:
-        """Let a unary call in, read its request, call its handler and return the answer."""
+        """Admit a unary call, read its request, call its handler and return the answer."""
         entered = await self._enter(call, context)
         try:
             check = self._admission_check(call.method)

@@ -3,12 +3,13 @@
 import asyncio
 import importlib
 import socket
+from pathlib import Path
 
 import grpc
 import grpc.aio
 
 from imagekin.errors import FailedPreconditionError
-from imagekin.serving.settings import Limits, split_address
+from imagekin.serving.settings import Limits, socket_path, split_address
 
 # Room for the framing of a message of exactly the largest size.
 _FRAMING_BYTES = 64 * 1024
@@ -53,7 +54,11 @@ def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredenti
     Raises:
         FailedPreconditionError: the address cannot be listened on.
     """
-    _try_to_bind(address)
+    path = socket_path(address)
+    if path is None:
+        _try_to_bind(address)
+    else:
+        _make_way(path)
     try:
         if credentials is None:
             return server.add_insecure_port(address)
@@ -75,3 +80,24 @@ def _try_to_bind(address: str) -> None:
         raise FailedPreconditionError(
             f"cannot listen on {address} ({reason}): choose another address", field="address"
         ) from None
+
+
+def _make_way(path: Path) -> None:
+    """Check that a Unix socket can be made at a path; gRPC replaces one that a killed server has left.
+
+    Raises:
+        FailedPreconditionError: a server listens there, or it is another kind of file, or there is no such folder.
+    """
+    reason = None
+    if not path.parent.is_dir():
+        reason = "no such folder"
+    elif path.exists() and not path.is_socket():
+        reason = "there is another file"
+    elif path.exists():
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(str(path)) == 0:
+                reason = "a server listens there"
+    if reason is not None:
+        raise FailedPreconditionError(
+            f"cannot listen on unix:{path} ({reason}): choose another address", field="address"
+        )

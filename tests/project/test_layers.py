@@ -70,7 +70,7 @@ INSIDE = {
     ),
     "client": (
         ("generate_sync",),
-        ("image_inputs", "retries"),
+        ("image_inputs", "local", "retries"),
         ("conversions",),
         ("query_inputs",),
         ("calls",),
