@@ -2,8 +2,10 @@
 
 import os
 import posixpath
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Container, Iterator
 from contextlib import closing
+from functools import partial
 from itertools import islice
 
 from imagekin.errors import ImageError, InvalidArgumentError
@@ -16,6 +18,7 @@ from imagekin.sources.formats.tar_members import BLOCK_BYTES, is_tar
 from imagekin.sources.ignored import (
     NO_IMAGES_IN_IT,
     NO_READER,
+    SEVERAL_TABLES,
     UNPACKED,
     Ignored,
     Kind,
@@ -34,6 +37,8 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz
 ZIP_SUFFIXES = (".zip",)
 PARQUET_SUFFIXES = (".parquet", ".pq")
 ARCHIVE_SUFFIXES = (*TAR_SUFFIXES, *ZIP_SUFFIXES)
+# More tables in a folder than this are of single images, such as those of Google Photos.
+_MAX_TABLES = 20
 _PARQUET_MAGIC = b"PAR1"
 _OTHER_ARCHIVES = {b"7z\xbc\xaf\x27\x1c": "a 7z archive", b"Rar!\x1a\x07": "a RAR archive"}
 
@@ -109,15 +114,22 @@ def listed_parts(
         elif _has_container_name(found):
             containers.append(found)
     readers: dict[str, Reader] = {}
+    opened: tuple[Kind | None, Reader | None]
     elsewhere: dict[str, Kind | None] = {}
+    tables = _labelling(containers, place_of, max_bytes) if has_images else {}
     for name in containers:
-        kind, reader = _opened(place_of(name), max_bytes)
+        if has_images and name.lower().endswith(MANIFEST_SUFFIXES):
+            opened = tables.get(name, (Kind(suffix_of(name), NO_IMAGES_IN_IT), None))
+        else:
+            opened = _opened(place_of(name), max_bytes)
+        kind, reader = opened
         if reader is not None:
             readers[name], kind = reader, None
         elsewhere[name] = kind
     infos = [reader.embedded for reader in readers.values()]
     has_images = has_images or None in infos
-    files = FilesReader(listing, place_of, max_bytes, elsewhere)
+    listed = [(posixpath.dirname(name), one) for name, (_, one) in tables.items() if one is not None]
+    files = FilesReader(listing, place_of, max_bytes, elsewhere, partial(_listed_in, listed) if listed else None)
     files.embedded = None if has_images else next(iter(infos), None)
     parts = [Part(files, key, path)]
     splits = _splits_of(list(readers))
@@ -127,6 +139,48 @@ def listed_parts(
         part = part_of(reader, name, name, splits.get(name))
         parts.append(Part(part.reader, key + part.key, path + part.path, part.split))
     return parts
+
+
+def _labelling(
+    names: list[str], place_of: Callable[[str], Place], max_bytes: int
+) -> dict[str, tuple[Kind | None, ManifestReader | None]]:
+    """Return the tables that label the images beside them, and those that are not used because there are several."""
+    found: dict[str, dict[str, ManifestReader]] = {}
+    tables_in = Counter(posixpath.dirname(name) for name in names if name.lower().endswith(MANIFEST_SUFFIXES))
+    for name in names:
+        if name.lower().endswith(MANIFEST_SUFFIXES) and tables_in[posixpath.dirname(name)] <= _MAX_TABLES:
+            reader = ManifestReader(place_of(name), max_bytes)
+            if reader.labels_files_beside_it():
+                found.setdefault(posixpath.dirname(name), {})[name] = reader
+    chosen: dict[str, tuple[Kind | None, ManifestReader | None]] = {}
+    for tables in found.values():
+        known = [name for name in tables if _stem(posixpath.basename(name)).lower() == "metadata"]
+        splits = _splits_of(list(tables))
+        used = known[:1] or (list(tables) if len(tables) == 1 or len(splits) == len(tables) else [])
+        for name, reader in tables.items():
+            chosen[name] = (None, reader) if name in used else (Kind(suffix_of(name), SEVERAL_TABLES), None)
+    return chosen
+
+
+def _listed_in(tables: list[tuple[str, ManifestReader]]) -> Container[str]:
+    """Return the images that tables list, by their paths below the source's root."""
+    # Hashes, because there may be millions of paths.
+    found = {hash(posixpath.normpath(posixpath.join(folder, path))) for folder, one in tables for path in one.paths()}
+    return _Hashed(found)
+
+
+class _Hashed:
+    """A set of paths, by their hashes.
+
+    Args:
+        hashes: the hashes.
+    """
+
+    def __init__(self, hashes: set[int]) -> None:
+        self._hashes = hashes
+
+    def __contains__(self, path: object) -> bool:
+        return hash(path) in self._hashes
 
 
 class _Refused:

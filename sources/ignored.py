@@ -14,7 +14,8 @@ SYSTEM = "in a folder of a system, such as thumbnails or a recycle bin"
 NO_IMAGE = "no image by its name"
 NO_READER = "an archive of a kind that is not read: unpack it"
 UNPACKED = "an archive that is unpacked beside it"
-NO_IMAGES_IN_IT = "a table without images"
+NO_IMAGES_IN_IT = "a table of no images"
+SEVERAL_TABLES = "one of several tables that list the images beside them: name the one to read"
 
 # Folders in which systems keep what nobody took a photo of, in lower case, and who makes them.
 SYSTEM_FOLDERS = frozenset(

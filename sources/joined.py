@@ -143,13 +143,17 @@ class JoinedReaders:
                     seen[self._rule.without_folders(path), path.rpartition("/")[0], part.split] += 1
                     yield path
 
-        folders = FolderLabels(paths(), [part.path for part in self._parts])
+        def shape() -> Iterator[str]:
+            yield from (part.path for part in self._parts)
+            yield from (f"{part.path}{one.folder}/" for part, one in told if one.folder)
+
+        folders = FolderLabels(paths(), shape())
         counts: Counter[Named] = Counter()
         for (label, folder, split), count in seen.items():
             named = folders(f"{folder}/")
             counts[Named(named.label if self._rule.is_default else label, split or named.split)] += count
-        for part, (own, count, _) in told:
-            split = own.split or part.split or folders(part.path).split
+        for part, (own, count, _, folder) in told:
+            split = own.split or part.split or folders(f"{part.path}{folder}/").split
             counts[Named(own.label if self._rule.is_default else None, split)] += count
         origins = [*(["folder"] if seen else []), *(counted.origin for _, counted in told if counted.origin)]
         return Plan(self._rule.over(folders), counts, tuple(dict.fromkeys(origins)), is_whole)

@@ -48,11 +48,19 @@ class ImageFile:
 
 
 class Counted(NamedTuple):
-    """A number of images whose label is in the source itself, not in their paths, and where it is."""
+    """A number of images whose label is in the source itself, not in their paths.
+
+    Attributes:
+        named: label and split, as far as the source has them.
+        images: how many.
+        origin: where the labels are; empty for images without.
+        folder: the images' folder, which may be that of a split.
+    """
 
     named: Named
     images: int
     origin: str = ""
+    folder: str = ""
 
 
 # A path that names a class, images with labels of their own, or None where there are more than were looked at.

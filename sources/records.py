@@ -29,6 +29,10 @@ class SourceError(ImagekinError):
     """Part of a source could not be read, so its records are not completely known."""
 
 
+class RowError(SourceError):
+    """A row cannot be used, and stands for an image that is not known; all others are read."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One image, or one vector, of a source.

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from itertools import chain, islice
 from typing import TypeAlias
 
@@ -26,6 +26,7 @@ class FilesReader:
         place: returns the place of a listed path.
         max_bytes: larger images are not read.
         elsewhere: files that have readers of their own, or None and the kind as which they are ignored.
+        listed: returns the images that tables list, which have readers of their own.
         explicit: whether the user named each file, so that none is ignored.
     """
 
@@ -35,6 +36,7 @@ class FilesReader:
         place: Callable[[str], Place],
         max_bytes: int,
         elsewhere: Mapping[str, Kind | None] | None = None,
+        listed: Callable[[], Container[str]] | None = None,
         *,
         explicit: bool = False,
     ) -> None:
@@ -42,20 +44,25 @@ class FilesReader:
         self._place = place
         self._max_bytes = max_bytes
         self._elsewhere = elsewhere or {}
+        self._listed = listed
         self._explicit = explicit
         self.embedded: VectorInfo | None = None
 
     def survey(self) -> Iterator[Surveyed]:
         """Yield the paths of all images, see `Reader`."""
+        listed = self._listed() if self._listed else ()
         for found in self._listing():
-            if isinstance(found, str) and self._is_image(found):
+            if isinstance(found, str) and self._is_image(found) and found not in listed:
                 yield found
 
     def pieces(self, naming: Naming, ignored: Ignored) -> Iterator[Piece]:
         """Yield the files, see `Reader`."""
+        listed = self._listed() if self._listed else ()
         for found in self._listing():
             if isinstance(found, Record):
                 yield (naming.moved(found),)
+            elif self._is_image(found) and found in listed:
+                continue
             elif self._is_image(found):
                 label, split = naming.named(found)
                 yield ImageFile(naming.key + found, self._place(found), self._max_bytes, label, split=split)
@@ -66,7 +73,10 @@ class FilesReader:
 
     def count(self) -> int:
         """Return the number of records."""
-        return sum(not isinstance(found, str) or self._is_image(found) for found in self._listing())
+        listed = self._listed() if self._listed else ()
+        return sum(
+            not isinstance(found, str) or (self._is_image(found) and found not in listed) for found in self._listing()
+        )
 
     def _is_image(self, found: str) -> bool:
         return self._explicit or is_image_name(found)

@@ -19,8 +19,9 @@ from imagekin.sources.formats.table_rows import (
     LABEL_COLUMNS,
     PAYLOAD_COLUMN,
     first_of,
-    is_split_column,
+    one_label,
     row_metadata,
+    split_column,
 )
 from imagekin.sources.ignored import Ignored
 from imagekin.sources.labels import LOOK_AHEAD, Named
@@ -31,7 +32,6 @@ from imagekin.sources.records import (
     SourceError,
     Vector,
     VectorInfo,
-    label_text,
     printable,
     record_of,
     size_problem,
@@ -184,7 +184,7 @@ class ParquetReader:
             splits = cells[names.split] if names.split else [None] * batch.num_rows
             for (label, split), count in Counter(zip(map(_hashable, labels), splits, strict=True)).items():
                 with contextlib.suppress(InvalidArgumentError):
-                    counts[Named(label_text(self._class_name(label)), split_named(split))] += count
+                    counts[Named(one_label(self._class_name(label)), split_named(split))] += count
         origin = f"column {names.label!r}" if names.label else ""
         yield from (Counted(named, count, origin) for named, count in counts.items())
 
@@ -275,7 +275,8 @@ def _columns(parquet: Any) -> _Columns:
         )
     key = first_of(fields, KEY_COLUMNS)
     label = first_of(fields, LABEL_COLUMNS)
-    split = next((name for name in fields if is_split_column(name) and pa.types.is_string(fields[name])), None)
+    split = split_column(fields)
+    split = split if split and pa.types.is_string(fields[split]) else None
     digest = _HASH_COLUMN if _HASH_COLUMN in fields else None
     plain = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_floating)
     used = {data, key, label, split, digest}

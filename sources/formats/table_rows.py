@@ -1,6 +1,9 @@
-"""Find path, key, label and payload among the columns of a manifest or a Parquet file."""
+"""Find path, key, label, split and payload among the columns of a manifest or a Parquet file.
 
-from collections.abc import Collection, Mapping
+Columns are found by the names that people and exporters give them, in any case and with spaces or hyphens.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from imagekin.errors import InvalidArgumentError
@@ -8,12 +11,40 @@ from imagekin.sources.formats.text_lines import json_object
 from imagekin.sources.records import label_text
 from imagekin.types import JSON
 
-# The first column that exists is used; several names are those of other tools.
-PATH_COLUMNS = ("path", "file_name", "filename", "file", "image", "url")
+# The first name that is there is used.
+PATH_COLUMNS = (
+    *("path", "file_name", "filename", "file", "filepath", "file_path", "filepaths", "image_path", "img_path"),
+    *("image_file", "image_filename", "image_name", "img_name", "relative_path", "rel_path", "image", "img", "images"),
+    *("photo", "picture", "url", "image_url", "uri", "image_uri", "image_id", "img_id", "imageid"),
+)
 KEY_COLUMNS = ("key", "__key__", "id")
-LABEL_COLUMNS = ("label", "labels", "class", "cls")
-_SPLIT_COLUMNS = frozenset(("split", "subset", "partition", "dataset_split", "data_split", "set", "data_set", "usage"))
+# A column of names goes before one of numbers.
+LABEL_COLUMNS = (
+    *("label_name", "class_name", "category_name", "label_names", "class_names", "label_text"),
+    *("label", "labels", "class", "classes", "cls", "category", "categories", "target", "targets", "classname"),
+    *("ground_truth", "annotation", "tag", "choice", "breed", "species", "variety", "diagnosis", "dx"),
+    *("label_id", "class_id", "category_id", "target_id", "class_label", "label_idx", "class_idx", "class_index", "y"),
+)
+_SPLIT_COLUMNS = (
+    "split",
+    "subset",
+    "partition",
+    "dataset_split",
+    "data_split",
+    "data_set",
+    "set",
+    "usage",
+    "fold_name",
+)
 PAYLOAD_COLUMN = "payload"
+_TRUE, _FALSE = frozenset(("1", "1.0", "true")), frozenset(("0", "0.0", "false", ""))
+
+
+class Row(NamedTuple):
+    """A row of a manifest, or a message why it is invalid."""
+
+    number: int
+    values: Mapping[str, JSON] | str
 
 
 class RowMetadata(NamedTuple):
@@ -23,17 +54,43 @@ class RowMetadata(NamedTuple):
     payload: Mapping[str, JSON] | None
 
 
-def first_of(names: Collection[str], wanted: tuple[str, ...]) -> str | None:
-    """Return the first of the wanted names that exists; None for none."""
-    return next((name for name in wanted if name in names), None)
+def first_of(names: Collection[str], wanted: Sequence[str]) -> str | None:
+    """Return the column with the first of the wanted names that exists; None for none."""
+    plain = {_plain(name): name for name in reversed(list(names))}
+    return next((plain[name] for name in wanted if name in plain), None)
 
 
-def is_split_column(name: str) -> bool:
-    """Return whether a column says to which split an image belongs."""
-    return name.strip().lower().replace(" ", "_") in _SPLIT_COLUMNS
+def path_column(names: Collection[str]) -> str | None:
+    """Return the column of paths; `id` is one where there is no other."""
+    return first_of(names, (*PATH_COLUMNS, "id"))
 
 
-def row_metadata(values: Mapping[str, JSON], label_column: str | None, used: Collection[str]) -> RowMetadata:
+def split_column(names: Collection[str]) -> str | None:
+    """Return the column that says to which split an image belongs; None for none."""
+    return first_of(names, _SPLIT_COLUMNS)
+
+
+def is_named(name: str) -> bool:
+    """Return whether a column has one of the names that mean something."""
+    return _plain(name) in (*PATH_COLUMNS, *KEY_COLUMNS, *LABEL_COLUMNS)
+
+
+def one_hot_columns(rows: Sequence[Mapping[str, JSON]], used: Collection[str | None]) -> tuple[str, ...]:
+    """Return the columns that are classes: all unused ones, when each row has 1 in some and 0 in the others."""
+    if not rows:
+        return ()
+    names = tuple(name for name in rows[0] if name not in used)
+    cells = [[_flag(row.get(name)) for name in names] for row in rows]
+    is_one_hot = len(names) >= 2 and all(None not in row and any(row) for row in cells)
+    return names if is_one_hot else ()
+
+
+def class_of(row: Mapping[str, JSON], classes: Sequence[str]) -> str | None:
+    """Return the first of the columns whose cell is 1."""
+    return next((name for name in classes if _flag(row.get(name))), None)
+
+
+def row_metadata(values: Mapping[str, JSON], label_column: str | None, used: Collection[str | None]) -> RowMetadata:
     """Return the label and the payload of a row.
 
     Args:
@@ -44,7 +101,7 @@ def row_metadata(values: Mapping[str, JSON], label_column: str | None, used: Col
     Raises:
         InvalidArgumentError: the label or the payload is invalid.
     """
-    label = label_text(values.get(label_column)) if label_column else None
+    label = one_label(values.get(label_column)) if label_column else None
     payload: dict[str, JSON] = {}
     whole = values.get(PAYLOAD_COLUMN)
     if isinstance(whole, str):
@@ -60,3 +117,27 @@ def row_metadata(values: Mapping[str, JSON], label_column: str | None, used: Col
         if name not in used and name != PAYLOAD_COLUMN and name != label_column and value is not None:
             payload[name] = value
     return RowMetadata(label, payload or None)
+
+
+def one_label(value: object) -> str | None:
+    """Return the label in a cell: of a list, its first one, because an image has one label.
+
+    Raises:
+        InvalidArgumentError: it is neither a text nor a whole number.
+    """
+    if isinstance(value, list):
+        value = next(iter(value), None)
+    if isinstance(value, Mapping):
+        value = next((value[name] for name in ("label", "name", "choices") if name in value), None)
+        return one_label(value) if isinstance(value, list) else label_text(value)
+    return label_text(value.strip() if isinstance(value, str) else value)
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace(" ", "_").replace("-", "_")
+
+
+def _flag(cell: JSON) -> bool | None:
+    """Return whether a cell is 1 or 0; None for anything else."""
+    text = str(cell if cell is not None else "").strip().lower()
+    return True if text in _TRUE else False if text in _FALSE else None

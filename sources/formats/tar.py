@@ -11,14 +11,14 @@ import os
 import tarfile
 from collections.abc import Iterator
 from contextlib import closing
-from itertools import islice
+from dataclasses import replace
 
 from imagekin.errors import InvalidArgumentError
 from imagekin.sources.formats.sidecars import SIDECAR_SUFFIXES, Sidecars
 from imagekin.sources.formats.tar_members import DAMAGE, Archive, is_compressed, key_of, opened, problem_of
 from imagekin.sources.ignored import NO_IMAGE, Ignored, Kind, ignored_kind, is_hidden, is_image_name, suffix_of
-from imagekin.sources.labels import LOOK_AHEAD
-from imagekin.sources.pieces import Naming, Piece, Surveyed
+from imagekin.sources.labels import LOOK_AHEAD, Named
+from imagekin.sources.pieces import Counted, Naming, Piece, Surveyed
 from imagekin.sources.places import Place
 from imagekin.sources.records import Record, SourceError, printable
 from imagekin.sources.values import MAX_PAYLOAD_BYTES
@@ -54,17 +54,30 @@ class TarReader:
         if not self.repeatable:
             yield None
             return
+        seen = 0
+        group = _Group("")
         try:
             with closing(self.place.open()) as file, opened(file) as archive:
-                images = (
-                    key
-                    for member in archive
-                    if not member.isdir() and is_image_name((key := key_of(member)).lstrip("/"))
-                )
-                yield from islice(images, LOOK_AHEAD)
-                if next(images, None) is not None:
-                    yield None
+                for member in archive:
+                    key = key_of(member)
+                    is_image = not member.isdir() and is_image_name(key.lstrip("/"))
+                    if member.isdir() or not (is_image or _is_sidecar(key)):
+                        continue
+                    stem = _stem(key)
+                    if stem != group.stem or group.full:
+                        yield from group.surveyed()
+                        group = _Group(stem)
+                    if not is_image:
+                        group.sidecars.add(key, _sidecar(archive, member, key))
+                        continue
+                    seen += 1
+                    if seen > LOOK_AHEAD:
+                        yield None
+                        return
+                    group.images.append((key, b""))
+                yield from group.surveyed()
         except DAMAGE:
+            yield from group.surveyed()
             yield None
 
     def pieces(self, naming: Naming, ignored: Ignored) -> Iterator[Piece]:
@@ -97,7 +110,8 @@ class TarReader:
                     ignored.add(Kind(suffix_of(name), NO_IMAGE))
             for key, data in group.images:
                 label, split = naming.named(key)
-                yield group.sidecars.record(naming.key + key, key, data, label, split)
+                record = group.sidecars.record(naming.key + key, key, data, label, split)
+                yield record if naming.rule.is_default else replace(record, label=label)
 
         try:
             with closing(self.place.open()) as file, opened(file) as archive:
@@ -156,6 +170,13 @@ class _Group:
         self.stem = stem
         self.images: list[tuple[str, bytes | str]] = []
         self.sidecars = Sidecars()
+
+    def surveyed(self) -> Iterator[Surveyed]:
+        """Yield the paths of its images, or their label if a sidecar has it."""
+        for path, _ in self.images:
+            label = self.sidecars.record("-", path, b"", None, None).label if self.sidecars else None
+            folder = path.rpartition("/")[0]
+            yield path if label is None else Counted(Named(label, None), 1, "members .cls and .json", folder)
 
     @property
     def full(self) -> bool:

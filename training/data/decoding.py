@@ -16,7 +16,7 @@ from imagekin.errors import ImageError, ImagekinError, InvalidArgumentError
 from imagekin.machine import cores
 from imagekin.progress import progress
 from imagekin.sources.open import JoinedReaders
-from imagekin.sources.records import Record, SourceError
+from imagekin.sources.records import OTHER_IMAGE, OTHER_LABEL, Record, RowError, SourceError
 from imagekin.sources.splits import Split
 from imagekin.training.data.pixel_cache import Arrangement, DecodedFile, digest_of
 
@@ -70,10 +70,21 @@ def arrange(rows: Sequence[DecodedFile], path: str) -> Arrangement:
     Raises:
         InvalidArgumentError: there is no image, or none can be read.
     """
-    # A later member of an archive replaces an earlier one of the same name.
-    last = {row.name: place for place, row in enumerate(rows)}
-    failed = [(row.name, row.problem) for row in rows if row.problem]
-    good = sorted((name, place) for name, place in last.items() if not rows[place].problem)
+    first: dict[str, DecodedFile] = {}
+    failed: list[tuple[str, str]] = []
+    good: list[tuple[str, int]] = []
+    for place, row in enumerate(rows):
+        before = first.setdefault(row.name, row)
+        if row.problem:
+            failed.append((row.name, row.problem))
+        elif before is row or before.problem:
+            first[row.name] = row
+            good.append((row.name, place))
+        elif before.digest != row.digest:
+            failed.append((row.name, OTHER_IMAGE))
+        elif before.label != row.label:
+            failed.append((row.name, OTHER_LABEL))
+    good.sort()
     if not good:
         failed.sort()
         reason = f"all {len(failed)} failed, the first: {failed[0][0]}: {failed[0][1]}" if failed else "it holds none"
@@ -117,7 +128,7 @@ def _decode_all(group: Sequence[Record], preprocess: Preprocess) -> list[Decoded
 
 
 def _decode(record: Record, preprocess: Preprocess) -> DecodedFile:
-    if isinstance(record.data, SourceError):
+    if isinstance(record.data, SourceError) and not isinstance(record.data, RowError):
         raise InvalidArgumentError(f"{record.key}: {record.data}", field="data") from record.data
     if isinstance(record.data, ImagekinError):
         return DecodedFile(record.key, None, str(record.data), record.label)

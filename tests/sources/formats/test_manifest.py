@@ -73,7 +73,7 @@ def test_broken_lines_of_jsonl_are_errors_in_their_places(tmp_path: Path) -> Non
         b"[1]",
         b"[" * 100_000,
         b'{"path": 3}',
-        b'{"path": "cat/1.JPG", "label": [1]}',
+        b'{"path": "cat/1.JPG", "label": 1.5}',
         b'{"path": "cat/1.JPG", "payload": "x"}',
         b'{"path": "caf\xe9.jpg"}',
         b'{"path": "' + b"x" * MAX_LINE_BYTES + b'"}',
@@ -85,7 +85,7 @@ def test_broken_lines_of_jsonl_are_errors_in_their_places(tmp_path: Path) -> Non
     assert len(records) == len(lines)
 
 
-@pytest.mark.parametrize("header", ["", "label,price\n", "path,path\n", "\n\n\n", "a\0b\n"])
+@pytest.mark.parametrize("header", ["label,price\n", "path,path\n", "a\0b\n"])
 def test_a_table_without_a_path_column_is_one_error(tmp_path: Path, header: str) -> None:
     records = list(open_source(manifest(tmp_path, "m.csv", header + "a.jpg,1\n")))
     assert not good(records)
@@ -93,11 +93,14 @@ def test_a_table_without_a_path_column_is_one_error(tmp_path: Path, header: str)
     assert isinstance(records[0].data, SourceError)
 
 
-def test_names_that_are_not_utf_8_are_reported(tmp_path: Path) -> None:
+def test_a_table_of_other_encodings_than_utf_8_is_one_of_windows(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).write_bytes(b"x")
     records = list(open_source(manifest(tmp_path, "m.csv", b"path,label\ncaf\xe9.jpg,x\na.jpg,\xff\ncat/2.png,y\n")))
-    assert set(good(records)) == {"cat/2.png"}
-    assert "UTF-8" in bad(records)["caf\\udce9.jpg"]
+    assert {record.key: record.label for record in records if isinstance(record.data, bytes)} == {
+        "a.jpg": "ÿ",
+        "cat/2.png": "y",
+    }
+    assert set(bad(records)) == {"café.jpg"}, "such a table is taken for one of Windows"
 
 
 def test_an_unclosed_quote_does_not_swallow_the_rest_in_memory(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from imagekin.encoder.decoding.decode import load_pixels
 from imagekin.encoder.metadata import Preprocess
 from imagekin.errors import InvalidArgumentError, NotFoundError
+from imagekin.sources.records import OTHER_IMAGE, OTHER_LABEL
 from imagekin.training.data.cifar import CIFAR10
 from imagekin.training.data.images import data_name, has_split, load_images
 from tests.data import shared_data
@@ -203,15 +204,27 @@ def test_hostile_members_are_refused_one_by_one(tmp_path: Path) -> None:
     assert len(images.failed) == 7
 
 
-def test_a_later_member_of_an_archive_replaces_an_earlier_one_of_its_name(tmp_path: Path) -> None:
+def test_of_two_members_of_one_name_the_first_counts_as_in_indexing(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "x.tar", {"cat/a.png": png(1), "dog/a.png": png(2)})
     with tarfile.open(path, "a") as archive:
-        member = tarfile.TarInfo("cat/a.png")
-        member.size = len(png(3))
-        archive.addfile(member, io.BytesIO(png(3)))
+        for data in (png(3), png(1)):
+            member = tarfile.TarInfo("cat/a.png")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
     images = load_images(str(path), size=8)
     assert images.keys == ("cat/a.png", "dog/a.png")
-    assert np.array_equal(images.pixels[0], load_pixels(png(3), Preprocess(height=8, width=8)))
+    assert np.array_equal(images.pixels[0], load_pixels(png(1), Preprocess(height=8, width=8)))
+    assert images.failed == (("cat/a.png", OTHER_IMAGE),), "the same image again is no failure"
+
+
+def test_of_two_labels_the_first_counts_and_a_bad_row_costs_one_image(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"a.png": png(1), "b.png": png(2)})
+    table = tmp_path / "table.csv"
+    table.write_text("Path; Label\na.png; cat\na.png; dog\nb.png;  dog\nc.png\n")
+    images = load_images(str(table), size=8)
+    assert [images.class_names[label] for label in images.labels] == ["cat", "dog"]
+    assert images.failed[0] == ("a.png", OTHER_LABEL)
+    assert images.failed[1][0] == "table.csv:5"
 
 
 def test_real_archives_are_read_whole() -> None:
