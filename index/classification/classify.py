@@ -21,7 +21,7 @@ class ClassSums:
     """The sums and counts from which class means are computed.
 
     Attributes:
-        sums: float64 [C, D], sum of each class's embeddings; C is the number of labels that ever occurred.
+        sums: float64 [C, D], sum of each class's embeddings; C is the number of the snapshot's labels.
         counts: int64 [C], number of items of each class, 0 for a label that is no longer in use.
     """
 

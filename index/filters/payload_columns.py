@@ -65,16 +65,21 @@ class Column:
     def over(self, sequences: NDArray[np.int64]) -> "Column":
         """Return a copy of this column for other slots."""
         moved = Column(sequences)
-        moved.values, moved._places = self.values, self._places
         shared = min(len(sequences), len(self.sequences))
         if not shared or sequences[shared - 1] == self.sequences[shared - 1]:
             # Slots were only appended: compaction, which removes some, would have moved the last one.
+            moved.values, moved._places = self.values, self._places
             moved.codes[:shared] = self.codes[:shared]
             moved.numbers[:shared] = self.numbers[:shared]
             return moved
         places = np.minimum(np.searchsorted(self.sequences, sequences), len(self.sequences) - 1)
         known = self.sequences[places] == sequences
-        moved.codes[known] = self.codes[places[known]]
+        codes = self.codes[places[known]]
+        # Values that no slot has any more are left behind.
+        used = np.unique(codes[codes >= 0])
+        moved.values = [self.values[code] for code in used.tolist()]
+        moved._places = {value: place for place, value in enumerate(moved.values)}
+        moved.codes[known] = np.where(codes >= 0, np.searchsorted(used, codes), codes)
         moved.numbers[known] = self.numbers[places[known]]
         return moved
 

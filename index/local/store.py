@@ -319,8 +319,7 @@ class LocalStore:
         with storage_errors(self.name), contextlib.closing(connect(self._path, read_only=True)) as connection:
             connection.execute("BEGIN")
             state = read_state(connection, self.name)
-            names = list(self._snapshot.label_names)
-            return load(connection, state, self.identity.dim, self.name, names), state.sequence
+            return load(connection, state, self.identity.dim, self.name), state.sequence
 
     def wants_compaction(self) -> bool:
         """Return whether too many slots are dead."""

@@ -84,7 +84,7 @@ class ColumnSnapshot:
         hashes: uint64 [n], short form of the content hash (`short_hash`), 0 for none.
         key_ends: int64 [n], where each key ends in `key_bytes` (it begins where the one before ends).
         key_bytes: uint8, all keys in UTF-8.
-        label_names: every label that ever occurred.
+        label_names: every label that a slot has, dead ones included.
         sequence: sequence number of the snapshot.
         floor: the earliest sequence number that `at` accepts; slots that died before it have been dropped.
         live: number of slots that this snapshot sees.
@@ -341,7 +341,7 @@ class Columns:
     def of_live(cls, view: ColumnSnapshot, priority: SearchPriority) -> "Columns":
         """Copy the live slots of a snapshot into new columns; `catch_up` adds what is written later."""
         live = np.flatnonzero(view.alive())
-        fresh = cls(view.vectors.shape[1], len(live), view.label_names)  # the labels keep their codes
+        fresh = cls(view.vectors.shape[1], len(live))  # labels that no slot has any more are left behind
         fresh.forget_before(view.sequence)
         fresh._copy(view, live, priority)
         return fresh
@@ -354,7 +354,11 @@ class Columns:
 
     def _copy(self, view: ColumnSnapshot, slots: Slots, priority: SearchPriority) -> None:
         """Append slots of other columns as live ones."""
-        codes = np.array([self._label_code(name) for name in list(view.label_names)] + [UNLABELLED], np.int32)
+        names = view.label_names
+        codes = np.full(len(names) + 1, UNLABELLED, np.int32)  # the last one is for UNLABELLED itself
+        for code in np.unique(view.labels[slots]).tolist():
+            if code != UNLABELLED:
+                codes[code] = self._label_code(names[code])
         for begin in range(0, len(slots), _COPIED_AT_ONCE):
             self._copy_some(view, slots[begin : begin + _COPIED_AT_ONCE], codes)
             priority.yield_processor()

@@ -5,7 +5,7 @@ them are compared with the database, so that segments of another history of the 
 """
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -70,15 +70,13 @@ def _died_since(connection: sqlite3.Connection, sequences: Mapping[int, object])
     return int(count)
 
 
-def load(
-    connection: sqlite3.Connection, state: State, dim: int, collection: str, label_names: Sequence[str] = ()
-) -> Columns:
-    """Load the columns of all rows as of the connection's transaction; labels of `label_names` keep their codes.
+def load(connection: sqlite3.Connection, state: State, dim: int, collection: str) -> Columns:
+    """Load the columns of all rows as of the connection's transaction.
 
     Raises:
         DataLossError: a row fails its checksum (the message names its key), or rows are missing.
     """
-    columns = Columns(dim, state.count, label_names)
+    columns = Columns(dim, state.count)
     _append_rows(connection, columns, 0, dim, collection)
     snapshot = columns.snapshot(state.sequence)
     last = int(snapshot.sequences[-1]) if len(snapshot) else 0
