@@ -115,9 +115,7 @@ def _judge(done: "IndexReport", sync: bool) -> None:
     if done.failed_count == done.seen and not done.conflicts:
         raise ImageError(f"none of the {done.seen:,} images could be indexed")
     if sync and done.incomplete:
-        raise FailedPreconditionError(
-            "nothing was deleted, because part of the source could not be read: see the failures above"
-        )
+        raise FailedPreconditionError("nothing was deleted, because part of the source could not be read: see above")
     if done.conflicts:
         raise FailedPreconditionError(
             f"{done.conflicts:,} keys exist with other content: use --on-conflict skip or replace"

@@ -31,12 +31,13 @@ from PIL import (
 
 from imagekin.encoder.decoding.bounds import BoundedReader, check_exif, check_file
 from imagekin.encoder.decoding.colour import Colour, to_rgb
-from imagekin.encoder.decoding.formats import FORMAT_NAMES
+from imagekin.encoder.decoding.formats import FORMAT_NAMES, register_extras
 from imagekin.encoder.decoding.pillow_warnings import quiet
 from imagekin.encoder.metadata import Preprocess
 from imagekin.errors import ImageError, InvalidArgumentError
 
 FORMATS = FORMAT_NAMES
+register_extras()
 WHITE: Colour = (255, 255, 255)
 
 # Codecs of Pillow that run in Python and hold the interpreter's lock.
@@ -50,6 +51,7 @@ _ORIENTATION = 0x0112
 # A JPEG image is decoded at 1/2, 1/4 or 1/8 of its size if that is at least this many times the size needed. For 311
 # photos and a trained encoder, the least cosine to the embedding at full size is 0.99997 with 2, and 0.9987 with 1.
 _SCALED_MARGIN = 2
+_PLANAR, _SEPARATE_PLANES = TiffImagePlugin.PLANAR_CONFIGURATION, 2
 _TILE_SIZE = (322, 323)
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -225,6 +227,9 @@ def _check_header(image: Image.Image, data: bytes, limits: DecodeLimits) -> None
         width, height = (image.tag_v2.get(tag) for tag in _TILE_SIZE)
         if isinstance(width, int) and isinstance(height, int):
             _check_pixels((width, height), limits)
+        if image.tag_v2.get(_PLANAR) == _SEPARATE_PLANES and set(_bits(image)) - {1, 8} and len(image.getbands()) > 1:
+            # Pillow reads each plane as if its samples had 8 bits.
+            raise ImageError("TIFF image of separate planes of more than 8 bits is not supported; send it as PNG")
     codecs = {tile[0] for tile in tiles}
     if codecs & _PYTHON_CODECS and pixels * len(image.getbands()) > _MAX_PYTHON_VALUES:
         raise ImageError(f"{image.format} image of this kind has over {_MAX_PYTHON_VALUES:,} values; send it as PNG")
@@ -233,6 +238,12 @@ def _check_header(image: Image.Image, data: bytes, limits: DecodeLimits) -> None
         scans = data.count(_START_OF_SCAN)
         if scans > _FREE_SCANS and scans * pixels > _MAX_SCANNED_PIXELS:
             raise ImageError("JPEG image has too many scans")
+
+
+def _bits(image: TiffImagePlugin.TiffImageFile) -> tuple[int, ...]:
+    """Return the number of bits of each sample of a pixel."""
+    bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+    return bits if isinstance(bits, tuple) else (bits,)
 
 
 def _check_pixels(size: tuple[int, int], limits: DecodeLimits) -> None:

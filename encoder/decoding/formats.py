@@ -4,6 +4,7 @@ One table for everything that asks which files are images: the decoder, the sour
 """
 
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 
 
@@ -39,6 +40,8 @@ ALL_FORMATS = (
     Format("PPM", (".ppm", ".pgm", ".pbm", ".pnm")),
     Format("JPEG2000", (".jp2", ".j2k", ".jpx")),
     Format("AVIF", (".avif",)),
+    Format("HEIF", (".heic", ".heif", ".hif"), "heic", "pillow_heif"),
+    Format("JXL", (".jxl",), "jxl", "pillow_jxl"),
 )
 AVAILABLE_FORMATS = tuple(one for one in ALL_FORMATS if one.is_available)
 FORMAT_NAMES = frozenset(one.name for one in AVAILABLE_FORMATS)
@@ -46,3 +49,12 @@ IMAGE_SUFFIXES = frozenset(suffix for one in AVAILABLE_FORMATS for suffix in one
 """Ends of the names of files that can be decoded; everything else in a folder or an archive is passed over."""
 MISSING_EXTRAS = {suffix: one.extra for one in ALL_FORMATS for suffix in one.suffixes if suffix not in IMAGE_SUFFIXES}
 """The extra that would read the files whose names end so."""
+
+
+def register_extras() -> None:
+    """Make Pillow know the formats that installed extras read."""
+    for one in AVAILABLE_FORMATS:
+        if one.module:
+            module = import_module(one.module)
+            if one.name == "HEIF":  # the other one registers itself when it is imported
+                module.register_heif_opener(thumbnails=False)

@@ -30,6 +30,7 @@ from imagekin.index.ingest.report import (
 from imagekin.index.ingest.seen_keys import SeenKeys
 from imagekin.index.types import VectorItem
 from imagekin.machine import cores
+from imagekin.sources.ignored import Ignored
 from imagekin.sources.records import Record
 from imagekin.types import Vector
 
@@ -139,6 +140,8 @@ class _Run:
                         break
                     if items := self._good(some, seen):
                         self._tally.wrote(self._sink.upsert(items))
+                if isinstance(ignored := getattr(records, "ignored", None), Ignored):
+                    self._tally.left_out(ignored.unread_images)
                 if options.sync and not self.stop.is_set() and not self._tally.incomplete:
                     self._delete_vanished(seen)
             finally:

@@ -163,6 +163,11 @@ class IngestTally:
             for key in keys:
                 self._find(Finding(key, "deleted", "it is no longer in the source"))
 
+    def left_out(self, count: int) -> None:
+        """Count images that are there and cannot be read here, so that nothing may be deleted."""
+        with self._lock:
+            self._counts.incomplete += count
+
     @property
     def incomplete(self) -> bool:
         """True when part of the source could not be read."""
