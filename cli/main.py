@@ -30,6 +30,7 @@ COMMANDS = {
     "sweep": "imagekin.training.report.options:sweep_command",
     "adopt": "imagekin.cli.adopt:adopt",
     "models": "imagekin.cli.models:models",
+    "adapt": "imagekin.training.adaptation.options:adapt_command",
     "index": "imagekin.cli.index:index",
     "collection": "imagekin.cli.collection.commands:app",
     "serve": "imagekin.cli.serve:serve",

@@ -89,7 +89,7 @@ INSIDE = {
     "training": (
         ("loop.seeds", "loop.process_errors", "loop.lars", "loop.gradient_cache", "loop.distributed"),
         ("data.storage", "data.arrays", "data.cifar", "data.mnist", "data.published"),
-        ("settings", "evaluation.settings"),
+        ("settings", "evaluation.settings", "adaptation.settings"),
         ("views.colour", "views.geometry", "views.worker_threads"),
         ("models.encoders", "models.running_mean", "models.sync_batchnorm"),
         ("views.views",),
@@ -118,8 +118,9 @@ INSIDE = {
         ),
         ("report.charts", "report.details", "report.page"),
         ("export",),
+        ("adaptation",),
         ("loop.trainer", "loop.sweep", "evaluation.compare", "catalogue", "presets"),
-        ("options", "evaluation.options", "report.options", "__main__"),
+        ("options", "evaluation.options", "report.options", "adaptation.options", "__main__"),
     ),
 }
 
