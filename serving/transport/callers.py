@@ -13,7 +13,7 @@ _NETWORK_BITS = 64
 
 
 class Caller(NamedTuple):
-    """Who makes a call.
+    """Maker of a call.
 
     Attributes:
         name: the token's name, else the host's address.
