@@ -68,9 +68,11 @@ class TrainSettings:
     out: Path
     test: str = option("", "Held-out data, scored at the end and never used to choose.", metavar="DATA")
     near: bool = option(
-        False, "Also look for near-duplicates of training images among the test images, not only for copies."
+        False,
+        "Also look for near-duplicates of training images among the test images, not only for copies.",
+        panel=IMAGES,
     )
-    allow_overlap: bool = option(False, "Let the scores count test images that are training images, too.")
+    allow_overlap: bool = option(False, "Let the scores count test images that are training images, too.", panel=IMAGES)
     limit: int = option(0, "Use at most so many images of each class; 0 is all of them.", panel=IMAGES, least=0)
     objective: str = option(
         "supcon",
