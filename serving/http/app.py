@@ -20,6 +20,7 @@ from imagekin.serving.http.endpoint import TIMEOUT, Endpoint, error_response
 from imagekin.serving.http.kserve import kserve_routes
 from imagekin.serving.http.routes import ROUTES
 from imagekin.serving.observability.logs import REQUEST_ID
+from imagekin.serving.page.files import page_routes
 from imagekin.serving.settings import Settings, is_loopback, split_address
 from imagekin.serving.transport.calls import Calls
 from imagekin.serving.transport.status import public_error
@@ -78,6 +79,7 @@ def build(
     ]
     routes += [StarletteRoute("/healthz", health), StarletteRoute("/metrics", metrics)]
     routes += kserve_routes(calls)
+    routes += page_routes()
     app: App = Starlette(routes=routes, exception_handlers={HTTPException: _refused, Exception: _failed})
     app.router.redirect_slashes = False  # type: ignore[attr-defined]
     if settings.cors_origin:

@@ -65,6 +65,7 @@ INSIDE = {
         ("searching",),
         ("collections",),
         ("reload",),
+        ("page",),
         ("services", "http"),
         ("server",),
     ),

@@ -13,6 +13,8 @@ from tests.e2e.processes import quiet_environment
 from tests.project.packages import FOLDERS, application, build, checkout
 
 Contents = dict[str, bytes]
+# Code, and the files of the page.
+KINDS = (".py", ".pyi", ".typed", ".html", ".css", ".js", ".svg")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def test_the_wheel_has_every_file_that_the_checkout_imports(source: Path, wheel:
         f"imagekin/{path.relative_to(source)}".replace("imagekin/imagekin/", "imagekin/")
         for folder in ("imagekin", *FOLDERS)
         for path in (source / folder).rglob("*")
-        if path.is_file() and path.suffix in (".py", ".pyi", ".typed") and not path.is_relative_to(source / "build")
+        if path.is_file() and path.suffix in KINDS and not path.is_relative_to(source / "build")
     }
     assert len(wanted) > 150
     assert not wanted - wheel.keys()

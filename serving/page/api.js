@@ -1,0 +1,110 @@
+// Call the server: the token, the errors, and waiting out a restart.
+
+const HERE = new URL(".", document.baseURI);
+const TOKEN = "imagekin-token";
+const WAIT_OUT_MS = 60_000;
+
+/** Why a call failed: `code` is the name of the gRPC code, or OFFLINE. */
+export class ApiError extends Error {
+  constructor(status, { code = "UNKNOWN", message = `the server answered ${status}`, field = "" } = {}) {
+    super(message);
+    Object.assign(this, { status, code, field });
+  }
+}
+
+/** What the page does about calls: `ask` for a token, and show that the server is `away`. */
+export const hooks = { ask: async () => null, away: () => {} };
+
+let token = remembered();
+let asking = null;
+
+function remembered() {
+  try {
+    return sessionStorage.getItem(TOKEN) ?? "";
+  } catch {
+    return "";
+  }
+}
+
+/** Use a token for this tab, until it is closed. */
+export function setToken(text) {
+  token = text;
+  try {
+    sessionStorage.setItem(TOKEN, text);
+  } catch {
+    // Then it is asked for again after a reload.
+  }
+}
+
+/** Make a call and return its JSON. Reads wait for a server that restarts; writes are never sent twice. */
+export async function call(verb, path, { params = {}, json, body, type, signal, read = verb === "GET", parse = JSON.parse } = {}) {
+  const response = await send(verb, path, { params, json, body, type, signal, read });
+  return parse(await response.text());
+}
+
+/** Make a call and return the response, which is a success. */
+export async function send(verb, path, { params = {}, json, body, type, signal, read = verb === "GET" } = {}) {
+  const url = new URL(path, HERE);
+  for (const [name, value] of Object.entries(params)) {
+    if (value === undefined || value === null || value === "") continue;
+    for (const one of Array.isArray(value) ? value : [value]) url.searchParams.append(name, one);
+  }
+  const until = Date.now() + WAIT_OUT_MS;
+  for (;;) {
+    const used = token;
+    try {
+      const response = await once(verb, url, json === undefined ? body : JSON.stringify(json), json === undefined ? type : "application/json", signal);
+      hooks.away(false);
+      return response;
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      if (error.code === "UNAUTHENTICATED") {
+        if (token === used) await askOnce(Boolean(used));
+        continue;
+      }
+      const restarts = error.code === "OFFLINE" || (error.code === "UNAVAILABLE" && error.status === 503);
+      if (restarts) hooks.away(true);
+      if (!restarts || !read || Date.now() > until) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 700));
+      signal?.throwIfAborted();
+    }
+  }
+}
+
+async function once(verb, url, body, type, signal) {
+  const headers = {};
+  if (type) headers["Content-Type"] = type;
+  if (token) headers.Authorization = `Bearer ${token}`;
+  let response;
+  try {
+    response = await fetch(url, { method: verb, headers, body, signal, credentials: "same-origin", redirect: "error" });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError(0, { code: "OFFLINE", message: "the server does not answer: is it running?" });
+  }
+  if (response.ok) return response;
+  let said = {};
+  try {
+    said = await response.json();
+  } catch {
+    // A proxy's own page: the status says enough.
+  }
+  throw new ApiError(response.status, said);
+}
+
+async function askOnce(wrong) {
+  asking ??= hooks.ask(wrong).finally(() => (asking = null));
+  const given = await asking;
+  if (!given) throw new ApiError(401, { code: "UNAUTHENTICATED", message: "this server wants a token: reload the page to give one" });
+  setToken(given);
+}
+
+/** Return the path of a collection's route. */
+export const of = (collection, route = "") => `v1/collections/${encodeURIComponent(collection)}${route ? `/${route}` : ""}`;
+
+/** Parse JSON and keep numbers that JavaScript would round as they were written, for writing them back. */
+export function parseExactly(text) {
+  if (!JSON.rawJSON) return JSON.parse(text);
+  return JSON.parse(text, (_, value, context) =>
+    typeof value === "number" && String(value) !== context.source ? JSON.rawJSON(context.source) : value);
+}

@@ -1,0 +1,89 @@
+"""Access to the page: it asks for a token, says when one may only read, and follows the reader's theme and width."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.serving.http.calling import calling
+from tests.serving.page.browser import Visit, visiting
+from tests.serving.page.processes import Served, serving
+from tests.serving.running import png
+
+READER, WRITER = "reader-token-reader-token", "writer-token-writer-token"
+
+
+@pytest.fixture(scope="module")
+def protected(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server that wants a token, with one item."""
+    tokens = tmp_path_factory.mktemp("tokens") / "tokens.toml"
+    text = "".join(
+        f'[[token]]\nname = "{scope}"\nscope = "{scope}"\ntoken = "{token}"\n'
+        for scope, token in (("read", READER), ("write", WRITER))
+    )
+    tokens.touch(mode=0o600)
+    tokens.write_text(text)
+    options = ("--tokens-file", str(tokens), "--allow-insecure")
+    with serving(model_path, tmp_path_factory.mktemp("data"), *options) as server:
+        with calling(server.port) as call:
+            allowed = {"authorization": f"Bearer {WRITER}"}
+            assert call("POST", "/v1/collections", {"name": "shop"}, headers=allowed).status == 200
+            for key in ("one", "two"):
+                path = f"/v1/collections/shop/items?key={key}"
+                assert call("POST", path, png(len(key)), "image/png", headers=allowed).status == 200
+        yield server
+
+
+def give_token(visit: Visit, token: str) -> None:
+    """Give a token to the page that asks for one."""
+    visit.page.locator("dialog.asks input[type=password]").fill(token)
+    visit.page.keyboard.press("Enter")
+
+
+def test_a_token_is_asked_for_until_it_is_right_and_kept_for_the_tab(browser: Browser, protected: Served) -> None:
+    with visiting(browser, protected.port) as visit:
+        visit.open("#browse?collection=shop")
+        give_token(visit, "wrong-token-wrong-token")
+        expect(visit.page.locator("dialog.asks .error")).to_contain_text("not accepted")
+        give_token(visit, READER)
+        assert visit.tiles() == ["one", "two"]
+        visit.page.reload()
+        assert visit.tiles() == ["one", "two"]
+        assert READER not in visit.page.content() + visit.page.url
+
+
+def test_a_token_that_may_only_read_changes_nothing_and_is_told_so(browser: Browser, protected: Served) -> None:
+    with visiting(browser, protected.port) as visit:
+        visit.open("#browse?collection=shop")
+        give_token(visit, READER)
+        visit.tiles()
+        visit.page.locator(f"{visit.tile('one')} .choose").click()
+        visit.page.get_by_role("button", name="Delete").click()
+        expect(visit.page.locator(".note.failed")).to_contain_text("may only read")
+        expect(visit.page.get_by_role("button", name="Delete")).to_be_hidden()
+        assert visit.tiles() == ["one", "two"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1280])
+def test_both_themes_fit_any_width(browser: Browser, server: Served, shop: str, scheme: str, width: int) -> None:
+    size = {"width": width, "height": 800}
+    with visiting(browser, server.port, viewport=size, color_scheme=scheme) as visit:
+        for view in ("#search", "#search?like=k0", "#search?like=k0&item=k1", "#browse", "#status"):
+            visit.open(view)
+            visit.page.wait_for_selector(".drop:visible, .tile .open, table")
+            assert visit.page.evaluate("() => document.documentElement.scrollWidth") <= width
+        light = visit.page.evaluate("() => getComputedStyle(document.body).backgroundColor") == "rgb(246, 247, 249)"
+        assert light == (scheme == "light")
+        visit.page.keyboard.press("t")
+        assert (
+            visit.page.evaluate("() => getComputedStyle(document.body).backgroundColor") == "rgb(246, 247, 249)"
+        ) != light
+
+
+def test_measurements_are_shown(visit: Visit, shop: str) -> None:
+    visit.open("#status")
+    expect(visit.page.locator("table").first).to_contain_text("shop")
+    expect(visit.page.locator(".card").first).to_contain_text("Calls a second")
+    expect(visit.page.locator("table").nth(1)).to_contain_text("tiny")
