@@ -277,7 +277,7 @@ class Maintenance:
             if known is None:
                 known = load(folder, stop)
                 self._rejected = describe(folder) if known is None else None
-                fits = known is not None and (known.description.kind, known.description.generation) == (
+                fits = known is not None and (known.description.asked, known.description.generation) == (
                     kind,
                     sealed.generation,
                 )
@@ -285,9 +285,16 @@ class Maintenance:
                 if known is not None and known.rows <= len(snapshot):
                     self._store.use_index(known, lineage)
             if not self._store.read_only and (known is None or known.rows * outgrown < sealed.rows):
-                self._store.use_index(
-                    save(folder, build(kind, sealed.generation, snapshot, sealed.rows, stop)), lineage
-                )
+                fresh = save(folder, build(kind, sealed.generation, snapshot, sealed.rows, stop))
+                if fresh.kind != kind:
+                    log.info(
+                        "collection %s: many of its vectors are copies of one another, for which %s finds too few"
+                        " neighbours: its index is %s",
+                        self._store.name,
+                        kind,
+                        fresh.kind,
+                    )
+                self._store.use_index(fresh, lineage)
 
     def _kind(self, rows: int, lineage: int) -> str:
         """Return the kind of index for so many rows; a device scans all of them, so that `auto` needs none."""

@@ -8,13 +8,15 @@ An index proposes slots, whose similarities are then computed exactly. If a few 
 variance, lists hold these instead of the vectors (`index/vectors/ann_coordinates.py`). The vectors themselves stay
 mapped. An index is built in the background, and its effort (`efSearch`, `nprobe`, number of proposals) is raised until
 its recall is high enough. Recall is measured with vectors that are added last, because those already in a graph are
-much easier to find. The file's SHA-256 is checked before loading; without an index, searches are exact.
+much easier to find, and that are not copies of one another, because copies are easier still; a neighbour counts as
+found when one as similar is. Graphs fail where many vectors are identical: then lists take their place. The file's
+SHA-256 is checked before loading; without an index, searches are exact.
 """
 
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagekin import files
+from imagekin.index.search.recall import first_copies, products_with, recall_of
 from imagekin.index.storage.columns import ColumnSnapshot, Mask
 from imagekin.index.types import StoppedError
 from imagekin.index.vectors.ann_coordinates import Coordinates, fit_coordinates
@@ -49,6 +52,9 @@ _PROPOSALS = {"hnsw": (1.0,), "ivf": (1.0, 4.0, 16.0), "pq": (8.0, 32.0)}
 _SPARE = {"hnsw": 4, "ivf": 10, "pq": 10}
 # If raising the effort adds no more recall than this, only more candidates can help.
 _MIN_GAIN = 0.0005
+# From this share of copies on, or below this recall, lists take the place of a graph.
+_MANY_COPIES = 0.1
+_LEAST_RECALL_OF_GRAPHS = 0.95
 # FAISS's own type hints are incomplete.
 _FAISS: Any = faiss
 
@@ -66,6 +72,7 @@ class Description:
         recall: recall@10, measured with vectors of the collection before they were added.
         sha256: SHA-256 of the file.
         last: slots of these vectors, ascending; in the index they come after all others.
+        wanted: kind that was asked for; empty for `kind` itself.
     """
 
     kind: str
@@ -76,6 +83,12 @@ class Description:
     recall: float
     sha256: str
     last: tuple[int, ...] = ()
+    wanted: str = ""
+
+    @property
+    def asked(self) -> str:
+        """Kind that was asked for."""
+        return self.wanted or self.kind
 
 
 class Approximate:
@@ -168,12 +181,30 @@ def kind_for(wanted: str, rows: int) -> str:
 def build(
     kind: str, generation: str, snapshot: ColumnSnapshot, rows: int, stop: Callable[[], bool] = lambda: False
 ) -> Approximate:
-    """Build an index over the first `rows` slots and measure its recall.
+    """Build an index over the first `rows` slots and measure its recall; one of lists where a graph would not do.
 
     Raises:
         StoppedError: `stop` returned True.
     """
     _FAISS.omp_set_num_threads(max(1, THREADS // 2))  # applies to this thread only
+    firsts = first_copies(snapshot.vectors, rows, stop)
+    if kind != "hnsw" or len(firsts) >= (1 - _MANY_COPIES) * rows:
+        found = _build(kind, generation, snapshot, rows, firsts, stop)
+        if kind != "hnsw" or found.recall >= _LEAST_RECALL_OF_GRAPHS:
+            return found
+    other = _build("ivf", generation, snapshot, rows, firsts, stop)
+    other.description = replace(other.description, wanted=kind)
+    return other
+
+
+def _build(
+    kind: str,
+    generation: str,
+    snapshot: ColumnSnapshot,
+    rows: int,
+    firsts: NDArray[np.int64],
+    stop: Callable[[], bool],
+) -> Approximate:
     random = np.random.default_rng(0)
     lists = _lists(rows)
     count = min(rows, _TRAINED_ON * lists)
@@ -190,7 +221,7 @@ def build(
         vectors = snapshot.vectors[slots]
         searched.add(vectors if coordinates is None else coordinates.of(vectors))
 
-    live = np.flatnonzero(snapshot.died[:rows] > snapshot.sequence)
+    live = firsts[snapshot.died[firsts] > snapshot.sequence]
     last = np.sort(random.choice(live, min(_QUERIES, len(live) // 2), replace=False))
     rest = np.delete(np.arange(rows), last)
     for begin in range(0, len(rest), _ADDED_AT_ONCE):
@@ -265,8 +296,8 @@ def _tune(
         stop: asked between two measurements whether to stop.
     """
     queries = snapshot.vectors[asked]
-    near = top_k(queries, snapshot.vectors[: len(rest) + len(asked)], min(len(rest), _K + len(asked)))[1]
-    truth = [np.searchsorted(rest, row[~np.isin(row, asked)][:_K]) for row in near]
+    near, slots = top_k(queries, snapshot.vectors[: len(rest) + len(asked)], min(len(rest), _K + len(asked)))
+    truth = [products[~np.isin(row, asked)][:_K] for products, row in zip(near, slots, strict=True)]
     best = description
     for proposals in _PROPOSALS[description.kind]:
         before = -1.0
@@ -274,7 +305,9 @@ def _tune(
             if stop():
                 raise StoppedError
             found = replace(description, effort=effort, proposals=proposals)
-            found = replace(found, recall=_recall(truth, list(Approximate(index, found).propose(queries, _K, None))))
+            places = Approximate(index, found).propose(queries, _K, None)
+            proposed = np.where(places >= 0, rest[places], -1)
+            found = replace(found, recall=recall_of(truth, products_with(queries, snapshot.vectors, proposed)))
             if found.recall >= _GOOD_RECALL:
                 return found
             best = max(best, found, key=lambda one: one.recall)
@@ -282,11 +315,6 @@ def _tune(
                 break
             before = found.recall
     return best
-
-
-def _recall(truth: Sequence[NDArray[np.int64]], found: Sequence[NDArray[np.int64]]) -> float:
-    hits = [len(np.intersect1d(one, other)) / max(1, len(one)) for one, other in zip(truth, found, strict=True)]
-    return float(np.mean(hits)) if hits else 1.0
 
 
 def save(folder: Path, approximate: Approximate) -> Approximate:

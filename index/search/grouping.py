@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagekin.errors import InvalidArgumentError
-from imagekin.index.search.nearest import NearestSlots, nearest, similarities
+from imagekin.index.search.nearest import NearestSlots, nearest, similarities_to
 from imagekin.index.storage.columns import ColumnSnapshot, Mask, Slots
 from imagekin.types import Vector
 
@@ -12,7 +12,6 @@ from imagekin.types import Vector
 _POOL = 10
 _LEAST_POOL = 100
 _ROUNDS = 3
-_BLOCK = 32_768
 
 
 def pool_size(k: int) -> int:
@@ -66,13 +65,7 @@ def _best_of_each(
     snapshot: ColumnSnapshot, query: Vector, slots: Slots, groups: NDArray[np.int64], group_size: int
 ) -> NearestSlots:
     """Return slots that include the `group_size` nearest of every group, most similar first, ties by key."""
-    exact = np.concatenate(
-        [np.empty(0, np.float32)]
-        + [
-            similarities(query[None], snapshot.vectors[slots[begin : begin + _BLOCK]][None])[0]
-            for begin in range(0, len(slots), _BLOCK)
-        ]
-    )
+    exact = similarities_to(snapshot, query, slots)
     order = np.lexsort((-exact, groups[slots]))
     of = groups[slots][order]
     firsts = np.searchsorted(of, of)

@@ -5,6 +5,7 @@ result depends neither on the kernel nor on the number of queries. If the candid
 k nearest (many of them are dead or do not match, or a tie extends beyond them), every slot is scored.
 """
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,9 @@ _MARGIN = 8
 _GATHER_BELOW = 0.5
 # The same share where a device proposes, which is faster than the processor at gathering.
 _GATHER_BELOW_ON_DEVICE = 0.02
-_BLOCK = 32_768
+# Components that are copied at a time where every slot is scored, and queries that are scored together there.
+_COPIED_AT_ONCE = 1 << 20
+_SCORED_TOGETHER = 16
 # An approximate index is used from this many matching slots on, and for at most this many neighbours.
 _APPROXIMATE_FROM = 20_000
 _APPROXIMATE_TO = 1_000
@@ -192,9 +195,10 @@ def _complete(
 ) -> list[NearestSlots]:
     """Return the answers; missing ones are computed by scoring every slot that matches."""
     missing = [place for place, answer in enumerate(answers) if answer is None]
-    if missing:
-        rest = _score_all(snapshot, queries[missing], k, np.flatnonzero(snapshot.alive() if mask is None else mask))
-        for place, answer in zip(missing, rest, strict=True):
+    matching = np.flatnonzero(snapshot.alive() if mask is None else mask) if missing else np.empty(0, np.int64)
+    for begin in range(0, len(missing), _SCORED_TOGETHER):
+        part = missing[begin : begin + _SCORED_TOGETHER]
+        for place, answer in zip(part, _score_all(snapshot, queries[part], k, matching), strict=True):
             answers[place] = answer
     return [answer for answer in answers if answer is not None]
 
@@ -314,8 +318,9 @@ def _score_all(snapshot: ColumnSnapshot, queries: Vector, k: int, matching: Slot
     ]
     bounds = np.full(len(queries), -np.inf, np.float32)
     slack = 2 * rounding(queries.shape[1])
-    for begin in range(0, len(matching), _BLOCK):
-        slots = matching[begin : begin + _BLOCK]
+    step = _rows_at_once(snapshot)
+    for begin in range(0, len(matching), step):
+        slots = matching[begin : begin + step]
         scores = queries @ snapshot.vectors[slots].T
         for row in range(len(queries)):
             near = np.flatnonzero(scores[row] >= bounds[row])
@@ -327,14 +332,29 @@ def _score_all(snapshot: ColumnSnapshot, queries: Vector, k: int, matching: Slot
                 candidates, values = candidates[stay], values[stay]
             kept[row] = (candidates, values)
     return [
-        rank(snapshot, slots, similarities(query[None], snapshot.vectors[slots][None])[0], k)
+        rank(snapshot, slots, similarities_to(snapshot, query, slots), k)
         for query, (slots, _) in zip(queries, kept, strict=True)
     ]
+
+
+def similarities_to(snapshot: ColumnSnapshot, query: Vector, slots: Slots) -> NDArray[np.float32]:
+    """Return the similarity of a query, float32 [D], to each slot, float32 [m]; copies few vectors at a time."""
+    exact = np.empty(len(slots), np.float32)
+    step = _rows_at_once(snapshot)
+    for begin in range(0, len(slots), step):
+        part = slice(begin, begin + step)
+        exact[part] = similarities(query[None], snapshot.vectors[slots[part]][None])[0]
+    return exact
+
+
+def _rows_at_once(snapshot: ColumnSnapshot) -> int:
+    return max(1, _COPIED_AT_ONCE // int(snapshot.vectors.shape[1]))
 
 
 def rank(snapshot: ColumnSnapshot, slots: Slots, exact: NDArray[np.float32], k: int) -> NearestSlots:
     """Return the k most similar of the slots, ties by key."""
     bound = np.partition(exact, len(exact) - k)[len(exact) - k]
     near = np.flatnonzero(exact >= bound)
-    ranked = sorted(near.tolist(), key=lambda place: (-exact[place], snapshot.key_utf8(int(slots[place]))))[:k]
+    # Not sorted whole: amid equal vectors, as many slots as the collection has may be tied.
+    ranked = heapq.nsmallest(k, near, key=lambda place: (-exact[place], snapshot.key_utf8(int(slots[place]))))
     return NearestSlots(slots[ranked], exact[ranked])

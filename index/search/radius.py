@@ -5,7 +5,7 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
-from imagekin.index.search.nearest import NearestSlots, rank, similarities
+from imagekin.index.search.nearest import NearestSlots, rank, similarities_to
 from imagekin.index.storage.columns import ColumnSnapshot, Mask, Slots
 from imagekin.index.vectors.brute_force import each_block, rounding
 from imagekin.types import Vector
@@ -14,7 +14,6 @@ _BLOCK_ROWS = 1024
 _QUERIES_AT_ONCE = 64
 # Bounds the memory for results when nearly every slot reaches the bound.
 _PRODUCTS_AT_ONCE = 1 << 24
-_SCORED_AT_ONCE = 16_384
 
 
 def search_radius(
@@ -67,11 +66,7 @@ def _near(
 
 
 def _select_top(snapshot: ColumnSnapshot, query: Vector, slots: Slots, k: int, bound: float) -> NearestSlots:
-    pieces = [
-        similarities(query[None], snapshot.vectors[slots[begin : begin + _SCORED_AT_ONCE]][None])[0]
-        for begin in range(0, len(slots), _SCORED_AT_ONCE)
-    ]
-    exact = np.concatenate(pieces) if pieces else np.empty(0, np.float32)
+    exact = similarities_to(snapshot, query, slots)
     # Compared in float32, as the similarities are: an item exactly at the bound stays.
     inside = exact >= np.float32(bound)
     slots, exact = slots[inside], exact[inside]

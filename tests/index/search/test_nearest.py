@@ -134,7 +134,7 @@ def test_blocks_and_slices_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(search, "_RESCORED_AT_ONCE", 1)
     assert [one.slots.tolist() for one in nearest(snapshot, queries, 10)] == before
     monkeypatch.setattr(search, "_GATHER_BELOW", 2.0)
-    monkeypatch.setattr(search, "_BLOCK", 17)
+    monkeypatch.setattr(search, "_COPIED_AT_ONCE", 200)
     assert [one.slots.tolist() for one in nearest(snapshot, queries, 10)] == before
 
 

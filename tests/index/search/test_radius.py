@@ -12,7 +12,7 @@ from imagekin.errors import InvalidArgumentError
 from imagekin.index.filters.parser import parse
 from imagekin.index.local import collection
 from imagekin.index.local.catalog import Catalog
-from imagekin.index.search import radius
+from imagekin.index.search import nearest, radius
 from imagekin.index.search.radius import search_radius
 from imagekin.index.storage.columns import Columns, ColumnSnapshot
 from imagekin.index.types import SearchOptions, VectorItem
@@ -71,7 +71,7 @@ def test_pieces_and_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     asked = unit(random.standard_normal((9, 16)).astype(np.float32))
     before = [one.slots.tolist() for one in search_radius(snapshot, asked, 10**6, 0.1)]
     monkeypatch.setattr(radius, "_PRODUCTS_AT_ONCE", 6000)
-    monkeypatch.setattr(radius, "_SCORED_AT_ONCE", 100)
+    monkeypatch.setattr(nearest, "_COPIED_AT_ONCE", 1600)
     monkeypatch.setattr(brute_force, "THREADS", 3)
     monkeypatch.setattr(brute_force, "_READ_PER_THREAD", 1)
     assert [one.slots.tolist() for one in search_radius(snapshot, asked, 10**6, 0.1)] == before
