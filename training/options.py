@@ -17,6 +17,7 @@ from imagekin.command_options import Given, with_options
 from imagekin.errors import InvalidArgumentError
 from imagekin.machine import is_first
 from imagekin.training.data.published import resolve_data
+from imagekin.training.objective_options import refuse_ignored
 from imagekin.training.presets import fine_tuning, is_named, recommended
 from imagekin.training.settings import CONFIG_FILE, IMAGES, RECORDS, TrainSettings
 
@@ -114,6 +115,7 @@ def resolve_settings(data: str, out: Path, given: Mapping[str, Any], *, resume: 
     options = {name: value for name, value in given.items() if value is not None}
     if resume and (out / CONFIG_FILE).exists():
         base = dataclasses.replace(TrainSettings.load(out), out=out)
+        refuse_ignored(base.objective, options)
         return dataclasses.replace(base, **(options | ({"data": data} if data else {})))
     if not data:
         raise InvalidArgumentError(
@@ -121,10 +123,14 @@ def resolve_settings(data: str, out: Path, given: Mapping[str, Any], *, resume: 
         )
     encoder = options.get("encoder", "")
     objective = options.get("objective", "joint" if is_named(encoder) else "supcon")
+    refuse_ignored(objective, options)
     base = dataclasses.replace(recommended(data, out, objective), objective=objective)
     if is_named(encoder):
         base = fine_tuning(dataclasses.replace(base, encoder=encoder), options.get("image_size", 0))
-    return dataclasses.replace(base, **options)
+    settings = dataclasses.replace(base, **options)
+    if "images_per_class" in options and settings.sampler != "pk":
+        raise InvalidArgumentError("--images-per-class belongs to --sampler pk; add it", field="images_per_class")
+    return settings
 
 
 def summary(report: Mapping[str, Any]) -> str:

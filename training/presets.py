@@ -15,6 +15,10 @@ _LAYER_DECAY = 0.75
 
 def recommended(data: str, out: Path, objective: str = "supcon") -> TrainSettings:
     """Return the settings that suit `data` and the objective on a CPU; the command's options override them."""
+    return _fair_views(_for_data(data, out, objective), objective)
+
+
+def _for_data(data: str, out: Path, objective: str) -> TrainSettings:
     if data == "digits":
         # One thread: so little work gains little from a second one, and on a busy machine two threads that wait for
         # each other are ten times slower.
@@ -81,7 +85,7 @@ def fine_tuning(base: TrainSettings, image_size: int = 0) -> TrainSettings:
     backbone, images = build_named(find_name(base.encoder), image_size)
     view = max(_SIDE_STEP, round(images.size * _VIEW_SHARE / _SIDE_STEP) * _SIDE_STEP)
     labelled = base.objective in LABELLED
-    return dataclasses.replace(
+    settings = dataclasses.replace(
         base,
         image_size=images.size,
         resize=images.resize,
@@ -100,6 +104,12 @@ def fine_tuning(base: TrainSettings, image_size: int = 0) -> TrainSettings:
         layer_decay=_LAYER_DECAY,
         freeze_batchnorm=True,
     )
+    return _fair_views(settings, base.objective)
+
+
+def _fair_views(settings: TrainSettings, objective: str) -> TrainSettings:
+    """Replace views that hide what the objective is to learn: rotation learns how images are turned."""
+    return dataclasses.replace(settings, views="upright") if objective == "rotation" else settings
 
 
 def is_named(encoder: str) -> bool:

@@ -137,7 +137,7 @@ class TrainSettings:
     num_views: int = option(2, "Views of each image.", panel=IMAGES, least=1)
     views: str = option(
         "supcon",
-        "How views are drawn: supcon, simclr, mild, gentle, photos, crops, strokes, characters or cutout.",
+        "How views are drawn: supcon, simclr, mild, gentle, photos, crops, strokes, characters, cutout or upright.",
         default_help=FOLLOWS,
     )
     optimiser: OptimiserName = option("adamw", "The optimiser; sgd has Nesterov momentum 0.9.", panel=OPTIMISER)

@@ -91,6 +91,7 @@ INSIDE = {
         ("loop.seeds", "loop.process_errors", "loop.lars", "loop.gradient_cache", "loop.distributed"),
         ("data.storage", "data.arrays", "data.cifar", "data.mnist", "data.published"),
         ("settings", "evaluation.settings", "adaptation.settings"),
+        ("objective_options",),
         ("views.colour", "views.geometry", "views.worker_threads"),
         ("models.encoders", "models.running_mean", "models.sync_batchnorm"),
         ("views.views",),

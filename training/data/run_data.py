@@ -83,6 +83,37 @@ def check_labels(train: ImageSet, settings: TrainSettings, *, needed: bool) -> N
         logger.warning("%d of %d classes have a single image (%s)", len(lonely), len(sizes), shown)
 
 
+def check_batches(train: ImageSet, settings: TrainSettings) -> None:
+    """Refuse a run that could not learn: batches of one image, no positives, or no negatives.
+
+    Raises:
+        InvalidArgumentError: it could not; the message says what to change.
+    """
+    if not settings.epochs:
+        return
+    copies = (4 if settings.rotations_as_classes else 1) * (2 if settings.mirrors_as_classes else 1)
+    if min(settings.batch_size, len(train) * copies) < 2:
+        only = "--batch-size 1 makes" if settings.batch_size < 2 else f"{settings.data} holds one image, which makes"
+        raise InvalidArgumentError(f"{only} batches of one image, from which nothing can be learnt", field="batch_size")
+    if settings.sampler == "pk" and settings.batch_size < 2 * settings.images_per_class:
+        raise InvalidArgumentError(
+            f"--batch-size {settings.batch_size} of {settings.images_per_class} images a class holds a single class, "
+            "and so nothing to tell apart: raise it, or lower --images-per-class",
+            field="batch_size",
+        )
+    if settings.num_views > 1:
+        return
+    if settings.objective == "simclr":
+        raise InvalidArgumentError("simclr compares views of one image: give --num-views 2", field="num_views")
+    alone = settings.sampler != "pk" and max(Counter(train.labels.tolist()).values()) < 2
+    if alone and settings.objective in ("supcon", "sincere", "triplet", "n-pairs"):
+        raise InvalidArgumentError(
+            f"with one view of each image and no two images of a class, {settings.objective} has nothing to bring "
+            "together: give --num-views 2 or more images",
+            field="num_views",
+        )
+
+
 def device_data(settings: TrainSettings, train: ImageSet, device: torch.device) -> DeviceData:
     """Put the training set on the device, or leave it in host memory, from where batches are copied."""
     rotations, mirrors = 4 if settings.rotations_as_classes else 1, 2 if settings.mirrors_as_classes else 1

@@ -3,8 +3,8 @@
 The severities are those of CIFAR-10-C, with lengths scaled by the image's side over 32, so that images of any size can
 be corrupted. Differences from the published files: frost is ridged fractal noise instead of a photo, with its own
 amounts; fog and elastic fields come from other generators; glass takes a random neighbour for each pixel instead of
-swapping; the severities of elastic and glass are new, because the published ones are not monotonic. Compare figures of
-this module only with each other.
+swapping; the severities of defocus, elastic and glass are new, because the published ones are not in order, defocus at
+most sizes; its disc has soft edges. Compare figures of this module only with each other.
 """
 
 import io
@@ -24,6 +24,7 @@ from imagekin.training.views.colour import luma
 from imagekin.training.views.geometry import blur, warp
 
 SEVERITIES = (1, 2, 3, 4, 5)
+_DISC_POINTS = 64
 CHUNK = 256
 """Images at a time; part of what a seed means, since draws are made chunk by chunk."""
 
@@ -81,14 +82,11 @@ def impulse_noise(x: Tensor, severity: int, draws: torch.Generator) -> Tensor:
 
 def defocus_blur(x: Tensor, severity: int, draws: torch.Generator) -> Tensor:
     """Blur with a disc and a small Gaussian, as a lens out of focus does."""
-    radius, sigma = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1))[severity]
-    radius, sigma = radius * _scale(x), sigma * _scale(x)
-    reach = max(1, math.ceil(radius))
-    place = torch.arange(-reach, reach + 1, dtype=torch.float32)
-    disc = (place.view(-1, 1) ** 2 + place.view(1, -1) ** 2 <= radius**2).float()
-    kernel = (disc / disc.sum()).expand(3, 1, -1, -1)
-    padded = functional.pad(x, [reach] * 4, mode="reflect")
-    return _gaussian(functional.conv2d(padded, kernel, groups=3), sigma)
+    # Both grow, so that the blur does at every size; of 32 pixels it is as strong as the published one.
+    radius, sigma = ((0.12, 0.4), (0.3, 0.42), (0.55, 0.44), (0.7, 0.46), (1.1, 0.5))[severity]
+    kernel = disc(radius * _scale(x))
+    padded = functional.pad(x, [len(kernel) // 2] * 4, mode="reflect")
+    return _gaussian(functional.conv2d(padded, kernel.expand(3, 1, -1, -1), groups=3), sigma * _scale(x))
 
 
 def glass_blur(x: Tensor, severity: int, draws: torch.Generator) -> Tensor:
@@ -231,6 +229,21 @@ def fractal(x: Tensor, decay: float, draws: torch.Generator) -> Tensor:
         total += functional.interpolate(noise, size=(height, width), mode="bilinear", align_corners=False)
     low, high = total.amin((2, 3), keepdim=True), total.amax((2, 3), keepdim=True)
     return (total - low) / (high - low).clamp_min(1e-6)
+
+
+def disc(radius: float) -> Tensor:
+    """Return the filter of a disc, float [K, K] with sum 1: the mean of images shifted by all vectors within `radius`.
+
+    Shifts by parts of a pixel are bilinear, so that a larger disc always blurs more, one of half a pixel as well.
+    """
+    reach = math.ceil(radius) + 1
+    line = (torch.arange(_DISC_POINTS) + 0.5) / _DISC_POINTS * 2 - 1
+    rows, columns = torch.meshgrid(line, line, indexing="ij")
+    inside = rows**2 + columns**2 <= 1
+    place = torch.arange(-reach, reach + 1).view(-1, 1)
+    down, across = ((1 - (place - radius * shift[inside]).abs()).clamp_min(0) for shift in (rows, columns))
+    kernel = down @ across.T
+    return kernel / kernel.sum()
 
 
 def _scale(x: Tensor) -> float:

@@ -7,7 +7,7 @@ opening a checkpoint from elsewhere never runs code from it.
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -114,9 +114,39 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     }
     try:
         with files.replacing(path) as temporary, temporary.open("wb") as file:
-            torch.save(values, file)
+            _write(values, file)
     except OSError as error:
         raise FailedPreconditionError(f"the checkpoint cannot be written to {path}: {error.strerror}") from error
+
+
+class _Noting:
+    """A file that remembers why it could not be written, which torch forgets."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.failure: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Write as the file does."""
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def flush(self) -> None:
+        """Flush as the file does."""
+        self._file.flush()
+
+
+def _write(values: StateDict, file: BinaryIO) -> None:
+    noting = _Noting(file)
+    try:
+        torch.save(values, noting)  # type: ignore[arg-type]  # it writes and flushes, and no more
+    except RuntimeError as error:
+        if noting.failure is None:
+            raise
+        raise noting.failure from error
 
 
 def load(path: Path) -> Checkpoint:

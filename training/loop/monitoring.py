@@ -1,6 +1,7 @@
 """Monitor a run: write its metrics, and stop it when the loss has collapsed."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,23 +15,36 @@ from imagekin.training.objectives.base import DeviceData
 from imagekin.training.settings import METRICS_FILE, TrainSettings
 from imagekin.training.views.views import Views
 
+logger = logging.getLogger("imagekin.training")
+
 _COLLAPSE_EPOCHS = 3
 _COLLAPSE_TOLERANCE = 1e-3
 """The loss has collapsed when it rests so near (relative) to that of chance for so many epochs after the warm-up."""
+_NO_LOSS = 5e-4
+"""A loss that is shown as 0.000."""
 _KNN_SAMPLE = 2000
 _TENSORBOARD_FOLDER = "tensorboard"
 
 
 def check_collapse(settings: TrainSettings, chance: float | None) -> None:
-    """Stop a run whose last epochs all have the loss of an encoder that tells no images apart.
+    """Stop a run that learns nothing: no loss from the start, or that of an encoder that tells no images apart.
 
     Raises:
-        FailedPreconditionError: they do.
+        FailedPreconditionError: it learns nothing.
     """
+    lines = (settings.out / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+    losses = [float(json.loads(line)["loss"]) for line in lines]
+    if losses[-1] < _NO_LOSS:
+        if max(losses) < _NO_LOSS:
+            raise FailedPreconditionError(
+                "the loss is 0.000 from the first epoch on, so nothing is learnt: do batches hold several images or "
+                "views of a class (--batch-size, --num-views, --sampler pk), and several classes?"
+            )
+        if len(losses) > 1 and losses[-2] >= _NO_LOSS:
+            logger.warning("the loss is 0.000 after %d epochs: these images teach nothing more", len(losses))
     if chance is None or chance <= 0:
         return
-    lines = (settings.out / METRICS_FILE).read_text(encoding="utf-8").splitlines()
-    after = [float(json.loads(line)["loss"]) for line in lines[int(np.ceil(settings.warmup_epochs)) :]]
+    after = losses[int(np.ceil(settings.warmup_epochs)) :]
     last = after[-_COLLAPSE_EPOCHS:]
     if len(last) == _COLLAPSE_EPOCHS and all(abs(loss / chance - 1) < _COLLAPSE_TOLERANCE for loss in last):
         raise FailedPreconditionError(

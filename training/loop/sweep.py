@@ -19,6 +19,7 @@ from typing import Any, get_args, get_type_hints
 
 from imagekin.encoder.metadata import JSON
 from imagekin.errors import FailedPreconditionError, InvalidArgumentError
+from imagekin.training.objective_options import refuse_ignored
 from imagekin.training.report.details import read_scores
 from imagekin.training.settings import CONFIG_FILE, REPORT_FILE, TrainSettings
 
@@ -107,6 +108,7 @@ def sweep(base: TrainSettings, varied: Mapping[str, Sequence[Value]], *, seeds: 
     for name, values in varied.items():
         if name in _FIXED or name not in {field.name for field in dataclasses.fields(TrainSettings)}:
             raise InvalidArgumentError(f"--vary {name.replace('_', '-')}: no option that can be varied", field="vary")
+        refuse_ignored(base.objective, [name])
         # All are checked before the first is trained.
         changes: list[dict[str, Any]] = [{name: value} for value in values]
         settings += [(name, change[name], dataclasses.replace(base, **change)) for change in changes]

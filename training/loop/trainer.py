@@ -31,7 +31,7 @@ from imagekin.errors import FailedPreconditionError, ImagekinError
 from imagekin.progress import progress
 from imagekin.training.data.identity import Identity
 from imagekin.training.data.images import ImageSet
-from imagekin.training.data.run_data import check_labels, device_data, load_data
+from imagekin.training.data.run_data import check_batches, check_labels, device_data, load_data
 from imagekin.training.data.sampling import ClassSampler, Sampler, ShuffleSampler
 from imagekin.training.export.export import RunReport, export_run
 from imagekin.training.loop import checkpoint, provenance
@@ -62,14 +62,13 @@ from imagekin.training.loop.optimiser import build_optimiser, learning_rate, set
 from imagekin.training.loop.run_folder import last_loss, open_run
 from imagekin.training.loop.seeds import derived_seed, generator
 from imagekin.training.loop.time_plan import plan_epochs, planned_before, time_steps
-from imagekin.training.models.encoders import Normalisation
 from imagekin.training.models.recalibrate_batchnorm import recalibrate_norms
 from imagekin.training.models.running_mean import Follower
 from imagekin.training.models.sync_batchnorm import synchronise_norms
 from imagekin.training.objectives.base import DeviceData, Inputs, Objective, Setup, TrainingBatch
 from imagekin.training.objectives.registry import find_objective
 from imagekin.training.settings import CHECKPOINT_FILE, METRICS_FILE, TrainSettings
-from imagekin.training.views.views import Views
+from imagekin.training.views.views import Views, check_views
 
 _FINITE_CHECK_STEPS = 20
 """On an accelerator the loss is only looked at so often, because looking means waiting for it."""
@@ -183,10 +182,11 @@ def _train(
     `stack` holds the lock on the run's folder, in the first process, and torch's settings.
     """
     objective_class = find_objective(settings.objective)
-    Views.named(settings.views, settings.view_side, Normalisation((0, 0, 0), (1, 1, 1)))
+    check_views(settings)
     check_batch_size(settings.batch_size)
     train, test = load_data(settings)
     check_labels(train, settings, needed=objective_class.needs_labels)
+    check_batches(train, settings)
     if settings.minutes:
         before = planned_before(settings) if resume else None
         scored = 0 if test is None else len(train) + len(test)

@@ -13,9 +13,8 @@ from imagekin.errors import FailedPreconditionError, InvalidArgumentError
 from imagekin.training.data.images import ImageSet, has_split, load_images
 from imagekin.training.data.run_data import measure_normalisation
 from imagekin.training.loop.seeds import generator
-from imagekin.training.models.encoders import Normalisation
 from imagekin.training.settings import TrainSettings
-from imagekin.training.views.views import Views
+from imagekin.training.views.views import Views, check_views
 
 ROWS = 8
 COLUMNS = 8
@@ -40,7 +39,7 @@ def save_view_sheet(settings: TrainSettings, path: Path) -> None:
     form = Image.registered_extensions().get(path.suffix.lower())
     if form not in Image.SAVE:
         raise InvalidArgumentError(f"{path.name} is no name of a picture; end it in .png", field="show_views")
-    Views.named(settings.views, settings.view_side, Normalisation((0, 0, 0), (1, 1, 1)))
+    check_views(settings)
     train = load_images(
         settings.data,
         split="train" if has_split(settings.data, settings.label_from) else "all",

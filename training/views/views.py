@@ -14,6 +14,7 @@ from torch import Tensor
 
 from imagekin.errors import InvalidArgumentError
 from imagekin.training.models.encoders import Normalisation
+from imagekin.training.settings import TrainSettings
 from imagekin.training.views.colour import adjust_tone, drop_channel, shift_hue
 from imagekin.training.views.geometry import (
     blur,
@@ -182,8 +183,26 @@ PRESETS = {
         elastic=0.02,
         strokes=0.6,
     ),
+    "upright": ViewPreset(
+        about="natural images whose upright direction is to be learnt: neither turned nor mirrored",
+        crop_scale=(0.4, 1.0),
+        jitter=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.05,
+        gray=0.1,
+    ),
     "none": ViewPreset(about="no change at all", crop_ratio=(1.0, 1.0)),
 }
+
+
+def find_preset(name: str) -> ViewPreset:
+    """Return the preset of that name; raises InvalidArgumentError when there is none."""
+    if name not in PRESETS:
+        names = ", ".join(PRESETS)
+        raise InvalidArgumentError(f"there is no preset of views {name!r}; choose one of: {names}", field="views")
+    return PRESETS[name]
 
 
 class Views:
@@ -205,10 +224,7 @@ class Views:
     @classmethod
     def named(cls, name: str, size: int, normalisation: Normalisation) -> "Views":
         """Build views from the preset of that name; raises InvalidArgumentError when there is none."""
-        if name not in PRESETS:
-            names = ", ".join(PRESETS)
-            raise InvalidArgumentError(f"there is no preset of views {name!r}; choose one of: {names}", field="views")
-        return cls(PRESETS[name], size, normalisation)
+        return cls(find_preset(name), size, normalisation)
 
     def __call__(self, images: Tensor, generator: torch.Generator, count: int = 1) -> Tensor:
         """Return views of each image, normalised: all first views, then all second ones, and so on.
@@ -310,6 +326,27 @@ class Views:
             std = torch.tensor(self.normalisation.std, device=device).view(1, 3, 1, 1)
             self._kept[device] = 1 / std, -mean.view(1, 3, 1, 1) / std, mean
         return self._kept[device]
+
+
+def check_views(settings: TrainSettings) -> None:
+    """Refuse views that hide what the objective is to learn.
+
+    Raises:
+        InvalidArgumentError: they do, or there is no such preset.
+    """
+    preset = find_preset(settings.views)
+    if settings.objective == "rotation" and preset.rotate:
+        raise InvalidArgumentError(
+            f"--views {settings.views} turns images by up to {preset.rotate:g}°, and rotation learns how they are "
+            "turned: choose --views upright",
+            field="views",
+        )
+    if settings.mirrors_as_classes and preset.flip:
+        raise InvalidArgumentError(
+            f"--views {settings.views} mirrors images, and --mirrors-as-classes tells mirror images apart: choose "
+            "--views upright, strokes or characters",
+            field="views",
+        )
 
 
 def _change(views: Tensor, chosen: Tensor, amount: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -58,3 +58,22 @@ def test_a_test_set_of_nothing_but_copies_is_refused_before_the_training(leaked:
     with pytest.raises(InvalidArgumentError, match="3 of 3 test images are training images"):
         pretrain(run(leaked, crop_from=crop_from))
     assert not (leaked / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "each", "named"),
+    [
+        ({"batch_size": 1}, 4, "--batch-size 1 makes batches of one image"),
+        ({"objective": "rotation", "views": "upright", "batch_size": 1}, 4, "batches of one image"),
+        ({"sampler": "pk", "images_per_class": 4, "batch_size": 4}, 4, "holds a single class"),
+        ({"objective": "simclr", "num_views": 1}, 4, "give --num-views 2"),
+        ({"num_views": 1}, 1, "has nothing to bring together"),
+        ({"objective": "triplet", "num_views": 1}, 1, "has nothing to bring together"),
+        ({"objective": "n-pairs", "num_views": 1}, 1, "has nothing to bring together"),
+    ],
+)
+def test_a_run_that_cannot_learn_is_refused(tmp_path: Path, changes: dict[str, object], each: int, named: str) -> None:
+    write_images(tmp_path / "train", each=each)
+    with pytest.raises(InvalidArgumentError, match=named):
+        pretrain(run(tmp_path, test="", **changes))
+    assert not (tmp_path / "run").exists()

@@ -1,12 +1,17 @@
 """Corruptions change images as they say: more with every severity, the same for a seed, never the image given."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch import Tensor
 
 from imagekin.errors import InvalidArgumentError
-from imagekin.training.evaluation.corruptions import CHUNK, CORRUPTIONS, SEVERITIES, corrupt, fractal
+from imagekin.training.evaluation.corruptions import CHUNK, CORRUPTIONS, SEVERITIES, corrupt, disc, fractal
 from imagekin.training.evaluation.robustness import mean_corruption_error
 
 
@@ -55,6 +60,29 @@ def test_noise_is_of_the_stated_strength() -> None:
         changed = corrupt(gray, "impulse_noise", severity)
         assert np.mean(changed != 128) == pytest.approx(share, rel=0.15)
         assert set(np.unique(changed)) == {0, 128, 255}
+
+
+@pytest.mark.parametrize("side", [8, 11, 16, 24, 32, 48, 64, 96, 128, 224])
+def test_defocus_grows_with_severity_at_every_size(side: int) -> None:
+    image = np.random.default_rng(side).integers(0, 256, (1, side, side, 3), np.uint8)
+    # How far the pixels of noise move towards their neighbours: 0 for no blur.
+    loss = [1 - corrupt(image, "defocus_blur", severity).std() / image.std() for severity in SEVERITIES]
+    assert loss[0] > 0.005
+    assert all(after > before + 0.004 for before, after in pairwise(loss)), loss
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0, 12), st.floats(0.01, 4))
+def test_a_larger_disc_always_blurs_more(radius: float, more: float) -> None:
+    def spread(kernel: Tensor) -> float:
+        place = torch.arange(len(kernel)) - len(kernel) // 2
+        return float((kernel.sum(1) * place**2).sum())
+
+    small, large = disc(radius), disc(radius + more)
+    assert float(small.sum()) == pytest.approx(1, abs=1e-4)
+    assert spread(small) < spread(large)
+    torch.testing.assert_close(small, small.T)
+    torch.testing.assert_close(small, small.flip(0), atol=1e-5, rtol=0)
 
 
 def test_contrast_and_brightness_do_what_they_say() -> None:

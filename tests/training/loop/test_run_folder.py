@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from imagekin.training.data.identity import DATA_FILE, Identity
 from imagekin.training.loop.run_folder import open_run
 from imagekin.training.loop.trainer import pretrain
 from imagekin.training.settings import PROVENANCE_FILE, TrainSettings
+from tests.disks import small_disk
 
 SIZE = 16
 SETTINGS = {"image_size": SIZE, "batch_size": 4, "threads": 1, "epochs": 1, "warmup_epochs": 0.0, "device": "cpu"}
@@ -96,3 +99,21 @@ def test_a_run_remembers_its_commands_and_its_machine(started: TrainSettings) ->
     assert len(content["commands"]) == 2
     assert content["machine"]["cores"] >= 1
     assert {"processor", "system", "python", "torch", "imagekin"} <= set(content["machine"])
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    write_images(tmp_path / "images")
+    with small_disk(tmp_path / "disk", 1) as disk:
+        command = ["train", str(tmp_path / "images"), "--out", str(disk / "run"), "--image-size", str(SIZE)]
+        done = subprocess.run(
+            [sys.executable, "-m", "imagekin", *command, "--epochs", "1", "--batch-size", "4", "--threads", "1"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+    assert done.returncode == 1, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("imagekin:")]
+    assert "No space left on device" in line
+    assert "a bug" not in line
+    assert "Traceback" not in done.stderr

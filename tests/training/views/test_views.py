@@ -1,6 +1,8 @@
 """Each change of a view does what its definition says, for each image on its own, and follows from the seed alone."""
 
 import colorsys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import RandomResizedCrop
 
 from imagekin.errors import InvalidArgumentError
 from imagekin.training.models.encoders import Normalisation, normalise
+from imagekin.training.presets import recommended
 from imagekin.training.views.colour import adjust_tone, drop_channel, luma, shift_hue
 from imagekin.training.views.geometry import (
     blur,
@@ -23,7 +27,7 @@ from imagekin.training.views.geometry import (
     vary_strokes,
     warp,
 )
-from imagekin.training.views.views import PRESETS, ViewPreset, Views
+from imagekin.training.views.views import PRESETS, ViewPreset, Views, check_views
 
 PLAIN = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 WHOLE = (0.0, 0.0, 1.0, 1.0)
@@ -86,6 +90,56 @@ def test_boxes_lie_in_the_image_and_keep_the_area_asked_for() -> None:
     assert 0.85 < area.max() <= 0.9 + 1e-5
     assert 0.75 - 1e-5 <= ratio.min() < 0.76
     assert 1.32 < ratio.max() <= 4 / 3 + 1e-5
+
+
+def test_boxes_are_those_of_torchvision() -> None:
+    """Boxes that do not fit are drawn again, so the mean area is 0.537 and not that of the range."""
+    boxes = draw_boxes(40_000, (0.2, 1.0), (3 / 4, 4 / 3), seeded())
+    # torchvision rounds to whole pixels, so its image is large.
+    image = torch.zeros(1, 4000, 4000)
+    torch.manual_seed(0)
+    crops = [RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(10_000)]
+    theirs = torch.tensor(crops) / 4000
+
+    def quantiles(values: Tensor) -> Tensor:
+        return values.quantile(torch.linspace(0.05, 0.95, 19))
+
+    def figures(drawn: Tensor) -> tuple[Tensor, ...]:
+        top, left, height, width = drawn.unbind(1)
+        return height * width, width / height, top, left
+
+    for mine, other in zip(figures(boxes), figures(theirs), strict=True):
+        assert (quantiles(mine) - quantiles(other)).abs().max() < 0.02
+    assert (boxes[:, 2] * boxes[:, 3]).mean() == pytest.approx(0.5375, abs=0.004)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "height", "width"),
+    [((2.0, 4.0), 0.5, 1.0), ((0.25, 0.5), 1.0, 0.5), ((0.5, 2.0), None, None), ((1.0, 1.0), 1.0, 1.0)],
+)
+def test_a_box_that_never_fits_is_the_largest_in_the_middle(
+    ratio: tuple[float, float], height: float | None, width: float | None
+) -> None:
+    boxes = draw_boxes(200, (1.0, 1.0), ratio, seeded())
+    if height is not None and width is not None:
+        middle = [(1 - height) / 2, (1 - width) / 2, height, width]
+        torch.testing.assert_close(boxes, torch.tensor([middle]).expand(200, 4))
+    assert ((boxes[:, 0] + boxes[:, 2]) <= 1 + 1e-6).all()
+
+
+def test_views_that_hide_the_task_are_refused_and_no_default_does(tmp_path: Path) -> None:
+    for data in ("digits", "photos"):
+        rotation = replace(recommended(data, tmp_path, "rotation"), objective="rotation")
+        preset = PRESETS[rotation.views]
+        assert (preset.rotate, preset.flip) == (0, 0)
+        check_views(rotation)
+    for views in ("photos", "strokes", "characters"):
+        with pytest.raises(InvalidArgumentError, match="upright"):
+            check_views(replace(rotation, views=views))
+    mirrored = replace(recommended("digits", tmp_path), mirrors_as_classes=True)
+    check_views(mirrored)
+    with pytest.raises(InvalidArgumentError, match="mirror"):
+        check_views(replace(mirrored, views="photos"))
 
 
 def test_no_rotation_changes_nothing_and_a_quarter_turn_is_one() -> None:
