@@ -142,7 +142,7 @@ class _Run:
                         self._tally.wrote(self._sink.upsert(items))
                 if isinstance(ignored := getattr(records, "ignored", None), Ignored):
                     self._tally.left_out(ignored.unread_images)
-                if options.sync and not self.stop.is_set() and not self._tally.incomplete:
+                if options.sync and not self._tally.incomplete:
                     self._delete_vanished(seen)
             finally:
                 self.stop.set()

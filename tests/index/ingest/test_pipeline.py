@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 from imagekin.encoder.decoding.decode import DecodeLimits
 from imagekin.encoder.runtime.session import Encoder
 from imagekin.errors import InvalidArgumentError
+from imagekin.index.ingest.intake import Intake
 from imagekin.index.ingest.pipeline import IndexInterruptedError, index_images
+from imagekin.index.ingest.report import IngestTally
+from imagekin.index.ingest.seen_keys import SeenKeys
 from imagekin.index.types import VectorItem
 from imagekin.sources.open import open_source, open_sources
-from imagekin.sources.records import Record
+from imagekin.sources.records import Record, SourceError
 from imagekin.types import UpsertResult
 from tests.artifacts import tiny_artifact
 from tests.data import shared_data
@@ -225,6 +228,43 @@ def test_ctrl_c_stops_after_the_batch_in_hand_and_says_how_far_it_came(request: 
     assert 32 <= report.written <= 32 + 16 * 6
     whole = records(300)
     assert counts(index_images(CountingModel(), whole, sink)) == (300 - report.written, 0, report.written, 0)
+
+
+@pytest.mark.parametrize("of", ["known items", "files that cannot be read"])
+def test_a_run_that_is_stopped_reads_no_further_though_it_finds_nothing_to_embed(of: str) -> None:
+    sink, stop, read = DictSink(), threading.Event(), 0
+    index_images(CountingModel(), records(8), sink)
+
+    def source() -> Iterator[Record]:
+        nonlocal read
+        while read < 10_000:
+            read += 1
+            if read == 20:
+                stop.set()
+            yield records(1, read % 8)[0] if of == "known items" else Record(f"{read}", SourceError("cannot be read"))
+
+    intake = Intake(sink, "update", SeenKeys(), IngestTally(None, None), stop)
+    assert list(intake.new(source(), 4, 1_000)) == []
+    assert read <= 21
+
+
+def test_a_run_that_was_stopped_deletes_nothing() -> None:
+    sink = DictSink()
+    index_images(CountingModel(), records(300), sink)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def source() -> Iterator[Record]:
+        yield from records(10)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        yield from records(100_000, 10)
+
+    try:
+        with pytest.raises(IndexInterruptedError):
+            index_images(CountingModel(), source(), sink, batch_size=4, sync=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert set(sink.items) >= {record.key for record in records(300)}
 
 
 def slowly(source: Iterable[Record]) -> Iterator[Record]:

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imagekin.errors import DataLossError, FailedPreconditionError, ResourceExhaustedError
+from imagekin.errors import DataLossError, FailedPreconditionError, ResourceExhaustedError, UnavailableError
 from imagekin.index.local.catalog import Catalog
+from imagekin.index.storage.columns import Columns
 from imagekin.index.storage.schema import storage_error
 from imagekin.index.types import SearchOptions, VectorItem
 from tests.index.reference import unit
@@ -264,3 +265,27 @@ def limited(collection: object) -> None:
 def test_every_failure_of_sqlite_has_its_error() -> None:
     error = sqlite3.OperationalError("unheard of")
     assert isinstance(storage_error(error, "shop"), DataLossError)
+
+
+def test_a_write_that_is_on_disk_and_not_in_memory_is_the_last_one_until_the_collection_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = make(tmp_path, 3)
+    with Catalog(tmp_path) as catalog:
+        collection = catalog.open("shop")
+
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Columns, "append", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                collection.upsert([VectorItem("new", vectors[0])])
+        for _ in range(2):
+            with pytest.raises(UnavailableError, match="must be opened again"):
+                collection.upsert([VectorItem("newer", vectors[1])])
+    with Catalog(tmp_path) as catalog:
+        collection = catalog.open("shop")
+        collection.upsert([VectorItem("newer", vectors[1])])
+        assert [item is not None for item in collection.get(["item-000", "new", "newer"])] == [True] * 3
+        assert collection.count() == 5

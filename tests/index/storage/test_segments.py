@@ -187,6 +187,22 @@ def test_segments_of_another_history_are_not_believed(sealed: Sealed, tmp_path: 
         assert answers(catalog.open("shop")) == expected
 
 
+def test_segments_of_another_history_of_the_same_length_are_not_believed(tmp_path: Path) -> None:
+    """A collection was copied, both went on, and one database came to the other's segments: only the rows differ."""
+    with Catalog(tmp_path / "0") as catalog:
+        catalog.create("shop", space="ik1-a", dim=DIM).upsert(items(0, 10))
+    shutil.copytree(tmp_path / "0", tmp_path / "1")
+    folders = [tmp_path / str(seed) / "collections" / "shop" for seed in range(2)]
+    for seed, folder in enumerate(folders):
+        with open_again(folder) as catalog:
+            catalog.open("shop").upsert(items(10, COUNT, seed=seed))
+            catalog.open("shop").seal()
+    expected = answers_without_segments(folders[1], tmp_path / "plain")
+    shutil.copy(folders[1] / "items.sqlite", folders[0])
+    with open_again(folders[0]) as catalog:
+        assert answers(catalog.open("shop")) == expected
+
+
 def test_a_reader_goes_on_when_the_writer_lays_everything_out_anew(
     sealed: Sealed,
 ) -> None:
