@@ -27,11 +27,11 @@ from imagekin.training.adaptation.view_embeddings import embed_views
 from imagekin.training.data.images import ImageSet
 from imagekin.training.evaluation.evaluate import check_prepared, knn_accuracy
 from imagekin.training.evaluation.linear_probe import linear_probe
+from imagekin.training.export.artifact_head import held_out_rows
 from imagekin.training.export.parity import check_parity
 
 logger = logging.getLogger("imagekin.training")
 
-HELD_OUT = 0.2
 _SAMPLE_COUNT = 256
 # Settings of this machine, or of how the command was run.
 _LOCAL = ("anyway", "cache_dir", "device")
@@ -95,6 +95,8 @@ def adapt(model: Path, images: ImageSet, out: Path, settings: AdaptSettings) -> 
     check_prepared(encoder, images)
     images, labels = _labelled(images)
     held_out = held_out_rows(labels, settings.seed)
+    if not len(held_out):
+        raise InvalidArgumentError("no class has two images; there is nothing to hold out and judge by", field="data")
     started = time.perf_counter()
     x = embed_views(encoder, images, settings.views, seed=settings.seed, cache_dir=settings.cache_dir)
     embedded = time.perf_counter()
@@ -118,23 +120,6 @@ def adapt(model: Path, images: ImageSet, out: Path, settings: AdaptSettings) -> 
     difference = _write(model, head, adapted, images, x[0], labels, out)
     figures = (before[0], after[0], before[1], after[1], len(images), len(held_out), difference)
     return AdaptReport(out, adapted.space, *figures, embedded - started, trained - embedded)
-
-
-def held_out_rows(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """Choose a fifth of every class that has at least two images, ascending, int64 [M].
-
-    Raises:
-        InvalidArgumentError: no class has two images.
-    """
-    draws = np.random.default_rng(seed)
-    chosen = []
-    for label in np.unique(labels):
-        rows = draws.permutation(np.flatnonzero(labels == label))
-        if len(rows) > 1:
-            chosen.append(rows[: max(1, round(HELD_OUT * len(rows)))])
-    if not chosen:
-        raise InvalidArgumentError("no class has two images; there is nothing to hold out and judge by", field="data")
-    return np.sort(np.concatenate(chosen))
 
 
 def _labelled(images: ImageSet) -> tuple[ImageSet, NDArray[np.int64]]:

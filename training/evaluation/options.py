@@ -20,6 +20,8 @@ ROWS = {
     "knn_accuracy": ("kNN accuracy", ".2%"),
     "linear_accuracy": ("linear probe accuracy", ".2%"),
     "head_accuracy": ("linear head's accuracy", ".2%"),
+    "min_confidence": ("bound of confidence for unknown images", ".3f"),
+    "rejected": ("held-out images of known classes below it", ".2%"),
     "knn_ece": ("calibration error, kNN", ".2%"),
     "knn_ece_scaled": ("… with a fitted temperature", ".2%"),
     "linear_ece": ("calibration error, linear probe", ".2%"),
@@ -93,7 +95,11 @@ def export_command(
     ] = "none",
     images: Annotated[
         str,
-        typer.Option(metavar="SOURCE", help="Images to convert an artifact by and to check it on.", show_default=False),
+        typer.Option(
+            metavar="SOURCE",
+            help="Images to convert an artifact by, to check it on, or to fit its head to.",
+            show_default=False,
+        ),
     ] = "",
     data: Annotated[str, typer.Option(help="The run's training images, if they have moved.", show_default=False)] = "",
     test: Annotated[str, typer.Option(help="Its test images, if they have moved.", show_default=False)] = "",
@@ -110,21 +116,25 @@ def export_command(
 ) -> None:
     """Export a run's last checkpoint to its model.onnx, checked against torch on real images and scored.
 
-    With --int8 or --fp16, write a twin of lower precision beside the model, checked against the model.
+    With --int8 or --fp16, write a twin of lower precision beside the model, checked against the model. With --head
+    linear and an artifact, write MODEL-linear.onnx, which classifies as well.
     """
     from imagekin.errors import InvalidArgumentError
 
     if int8 and fp16:
         raise InvalidArgumentError("give either --int8 or --fp16", field="int8")
     if head != "none" and (int8 or fp16):
-        raise InvalidArgumentError(
-            "fit the head first (imagekin export RUN --head linear): twins keep it", field="head"
-        )
+        raise InvalidArgumentError("fit the head first (imagekin export … --head linear): twins keep it", field="head")
     if int8 or fp16:
         _reduce(run, "int8" if int8 else "float16", images, data, test, as_json=as_json)
         return
+    if head != "none" and run.is_file():
+        _add_head(run, images, as_json=as_json)
+        return
     if images or run.is_file():
-        raise InvalidArgumentError("an artifact is exported anew with --int8 or --fp16, and --images SOURCE")
+        raise InvalidArgumentError(
+            "an artifact is exported anew with --int8, --fp16 or --head linear, and --images SOURCE"
+        )
     from imagekin.training.export.export import export_run
 
     report = export_run(
@@ -150,6 +160,22 @@ def _reduce(
             raise InvalidArgumentError("a run knows its images; --images is for an artifact", field="images")
         report = reduce_run(source, precision, data=data, test=test)
     _show(f"{report.model} written", report.to_json(), as_json=as_json)
+
+
+def _add_head(model: Path, images: str, *, as_json: bool) -> None:
+    from imagekin.encoder.artifact import read_metadata
+    from imagekin.errors import InvalidArgumentError
+    from imagekin.training.export.artifact_head import add_head, head_path
+
+    if not images:
+        raise InvalidArgumentError("name labelled images to fit the head to with --images SOURCE", field="images")
+    report = add_head(model, _load(images, read_metadata(model), "train"), head_path(model))
+    _show(f"{report.model} written", report.to_json(), as_json=as_json)
+    if report.min_confidence is not None and not as_json:
+        print(
+            f"classify --method linear --min-confidence {report.min_confidence} calls {report.rejected:.1%} of "
+            "images of known classes unknown, and most others"
+        )
 
 
 def _load(spec: str, metadata: "Metadata", split: "Split") -> "ImageSet":

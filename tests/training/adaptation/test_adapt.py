@@ -15,12 +15,13 @@ from imagekin.encoder.runtime.session import Encoder
 from imagekin.errors import FailedPreconditionError, InvalidArgumentError
 from imagekin.training.adaptation import adapt as adaptation
 from imagekin.training.adaptation import view_embeddings
-from imagekin.training.adaptation.adapt import adapt, held_out_rows
+from imagekin.training.adaptation.adapt import adapt
 from imagekin.training.adaptation.graft import graft
 from imagekin.training.adaptation.residual_head import ResidualHead, train_head
 from imagekin.training.adaptation.settings import AdaptSettings
 from imagekin.training.adaptation.view_embeddings import embed_views
 from imagekin.training.data.images import ImageSet, load_images
+from imagekin.training.export.artifact_head import held_out_rows
 from imagekin.training.export.export import export, space_of
 from imagekin.training.export.linear_head import fit_head
 from imagekin.training.models.encoders import IMAGENET_NORMALISATION, build_encoder
@@ -187,8 +188,15 @@ def test_a_fifth_of_every_class_is_held_out_and_never_all_of_it() -> None:
     assert np.bincount(labels[rows], minlength=4).tolist() == [2, 1, 0, 1]
     assert np.array_equal(rows, held_out_rows(labels, 0))
     assert len(set(rows)) == len(rows)
+    assert len(held_out_rows(np.arange(5), 0)) == 0
+
+
+def test_images_of_which_no_class_has_two_are_refused(
+    model: Path, digits: ImageSet, settings: AdaptSettings, tmp_path: Path
+) -> None:
+    _, first = np.unique(digits.labels, return_index=True)
     with pytest.raises(InvalidArgumentError, match="no class has two images"):
-        held_out_rows(np.arange(5), 0)
+        adapt(model, digits.take(first), tmp_path / "new.onnx", settings)
 
 
 def test_the_command_answers_in_json_and_wrong_use_in_a_line(
