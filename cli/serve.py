@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,9 +30,15 @@ def serve(
         return
     # Before gRPC is imported: its core would write a line of its own for each failed handshake of a port scanner.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # Until the server takes the signal itself: whoever ends it while it starts is not told of an error.
+    signal.signal(signal.SIGTERM, _leave)
     from imagekin.serving.server import serve as run
 
     run(settings)
+
+
+def _leave(number: int, frame: object) -> None:
+    sys.exit(0)
 
 
 def _effective(ctx: Any) -> str:

@@ -16,6 +16,24 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def raise_open_files() -> tuple[int, int] | None:
+    """Raise the number of files that this process may open to what the system allows.
+
+    Returns:
+        The limits before and after, None when it was as high already.
+    """
+    import resource  # not on Windows
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or soft == hard:
+        return None
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        return None
+    return soft, hard
+
+
 def processor() -> str:
     """Return the processor's name."""
     try:

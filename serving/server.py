@@ -12,11 +12,11 @@ from typing import cast
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc  # type: ignore[import-untyped]
 
-from imagekin import files
+from imagekin import files, machine
 from imagekin.errors import ImagekinError
 from imagekin.kserve import inference_pb2, inference_pb2_grpc
+from imagekin.serving.collections.data_folder import DataFolder
 from imagekin.serving.collections.open_collections import CollectionStore
 from imagekin.serving.embedding.models import Models
 from imagekin.serving.http.app import build
@@ -31,6 +31,7 @@ from imagekin.serving.services.collections import CollectionsService
 from imagekin.serving.services.embedder import EMBED, READERS, EmbedderService
 from imagekin.serving.services.health import Health
 from imagekin.serving.services.kserve import INFER, InferenceService
+from imagekin.serving.services.reflection import add_reflection
 from imagekin.serving.services.searcher import SearcherService
 from imagekin.serving.settings import Settings, socket_path
 from imagekin.serving.transport import listening
@@ -91,6 +92,8 @@ class Server:
         self._http: Listener | None = None
         self._exposition: Exposition | None = None
         self._following: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._has_data = True
         self._certificates: Certificates | None = None
         if settings.tls_cert is not None and settings.tls_key is not None:
             self._certificates = Certificates(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
@@ -125,7 +128,8 @@ class Server:
 
     async def _listen(self) -> None:
         settings = self.settings
-        self._server = grpc.aio.server(options=listening.options(settings.limits))
+        options = listening.options(settings.limits, settings.max_connection_age, settings.drain_seconds)
+        self._server = grpc.aio.server(options=options)
         self._add_services()
         credentials = None if self._certificates is None else self._certificates.credentials()
         self.port = listening.bind(self._server, settings.address, credentials)
@@ -134,6 +138,8 @@ class Server:
         await self._server.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._serving = True
+        if settings.data_dir is not None:
+            self._watching = asyncio.create_task(DataFolder(settings.data_dir).watch(self._data_folder_changed))
         # Other processes may drop and create collections, too.
         if self.settings.store is not None or (self.settings.read_only and self.settings.data_dir is not None):
             self._following = asyncio.create_task(self._follow())
@@ -141,8 +147,9 @@ class Server:
     async def stop(self) -> None:
         """Report NOT_SERVING, refuse new calls, finish those in flight within `drain_seconds` and close everything."""
         self._serving = False
-        if self._following is not None:
-            self._following.cancel()
+        for task in (self._following, self._watching):
+            if task is not None:
+                task.cancel()
         await self._health.enter_graceful_shutdown()
         drained = asyncio.ensure_future(self._calls.drain())
         hurry = asyncio.ensure_future(self._hurry.wait())
@@ -168,8 +175,8 @@ class Server:
         self._hurry.set()
 
     def is_serving(self) -> bool:
-        """Return whether the server takes calls."""
-        return self._serving
+        """Return whether the server takes calls, and has its data folder."""
+        return self._serving and self._has_data
 
     def _add_services(self) -> None:
         limits, server = self.settings.limits, cast(grpc.aio.Server, self._calls)
@@ -182,8 +189,7 @@ class Server:
         inference = InferenceService(self.models, limits, self.is_serving)
         inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), server)
+        add_reflection((*SERVICES, health.SERVICE_NAME), server)
         for method in (EMBED, INFER):
             self._calls.check_admission(method, self.models)
         self._server.add_generic_rpc_handlers((self._calls,))
@@ -239,6 +245,16 @@ class Server:
         if self._tracer is not None:
             await asyncio.get_running_loop().run_in_executor(None, self._tracer.close)
 
+    async def _data_folder_changed(self, fault: str | None) -> None:
+        """Tell load balancers to leave this server out while it cannot reach its data."""
+        self._has_data = fault is None
+        if fault is None:
+            log.warning("the data folder is back: healthy again")
+            await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        else:
+            log.error("the data folder %s cannot be had (%s): not healthy", self.settings.data_dir, fault)
+            await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", *SERVICES):
             await self._health.set(name, status)
@@ -261,10 +277,10 @@ def serve(settings: Settings) -> None:
     # A search in Python's own code lets the event loop in only so often, and a call needs several turns of it.
     sys.setswitchinterval(_SWITCH_SECONDS)
     with asyncio.Runner(loop_factory=listening.new_event_loop) as runner:
-        runner.run(_serve(settings))
+        runner.run(_serve(settings, machine.raise_open_files()))
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, raised: tuple[int, int] | None) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -272,7 +288,8 @@ async def _serve(settings: Settings) -> None:
     # Until there is something to reload, a signal to do so must not end the process.
     loop.add_signal_handler(signal.SIGHUP, lambda: None)
     server = Server(settings)
-    await server.start()
+    if not await _started(server, stopping):
+        return
     if settings.stop_with_parent:
         watch = threading.Thread(target=_await_end_of_input, args=(loop, stopping), name="imagekin-parent", daemon=True)
         watch.start()
@@ -284,6 +301,8 @@ async def _serve(settings: Settings) -> None:
 
     loop.add_signal_handler(signal.SIGHUP, reload)
     _announce(server)
+    if raised is not None:
+        log.info("raised the limit of open files from %s to %s", *raised)
     await stopping.wait()
     stopping.clear()
     draining = asyncio.create_task(server.stop())
@@ -302,6 +321,22 @@ def _await_end_of_input(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event
         pass
     with contextlib.suppress(RuntimeError):  # the loop has been closed
         loop.call_soon_threadsafe(stopping.set)
+
+
+async def _started(server: Server, stopping: asyncio.Event) -> bool:
+    """Start a server and return whether it serves; a signal to stop that comes sooner ends it without an error."""
+    starting = asyncio.create_task(server.start())
+    stop = asyncio.create_task(stopping.wait())
+    await asyncio.wait((starting, stop), return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    if starting.done():
+        await starting
+        return True
+    # It closes what it has opened so far; a model that is being read is read to its end.
+    starting.cancel()
+    with contextlib.suppress(asyncio.CancelledError, ImagekinError):
+        await starting
+    return False
 
 
 def _announce(server: Server) -> None:

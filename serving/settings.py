@@ -108,6 +108,11 @@ class Settings:
         metavar="HOST:PORT",
     )
     http_address: str | None = option(None, "Answer HTTP/JSON here, too; port 0 takes a free one.", metavar="HOST:PORT")
+    max_connection_age: float = option(
+        0.0,
+        "Seconds after which a client connects anew, to the server that a balancer chooses then; 0 is never.",
+        least=0.0,
+    )
     read_only: bool = option(False, "Serve the collections without ever writing.")
     allow_insecure: bool = option(False, "Let other machines connect, without encryption or a token.", panel=PROTECTION)
     device: Device = option("auto", "Where the model runs.")

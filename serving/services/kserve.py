@@ -25,6 +25,12 @@ _READ_HERE_BYTES = 2**20
 _MOST_SIDES = 4
 _PIECE = 2**16
 
+# The inputs: image files, and pixels that are decoded.
+_DATATYPES = {"image": "BYTES", "pixels": "UINT8"}
+# The parameter by which clients of Triton say that a tensor lies in memory shared with the server.
+_SHARED_MEMORY = "shared_memory_region"
+_NO_SHARED_MEMORY = "this server shares no memory: send tensors in the request, and take them from the answer"
+
 Tensor = pb.ModelInferRequest.InferInputTensor
 TensorMetadata = pb.ModelMetadataResponse.TensorMetadata
 
@@ -123,15 +129,23 @@ def _read_images(request: pb.ModelInferRequest, model: ServedModel, limit: int) 
     if len(request.inputs) != 1:
         raise InvalidArgumentError("give exactly one input: image or pixels", field="inputs")
     tensor, raw = request.inputs[0], _raw(request)
+    if _SHARED_MEMORY in tensor.parameters:
+        raise InvalidArgumentError(_NO_SHARED_MEMORY, field="inputs[0].parameters")
     if raw is not None and tensor.HasField("contents"):
         raise InvalidArgumentError("give an input's elements once", field="raw_input_contents")
     if len(tensor.shape) > _MOST_SIDES or any(side < 1 for side in tensor.shape):
         raise InvalidArgumentError(f"a shape holds up to {_MOST_SIDES} sides of at least 1", field="inputs[0].shape")
-    if tensor.datatype == "BYTES":
-        return _read_files(tensor, raw, limit)
-    if tensor.datatype == "UINT8":
-        return _read_pixels(tensor, raw, model, limit)
-    raise InvalidArgumentError("datatype must be BYTES (image files) or UINT8 (pixels)", field="inputs[0].datatype")
+    if tensor.datatype not in _DATATYPES.values():
+        raise InvalidArgumentError("datatype must be BYTES (image files) or UINT8 (pixels)", field="inputs[0].datatype")
+    if tensor.name not in _DATATYPES:
+        raise InvalidArgumentError(
+            f"no input {tensor.name[:64]!r}: there are image (BYTES) and pixels (UINT8)", field="inputs[0].name"
+        )
+    if tensor.datatype != _DATATYPES[tensor.name]:
+        raise InvalidArgumentError(
+            f"the input {tensor.name} is {_DATATYPES[tensor.name]}, not {tensor.datatype}", field="inputs[0].datatype"
+        )
+    return _read_files(tensor, raw, limit) if tensor.name == "image" else _read_pixels(tensor, raw, model, limit)
 
 
 def _raw(request: pb.ModelInferRequest) -> bytes | None:
@@ -194,6 +208,9 @@ def _read_pixels(tensor: Tensor, raw: bytes | None, model: ServedModel, limit: i
 
 def _wanted(request: pb.ModelInferRequest, model: ServedModel) -> list[str]:
     known = ["embedding", "logits"] if model.metadata.class_names else ["embedding"]
+    for position, output in enumerate(request.outputs):
+        if _SHARED_MEMORY in output.parameters:
+            raise InvalidArgumentError(_NO_SHARED_MEMORY, field=f"outputs[{position}].parameters")
     wanted = list(dict.fromkeys(output.name for output in request.outputs)) or known
     for name in wanted:
         if name not in known:

@@ -56,6 +56,7 @@ SCOPES: Mapping[str, Scope | None] = {
     "/grpc.health.v1.Health/Check": None,
     "/grpc.health.v1.Health/List": None,
     "/grpc.health.v1.Health/Watch": None,
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": Scope.READ,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Scope.READ,
 }
 

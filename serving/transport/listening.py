@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import os
 import socket
 from pathlib import Path
 
@@ -32,9 +33,20 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def options(limits: Limits) -> list[tuple[str, int]]:
-    """Return the options of the gRPC server."""
+def options(limits: Limits, connection_age: float = 0.0, grace: float = 0.0) -> list[tuple[str, int]]:
+    """Return the options of the gRPC server.
+
+    Args:
+        limits: ceilings.
+        connection_age: seconds after which a connection takes no more calls; 0 is never.
+        grace: seconds that the calls in progress on it get then.
+    """
+    aging = [
+        ("grpc.max_connection_age_ms", round(1000 * connection_age)),
+        ("grpc.max_connection_age_grace_ms", round(1000 * grace)),
+    ]
     return [
+        *(aging if connection_age else ()),
         ("grpc.max_receive_message_length", min(round(_RECEIVED * limits.max_message_bytes), _MOST_RECEIVED)),
         # Decompressed by `imagekin.serving.transport.bodies`, which has a limit for each method.
         ("grpc.per_message_decompression", 0),
@@ -59,12 +71,16 @@ def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredenti
         _try_to_bind(address)
     else:
         _make_way(path)
+    # Of a socket's file: only its owner and group may connect.
+    mask = os.umask(0o007)
     try:
         if credentials is None:
             return server.add_insecure_port(address)
         return server.add_secure_port(address, credentials)
     except RuntimeError:
         raise FailedPreconditionError(f"cannot listen on {address}: choose another address", field="address") from None
+    finally:
+        os.umask(mask)
 
 
 def _try_to_bind(address: str) -> None:

@@ -14,8 +14,10 @@ from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
-import sys
+import resource, sys
 from pathlib import Path
+# As high as can be, so that the server has nothing to raise and to tell.
+resource.setrlimit(resource.RLIMIT_NOFILE, 2 * resource.getrlimit(resource.RLIMIT_NOFILE)[1:])
 from imagekin.serving.server import serve
 from imagekin.serving.settings import Settings
 {prelude}

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import re
+import resource
 import signal
 import socket
 import subprocess
@@ -14,6 +16,7 @@ from pathlib import Path
 import grpc
 import PIL.Image
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from imagekin.machine import cores
 from imagekin.v1 import collections_pb2, collections_pb2_grpc, embedder_pb2, embedder_pb2_grpc
@@ -195,3 +198,64 @@ def test_serving_never_imports_torch() -> None:
     program = "import sys, imagekin.serving.server; print(sorted({'torch', 'onnx', 'sklearn'} & set(sys.modules)))"
     answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+STARTING = """
+import time
+from imagekin.serving.embedding.models import Models
+opening = Models.open
+def slow(*given):
+    print("opening", file=sys.stderr, flush=True)
+    time.sleep(1)
+    return opening(*given)
+Models.open = slow
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_start_ends_it_without_an_error(models: str, number: signal.Signals) -> None:
+    with started(f"address='127.0.0.1:0', {models}", STARTING) as process:
+        assert process.line() == "opening"
+        process.popen.send_signal(number)
+        assert process.popen.wait(60) == 0
+        assert process.rest() == []
+
+
+def test_a_signal_before_there_is_a_server_ends_the_command_without_an_error() -> None:
+    program = (
+        "import os, signal; from imagekin.cli.serve import _leave; "
+        "signal.signal(signal.SIGTERM, _leave); os.kill(os.getpid(), signal.SIGTERM)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_the_limit_of_open_files_is_raised_and_told(models: str) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    lower = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(7)[1]))"
+    with serving(models, lower) as process:
+        assert f"raised the limit of open files from 256 to {hard}" in (process.line() or "")
+        limits = Path(f"/proc/{process.popen.pid}/limits").read_text()
+        assert re.search(rf"Max open files\s+{hard}\s", limits)
+
+
+def test_a_server_without_its_data_folder_is_not_healthy_until_it_is_back(models: str, tmp_path: Path) -> None:
+    data, away = tmp_path / "data", tmp_path / "away"
+    with (
+        serving(f"{models}, data_dir=Path({str(data)!r})") as process,
+        grpc.insecure_channel(f"127.0.0.1:{process.port}") as channel,
+    ):
+        stub = health_pb2_grpc.HealthStub(channel)
+
+        def status() -> int:
+            return int(stub.Check(health_pb2.HealthCheckRequest(), timeout=20).status)
+
+        assert status() == health_pb2.HealthCheckResponse.SERVING
+        data.rename(away)
+        wait_until(lambda: status() == health_pb2.HealthCheckResponse.NOT_SERVING)
+        assert "cannot be had (no such file or directory)" in (process.line() or "")
+        data.mkdir()
+        time.sleep(1.5)
+        assert status() == health_pb2.HealthCheckResponse.NOT_SERVING
+        data.rmdir()
+        away.rename(data)
+        wait_until(lambda: status() == health_pb2.HealthCheckResponse.SERVING)

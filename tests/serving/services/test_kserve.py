@@ -25,7 +25,8 @@ def raw_bytes(*files: bytes) -> bytes:
 
 
 def request(datatype: str, shape: list[int], *, raw: bytes | None = None, **contents: Any) -> pb.ModelInferRequest:
-    tensor = pb.ModelInferRequest.InferInputTensor(name="image", datatype=datatype, shape=shape)
+    tensor = pb.ModelInferRequest.InferInputTensor(datatype=datatype, shape=shape)
+    tensor.name = "pixels" if datatype == "UINT8" else "image"
     if contents:
         tensor.contents.CopyFrom(pb.InferTensorContents(**contents))
     raws = [] if raw is None else [raw]
@@ -92,6 +93,21 @@ def test_logits_come_from_a_model_that_has_them(server: Running) -> None:
     np.testing.assert_allclose(embeddings(only), embeddings(both, 1), atol=1e-6)
 
 
+def named(name: str) -> pb.ModelInferRequest:
+    form = request("BYTES", [1], raw=raw_bytes(b"a"))
+    form.inputs[0].name = name
+    return form
+
+
+def shared(side: str) -> pb.ModelInferRequest:
+    """Return a request of a client of Triton whose tensors lie in shared memory."""
+    form = request("BYTES", [1])
+    form.outputs.add(name="embedding")
+    tensor = form.inputs[0] if side == "inputs" else form.outputs[0]
+    tensor.parameters["shared_memory_region"].string_param = "mine"
+    return form
+
+
 BAD = [
     (request("BYTES", [1], raw=raw_bytes(b"no image")), "inputs[0][0]"),
     (request("BYTES", [2], raw=raw_bytes(b"one")), "inputs"),
@@ -110,6 +126,11 @@ BAD = [
     (request("FP32", [1, 8, 8, 3], raw=b"\0" * 768), "inputs[0].datatype"),
     (request("BYTES", [1], raw=raw_bytes(b"a"), bytes_contents=[b"a"]), "raw_input_contents"),
     (pb.ModelInferRequest(model_name="tiny"), "inputs"),
+    (named("picture"), "inputs[0].name"),
+    (named(""), "inputs[0].name"),
+    (named("pixels"), "inputs[0].datatype"),
+    (shared("inputs"), "inputs[0].parameters"),
+    (shared("outputs"), "outputs[0].parameters"),
 ]
 
 

@@ -61,6 +61,20 @@ def test_a_client_without_stubs_finds_and_calls_everything(server: Running) -> N
     assert answer.SerializeToString() == stubbed.SerializeToString()
 
 
+def test_both_versions_of_reflection_describe_the_same(server: Running) -> None:
+    database = ProtoReflectionDescriptorDatabase(server.channel)
+    names = set(database.get_services())
+    assert {"grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"} < names
+    pool = descriptor_pool.DescriptorPool(database)
+    one = pool.FindServiceByName("grpc.reflection.v1.ServerReflection").FindMethodByName("ServerReflectionInfo")
+    request = GetMessageClass(one.input_type)(list_services="")
+    path = f"/{one.containing_service.full_name}/{one.name}"
+    call: Any = server.channel.stream_stream(path)
+    (answer,) = call(iter([request.SerializeToString()]), timeout=20)
+    listed = GetMessageClass(one.output_type).FromString(answer).list_services_response.service  # type: ignore[attr-defined]
+    assert {service.name for service in listed} == names
+
+
 def test_an_unknown_method_is_unimplemented(server: Running) -> None:
     for method in ("/imagekin.v1.Embedder/None", "/none.None/None"):
         call: Callable[..., bytes] = server.channel.unary_unary(method)
