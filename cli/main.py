@@ -38,6 +38,7 @@ COMMANDS = {
     "embed": "imagekin.cli.embed:embed",
     "search": "imagekin.cli.search:search",
     "classify": "imagekin.cli.classify:classify",
+    "review": "imagekin.cli.review.command:review",
     "health": "imagekin.cli.health:health",
     "version": "imagekin.cli.version:version",
 }

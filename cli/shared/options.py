@@ -104,8 +104,12 @@ class ServerOrFolder:
     )
     credentials: Credentials = field(default_factory=Credentials)
 
-    def connect(self, timeout: float) -> "Client":
-        """Return a client; `timeout` is that of one message, in seconds.
+    def connect(self, timeout: float, *, write: bool = False) -> "Client":
+        """Return a client.
+
+        Args:
+            timeout: seconds that one message may take.
+            write: open a folder to write to it, which one process at a time may.
 
         Raises:
             InvalidArgumentError: there is no such folder.
@@ -117,7 +121,7 @@ class ServerOrFolder:
             raise InvalidArgumentError(f"no folder {self.data_dir}", field="data_dir")
         from imagekin.client.sync_client import Client
 
-        return Client.local(self.data_dir, model=self.model, read_only=True, timeout=timeout)
+        return Client.local(self.data_dir, model=self.model, read_only=not write, timeout=timeout)
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,7 @@ INSIDE = {
     ),
     "cli": (
         ("shared",),
-        ("collection", "demo_run"),
+        ("collection", "demo_run", "review"),
         ("adopt", "classify", "demo", "embed", "health", "index", "models", "search", "serve", "tune", "version"),
         ("main",),
     ),

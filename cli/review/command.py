@@ -1,0 +1,153 @@
+"""`imagekin review`."""
+
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from imagekin.cli.shared import options
+from imagekin.command_options import with_options
+from imagekin.errors import ImagekinError, InvalidArgumentError
+
+if TYPE_CHECKING:
+    from imagekin.cli.review.findings import Finding
+    from imagekin.client.sync_client import Client
+    from imagekin.types import StoredItem
+
+_AT_ONCE = 1_024
+_LISTED = 20
+
+
+@with_options
+def review(
+    collection: options.Name,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The table to write, COLLECTION-review.csv by default.", metavar="FILE"),
+    ] = None,
+    neighbours: Annotated[
+        int, typer.Option("--neighbours", help="Neighbours of each item that vote.", min=1, max=200)
+    ] = 20,
+    duplicates: Annotated[
+        float, typer.Option("--duplicates", help="Similarity from which two items are near-duplicates.", min=0, max=1)
+    ] = 0.97,
+    limit: Annotated[int, typer.Option("--limit", help="Findings of each kind at most.", min=1)] = 1_000,
+    apply: Annotated[
+        Path | None, typer.Option("--apply", help="Apply the decisions of this table instead.", metavar="FILE")
+    ] = None,
+    undo: Annotated[Path | None, typer.Option("--undo", help="Take back what this file says.", metavar="FILE")] = None,
+    undo_file: Annotated[
+        Path | None, typer.Option("--undo-file", help="With --apply: where to keep what undoes it.", metavar="FILE")
+    ] = None,
+    *,
+    server: options.ServerOrFolder,
+    timeout: options.Timeout = 60.0,
+    as_json: options.AsJson = False,
+) -> None:
+    """Find likely wrong labels, near-duplicates and outliers; apply what was decided about them."""
+    from imagekin.cli.shared import console
+
+    if apply and undo:
+        raise InvalidArgumentError("give either --apply or --undo")
+    with server.connect(timeout, write=bool(apply or undo)) as client:
+        if apply:
+            kept = undo_file or apply.with_name(apply.name + ".undo.jsonl")
+            said = _apply(client, collection, apply, kept)
+        elif undo:
+            said = _undo(client, collection, undo)
+        else:
+            table = out or Path(f"{collection}-review.csv")
+            said = _find(client, collection, table, neighbours, duplicates, limit, silent=as_json)
+    if as_json:
+        console.print_json(said)
+    else:
+        console.say(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in said.items()))
+
+
+def _find(
+    client: "Client", collection: str, table: Path, k: int, duplicates: float, limit: int, *, silent: bool
+) -> dict[str, object]:
+    """Write the findings, and show the first of them."""
+    from imagekin.cli.review.decisions import write_table
+    from imagekin.cli.review.findings import Gatherer
+    from imagekin.cli.shared import console
+    from imagekin.progress import progress
+
+    gatherer = Gatherer(duplicates)
+    items = 0
+    with progress("review", client.count(collection)) as advance:
+        scrolled = client.scroll(collection)
+        while some := list(islice(scrolled, _AT_ONCE)):
+            asked = client.search(collection=collection, keys=[item.key for item in some], k=k, errors="return")
+            for item, near in zip(some, asked, strict=True):
+                # An item that was deleted meanwhile needs no review.
+                if not isinstance(near, ImagekinError):
+                    gatherer.add(item.key, item.label or "", near)
+            items += len(some)
+            advance(len(some))
+    kinds: list[tuple[str, list[Finding]]] = [
+        ("labels", gatherer.labels()),
+        ("duplicates", gatherer.near_duplicates()),
+        ("outliers", gatherer.outliers()),
+    ]
+    written = [one for _, found in kinds for one in found[:limit]]
+    write_table(table, written)
+    with console.Rows(["kind", "key", "label", "proposed", "score", "nearest"], silent=silent) as rows:
+        for _, found in kinds:
+            for one in found[:_LISTED]:
+                rows.add(one.kind, one.key, one.label, one.proposed, one.score, one.nearest)
+    return {"items": items, **{name: len(found) for name, found in kinds}, "written": str(table)}
+
+
+def _apply(client: "Client", collection: str, table: Path, kept: Path) -> dict[str, object]:
+    """Apply the decisions of a table to the items that are still as they were when it was made."""
+    from imagekin.cli.review.decisions import read_table, write_undo
+    from imagekin.types import ItemUpdate
+
+    changes = read_table(table)
+    keys = [*changes.labels, *changes.deleted]
+    if not keys:
+        raise InvalidArgumentError(f"{table} decides nothing: write relabel, delete or keep first under decision")
+    now = {item.key: item for item in client.get(collection, keys, with_vector=True) if item is not None}
+    same = {key: item for key, item in now.items() if (item.label or "") == changes.expected[key]}
+    relabelled = [(same[key], label) for key, label in changes.labels.items() if key in same]
+    deleted = [same[key] for key in changes.deleted if key in same]
+    if relabelled or deleted:
+        write_undo(kept, collection, relabelled, deleted)
+    if relabelled:
+        client.update(collection, [ItemUpdate(item.key, label=label) for item, label in relabelled])
+    if deleted:
+        client.delete(collection, keys=[item.key for item in deleted])
+    skipped = len(keys) - len(relabelled) - len(deleted)
+    return {
+        "relabelled": len(relabelled),
+        "deleted": len(deleted),
+        "changed_meanwhile_and_left_alone": skipped,
+        "undo": str(kept) if relabelled or deleted else "nothing to undo",
+    }
+
+
+def _undo(client: "Client", collection: str, kept: Path) -> dict[str, object]:
+    """Restore labels that are still those that were applied, and deleted items whose key is still free."""
+    from imagekin.cli.review.decisions import read_undo
+    from imagekin.types import ItemUpdate
+
+    labels, items = read_undo(kept, collection)
+    now = _present(client, collection, [*labels, *(item.key for item in items)])
+    back = [
+        ItemUpdate(key, label=before)
+        for key, (before, applied) in labels.items()
+        if key in now and (now[key].label or "") == applied
+    ]
+    missing = [item for item in items if item.key not in now]
+    if back:
+        client.update(collection, back)
+    if missing:
+        client.upsert(collection, missing)
+    left = len(labels) + len(items) - len(back) - len(missing)
+    return {"labels_restored": len(back), "items_restored": len(missing), "changed_meanwhile_and_left_alone": left}
+
+
+def _present(client: "Client", collection: str, keys: list[str]) -> "dict[str, StoredItem]":
+    return {item.key: item for item in client.get(collection, keys) if item is not None} if keys else {}

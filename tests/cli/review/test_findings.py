@@ -1,0 +1,69 @@
+"""What a review finds in the neighbours of items."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imagekin.cli.review.findings import Gatherer, connected, votes
+from imagekin.types import Neighbour
+
+
+def near(*described: tuple[str, float, str | None]) -> list[Neighbour]:
+    return [Neighbour(key, similarity, label, None, None) for key, similarity, label in described]
+
+
+def test_a_label_that_no_neighbour_has_is_suspected_the_surest_first() -> None:
+    gatherer = Gatherer(0.99)
+    gatherer.add("right", "cat", near(("a", 0.9, "cat"), ("b", 0.8, "dog")))
+    gatherer.add("unsure", "dog", near(("a", 0.9, "cat"), ("b", 0.88, "dog")))
+    gatherer.add("wrong", "dog", near(("a", 0.9, "cat"), ("b", 0.9, "cat")))
+    gatherer.add("unlabelled", "", near(("a", 0.9, "cat")))
+    gatherer.add("alone", "dog", near(("a", 0.9, None)))
+    found = gatherer.labels()
+    assert [(one.key, one.proposed) for one in found] == [("wrong", "cat"), ("unsure", "cat")]
+    assert found[0].score == pytest.approx(1)
+    assert 0.5 < found[1].score < 1
+
+
+def test_votes_weigh_by_similarity() -> None:
+    shares = votes(near(("a", 0.9, "cat"), ("b", 0.5, "dog"), ("c", 0.5, "dog"), ("d", 0.9, None)))
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["cat"] > 0.9
+
+
+def test_near_duplicates_are_grouped_across_labels() -> None:
+    gatherer = Gatherer(0.95)
+    gatherer.add("a", "cat", near(("b", 0.99, "dog"), ("x", 0.94, "cat")))
+    gatherer.add("b", "dog", near(("a", 0.99, "cat"), ("c", 0.96, "dog")))
+    gatherer.add("c", "dog", near(("b", 0.96, "dog")))
+    gatherer.add("x", "cat", near(("y", 0.999, None)))
+    gatherer.add("y", "", near(("x", 0.999, "cat")))
+    found = [(one.group, one.key, one.nearest) for one in gatherer.near_duplicates()]
+    assert found == [(1, "x", "y"), (1, "y", "x"), (2, "a", "b"), (2, "b", "a"), (2, "c", "b")]
+
+
+def test_what_is_like_nothing_is_an_outlier() -> None:
+    gatherer = Gatherer(0.99)
+    for number in range(50):
+        gatherer.add(f"k{number}", "", near(("n", 0.8 + number / 1_000, None)))
+    gatherer.add("odd", "", near(("n", 0.2, None)))
+    assert [one.key for one in gatherer.outliers()] == ["odd"]
+
+
+def test_nothing_is_found_in_nothing() -> None:
+    gatherer = Gatherer(0.9)
+    gatherer.add("only", "cat", [])
+    assert gatherer.labels() == gatherer.near_duplicates() == gatherer.outliers() == []
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from("abcdefgh"))))
+def test_groups_are_the_components_of_the_graph(pairs: list[tuple[str, str]]) -> None:
+    names = sorted({name for pair in pairs for name in pair})
+    reach = np.eye(len(names), dtype=bool)
+    for one, other in pairs:
+        reach[names.index(one), names.index(other)] = reach[names.index(other), names.index(one)] = True
+    for middle in range(len(names)):
+        reach |= np.outer(reach[:, middle], reach[middle])
+    expected = {tuple(name for name, there in zip(names, row, strict=True) if there) for row in reach}
+    assert {tuple(group) for group in connected(iter(pairs))} == expected
