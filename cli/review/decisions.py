@@ -31,7 +31,7 @@ _UNDO = "imagekin review undo"
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What a table decides.
+    """Changes that a table decides on.
 
     Attributes:
         labels: the new label of each key.
