@@ -53,7 +53,7 @@ def matching_rows(
     if len(values) > _MOST_VALUES:
         raise InvalidArgumentError("the filter cannot be used: it has too many tests of long paths", field="filter")
     # Keys and labels contain no NUL. Only added for payloads, because it keeps SQLite from using the index of keys.
-    cut = " OR instr(payload, '\\u0000')" if "payload" in text else ""
+    cut = " OR instr(payload, '\\u0000')" if _tests_payload(condition) else ""
     rows = connection.execute(
         f"SELECT sequence, key, label, payload, payload_checksum FROM item WHERE sequence > ? AND (({text}){cut})",  # noqa: S608
         [after, *values],
@@ -63,6 +63,13 @@ def matching_rows(
             payload = None if text is None else decode_payload(text, checksum, key, collection)
             if matches(condition, key, label, payload):
                 yield sequence, key
+
+
+def _tests_payload(condition: Condition) -> bool:
+    if isinstance(condition, Comparison):
+        return condition.field not in ("key", "label")
+    parts = (condition.part,) if isinstance(condition, Not) else condition.parts
+    return any(map(_tests_payload, parts))
 
 
 def _comparison(comparison: Comparison) -> _Sql:
@@ -130,7 +137,9 @@ def _member_test(comparison: Comparison, kind: str, value: str, names: list[str]
     if operator is not Operator.IN:
         return _value_test(operator, values[0], kind, value, names)
     # All values are bound as one JSON text, which SQLite expands: their number is not limited.
-    pieces = [_value_test(Operator.EQUAL, one, kind, value, names) for one in set(values) if isinstance(one, bool)]
+    # Chosen before they are made unique: Python takes true for 1.
+    truths = {one for one in values if isinstance(one, bool)}
+    pieces = [_value_test(Operator.EQUAL, one, kind, value, names) for one in truths]
     for kinds, wanted in (
         ("('text')", [one for one in values if isinstance(one, str) and "\0" not in one]),
         ("('integer', 'real')", [one for one in values if is_number(one)]),
