@@ -46,14 +46,20 @@ class FilesReader:
         self._elsewhere = elsewhere or {}
         self._listed = listed
         self._explicit = explicit
+        self._counted: int | None = None
         self.embedded: VectorInfo | None = None
 
     def survey(self) -> Iterator[Surveyed]:
         """Yield the paths of all images, see `Reader`."""
         listed = self._listed() if self._listed else ()
+        counted = 0
         for found in self._listing():
-            if isinstance(found, str) and self._is_image(found) and found not in listed:
+            if isinstance(found, Record):
+                counted += 1
+            elif self._is_image(found) and found not in listed:
+                counted += 1
                 yield found
+        self._counted = counted
 
     def pieces(self, naming: Naming, ignored: Ignored) -> Iterator[Piece]:
         """Yield the files, see `Reader`."""
@@ -72,7 +78,9 @@ class FilesReader:
                 ignored.add(kind)
 
     def count(self) -> int:
-        """Return the number of records."""
+        """Return the number of records, those of the last survey if there was one."""
+        if self._counted is not None:
+            return self._counted
         listed = self._listed() if self._listed else ()
         return sum(
             not isinstance(found, str) or (self._is_image(found) and found not in listed) for found in self._listing()

@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from typing import IO
 
 from imagekin.errors import InvalidArgumentError
 from imagekin.sources.formats.sidecars import SIDECAR_SUFFIXES, Sidecars
@@ -26,6 +27,8 @@ from imagekin.sources.values import MAX_PAYLOAD_BYTES
 # Members of a group that are buffered until all of its sidecars have been read.
 _MAX_GROUP = 16
 _MAX_GROUP_BYTES = 32 * 2**20
+# Images of a compressed archive by which its folders are judged: everything before them has to be decompressed.
+_COMPRESSED_LOOK_AHEAD = 1_000
 # Members that are read to estimate their total number.
 _SAMPLE = 10_000
 
@@ -48,16 +51,26 @@ class TarReader:
         self.place = place
         self.max_bytes = max_bytes
         self.repeatable = repeatable
+        self._counted: int | None = None
 
     def survey(self) -> Iterator[Surveyed]:
         """Yield the paths of the first images, see `Reader`."""
         if not self.repeatable:
             yield None
             return
+        try:
+            with closing(self.place.open()) as file:
+                most = _COMPRESSED_LOOK_AHEAD if is_compressed(file) else LOOK_AHEAD
+                yield from self._surveyed(file, most)
+        except DAMAGE:
+            yield None
+
+    def _surveyed(self, file: IO[bytes], most: int) -> Iterator[Surveyed]:
+        """Yield what is known of the first images; the group in hand too when the archive is damaged."""
         seen = 0
         group = _Group("")
         try:
-            with closing(self.place.open()) as file, opened(file) as archive:
+            with opened(file) as archive:
                 for member in archive:
                     key = key_of(member)
                     is_image = not member.isdir() and is_image_name(key.lstrip("/"))
@@ -71,11 +84,13 @@ class TarReader:
                         group.sidecars.add(key, _sidecar(archive, member, key))
                         continue
                     seen += 1
-                    if seen > LOOK_AHEAD:
+                    if seen > most:
+                        yield from group.surveyed()
                         yield None
                         return
                     group.images.append((key, b""))
                 yield from group.surveyed()
+                self._counted = seen
         except DAMAGE:
             yield from group.surveyed()
             yield None
@@ -86,8 +101,8 @@ class TarReader:
 
     def count(self) -> int | None:
         """Return the number of records, estimated for large archives; None for compressed ones."""
-        if not self.repeatable:
-            return None
+        if not self.repeatable or self._counted is not None:
+            return self._counted
         try:
             with closing(self.place.open()) as file:
                 if not file.seekable() or is_compressed(file):

@@ -38,12 +38,15 @@ class ZipReader:
     def __init__(self, place: Place, max_bytes: int) -> None:
         self.place = place
         self.max_bytes = max_bytes
+        self._counted: int | None = None
 
     def survey(self) -> Iterator[Surveyed]:
         """Yield the paths of all images, see `Reader`."""
         try:
             with closing(self.place.open()) as file, zipfile.ZipFile(file) as archive:
-                yield from (path for member in archive.infolist() if (path := _image(member)))
+                found = [path for member in archive.infolist() if (path := _image(member))]
+            self._counted = len(found)
+            yield from found
         except _DAMAGE:
             yield None
 
@@ -53,6 +56,8 @@ class ZipReader:
 
     def count(self) -> int | None:
         """Return the number of records."""
+        if self._counted is not None:
+            return self._counted
         try:
             with closing(self.place.open()) as file, zipfile.ZipFile(file) as archive:
                 return sum(_image(member) is not None for member in archive.infolist())

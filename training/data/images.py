@@ -173,7 +173,9 @@ def _load_files(
         logger.info("%s: using the split %s", name, wanted[0])
 
     def decode(skip: int) -> Iterator[DecodedFile]:
-        return decode_source(source, name, preprocess, limit, skip, wanted)
+        yield from decode_source(source, name, preprocess, limit, skip, wanted)
+        for line in source.ignored.lines():
+            logger.info("%s: %s", name, line)
 
     def finish(rows: Sequence[DecodedFile]) -> Arrangement:
         return arrange(rows, path)
