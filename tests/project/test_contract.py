@@ -1,15 +1,17 @@
 """The contract: the checked-in stubs are those of protos/, and every part of it is explained."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import google.rpc
 import pytest
 from google.protobuf import descriptor_pb2
 from grpc_tools import protoc  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).resolve().parents[2]
-PROTOS = sorted((ROOT / "protos").rglob("*.proto"))
+PROTOS = sorted((ROOT / "protos" / "imagekin").rglob("*.proto"))
 SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
 
 
@@ -28,16 +30,32 @@ def test_the_checked_in_stubs_are_what_protos_generates(tmp_path: Path) -> None:
         assert (ROOT / relative).read_bytes() == (tmp_path / relative).read_bytes(), f"{relative}: run `make proto`"
 
 
-def described(path: Path, out: Path) -> descriptor_pb2.FileDescriptorProto:
-    """Compile one file with its comments kept."""
-    import google.rpc
+def test_a_generator_of_another_language_needs_the_folder_alone(tmp_path: Path) -> None:
     import grpc_tools
 
-    includes = [
-        ROOT / "protos",
-        Path(grpc_tools.__path__[0]) / "_proto",
-        Path(next(iter(google.rpc.__path__))).parent.parent,
-    ]
+    # Every generator brings google/protobuf itself, and nothing else.
+    known = tmp_path / "known"
+    shutil.copytree(Path(grpc_tools.__path__[0]) / "_proto" / "google" / "protobuf", known / "google" / "protobuf")
+    folder = shutil.copytree(ROOT / "protos", tmp_path / "protos")
+    arguments = [f"-I{folder}", f"-I{known}", "--include_imports", f"--descriptor_set_out={tmp_path / 'set.bin'}"]
+    compiler = [sys.executable, "-c", "import sys; from grpc_tools import protoc; sys.exit(protoc.main(sys.argv))"]
+    sources = [str(path.relative_to(ROOT / "protos")) for path in PROTOS]
+    done = subprocess.run([*compiler, *arguments, *sources], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    files = descriptor_pb2.FileDescriptorSet.FromString((tmp_path / "set.bin").read_bytes()).file
+    assert "google/rpc/status.proto" in {file.name for file in files}
+
+
+def test_the_status_is_the_one_that_python_has() -> None:
+    published = Path(next(iter(google.rpc.__path__))) / "status.proto"
+    assert (ROOT / "protos" / "google" / "rpc" / "status.proto").read_bytes() == published.read_bytes()
+
+
+def described(path: Path, out: Path) -> descriptor_pb2.FileDescriptorProto:
+    """Compile one file with its comments kept."""
+    import grpc_tools
+
+    includes = [ROOT / "protos", Path(grpc_tools.__path__[0]) / "_proto"]
     target = out / "set.bin"
     arguments = [f"-I{include}" for include in includes]
     arguments += ["--include_source_info", f"--descriptor_set_out={target}", str(path.relative_to(ROOT / "protos"))]
