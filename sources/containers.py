@@ -39,6 +39,7 @@ PARQUET_SUFFIXES = (".parquet", ".pq")
 ARCHIVE_SUFFIXES = (*TAR_SUFFIXES, *ZIP_SUFFIXES)
 # More tables in a folder than this are of single images, such as those of Google Photos.
 _MAX_TABLES = 20
+_SPREADSHEETS = (".xlsx", ".xls", ".ods")
 _PARQUET_MAGIC = b"PAR1"
 _OTHER_ARCHIVES = {b"7z\xbc\xaf\x27\x1c": "a 7z archive", b"Rar!\x1a\x07": "a RAR archive"}
 
@@ -59,6 +60,8 @@ def open_container(place: Place, max_bytes: int, *, repeatable: bool = True) -> 
     for magic, kind in _OTHER_ARCHIVES.items():
         if head.startswith(magic):
             raise InvalidArgumentError(f"{place.shown} is {kind}, which is not read: unpack it", field="source")
+    if name.endswith(_SPREADSHEETS):
+        raise InvalidArgumentError(f"{place.shown} is a spreadsheet: save it as .csv", field="source")
     if head.startswith(zip_archives.MAGIC):
         return zip_archives.ZipReader(place, max_bytes)
     if head.startswith(_PARQUET_MAGIC):
@@ -113,19 +116,17 @@ def listed_parts(
             has_images = True
         elif _has_container_name(found):
             containers.append(found)
-    readers: dict[str, Reader] = {}
-    opened: tuple[Kind | None, Reader | None]
-    elsewhere: dict[str, Kind | None] = {}
     tables = _labelling(containers, place_of, max_bytes) if has_images else {}
-    for name in containers:
-        if has_images and name.lower().endswith(MANIFEST_SUFFIXES):
-            opened = tables.get(name, (Kind(suffix_of(name), NO_IMAGES_IN_IT), None))
+    opened: dict[str, tuple[Kind | None, Reader | None]] = {}
+    for name in sorted(containers, key=_is_table):
+        if _is_table(name) and has_images:
+            opened[name] = tables.get(name, (Kind(suffix_of(name), NO_IMAGES_IN_IT), None))
         else:
-            opened = _opened(place_of(name), max_bytes)
-        kind, reader = opened
-        if reader is not None:
-            readers[name], kind = reader, None
-        elsewhere[name] = kind
+            # Beside archives, tables are mostly about what is in these.
+            is_beside = _is_table(name) and any(reader is not None for _, reader in opened.values())
+            opened[name] = _opened(place_of(name), max_bytes, is_beside=is_beside)
+    readers = {name: reader for name in containers if (reader := opened[name][1]) is not None}
+    elsewhere = {name: None if name in readers else opened[name][0] for name in containers}
     infos = [reader.embedded for reader in readers.values()]
     has_images = has_images or None in infos
     listed = [(posixpath.dirname(name), one) for name, (_, one) in tables.items() if one is not None]
@@ -208,8 +209,18 @@ class _Refused:
         return 1
 
 
-def _opened(place: Place, max_bytes: int) -> tuple[Kind | None, Reader | None]:
-    """Open a container of a folder; return its reader, or the kind as which it is ignored."""
+def _is_table(name: str) -> bool:
+    return name.lower().endswith(MANIFEST_SUFFIXES)
+
+
+def _opened(place: Place, max_bytes: int, *, is_beside: bool) -> tuple[Kind | None, Reader | None]:
+    """Open a container of a folder; return its reader, or the kind as which it is ignored.
+
+    Args:
+        place: the file.
+        max_bytes: larger images are not read.
+        is_beside: whether archives lie beside it, so that it is read only when it lists files.
+    """
     suffix = suffix_of(place.name)
     try:
         reader = open_container(place, max_bytes)
@@ -217,6 +228,8 @@ def _opened(place: Place, max_bytes: int) -> tuple[Kind | None, Reader | None]:
         return Kind(suffix, NO_READER), None
     if isinstance(reader, (TarReader, zip_archives.ZipReader)) and _is_unpacked(reader):
         return Kind(suffix, UNPACKED), None
+    if isinstance(reader, ManifestReader) and is_beside and not reader.labels_files_beside_it():
+        return Kind(suffix, NO_IMAGES_IN_IT), None
     if getattr(reader, "has_no_images", False):
         return Kind(suffix, NO_IMAGES_IN_IT), None
     return Kind(suffix, NO_IMAGES_IN_IT), reader

@@ -136,6 +136,13 @@ class ManifestReader:
         return bool(paths) and 2 * found >= len(paths)
 
     @property
+    def has_no_images(self) -> bool:
+        """True for a JSON file of something else; a table that cannot be used is an error."""
+        if suffix_of(self._place.name) != ".json" or self._first:
+            return False
+        return not any(isinstance(row, SourceError) for row in self._safe_rows())
+
+    @property
     def _is_csv(self) -> bool:
         return self._place.name.lower().endswith(_CSV_SUFFIXES)
 
@@ -198,6 +205,8 @@ class ManifestReader:
         if path.startswith("/") or is_url(path):
             return path
         before, after = self._template
+        if "\\" in path and "/" not in path:  # written on Windows
+            path = path.replace("\\", "/")
         whole = "/".join(part for part in f"{before}{path}{after}".split("/") if part not in ("", "."))
         return posixpath.normpath(whole) if before.startswith("..") else whole
 
