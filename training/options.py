@@ -144,6 +144,9 @@ def summary(report: Mapping[str, Any]) -> str:
     if "knn_accuracy" in report:
         lines.append(f"kNN accuracy     {report['knn_accuracy']:.2%} of {report['test_count']:,} held-out images")
         lines.append(f"linear accuracy  {report['linear_accuracy']:.2%}")
+        lines.append(
+            f"mean over classes  kNN {report['knn_macro_accuracy']:.2%}, linear {report['linear_macro_accuracy']:.2%}"
+        )
         if report.get("test_left_out"):
             lines.append(f"left out         {report['test_left_out']:,} test images that are training images, too")
         elif same := report.get("test_copies", 0) + (report.get("test_near_copies") or 0):

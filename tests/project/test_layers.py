@@ -98,7 +98,7 @@ INSIDE = {
         ("data.pixel_cache", "data.decoding", "data.images", "data.sampling"),
         ("objectives",),
         ("models",),
-        ("evaluation.linear_probe", "evaluation.evaluate"),
+        ("evaluation.linear_probe", "evaluation.per_class", "evaluation.evaluate"),
         ("data",),
         ("views",),
         (

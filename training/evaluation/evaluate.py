@@ -7,7 +7,7 @@ every choice is made on the training images.
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from imagekin.encoder.metadata import JSON
 from imagekin.encoder.runtime.session import Encoder
 from imagekin.errors import FailedPreconditionError, InvalidArgumentError
 from imagekin.machine import Device
 from imagekin.progress import Advance, progress
 from imagekin.training.data.images import ImageSet
-from imagekin.training.evaluation.linear_probe import linear_probe
+from imagekin.training.evaluation.linear_probe import probe_predict
+from imagekin.training.evaluation.per_class import ClassScore, score_classes
 
 Features = NDArray[np.floating]
 Labels = NDArray[np.integer]
@@ -35,9 +37,13 @@ EMBED_BATCH = 1024
 class Scores:
     """Scores of an evaluation; accuracies are fractions of the test images, 0 to 1.
 
+    Those named macro are means over the classes, in which a small class counts as much as a large one.
+
     Attributes:
         knn_accuracy: weighted k-nearest-neighbour classification, see `knn_predict`.
         linear_accuracy: logistic regression on the standardised embeddings.
+        knn_macro_accuracy: mean over the classes of the share of their test images that kNN classifies correctly.
+        linear_macro_accuracy: likewise by the linear probe.
         recall_at_1: share of test images whose nearest other test image is of their class; None when every test
             image is alone in its class.
         map_at_r: mean average precision at R among the test images, see `retrieval`; None likewise.
@@ -48,10 +54,13 @@ class Scores:
         test_count: test images.
         class_count: classes among the training images.
         embeddings_per_second: speed of the exported file, pixels in, embeddings out.
+        per_class: scores of each class that has test images.
     """
 
     knn_accuracy: float
     linear_accuracy: float
+    knn_macro_accuracy: float
+    linear_macro_accuracy: float
     recall_at_1: float | None
     map_at_r: float | None
     linear_c: float
@@ -61,14 +70,22 @@ class Scores:
     test_count: int
     class_count: int
     embeddings_per_second: float
+    per_class: tuple[ClassScore, ...] = ()
 
-    def to_json(self) -> dict[str, float | int | None]:
+    def to_json(self) -> dict[str, JSON]:
         """Return the scores as a JSON object."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "per_class": [dataclasses.asdict(each) for each in self.per_class]}
 
     def for_metadata(self) -> dict[str, float]:
         """Return the scores that describe the weights, not the machine, for the model artifact."""
-        names = ("knn_accuracy", "linear_accuracy", "recall_at_1", "map_at_r")
+        names = (
+            "knn_accuracy",
+            "linear_accuracy",
+            "knn_macro_accuracy",
+            "linear_macro_accuracy",
+            "recall_at_1",
+            "map_at_r",
+        )
         return {name: float(value) for name in names if (value := getattr(self, name)) is not None}
 
 
@@ -105,7 +122,16 @@ def evaluate_artifact(
     encoder = Encoder.open(model, device=device)
     check_prepared(encoder, train, test)
     train_x, test_x, rate = embed_both(encoder, train, test)
-    scores = score(train_x, train.labels, test_x, test_labels, k=k, temperature=temperature, seed=seed)
+    scores = score(
+        train_x,
+        train.labels,
+        test_x,
+        test_labels,
+        k=k,
+        temperature=temperature,
+        seed=seed,
+        names=train.class_names,
+    )
     return dataclasses.replace(scores, embeddings_per_second=rate)
 
 
@@ -139,16 +165,22 @@ def score(
     k: int = 20,
     temperature: float = 0.07,
     seed: int = 0,
+    names: Sequence[str] = (),
 ) -> Scores:
     """Score embeddings [N, D] and [M, D] with their classes [N] and [M], numbered alike; see `evaluate_artifact`.
 
-    The speed is left at 0.
+    `names` are those of the classes, by number. The speed is left at 0.
     """
+    test_y = np.asarray(test_y)
     recall, precision = retrieval(test_x, test_y)
-    linear, penalty = linear_probe(train_x, train_y, test_x, test_y, seed=seed)
+    linear, penalty = probe_predict(train_x, train_y, test_x, seed=seed)
+    knn = knn_predict(train_x, train_y, test_x, k=k, temperature=temperature)
+    classes = score_classes(test_y, knn, linear, names)
     return Scores(
-        knn_accuracy=knn_accuracy(train_x, train_y, test_x, test_y, k=k, temperature=temperature),
-        linear_accuracy=linear,
+        knn_accuracy=float(np.mean(knn == test_y)),
+        linear_accuracy=float(np.mean(linear == test_y)),
+        knn_macro_accuracy=float(np.mean([each.knn_recall for each in classes])),
+        linear_macro_accuracy=float(np.mean([each.linear_recall for each in classes])),
         recall_at_1=recall,
         map_at_r=precision,
         linear_c=penalty,
@@ -158,6 +190,7 @@ def score(
         test_count=len(test_x),
         class_count=len(np.unique(train_y)),
         embeddings_per_second=0.0,
+        per_class=classes,
     )
 
 

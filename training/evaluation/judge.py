@@ -73,7 +73,16 @@ def judge(
         figures |= overlap.to_json()
         labels = align_labels(train, test)
         train_x, test_x, rate = embed_both(encoder, train, test)
-        scores = score(train_x, train.labels, test_x, labels, k=settings.k, temperature=settings.temperature, seed=seed)
+        scores = score(
+            train_x,
+            train.labels,
+            test_x,
+            labels,
+            k=settings.k,
+            temperature=settings.temperature,
+            seed=seed,
+            names=train.class_names,
+        )
         figures |= dataclasses.replace(scores, embeddings_per_second=rate).to_json()
         if settings.calibration:
             errors = calibration(

@@ -63,10 +63,14 @@ class LinearProbe:
         weight = weight / self._scaler.scale_
         return weight, bias - weight @ self._scaler.mean_
 
+    def predict(self, x: Features) -> NDArray[np.int64]:
+        """Return the classes [M] of features [M, D]."""
+        predicted = self._model.predict(self._scaler.transform(np.asarray(x, dtype=np.float32)))
+        return np.asarray(predicted, dtype=np.int64)
+
     def accuracy(self, x: Features, y: Labels) -> float:
         """Return the share of features [M, D] that are classified as `y` [M]."""
-        predicted = self._model.predict(self._scaler.transform(np.asarray(x, dtype=np.float32)))
-        return float(np.mean(predicted == np.asarray(y)))
+        return float(np.mean(self.predict(x) == np.asarray(y)))
 
 
 def linear_accuracy(train_x: Features, train_y: Labels, test_x: Features, test_y: Labels, *, seed: int = 0) -> float:
@@ -95,11 +99,19 @@ def linear_probe(
     Raises:
         InvalidArgumentError: the training features are all of one class.
     """
-    train_y, test_y = np.asarray(train_y), np.asarray(test_y)
+    predicted, penalty = probe_predict(train_x, train_y, test_x, seed=seed)
+    return float(np.mean(predicted == np.asarray(test_y))), penalty
+
+
+def probe_predict(
+    train_x: Features, train_y: Labels, test_x: Features, *, seed: int = 0
+) -> tuple[NDArray[np.int64], float]:
+    """Return the classes [M] that `linear_probe` assigns to the test features, and C of its penalty; errors as there."""
+    train_y = np.asarray(train_y)
     if len(np.unique(train_y)) < 2:
         raise InvalidArgumentError("a linear probe needs training images of at least two classes")
     penalty = choose_penalty(train_x, train_y, seed=seed)
-    return LinearProbe.fit(train_x, train_y, penalty).accuracy(test_x, test_y), penalty
+    return LinearProbe.fit(train_x, train_y, penalty).predict(test_x), penalty
 
 
 def choose_penalty(train_x: Features, train_y: Labels, *, seed: int = 0) -> float:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 ROWS = {
     "knn_accuracy": ("kNN accuracy", ".2%"),
     "linear_accuracy": ("linear probe accuracy", ".2%"),
+    "knn_macro_accuracy": ("kNN accuracy, mean over classes", ".2%"),
+    "linear_macro_accuracy": ("linear probe accuracy, mean over classes", ".2%"),
     "head_accuracy": ("linear head's accuracy", ".2%"),
     "min_confidence": ("bound of confidence for unknown images", ".3f"),
     "rejected": ("held-out images of known classes below it", ".2%"),

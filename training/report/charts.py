@@ -1,20 +1,23 @@
-"""Draw the report's pictures as text to embed in the page: charts as SVG, images as PNG data URLs."""
+"""Draw the report's pictures as text to embed in the page: charts as SVG and HTML, images as data URLs."""
 
 import base64
 import io
+import unicodedata
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
 _THUMBNAIL = 64
-_NAMED_CLASSES = 30
-_LEGEND_CLASSES = 20
+_PREVIEW = 48
+_NUMBERED_CLASSES = 30
+_CELL, _SMALL_CELL = 22, 12
+_DARK = (8, 48, 107)
 
 
 def curves(lines: Sequence[dict[str, Any]]) -> str:
@@ -32,39 +35,75 @@ def curves(lines: Sequence[dict[str, Any]]) -> str:
 
 
 def confusion(matrix: NDArray[np.int64], class_names: Sequence[str]) -> str:
-    """Draw the share of each true class (row) that is predicted as each class (column)."""
+    """Draw the share of each true class (row) that is predicted as each class (column), with all names.
+
+    The names are text of the page, so that the browser draws every script; a figure's name is shown under the pointer.
+    """
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    side = float(np.clip(0.28 * len(class_names) + 1.5, 4.0, 9.0))
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    if len(class_names) <= _NAMED_CLASSES:
-        ticks = range(len(class_names))
-        axes.set_xticks(ticks, [short(name) for name in class_names], rotation=90)
-        axes.set_yticks(ticks, [short(name) for name in class_names])
-        for row, column in zip(*np.nonzero(matrix), strict=True):
-            dark = shares[row, column] > 0.5
-            place = (column, row, str(matrix[row, column]))
-            axes.text(*place, ha="center", va="center", fontsize=7, color="white" if dark else "black")
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    return _svg(figure)
+    count = len(class_names)
+    cell = _CELL if count <= _NUMBERED_CLASSES else _SMALL_CELL
+    margin = 12 + 7 * max((_width(short(name)) for name in class_names), default=0)
+    side = margin + cell * count
+    parts = [
+        f'<svg class="confusion" width="{side}" height="{side}" viewBox="0 0 {side} {side}" role="img">',
+        f'<rect x="{margin}" y="{margin}" width="{cell * count}" height="{cell * count}" fill="#f7f7f7"/>',
+    ]
+    for place, name in enumerate(class_names):
+        middle = margin + cell * (place + 0.5)
+        text = f"<title>{escape(name)}</title>{escape(short(name))}</text>"
+        parts.append(f'<text x="{margin - 5}" y="{middle:g}" text-anchor="end" dominant-baseline="central">{text}')
+        turned = f'transform="translate({middle:g} {margin - 5}) rotate(-90)"'
+        parts.append(f'<text {turned} dominant-baseline="central">{text}')
+    for row, column in zip(*np.nonzero(matrix), strict=True):
+        share, left, top = shares[row, column], margin + cell * int(column), margin + cell * int(row)
+        told = f"{class_names[row]} → {class_names[column]}: {matrix[row, column]} ({share:.0%})"
+        # From white to a dark blue; paler would not be seen.
+        shade = ",".join(f"{255 - (255 - end) * (0.12 + 0.88 * share):.0f}" for end in _DARK)
+        parts.append(f'<g><title>{escape(told)}</title><rect x="{left}" y="{top}" width="{cell}" height="{cell}" ')
+        parts.append(f'fill="rgb({shade})"/>')
+        if count <= _NUMBERED_CLASSES:
+            colour = "white" if share > 0.5 else "black"
+            place_of = f'x="{left + cell / 2:g}" y="{top + cell / 2:g}"'
+            parts.append(f'<text {place_of} text-anchor="middle" dominant-baseline="central" ')
+            parts.append(f'fill="{colour}">{matrix[row, column]}</text>')
+        parts.append("</g>")
+    return "".join([*parts, "</svg>"])
 
 
-def embedding_map(points: NDArray[np.float32], labels: NDArray[np.int64], class_names: Sequence[str]) -> str:
-    """Draw embeddings [M, 2] as points, one colour per class."""
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    axes = figure.add_subplot()
-    present = np.unique(labels)
-    colours = matplotlib.colormaps["tab20" if len(present) <= _LEGEND_CLASSES else "hsv"]
-    for place, label in enumerate(present):
-        rows = points[labels == label]
-        colour = colours(place if len(present) <= _LEGEND_CLASSES else place / len(present))
-        axes.scatter(rows[:, 0], rows[:, 1], s=10, color=colour, label=short(class_names[label]))
-    if len(present) <= _LEGEND_CLASSES:
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    _bare(axes)
-    return _svg(figure)
+def embedding_map(
+    points: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+    captions: Sequence[str],
+    pictures: Sequence[str],
+) -> str:
+    """Draw embeddings [M, 2] as points, one colour per class; under the pointer the image and its caption are shown.
+
+    Args:
+        points: their places.
+        labels: [M], their classes.
+        class_names: by number.
+        captions: M texts.
+        pictures: M data URLs.
+    """
+    low = points.min(0) if len(points) else np.zeros(2)
+    extent = np.maximum(np.ptp(points, axis=0) if len(points) else np.ones(2), 1e-9)
+    dots = []
+    for point, label, caption, picture in zip(points, labels, captions, pictures, strict=True):
+        x, y = (point - low) / extent * 100
+        tip = f'<span class="tip"><img src="{picture}" alt=""><span dir="auto">{escape(caption)}</span></span>'
+        style = f"left:{x:.2f}%;top:{100 - y:.2f}%;background:{colour_of(int(label))}"
+        dots.append(f'<div class="dot" tabindex="0" style="{style}">{tip}</div>')
+    legend = "".join(
+        f'<li><i style="background:{colour_of(int(label))}"></i><span dir="auto">{escape(class_names[label])}</span></li>'
+        for label in np.unique(labels)
+    )
+    return f'<div class="map">{"".join(dots)}</div><ul class="legend">{legend}</ul>'
+
+
+def colour_of(label: int) -> str:
+    """Return the colour of a class: hues a golden angle apart, so that neighbours in number differ."""
+    return f"hsl({label * 137.508 % 360:.0f} 65% {42 + 12 * (label % 3)}%)"
 
 
 def thumbnail(pixels: NDArray[np.uint8]) -> str:
@@ -76,15 +115,23 @@ def thumbnail(pixels: NDArray[np.uint8]) -> str:
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode("ascii")
 
 
+def preview(pixels: NDArray[np.uint8]) -> str:
+    """Return an image, uint8 [H, W, 3], as a small JPEG data URL, of which a page may hold a thousand."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((_PREVIEW, _PREVIEW))
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=75)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
+
+
 def short(name: str, length: int = 24) -> str:
-    """Shorten a class name to fit beside an axis, keeping its end; escape dollar signs, which would begin a formula."""
-    return (name if len(name) <= length else "…" + name[1 - length :]).replace("$", r"\$")
+    """Shorten a class name to fit beside an axis, keeping its end."""
+    return name if len(name) <= length else "…" + name[1 - length :]
 
 
-def _bare(axes: Axes) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
+def _width(text: str) -> int:
+    """Return the width of a text in narrow letters; those of East Asia take two."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 def _svg(figure: Figure) -> str:

@@ -6,12 +6,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from imagekin import files
 from imagekin.machine import Device
 from imagekin.training.data.identity import Identity
 from imagekin.training.data.images import ImageSet
 from imagekin.training.data.overlap import Overlap
 from imagekin.training.evaluation.evaluate import align_labels, evaluate_artifact
+from imagekin.training.loop.provenance import read as read_provenance
 from imagekin.training.report import charts
 from imagekin.training.report.details import Details, Strip, collect, read_scores
 from imagekin.training.settings import DETAILS_FILE, MODEL_FILE, PAGE_FILE, TrainSettings
@@ -19,6 +23,8 @@ from imagekin.training.settings import DETAILS_FILE, MODEL_FILE, PAGE_FILE, Trai
 _SHOWN_SCORES = {
     "knn_accuracy": ("kNN accuracy", ".2%"),
     "linear_accuracy": ("linear probe accuracy", ".2%"),
+    "knn_macro_accuracy": ("kNN accuracy, mean over classes", ".2%"),
+    "linear_macro_accuracy": ("linear probe accuracy, mean over classes", ".2%"),
     "recall_at_1": ("recall@1", ".2%"),
     "map_at_r": ("MAP@R", ".2%"),
     "train_count": ("training images", ",d"),
@@ -36,6 +42,15 @@ td.figure { text-align: right; font-variant-numeric: tabular-nums; } svg { max-w
 .strip { display: flex; gap: 6px; align-items: end; margin: 8px 0; }
 figure { margin: 0; width: 72px; font-size: 10px; overflow-wrap: anywhere; }
 figure img { width: 64px; height: 64px; object-fit: contain; border: 3px solid #bbb; image-rendering: pixelated; }
+.scroll { overflow: auto; max-height: 90vh; } svg.confusion { max-width: none; font-size: 11px; }
+.map { position: relative; height: 600px; margin: 40px 20px; border: 1px solid #eee; padding: 0; }
+.dot { position: absolute; width: 8px; height: 8px; margin: -4px; border-radius: 50%; }
+.tip { display: none; position: absolute; left: 10px; top: 10px; width: 120px; padding: 6px; font-size: 11px;
+  background: white; border: 1px solid #999; overflow-wrap: anywhere; }
+.tip img { display: block; width: 96px; height: 96px; object-fit: contain; image-rendering: pixelated; }
+.dot:hover, .dot:focus { z-index: 2; outline: 2px solid #222; } .dot:hover .tip, .dot:focus .tip { display: block; }
+.legend { columns: 4 160px; list-style: none; padding: 0; font-size: 12px; max-height: 300px; overflow: auto; }
+.legend i { display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin-right: 6px; }
 .same img { border-color: #2a9d4a; } .other img { border-color: #d1495b; } .query { margin-right: 14px; }
 """
 
@@ -56,7 +71,7 @@ def write_report(
         scores["data_as_recorded"] = None if recorded is None else recorded.id == now["data_id"]
     details = collect(run, train, test, device=device, seed=settings.seed)
     files.write_text(run / DETAILS_FILE, json.dumps(details.to_json(train, test)) + "\n")
-    files.write_text(run / PAGE_FILE, page(settings, scores, details, train, test, overlap))
+    files.write_text(run / PAGE_FILE, page(settings, scores, details, train, test, overlap, read_provenance(run)))
     return run / PAGE_FILE
 
 
@@ -67,6 +82,7 @@ def page(
     train: ImageSet,
     test: ImageSet,
     overlap: Overlap | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the report as one HTML page without links, scripts or other files."""
     labels = align_labels(train, test)
@@ -78,19 +94,23 @@ def page(
         *(f"<p>{escape(sentence)}</p>" for sentence in _claims(scores, overlap)),
         "<h2>Scores</h2>",
         _table([(name, format(scores[key], form)) for key, (name, form) in _SHOWN_SCORES.items() if scores.get(key)]),
+        *_per_class(scores),
         "<h2>Training</h2>",
         charts.curves(details.curves) if details.curves else "<p>Not trained: random weights.</p>",
         "<h2>Confusion</h2>",
         "<p>By kNN. Rows are the true classes; the colour is the share of the row.</p>",
-        charts.confusion(details.confusion, details.class_names),
+        f'<div class="scroll">{charts.confusion(details.confusion, details.class_names)}</div>',
         _confused(details),
         "<h2>Nearest neighbours</h2>",
         "<p>A test image, then the training images nearest to it with their cosine similarity: green of its class, red "
         "of another. The last rows are mistakes, where there are any.</p>",
         *(_strip(strip, labels[strip.query], train, test) for strip in details.strips),
         "<h2>Map</h2>",
-        f"<p>{len(details.map_rows):,} test images by t-SNE: neighbours stay near, longer distances mean little.</p>",
-        charts.embedding_map(details.map_points, labels[details.map_rows], details.class_names),
+        f"<p>{len(details.map_rows):,} test images by t-SNE: neighbours stay near, longer distances mean little. "
+        "The pointer, or the tab key, shows an image.</p>",
+        _map(details, labels, test),
+        "<h2>Where it is from</h2>",
+        _table(_origin(scores, provenance, train, test)),
         "<h2>Settings</h2>",
         _table([(name.replace("_", "-"), str(value)) for name, value in settings.to_dict().items()]),
     ]
@@ -120,13 +140,54 @@ def _claims(scores: Mapping[str, Any], overlap: Overlap | None) -> list[str]:
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:
-    cells = (f'<tr><td>{escape(name)}</td><td class="figure">{escape(value)}</td></tr>' for name, value in rows)
+    cells = (
+        f'<tr><td dir="auto">{escape(name)}</td><td class="figure">{escape(value)}</td></tr>' for name, value in rows
+    )
     return f"<table>{''.join(cells)}</table>"
 
 
 def _confused(details: Details) -> str:
     rows = [(f"{true} taken for {taken}", f"{count:,}") for true, taken, count in details.most_confused()]
     return f"<h3>Most frequent mistakes</h3>{_table(rows)}" if rows else "<p>No mistakes.</p>"
+
+
+def _per_class(scores: Mapping[str, Any]) -> list[str]:
+    """Return the table of the classes, those that are known worst first."""
+    classes = sorted(scores.get("per_class") or [], key=lambda each: (each["knn_recall"], each["name"]))
+    if not classes:
+        return []
+    columns = ("knn_recall", "knn_precision", "linear_recall", "linear_precision")
+    head = "".join(f"<th>{name.replace('_', ' ').replace('knn', 'kNN')}</th>" for name in columns)
+    rows = []
+    for each in classes:
+        figures = (each[name] for name in columns)
+        cells = "".join(f'<td class="figure">{"–" if one is None else format(one, ".1%")}</td>' for one in figures)
+        name = f'<td dir="auto">{escape(each["name"])}</td><td class="figure">{each["images"]:,}</td>'
+        rows.append(f"<tr>{name}{cells}</tr>")
+    table = f"<table><tr><th>class</th><th>test images</th>{head}</tr>{''.join(rows)}</table>"
+    return ["<h3>Classes, worst first</h3>", f'<div class="scroll">{table}</div>']
+
+
+def _map(details: Details, labels: NDArray[np.int64], test: ImageSet) -> str:
+    names, rows = details.class_names, details.map_rows
+    captions = [f"{names[labels[row]]} · {test.keys[row]}" for row in rows]
+    pictures = [charts.preview(test.pixels[row]) for row in rows]
+    return charts.embedding_map(details.map_points, labels[rows], names, captions, pictures)
+
+
+def _origin(
+    scores: Mapping[str, Any], provenance: Mapping[str, Any] | None, train: ImageSet, test: ImageSet
+) -> list[tuple[str, str]]:
+    """Return data, commands and machine as rows of a table."""
+    rows = []
+    for kind, images, identity in (("training", train, "data_id"), ("test", test, "test_id")):
+        id_ = f", id {scores[identity]}" if scores.get(identity) else ""
+        present = len(np.unique(images.labels))
+        rows.append((f"{kind} images", f"{images.name}: {len(images):,} of {present:,} classes{id_}"))
+    known = provenance or {}
+    rows += [("command", str(command)) for command in known.get("commands", [])]
+    rows += [(name, str(value)) for name, value in (known.get("machine") or {}).items()]
+    return rows
 
 
 def _strip(strip: Strip, label: int, train: ImageSet, test: ImageSet) -> str:

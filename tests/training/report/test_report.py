@@ -1,5 +1,6 @@
 """A run's report shows what the model did, needs nothing beside itself, and says no more than the scores do."""
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -10,6 +11,7 @@ import pytest
 
 from imagekin.encoder.metadata import Preprocess
 from imagekin.errors import FailedPreconditionError, NotFoundError
+from imagekin.training.data.identity import Identity
 from imagekin.training.data.images import ImageSet
 from imagekin.training.evaluation.evaluate import knn_accuracy
 from imagekin.training.report import charts
@@ -56,7 +58,7 @@ class References(HTMLParser):
         if tag in ("script", "link", "iframe", "object", "base", "a"):
             self.found.append(tag)
         for name, value in attrs:
-            if name in ("src", "href", "xlink:href", "data") and not (value or "").startswith(("data:image/png", "#")):
+            if name in ("src", "href", "xlink:href", "data") and not (value or "").startswith(("data:image/", "#")):
                 self.found.append(f"{name}={value}")
 
 
@@ -136,9 +138,61 @@ def test_an_untrained_run_has_a_report_too(run: Path) -> None:
 def test_classes_too_many_to_name_are_still_drawn() -> None:
     matrix = np.eye(200, dtype=np.int64)
     names = [f"class {number}" for number in range(200)]
-    assert charts.confusion(matrix, names).startswith("<svg")
+    drawn = charts.confusion(matrix, names)
+    for name in names:
+        assert drawn.count(f"</title>{name}</text>") == 2, "each class is named on both axes"
+        assert f"<title>{name} → {name}: 1 (100%)</title>" in drawn
     points = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
-    assert charts.embedding_map(points, np.arange(200), names).startswith("<svg")
+    shown = charts.embedding_map(points, np.arange(200), names, [f"caption {name}" for name in names], ["data:,"] * 200)
+    assert shown.count('class="dot"') == shown.count("<li>") == 200
+    assert all(f">caption {name}<" in shown for name in names)
+
+
+def test_names_of_every_script_are_text_of_the_page(run: Path) -> None:
+    names = ("苹果", "تفاح", "яблоко")
+    train, test = (
+        dataclasses.replace(images(name, 8, seed), class_names=names) for seed, name in enumerate(("a", "b"))
+    )
+    text = write_report(run, train, test).read_text(encoding="utf-8")
+    for name in names:
+        # On both axes of the matrix and in the map's legend.
+        assert text.count(f">{name}<") >= 3
+        assert text.count(f"</title>{name}</text>") == 2
+
+
+def test_points_of_the_map_show_their_images(run: Path) -> None:
+    text = write_report(run, images("train", 8, 0), images("test", 8, 1)).read_text()
+    assert text.count('class="dot"') == text.count('class="tip"><img src="data:image/jpeg;base64,') == 24
+    assert "green $x$ · test/8.png" in text
+
+
+def test_the_page_says_where_it_is_from_and_claims_nothing_that_was_not_checked(run: Path) -> None:
+    machine = {"processor": "Abacus 9", "cores": 2}
+    (run / "provenance.json").write_text(json.dumps({"commands": ["imagekin train <colours>"], "machine": machine}))
+    scores = {"per_class": [class_score("red", 0.5), class_score("blue <b>", 0.25)], "finished": False}
+    counts = {"epochs_done": 3, "epochs_planned": 20, "knn_macro_accuracy": 0.375}
+    (run / "report.json").write_text(json.dumps(scores | counts))
+    text = write_report(run, images("train", 8, 0), images("test", 8, 1)).read_text()
+    for part in ("Abacus 9", "imagekin train &lt;colours&gt;", "37.50%", "unfinished: 3 of 20 epochs", "temperature"):
+        assert part in text
+    assert text.index("blue &lt;b&gt;") < text.index(">red<"), "the worst class comes first"
+    assert "Nobody compared the test images with the training images" in text
+    assert "not trained on" not in text
+
+
+def test_scores_of_other_images_are_made_anew(run: Path) -> None:
+    train, test = images("train", 20, 0), images("test", 8, 1)
+    known = {"data_id": Identity.of(train).id, "test_id": Identity.of(test).id, "knn_accuracy": 0.123}
+    (run / "report.json").write_text(json.dumps(known))
+    assert "12.30%" in write_report(run, train, test).read_text()
+    other = write_report(run, train, images("others", 5, 7)).read_text()
+    assert "12.30%" not in other
+    assert "mean over classes" in other
+
+
+def class_score(name: str, recall: float) -> dict[str, object]:
+    figures = {"knn_recall": recall, "knn_precision": None, "linear_recall": recall, "linear_precision": 1.0}
+    return {"name": name, "images": 8, **figures}
 
 
 def test_a_run_without_a_model_and_images_of_other_rules_are_refused_in_words(run: Path) -> None:
