@@ -145,7 +145,7 @@ def summary(report: Mapping[str, Any]) -> str:
         lines.append(f"kNN accuracy     {report['knn_accuracy']:.2%} of {report['test_count']:,} held-out images")
         lines.append(f"linear accuracy  {report['linear_accuracy']:.2%}")
         lines.append(
-            f"mean over classes  kNN {report['knn_macro_accuracy']:.2%}, linear {report['linear_macro_accuracy']:.2%}"
+            f"mean of classes  kNN {report['knn_macro_accuracy']:.2%}, linear {report['linear_macro_accuracy']:.2%}"
         )
         if report.get("test_left_out"):
             lines.append(f"left out         {report['test_left_out']:,} test images that are training images, too")

@@ -106,7 +106,7 @@ def linear_probe(
 def probe_predict(
     train_x: Features, train_y: Labels, test_x: Features, *, seed: int = 0
 ) -> tuple[NDArray[np.int64], float]:
-    """Return the classes [M] that `linear_probe` assigns to the test features, and C of its penalty; errors as there."""
+    """Return the classes [M] that `linear_probe` assigns to the test features, and its C; errors as there."""
     train_y = np.asarray(train_y)
     if len(np.unique(train_y)) < 2:
         raise InvalidArgumentError("a linear probe needs training images of at least two classes")

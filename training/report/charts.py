@@ -95,8 +95,8 @@ def embedding_map(
         style = f"left:{x:.2f}%;top:{100 - y:.2f}%;background:{colour_of(int(label))}"
         dots.append(f'<div class="dot" tabindex="0" style="{style}">{tip}</div>')
     legend = "".join(
-        f'<li><i style="background:{colour_of(int(label))}"></i><span dir="auto">{escape(class_names[label])}</span></li>'
-        for label in np.unique(labels)
+        f'<li><i style="background:{colour_of(label)}"></i><span dir="auto">{escape(class_names[label])}</span></li>'
+        for label in np.unique(labels).tolist()
     )
     return f'<div class="map">{"".join(dots)}</div><ul class="legend">{legend}</ul>'
 

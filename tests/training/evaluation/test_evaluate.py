@@ -243,7 +243,8 @@ def test_an_artifact_is_judged_by_what_it_answers(tmp_path: Path) -> None:
     assert (scores.recall_at_1, scores.map_at_r) == evaluate.retrieval(queries, test.labels)
     assert (scores.train_count, scores.test_count, scores.class_count, scores.knn_k) == (60, 40, 2, 20)
     assert scores.embeddings_per_second > 0
-    assert set(scores.for_metadata()) == {"knn_accuracy", "linear_accuracy", "recall_at_1", "map_at_r"}
+    accuracies = {"knn_accuracy", "linear_accuracy", "knn_macro_accuracy", "linear_macro_accuracy"}
+    assert set(scores.for_metadata()) == {*accuracies, "recall_at_1", "map_at_r"}
     assert scores.to_json()["linear_c"] == scores.linear_c
 
 
