@@ -30,7 +30,7 @@ export async function remove(collection, keys) {
   const text = `${plural(before.length, "item")} deleted`;
   remember(text, collection, keys, async () => {
     for (const some of chunks(before, MOST_UPDATES)) {
-      const items = some.map(({ key, vector, label, payload, content_hash }) => ({ key, vector, label, payload, content_hash }));
+      const items = some.map(({ sequence, ...item }) => item);
       const { results } = await call("POST", of(collection, "items"), { json: { items } });
       const failed = results.find((result) => result.error);
       if (failed) throw new Error(failed.error.message);
@@ -64,10 +64,22 @@ async function get(collection, keys, withVectors) {
     const { items } = await call("POST", of(collection, "items/get"), {
       params: { vectors: "base64" }, json: { keys: some, with_vector: withVectors }, read: true, parse: parseExactly,
     });
+    if (withVectors) await addThumbnails(collection, items);
     found.push(...items);
   }
   if (!found.length) throw new Error("these items are no longer there: reload the page");
   return found;
+}
+
+/** Add to items their thumbnails, which a server gives up with the last item that has them. */
+async function addThumbnails(collection, items) {
+  try {
+    const { thumbnails } = await call("POST", of(collection, "thumbnails"), { json: { keys: items.map(({ key }) => key) }, read: true });
+    thumbnails.forEach(({ jpeg }, at) => jpeg && (items[at].thumbnail = jpeg));
+  } catch (error) {
+    // A collection may have none, and an older server keeps none at all.
+    if (!["NOT_FOUND", "FAILED_PRECONDITION", "UNIMPLEMENTED"].includes(error.code)) throw error;
+  }
 }
 
 async function update(collection, updates) {

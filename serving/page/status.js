@@ -86,7 +86,7 @@ function measured(history) {
   const [rates, errors] = [rate(), rate(failed)];
   return [
     card("Calls a second", (rates.at(-1) ?? 0).toFixed(1), `${count(sum(now.values, "imagekin_calls_total"))} since the start`, rates),
-    card("Latency", latency(history, 0.5), `95 of 100 within ${latency(history, 0.95)}`),
+    card("Latency", latency(history, 0.5), `95 of 100 calls ${latency(history, 0.95)}`),
     card("Waiting", count(waiting.at(-1)), `${count(sum(now.values, "imagekin_calls_in_flight"))} calls in work`, waiting),
     card("Errors a second", (errors.at(-1) ?? 0).toFixed(1), `${count(sum(now.values, "imagekin_calls_total", failed))} failed, ${count(sum(now.values, "imagekin_rejections_total"))} refused`, errors),
   ];

@@ -2,12 +2,12 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e.processes import START_SECONDS, running_server
+from tests.e2e.processes import START_SECONDS, STOP_SECONDS, running_server
 
 
 @dataclass(frozen=True)
@@ -17,18 +17,25 @@ class Served:
     Attributes:
         address: HOST:PORT of gRPC.
         port: of HTTP.
+        kill: ends it at once.
     """
 
     address: str
     port: int
+    kill: Callable[[], None]
 
 
 @contextmanager
-def serving(model: Path, data_dir: Path, *options: str) -> Iterator[Served]:
-    """Run a server for the length of a block."""
-    with running_server(model, data_dir, "--http-address", "127.0.0.1:0", *options) as server:
+def serving(model: Path, data_dir: Path, *options: str, port: int = 0) -> Iterator[Served]:
+    """Run a server for the length of a block; port 0 takes a free one."""
+    with running_server(model, data_dir, "--http-address", f"127.0.0.1:{port}", *options) as server:
         until = time.monotonic() + START_SECONDS
         while not (found := re.search(r"https?://127\.0\.0\.1:(\d+)/", "".join(server.log))):
             assert time.monotonic() < until, "the server did not say where its page is"
             time.sleep(0.02)
-        yield Served(server.address, int(found[1]))
+
+        def kill() -> None:
+            server.process.kill()
+            server.process.wait(STOP_SECONDS)
+
+        yield Served(server.address, int(found[1]), kill)
