@@ -133,7 +133,7 @@ def listed_parts(
     files = FilesReader(listing, place_of, max_bytes, elsewhere, partial(_listed_in, listed) if listed else None)
     files.embedded = None if has_images else next(iter(infos), None)
     parts = [Part(files, key, path)]
-    splits = _splits_of(list(readers))
+    splits = splits_of_files(list(readers))
     for name, reader in readers.items():
         if has_images and reader.embedded is not None:
             reader = _Refused("it holds vectors; index them by a command of their own")
@@ -156,7 +156,7 @@ def _labelling(
     chosen: dict[str, tuple[Kind | None, ManifestReader | None]] = {}
     for tables in found.values():
         known = [name for name in tables if _stem(posixpath.basename(name)).lower() == "metadata"]
-        splits = _splits_of(list(tables))
+        splits = splits_of_files(list(tables))
         used = known[:1] or (list(tables) if len(tables) == 1 or len(splits) == len(tables) else [])
         for name, reader in tables.items():
             chosen[name] = (None, reader) if name in used else (Kind(suffix_of(name), SEVERAL_TABLES), None)
@@ -254,7 +254,7 @@ def _has_container_name(path: str) -> bool:
     )
 
 
-def _splits_of(names: list[str]) -> dict[str, Split]:
+def splits_of_files(names: list[str]) -> dict[str, Split]:
     """Return the splits that files of the same folder state in their names, such as `test-00000-of-00002.parquet`."""
     found: dict[str, Split] = {}
     for folder in {posixpath.dirname(name) for name in names}:

@@ -6,13 +6,14 @@ Several sources are read as if the folder that holds them all had been named: ea
 import contextlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from urllib.parse import urlsplit
 
 from imagekin.encoder.decoding.decode import DecodeLimits
 from imagekin.errors import InvalidArgumentError, NotFoundError
-from imagekin.sources.containers import listed_parts, open_container, part_of
+from imagekin.sources.containers import listed_parts, open_container, part_of, splits_of_files
 from imagekin.sources.formats.file_list import FilesReader, ListReader, below
 from imagekin.sources.formats.folder import folder_listing
 from imagekin.sources.ignored import is_image_name
@@ -64,13 +65,17 @@ def open_sources(
     names = names_below_shared(given)
     # A folder that is given beside files only is no class: its own folders are.
     are_classes = sum(os.path.isdir(path) for path in given) > 1
+    splits = splits_of_files(
+        [name for path, name in zip(given, names, strict=True) if name and not os.path.isdir(path)]
+    )
     parts: list[Part] = []
     for is_image, some in groupby(zip(given, names, strict=True), lambda one: _is_image_file(one[0])):
         if is_image:
             parts.append(Part(_image_files(list(some), max_bytes)))
             continue
         for path, name in some:
-            parts += _parts(path, name, max_bytes, is_class=are_classes)
+            opened = _parts(path, name, max_bytes, is_class=are_classes)
+            parts += [replace(part, split=splits[name]) for part in opened] if name in splits else opened
     return JoinedReaders(parts, rule)
 
 

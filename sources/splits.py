@@ -19,7 +19,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 _WORDS: dict[str, Split] = {
     **dict.fromkeys(("train", "training", "trainset", "trainingset", "trainval", "trn"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "valset", "validationset", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "testset", "testingset", "tst", "holdout"), "test"),
+    **dict.fromkeys(("test", "testing", "testset", "testingset", "tst", "holdout", "eval", "evaluation"), "test"),
     **dict.fromkeys(("unlabeled", "unlabelled", "unsup", "pred", "prediction", "predictions"), "unlabelled"),
 }
 # Words that say nothing of what is in a folder.
@@ -43,6 +43,8 @@ class NamedSplit(NamedTuple):
 def split_of(name: str) -> NamedSplit | None:
     """Return the split that a name of a folder or file stands for; None when it stands for none, or for two."""
     words = [word.lower() for word in _WORD.findall(name)]
+    if (joined := "".join(words)) in _WORDS:  # such as `hold-out`
+        words = [joined]
     found = {_WORDS[word] for word in words if word in _WORDS}
     if found == {"train", "validation"}:  # both together are what is trained on in the end
         found = {"train"}

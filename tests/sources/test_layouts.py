@@ -61,7 +61,7 @@ def make(root: Path, files: list[str]) -> Path:
             path.write_bytes(IMAGE if path.suffix.lower() in IMAGE_SUFFIXES else b"")
         elif opening != "(":
             path.write_text(opening + inside)
-        elif name.endswith(".csv"):
+        elif name.endswith((".csv", ".tsv")):
             path.write_text(inside[:-1].replace(";", "\n") + "\n")
         elif name.endswith(".parquet"):
             path.write_bytes(parquet(inside[:-1].split(";")))

@@ -44,3 +44,21 @@ def test_what_is_no_source_is_refused_before_anything_is_read(tmp_path: Path) ->
     path = write_files(tmp_path, {"x.doc": b"PK"}) / "x.doc"
     with pytest.raises(InvalidArgumentError, match="no tar or zip archive"):
         open_sources([tmp_path, path])
+
+
+def test_archives_that_are_named_together_may_be_splits(tmp_path: Path) -> None:
+    write_files(tmp_path, {f"{name}.tar": tar_bytes({"cat/1.jpg": name.encode()}) for name in ("train", "test")})
+    source = open_sources([tmp_path / "train.tar", tmp_path / "test.tar"])
+    assert [(record.key, record.label, record.split) for record in source] == [
+        ("train.tar/cat/1.jpg", "cat", "train"),
+        ("test.tar/cat/1.jpg", "cat", "test"),
+    ]
+    assert source.plan.splits == {"train": 1, "test": 1}
+
+
+def test_named_together_folders_files_and_patterns_have_their_places_in_the_keys(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a/1.jpg": b"1", "b/1.jpg": b"2", "c/t.csv": b"path,label\n1.jpg,x\n", "c/1.jpg": b"3"})
+    expected = ["a/1.jpg", "b/1.jpg", "c/1.jpg"]
+    assert [record.key for record in open_sources([tmp_path / "a", tmp_path / "b", tmp_path / "c/t.csv"])] == expected
+    assert [record.key for record in open_sources([f"{tmp_path}/{name}/*.jpg" for name in "abc"])] == expected
+    assert [record.key for record in open_sources([tmp_path / key for key in expected])] == expected

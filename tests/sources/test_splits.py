@@ -25,6 +25,8 @@ from imagekin.sources.splits import splits_among
         ("Training Test test-multiple_fruits papers", "train test test -"),
         ("bounding_box_train bounding_box_test query", "train test -"),
         ("Train Test Meta", "train test -"),
+        ("training validation evaluation", "train validation test"),
+        ("train hold-out", "train test"),
         ("bus train car", "- - -"),
         ("steam_train toy_train", "- -"),
         ("steam_train", "-"),
