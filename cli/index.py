@@ -10,14 +10,17 @@ import typer
 from imagekin.cli.shared import engines, options
 from imagekin.command_options import with_options
 from imagekin.errors import FailedPreconditionError, ImageError, InvalidArgumentError
+from imagekin.index.local.thumbnails import check_size
 from imagekin.machine import Device
 
 if TYPE_CHECKING:
     from imagekin.encoder.runtime.session import Encoder
+    from imagekin.index.ingest.embed_stage import LoadBoth
     from imagekin.index.ingest.pipeline import IndexReport, Sink
     from imagekin.sources.records import VectorInfo
 
 IndexKind = Literal["auto", "flat", "hnsw", "ivf", "pq"]
+_THUMBNAIL_PIXELS = 160
 Conflict = Literal["update", "skip", "replace", "error"]
 
 
@@ -35,6 +38,15 @@ def index(
     space: Annotated[
         str | None,
         typer.Option("--space", metavar="NAME", help="Embedding space of vectors that are indexed without a model."),
+    ] = None,
+    thumbnails: Annotated[
+        int | None,
+        typer.Option(
+            "--thumbnails",
+            metavar="PIXELS",
+            help="Longer side of the small pictures that a collection made here keeps; 0 keeps none.",
+            show_default="160",
+        ),
     ] = None,
     *,
     place: options.CollectionsPlace,
@@ -80,7 +92,7 @@ def index(
     encoder, space, dim = _space_of(source.embedded, model, typed, space, engine.here)
     with (
         engine.started(),
-        _opened(collection, space, dim, index_kind, place, timeout) as sink,
+        _opened(collection, space, dim, index_kind, place, timeout, _wanted(thumbnails, encoder)) as (sink, pixels),
         options.report_table(report) if report is not None else nullcontext() as table,
     ):
         console.say_plan(source.plan)
@@ -96,6 +108,7 @@ def index(
                 on_conflict=conflict,
                 sync=sync,
                 total=total,
+                load_both=_loader(encoder, pixels),
                 on_progress=pace(advance),
                 on_finding=None if table is None else table.add,
             )
@@ -146,15 +159,16 @@ def _space_of(
 
 @contextmanager
 def _opened(
-    name: str, space: str, dim: int, index_kind: str, place: options.CollectionsPlace, timeout: float
-) -> Iterator["Sink"]:
-    """Open the collection, or create it for the embedding space of the vectors to come."""
+    name: str, space: str, dim: int, kind: str, place: options.CollectionsPlace, timeout: float, pixels: int
+) -> Iterator[tuple["Sink", int]]:
+    """Open the collection, or create it for the vectors to come; yield it with the size of its thumbnails."""
     if place.here is None:
         from imagekin.cli.shared.remote_sink import ClientSink, remote_collection
 
         with place.connect(timeout) as client:
-            _check_dim(remote_collection(client, name, space=space, dim=dim, index_kind=index_kind).dim, dim)
-            yield ClientSink(client, name)
+            info = remote_collection(client, name, space=space, dim=dim, index_kind=kind, thumbnail_size=pixels)
+            _check_dim(info.dim, dim)
+            yield ClientSink(client, name), info.thumbnail_size
         return
     from imagekin.errors import NotFoundError
 
@@ -162,11 +176,28 @@ def _opened(
         try:
             collection = catalog.open(name)
         except NotFoundError:
-            collection = catalog.create(name, space=space, dim=dim, index_kind=index_kind)
+            collection = catalog.create(name, space=space, dim=dim, index_kind=kind, thumbnail_size=pixels)
         with collection:
             collection.check_space(space)
             _check_dim(collection.dim, dim)
-            yield collection
+            yield collection, collection.thumbnail_size()
+
+
+def _loader(encoder: "Encoder | None", pixels: int) -> "LoadBoth | None":
+    """Return what loads an image for the encoder together with its thumbnail, None where there are no thumbnails."""
+    if encoder is None or not pixels:
+        return None
+    from imagekin.encoder.decoding.thumbnail import load_with_thumbnail
+
+    preprocess = encoder.metadata.preprocess
+    return lambda data, limits: load_with_thumbnail(data, preprocess, pixels, limits)
+
+
+def _wanted(thumbnails: int | None, encoder: "Encoder | None") -> int:
+    """Return the size of the thumbnails of a collection that is made; vectors have none."""
+    if thumbnails is None:
+        return 0 if encoder is None else _THUMBNAIL_PIXELS
+    return check_size(thumbnails)
 
 
 def _check_dim(has: int, given: int) -> None:

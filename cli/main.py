@@ -32,6 +32,7 @@ COMMANDS = {
     "models": "imagekin.cli.models:models",
     "adapt": "imagekin.training.adaptation.options:adapt_command",
     "index": "imagekin.cli.index:index",
+    "thumbnails": "imagekin.cli.thumbnails:thumbnails",
     "collection": "imagekin.cli.collection.commands:app",
     "serve": "imagekin.cli.serve:serve",
     "tune": "imagekin.cli.tune:tune",

@@ -14,6 +14,7 @@ from imagekin.types import (
     Model,
     Snapshot,
     StoredItem,
+    Thumbnail,
     UpdateResult,
     UpsertResult,
 )
@@ -67,6 +68,14 @@ class AsyncCollectionCalls:
         for page in calls.pages(keys):
             request = collections_pb2.GetRequest(collection=collection, keys=page, with_vector=with_vector)
             found += conversions.found_from(await self._transport.call(calls.GET, request), page)
+        return found
+
+    async def thumbnails(self, collection: str, keys: Iterable[str]) -> list[Thumbnail | None]:
+        """Return a small picture of each item in order, None where there is no item or it has none."""
+        found: list[Thumbnail | None] = []
+        for page in calls.pages(keys, calls.MOST_THUMBNAILS):
+            request = collections_pb2.GetThumbnailsRequest(collection=collection, keys=page)
+            found += conversions.thumbnails_from(await self._transport.call(calls.GET_THUMBNAILS, request))
         return found
 
     async def scroll(
@@ -132,7 +141,14 @@ class AsyncCollectionCalls:
         return conversions.collection_from(answer.collection)
 
     async def create_collection(
-        self, name: str, *, model: str = "", space: str = "", dim: int = 0, index_kind: str = ""
+        self,
+        name: str,
+        *,
+        model: str = "",
+        space: str = "",
+        dim: int = 0,
+        index_kind: str = "",
+        thumbnail_size: int = 0,
     ) -> CollectionInfo:
         """Create an empty collection.
 
@@ -142,10 +158,12 @@ class AsyncCollectionCalls:
             space: for vectors of a model that the server does not have: the id of their embedding space.
             dim: their number of components; required with `space`.
             index_kind: `auto`, `flat`, `hnsw`, `ivf` or `pq`; empty means `auto`.
+            thumbnail_size: pixels of the longer side of the thumbnails that it keeps of images; 0 keeps none.
         """
         conversions.bounded("dim", dim, 0, 65_536)
+        conversions.bounded("thumbnail_size", thumbnail_size, 0, 1_024)
         request = collections_pb2.CreateCollectionRequest(
-            name=name, model=model, space=space, dim=dim, index_kind=index_kind
+            name=name, model=model, space=space, dim=dim, index_kind=index_kind, thumbnail_size=thumbnail_size
         )
         answer = await self._transport.call(calls.CREATE_COLLECTION, request)
         return conversions.collection_from(answer.collection)

@@ -41,6 +41,8 @@ Member = TypeVar("Member")
 
 # A page of keys or items; the server takes 10,000, but a page of 2,048-component vectors should stay below 16 MiB.
 PAGE = 1000
+# Thumbnails of one call, as many as items of one message.
+MOST_THUMBNAILS = 256
 # Neighbours of one answer, all its queries together: what a server allows by default.
 NEIGHBOURS = 100_000
 
@@ -72,6 +74,9 @@ CLASSIFY = Call("/imagekin.v1.Searcher/Classify", searcher.ClassifyRequest, sear
 UPSERT = Call("/imagekin.v1.Collections/Upsert", collections.UpsertRequest, collections.UpsertResponse)
 DELETE = Call("/imagekin.v1.Collections/Delete", collections.DeleteRequest, collections.DeleteResponse)
 GET = Call("/imagekin.v1.Collections/Get", collections.GetRequest, collections.GetResponse)
+GET_THUMBNAILS = Call(
+    "/imagekin.v1.Collections/GetThumbnails", collections.GetThumbnailsRequest, collections.GetThumbnailsResponse
+)
 SCROLL = Call("/imagekin.v1.Collections/Scroll", collections.ScrollRequest, collections.ScrollResponse)
 UPDATE = Call("/imagekin.v1.Collections/Update", collections.UpdateRequest, collections.UpdateResponse)
 FACET = Call("/imagekin.v1.Collections/Facet", collections.FacetRequest, collections.FacetResponse)
@@ -363,7 +368,7 @@ def facet_request(collection: str, field: str, condition: FilterLike | None, lim
     )
 
 
-def pages(keys: Iterable[str]) -> list[list[str]]:
+def pages(keys: Iterable[str], size: int = PAGE) -> list[list[str]]:
     """Cut keys into pages; a single string is one key."""
     series = [keys] if isinstance(keys, str) else list(keys)
-    return [series[start : start + PAGE] for start in range(0, len(series), PAGE)]
+    return [series[start : start + size] for start in range(0, len(series), size)]

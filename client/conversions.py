@@ -24,6 +24,7 @@ from imagekin.types import (
     Outcome,
     Prediction,
     StoredItem,
+    Thumbnail,
     Vector,
 )
 from imagekin.v1 import collections_pb2, common_pb2, embedder_pb2, searcher_pb2
@@ -110,6 +111,7 @@ def item_message(item: Item) -> common_pb2.Item:
         label=item.label,
         payload_json=payload_json(item.payload),
         content_hash=item.content_hash or b"",
+        thumbnail=item.thumbnail or b"",
     )
 
 
@@ -243,6 +245,11 @@ def found_from(response: collections_pb2.GetResponse, keys: Sequence[str]) -> li
     return [found.get(key) for key in keys]
 
 
+def thumbnails_from(response: collections_pb2.GetThumbnailsResponse) -> list[Thumbnail | None]:
+    """Return the thumbnails, None where there is none."""
+    return [Thumbnail(one.jpeg, one.content_hash) if one.jpeg else None for one in response.thumbnails]
+
+
 def collection_from(message: collections_pb2.Collection) -> CollectionInfo:
     """Return the description of a collection."""
     return CollectionInfo(
@@ -259,6 +266,7 @@ def collection_from(message: collections_pb2.Collection) -> CollectionInfo:
         index_device=message.index_device,
         id=message.id,
         error=message.error,
+        thumbnail_size=message.thumbnail_size,
     )
 
 

@@ -152,6 +152,7 @@ class CollectionInfo:
         recall: recall@10 of the index, measured with vectors before they were added; None when not measured.
         index_device: device that searches its sealed rows, `cpu` or `cuda`; empty when unknown.
         id: random; a collection that is made anew or restored under the same name has another one.
+        thumbnail_size: pixels of the longer side of its thumbnails; 0 when it has none.
         error: why it cannot be read, when all the rest is empty but its name; empty when it can.
     """
 
@@ -168,6 +169,7 @@ class CollectionInfo:
     index_device: str = ""
     id: str = ""
     error: str = ""
+    thumbnail_size: int = 0
 
 
 def unreadable(name: str, error: str) -> CollectionInfo:
@@ -197,6 +199,7 @@ class Item:
         label: the item's known class.
         payload: a JSON object of the caller's, at most 64 KiB.
         content_hash: SHA-256 of the image file, 32 bytes; for an item with an image, the server computes it.
+        thumbnail: a small JPEG file beside a vector and a content hash, for a collection with thumbnails.
     """
 
     key: str
@@ -205,6 +208,20 @@ class Item:
     label: str | None = None
     payload: Mapping[str, Any] | None = None
     content_hash: bytes | None = None
+    thumbnail: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbnail:
+    """A small picture of an item.
+
+    Attributes:
+        jpeg: a JPEG file.
+        content_hash: SHA-256 of the image that it shows.
+    """
+
+    jpeg: bytes
+    content_hash: bytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)

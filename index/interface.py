@@ -28,6 +28,7 @@ from imagekin.types import (
     ItemUpdate,
     Neighbour,
     Prediction,
+    Thumbnail,
     UpdateResult,
     UpsertResult,
     Vector,
@@ -72,6 +73,12 @@ class Collection(Protocol):
 
     def content_hashes(self, keys: Sequence[str]) -> dict[str, bytes | None]:
         """Return the content hash of each of `keys` that exists; None when it is unknown."""
+
+    def thumbnail_size(self) -> int:
+        """Return the pixels of the longer side of the collection's thumbnails, 0 when it has none."""
+
+    def thumbnails(self, keys: Sequence[str]) -> list[Thumbnail | None]:
+        """Return the thumbnail of each item, None where there is no item or it has none."""
 
     def scroll(self, after_sequence: int, limit: int, condition: Condition | None = None) -> list[IndexedItem]:
         """Return the first `limit` matching items after a sequence number, in the order of sequence numbers."""
@@ -142,8 +149,10 @@ class Collections(Protocol):
     A method that a store does not support raises FailedPreconditionError with an alternative.
     """
 
-    def create(self, name: str, *, space: str, dim: int, index_kind: str = "auto") -> KeptCollection:
-        """Create an empty collection and open it."""
+    def create(
+        self, name: str, *, space: str, dim: int, index_kind: str = "auto", thumbnail_size: int = 0
+    ) -> KeptCollection:
+        """Create an empty collection and open it; of images it keeps thumbnails of that many pixels, 0 for none."""
 
     def open(self, name: str) -> KeptCollection:
         """Open a collection."""

@@ -6,7 +6,7 @@ length. Everything here is plain data: neither FAISS nor SQLite is imported.
 
 import enum
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from imagekin.index.filters.conditions import Condition
@@ -26,6 +26,7 @@ class VectorItem:
         label: the item's known class, at most 1,024 bytes; None when unknown.
         payload: a JSON object of the caller's, at most 64 KiB as text; None for none.
         content_hash: SHA-256 of the image file (32 bytes), None when unknown.
+        thumbnail: the image as a small JPEG file, stored by its content hash in a collection that has thumbnails.
     """
 
     key: str
@@ -33,6 +34,7 @@ class VectorItem:
     label: str | None = None
     payload: Payload | None = None
     content_hash: bytes | None = None
+    thumbnail: bytes | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -203,6 +205,7 @@ class SnapshotDescription(Snapshot):
         count: number of items.
         created_at: time of creation, seconds since the epoch.
         sha256: SHA-256 of the database file.
+        thumbnails_sha256: SHA-256 of the file of thumbnails, empty when the collection has none.
     """
 
     collection: str
@@ -211,6 +214,7 @@ class SnapshotDescription(Snapshot):
     count: int
     created_at: float
     sha256: str
+    thumbnails_sha256: str = ""
 
 
 # Called with the number of rows checked so far.
@@ -259,6 +263,7 @@ class VerifyReport:
         segments: `intact`, `damaged` or `none`.
         missing_writes: number of acknowledged writes that the database lacks.
         repaired: True after a repair.
+        damaged_thumbnails: number of thumbnails that are damaged, or were removed by the repair.
     """
 
     items: int = 0
@@ -268,11 +273,12 @@ class VerifyReport:
     segments: str = "none"
     missing_writes: int = 0
     repaired: bool = False
+    damaged_thumbnails: int = 0
 
     @property
     def intact(self) -> bool:
         """True when the database is intact (segments are derived from it and rebuilt by themselves)."""
-        return not (self.damaged or self.restored or self.problems or self.missing_writes)
+        return not (self.damaged or self.restored or self.problems or self.missing_writes or self.damaged_thumbnails)
 
 
 class StoppedError(Exception):

@@ -98,6 +98,7 @@ def write_collection(info: CollectionInfo) -> collections_pb2.Collection:
         recall=info.recall,
         labelled=info.labelled,
         index_device=info.index_device,
+        thumbnail_size=info.thumbnail_size,
         id=info.id,
         error=info.error,
     )

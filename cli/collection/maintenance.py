@@ -41,6 +41,11 @@ def verify(
         console.say(f"imagekin: {problem}")
     if report.missing_writes:
         console.say(f"imagekin: {report.missing_writes:,} acknowledged writes are missing")
+    if report.damaged_thumbnails:
+        done = "removed" if report.repaired else "damaged"
+        console.say(
+            f"imagekin: {report.damaged_thumbnails:,} thumbnails {done}: `imagekin thumbnails` makes them again"
+        )
     if as_json:
         console.print_json(dataclasses.asdict(report) | {"intact": report.intact, "seconds": seconds})
     else:

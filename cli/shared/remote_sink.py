@@ -57,6 +57,7 @@ class ClientSink:
                 label=item.label,
                 payload=item.payload,
                 content_hash=item.content_hash,
+                thumbnail=item.thumbnail,
             )
             for item in items
         )
@@ -66,7 +67,9 @@ class ClientSink:
         return written
 
 
-def remote_collection(client: Client, name: str, *, space: str, dim: int, index_kind: str = "auto") -> CollectionInfo:
+def remote_collection(
+    client: Client, name: str, *, space: str, dim: int, index_kind: str = "auto", thumbnail_size: int = 0
+) -> CollectionInfo:
     """Return the server's collection, created if it does not exist.
 
     Raises:
@@ -75,7 +78,9 @@ def remote_collection(client: Client, name: str, *, space: str, dim: int, index_
     try:
         info = client.collection(name)
     except NotFoundError:
-        info = client.create_collection(name, space=space, dim=dim, index_kind=index_kind)
+        info = client.create_collection(
+            name, space=space, dim=dim, index_kind=index_kind, thumbnail_size=thumbnail_size
+        )
     check_space(info, space)
     return info
 

@@ -160,10 +160,10 @@ def load_pixels(data: bytes, preprocess: Preprocess, limits: DecodeLimits = DEFA
     Raises:
         ImageError: see `decode`.
     """
-    return fit(decode(data, limits, preprocess.background, _least_side(preprocess)), preprocess)
+    return fit(decode(data, limits, preprocess.background, least_side(preprocess)), preprocess)
 
 
-def _least_side(preprocess: Preprocess) -> int:
+def least_side(preprocess: Preprocess) -> int:
     """Return the length of sides with which a decoded image has enough detail for the model's input."""
     kept = preprocess.crop_fraction if preprocess.resize == "crop" else 1.0
     return math.ceil(_SCALED_MARGIN * max(preprocess.height, preprocess.width) / kept)

@@ -40,6 +40,7 @@ class Collection(_message.Message):
     INDEX_DEVICE_FIELD_NUMBER: _builtins.int
     ID_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    THUMBNAIL_SIZE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name: 1 to 64 of a–z, 0–9, `_` and `-`, beginning with a letter or digit."""
     space: _builtins.str
@@ -64,6 +65,8 @@ class Collection(_message.Message):
     """Random; a collection that is made anew or restored under the same name has another one."""
     error: _builtins.str
     """Why it cannot be read, when all the rest is empty but its name; empty when it can."""
+    thumbnail_size: _builtins.int
+    """Pixels of the longer side of the thumbnails that it keeps of images; 0 when it keeps none."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
@@ -84,10 +87,11 @@ class Collection(_message.Message):
         index_device: _builtins.str = ...,
         id: _builtins.str = ...,
         error: _builtins.str = ...,
+        thumbnail_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "created_at", b"created_at", "recall", b"recall"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "count", b"count", "created_at", b"created_at", "dim", b"dim", "disk_bytes", b"disk_bytes", "error", b"error", "id", b"id", "index_device", b"index_device", "index_kind", b"index_kind", "labelled", b"labelled", "name", b"name", "recall", b"recall", "sequence", b"sequence", "space", b"space"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "count", b"count", "created_at", b"created_at", "dim", b"dim", "disk_bytes", b"disk_bytes", "error", b"error", "id", b"id", "index_device", b"index_device", "index_kind", b"index_kind", "labelled", b"labelled", "name", b"name", "recall", b"recall", "sequence", b"sequence", "space", b"space", "thumbnail_size", b"thumbnail_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__recall: _TypeAlias = _typing.Literal["recall"]  # noqa: Y015
     _WhichOneofArgType__recall: _TypeAlias = _typing.Literal["_recall", b"_recall"]  # noqa: Y015
@@ -106,6 +110,7 @@ class CreateCollectionRequest(_message.Message):
     SPACE_FIELD_NUMBER: _builtins.int
     DIM_FIELD_NUMBER: _builtins.int
     INDEX_KIND_FIELD_NUMBER: _builtins.int
+    THUMBNAIL_SIZE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name, see Collection.name."""
     model: _builtins.str
@@ -116,6 +121,8 @@ class CreateCollectionRequest(_message.Message):
     """Number of components; required with `space`, else 0 or the model's own."""
     index_kind: _builtins.str
     """Kind of index: `auto` (also when empty), `flat`, `hnsw`, `ivf` or `pq`."""
+    thumbnail_size: _builtins.int
+    """Pixels of the longer side of the thumbnails that it keeps of images, 16 to 1,024; 0 keeps none."""
     def __init__(
         self,
         *,
@@ -124,10 +131,11 @@ class CreateCollectionRequest(_message.Message):
         space: _builtins.str = ...,
         dim: _builtins.int = ...,
         index_kind: _builtins.str = ...,
+        thumbnail_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dim", b"dim", "index_kind", b"index_kind", "model", b"model", "name", b"name", "space", b"space"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dim", b"dim", "index_kind", b"index_kind", "model", b"model", "name", b"name", "space", b"space", "thumbnail_size", b"thumbnail_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -669,6 +677,84 @@ class GetResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetResponse: _TypeAlias = GetResponse  # noqa: Y015
+
+@_typing.final
+class GetThumbnailsRequest(_message.Message):
+    """Names the items whose thumbnails to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """The collection's name."""
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Their keys, 1 to 256 unless the server is configured otherwise."""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "keys", b"keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetThumbnailsRequest: _TypeAlias = GetThumbnailsRequest  # noqa: Y015
+
+@_typing.final
+class GetThumbnailsResponse(_message.Message):
+    """Small pictures of items."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    THUMBNAILS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def thumbnails(self) -> _containers.RepeatedCompositeFieldContainer[Global___Thumbnail]:
+        """One for each key, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        thumbnails: _abc.Iterable[Global___Thumbnail] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["thumbnails", b"thumbnails"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetThumbnailsResponse: _TypeAlias = GetThumbnailsResponse  # noqa: Y015
+
+@_typing.final
+class Thumbnail(_message.Message):
+    """A small picture of an item; empty when there is no such item, or no picture of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JPEG_FIELD_NUMBER: _builtins.int
+    CONTENT_HASH_FIELD_NUMBER: _builtins.int
+    jpeg: _builtins.bytes
+    """A JPEG file without metadata."""
+    content_hash: _builtins.bytes
+    """SHA-256 of the image that it shows."""
+    def __init__(
+        self,
+        *,
+        jpeg: _builtins.bytes = ...,
+        content_hash: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_hash", b"content_hash", "jpeg", b"jpeg"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Thumbnail: _TypeAlias = Thumbnail  # noqa: Y015
 
 @_typing.final
 class ScrollRequest(_message.Message):

@@ -85,6 +85,11 @@ class CollectionsStub:
                 request_serializer=imagekin_dot_v1_dot_collections__pb2.ScrollRequest.SerializeToString,
                 response_deserializer=imagekin_dot_v1_dot_collections__pb2.ScrollResponse.FromString,
                 _registered_method=True)
+        self.GetThumbnails = channel.unary_unary(
+                '/imagekin.v1.Collections/GetThumbnails',
+                request_serializer=imagekin_dot_v1_dot_collections__pb2.GetThumbnailsRequest.SerializeToString,
+                response_deserializer=imagekin_dot_v1_dot_collections__pb2.GetThumbnailsResponse.FromString,
+                _registered_method=True)
         self.Count = channel.unary_unary(
                 '/imagekin.v1.Collections/Count',
                 request_serializer=imagekin_dot_v1_dot_collections__pb2.CountRequest.SerializeToString,
@@ -178,6 +183,13 @@ class CollectionsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetThumbnails(self, request, context):
+        """Returns small pictures of items by key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Count(self, request, context):
         """Counts the items.
         """
@@ -251,6 +263,11 @@ def add_CollectionsServicer_to_server(servicer, server):
                     servicer.Scroll,
                     request_deserializer=imagekin_dot_v1_dot_collections__pb2.ScrollRequest.FromString,
                     response_serializer=imagekin_dot_v1_dot_collections__pb2.ScrollResponse.SerializeToString,
+            ),
+            'GetThumbnails': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetThumbnails,
+                    request_deserializer=imagekin_dot_v1_dot_collections__pb2.GetThumbnailsRequest.FromString,
+                    response_serializer=imagekin_dot_v1_dot_collections__pb2.GetThumbnailsResponse.SerializeToString,
             ),
             'Count': grpc.unary_unary_rpc_method_handler(
                     servicer.Count,
@@ -539,6 +556,33 @@ class Collections:
             '/imagekin.v1.Collections/Scroll',
             imagekin_dot_v1_dot_collections__pb2.ScrollRequest.SerializeToString,
             imagekin_dot_v1_dot_collections__pb2.ScrollResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetThumbnails(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/imagekin.v1.Collections/GetThumbnails',
+            imagekin_dot_v1_dot_collections__pb2.GetThumbnailsRequest.SerializeToString,
+            imagekin_dot_v1_dot_collections__pb2.GetThumbnailsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -56,6 +56,8 @@ class CollectionsStub:
     is when its page is read; those written for the first time meanwhile do not come, and those deleted no longer.
     FAILED_PRECONDITION when the collection was replaced meanwhile.
     """
+    GetThumbnails: _grpc.UnaryUnaryMultiCallable[_collections_pb2.GetThumbnailsRequest, _collections_pb2.GetThumbnailsResponse]
+    """Returns small pictures of items by key."""
     Count: _grpc.UnaryUnaryMultiCallable[_collections_pb2.CountRequest, _collections_pb2.CountResponse]
     """Counts the items."""
     Facet: _grpc.UnaryUnaryMultiCallable[_collections_pb2.FacetRequest, _collections_pb2.FacetResponse]
@@ -91,6 +93,8 @@ class CollectionsAsyncStub(CollectionsStub):
     is when its page is read; those written for the first time meanwhile do not come, and those deleted no longer.
     FAILED_PRECONDITION when the collection was replaced meanwhile.
     """
+    GetThumbnails: _aio.UnaryUnaryMultiCallable[_collections_pb2.GetThumbnailsRequest, _collections_pb2.GetThumbnailsResponse]  # type: ignore[assignment]
+    """Returns small pictures of items by key."""
     Count: _aio.UnaryUnaryMultiCallable[_collections_pb2.CountRequest, _collections_pb2.CountResponse]  # type: ignore[assignment]
     """Counts the items."""
     Facet: _aio.UnaryUnaryMultiCallable[_collections_pb2.FacetRequest, _collections_pb2.FacetResponse]  # type: ignore[assignment]
@@ -183,6 +187,14 @@ class CollectionsServicer(metaclass=_abc_1.ABCMeta):
         is when its page is read; those written for the first time meanwhile do not come, and those deleted no longer.
         FAILED_PRECONDITION when the collection was replaced meanwhile.
         """
+
+    @_abc_1.abstractmethod
+    def GetThumbnails(
+        self,
+        request: _collections_pb2.GetThumbnailsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collections_pb2.GetThumbnailsResponse, _abc.Awaitable[_collections_pb2.GetThumbnailsResponse]]:
+        """Returns small pictures of items by key."""
 
     @_abc_1.abstractmethod
     def Count(

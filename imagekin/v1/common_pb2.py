@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18imagekin/v1/common.proto\x12\x0bimagekin.v1\x1a\x17google/rpc/status.proto\"\x15\n\x05Image\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"#\n\x06Vector\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\"\x98\x01\n\x05Query\x12#\n\x05image\x18\x01 \x01(\x0b\x32\x12.imagekin.v1.ImageH\x00\x12%\n\x06vector\x18\x02 \x01(\x0b\x32\x13.imagekin.v1.VectorH\x00\x12\r\n\x03key\x18\x03 \x01(\tH\x00\x12)\n\x08\x65xamples\x18\x04 \x01(\x0b\x32\x15.imagekin.v1.ExamplesH\x00\x42\t\n\x07subject\"\x96\x01\n\x08\x45xamples\x12\x15\n\rpositive_keys\x18\x01 \x03(\t\x12-\n\x10positive_vectors\x18\x02 \x03(\x0b\x32\x13.imagekin.v1.Vector\x12\x15\n\rnegative_keys\x18\x03 \x03(\t\x12-\n\x10negative_vectors\x18\x04 \x03(\x0b\x32\x13.imagekin.v1.Vector\"\xc6\x01\n\x04Item\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05image\x18\x02 \x01(\x0b\x32\x12.imagekin.v1.ImageH\x00\x12%\n\x06vector\x18\x03 \x01(\x0b\x32\x13.imagekin.v1.VectorH\x00\x12\x12\n\x05label\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x14\n\x0cpayload_json\x18\x05 \x01(\t\x12\x14\n\x0c\x63ontent_hash\x18\x06 \x01(\x0c\x12\x10\n\x08sequence\x18\x07 \x01(\x04\x42\t\n\x07\x63ontentB\x08\n\x06_label\"M\n\x06\x46ilter\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12+\n\tcondition\x18\x02 \x01(\x0b\x32\x16.imagekin.v1.ConditionH\x00\x42\x06\n\x04\x66orm\"\xb9\x01\n\tCondition\x12&\n\x03\x61ll\x18\x01 \x01(\x0b\x32\x17.imagekin.v1.ConditionsH\x00\x12&\n\x03\x61ny\x18\x02 \x01(\x0b\x32\x17.imagekin.v1.ConditionsH\x00\x12%\n\x03not\x18\x03 \x01(\x0b\x32\x16.imagekin.v1.ConditionH\x00\x12-\n\ncomparison\x18\x04 \x01(\x0b\x32\x17.imagekin.v1.ComparisonH\x00\x42\x06\n\x04node\"3\n\nConditions\x12%\n\x05parts\x18\x01 \x03(\x0b\x32\x16.imagekin.v1.Condition\"\x83\x03\n\nComparison\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x32\n\x08operator\x18\x02 \x01(\x0e\x32 .imagekin.v1.Comparison.Operator\x12\"\n\x06values\x18\x03 \x03(\x0b\x32\x12.imagekin.v1.Value\"\x8d\x02\n\x08Operator\x12\x18\n\x14OPERATOR_UNSPECIFIED\x10\x00\x12\x12\n\x0eOPERATOR_EQUAL\x10\x01\x12\x16\n\x12OPERATOR_NOT_EQUAL\x10\x02\x12\x11\n\rOPERATOR_LESS\x10\x03\x12\x1a\n\x16OPERATOR_LESS_OR_EQUAL\x10\x04\x12\x14\n\x10OPERATOR_GREATER\x10\x05\x12\x1d\n\x19OPERATOR_GREATER_OR_EQUAL\x10\x06\x12\x0f\n\x0bOPERATOR_IN\x10\x07\x12\x13\n\x0fOPERATOR_EXISTS\x10\x08\x12\x17\n\x13OPERATOR_NOT_EXISTS\x10\t\x12\x18\n\x14OPERATOR_STARTS_WITH\x10\n\"j\n\x05Value\x12\x16\n\x0cstring_value\x18\x01 \x01(\tH\x00\x12\x13\n\tint_value\x18\x02 \x01(\x03H\x00\x12\x16\n\x0c\x64ouble_value\x18\x03 \x01(\x01H\x00\x12\x14\n\nbool_value\x18\x04 \x01(\x08H\x00\x42\x06\n\x04kind\"/\n\tItemError\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Statusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18imagekin/v1/common.proto\x12\x0bimagekin.v1\x1a\x17google/rpc/status.proto\"\x15\n\x05Image\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"#\n\x06Vector\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\"\x98\x01\n\x05Query\x12#\n\x05image\x18\x01 \x01(\x0b\x32\x12.imagekin.v1.ImageH\x00\x12%\n\x06vector\x18\x02 \x01(\x0b\x32\x13.imagekin.v1.VectorH\x00\x12\r\n\x03key\x18\x03 \x01(\tH\x00\x12)\n\x08\x65xamples\x18\x04 \x01(\x0b\x32\x15.imagekin.v1.ExamplesH\x00\x42\t\n\x07subject\"\x96\x01\n\x08\x45xamples\x12\x15\n\rpositive_keys\x18\x01 \x03(\t\x12-\n\x10positive_vectors\x18\x02 \x03(\x0b\x32\x13.imagekin.v1.Vector\x12\x15\n\rnegative_keys\x18\x03 \x03(\t\x12-\n\x10negative_vectors\x18\x04 \x03(\x0b\x32\x13.imagekin.v1.Vector\"\xd9\x01\n\x04Item\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05image\x18\x02 \x01(\x0b\x32\x12.imagekin.v1.ImageH\x00\x12%\n\x06vector\x18\x03 \x01(\x0b\x32\x13.imagekin.v1.VectorH\x00\x12\x12\n\x05label\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x14\n\x0cpayload_json\x18\x05 \x01(\t\x12\x14\n\x0c\x63ontent_hash\x18\x06 \x01(\x0c\x12\x10\n\x08sequence\x18\x07 \x01(\x04\x12\x11\n\tthumbnail\x18\x08 \x01(\x0c\x42\t\n\x07\x63ontentB\x08\n\x06_label\"M\n\x06\x46ilter\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12+\n\tcondition\x18\x02 \x01(\x0b\x32\x16.imagekin.v1.ConditionH\x00\x42\x06\n\x04\x66orm\"\xb9\x01\n\tCondition\x12&\n\x03\x61ll\x18\x01 \x01(\x0b\x32\x17.imagekin.v1.ConditionsH\x00\x12&\n\x03\x61ny\x18\x02 \x01(\x0b\x32\x17.imagekin.v1.ConditionsH\x00\x12%\n\x03not\x18\x03 \x01(\x0b\x32\x16.imagekin.v1.ConditionH\x00\x12-\n\ncomparison\x18\x04 \x01(\x0b\x32\x17.imagekin.v1.ComparisonH\x00\x42\x06\n\x04node\"3\n\nConditions\x12%\n\x05parts\x18\x01 \x03(\x0b\x32\x16.imagekin.v1.Condition\"\x83\x03\n\nComparison\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x32\n\x08operator\x18\x02 \x01(\x0e\x32 .imagekin.v1.Comparison.Operator\x12\"\n\x06values\x18\x03 \x03(\x0b\x32\x12.imagekin.v1.Value\"\x8d\x02\n\x08Operator\x12\x18\n\x14OPERATOR_UNSPECIFIED\x10\x00\x12\x12\n\x0eOPERATOR_EQUAL\x10\x01\x12\x16\n\x12OPERATOR_NOT_EQUAL\x10\x02\x12\x11\n\rOPERATOR_LESS\x10\x03\x12\x1a\n\x16OPERATOR_LESS_OR_EQUAL\x10\x04\x12\x14\n\x10OPERATOR_GREATER\x10\x05\x12\x1d\n\x19OPERATOR_GREATER_OR_EQUAL\x10\x06\x12\x0f\n\x0bOPERATOR_IN\x10\x07\x12\x13\n\x0fOPERATOR_EXISTS\x10\x08\x12\x17\n\x13OPERATOR_NOT_EXISTS\x10\t\x12\x18\n\x14OPERATOR_STARTS_WITH\x10\n\"j\n\x05Value\x12\x16\n\x0cstring_value\x18\x01 \x01(\tH\x00\x12\x13\n\tint_value\x18\x02 \x01(\x03H\x00\x12\x16\n\x0c\x64ouble_value\x18\x03 \x01(\x01H\x00\x12\x14\n\nbool_value\x18\x04 \x01(\x08H\x00\x42\x06\n\x04kind\"/\n\tItemError\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Statusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,19 +41,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXAMPLES']._serialized_start=282
   _globals['_EXAMPLES']._serialized_end=432
   _globals['_ITEM']._serialized_start=435
-  _globals['_ITEM']._serialized_end=633
-  _globals['_FILTER']._serialized_start=635
-  _globals['_FILTER']._serialized_end=712
-  _globals['_CONDITION']._serialized_start=715
-  _globals['_CONDITION']._serialized_end=900
-  _globals['_CONDITIONS']._serialized_start=902
-  _globals['_CONDITIONS']._serialized_end=953
-  _globals['_COMPARISON']._serialized_start=956
-  _globals['_COMPARISON']._serialized_end=1343
-  _globals['_COMPARISON_OPERATOR']._serialized_start=1074
-  _globals['_COMPARISON_OPERATOR']._serialized_end=1343
-  _globals['_VALUE']._serialized_start=1345
-  _globals['_VALUE']._serialized_end=1451
-  _globals['_ITEMERROR']._serialized_start=1453
-  _globals['_ITEMERROR']._serialized_end=1500
+  _globals['_ITEM']._serialized_end=652
+  _globals['_FILTER']._serialized_start=654
+  _globals['_FILTER']._serialized_end=731
+  _globals['_CONDITION']._serialized_start=734
+  _globals['_CONDITION']._serialized_end=919
+  _globals['_CONDITIONS']._serialized_start=921
+  _globals['_CONDITIONS']._serialized_end=972
+  _globals['_COMPARISON']._serialized_start=975
+  _globals['_COMPARISON']._serialized_end=1362
+  _globals['_COMPARISON_OPERATOR']._serialized_start=1093
+  _globals['_COMPARISON_OPERATOR']._serialized_end=1362
+  _globals['_VALUE']._serialized_start=1364
+  _globals['_VALUE']._serialized_end=1470
+  _globals['_ITEMERROR']._serialized_start=1472
+  _globals['_ITEMERROR']._serialized_end=1519
 # @@protoc_insertion_point(module_scope)

@@ -177,6 +177,7 @@ class Item(_message.Message):
     PAYLOAD_JSON_FIELD_NUMBER: _builtins.int
     CONTENT_HASH_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    THUMBNAIL_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """Unique in its collection: 1 to 1,024 bytes of UTF-8 without control characters."""
     label: _builtins.str
@@ -187,6 +188,10 @@ class Item(_message.Message):
     """SHA-256 of the image file, 32 bytes, or empty when unknown. The server computes it for an item sent as `image`."""
     sequence: _builtins.int
     """The collection's sequence number at which the item was last written. Set in answers, ignored in requests."""
+    thumbnail: _builtins.bytes
+    """A small picture of the item, a JPEG file of at most 256 KiB, beside `vector` and `content_hash` in a request to a
+    collection that keeps thumbnails; the server encodes it anew. It makes those of items sent as `image` itself.
+    """
     @_builtins.property
     def image(self) -> Global___Image:
         """An image for the collection's model to embed."""
@@ -205,10 +210,11 @@ class Item(_message.Message):
         payload_json: _builtins.str = ...,
         content_hash: _builtins.bytes = ...,
         sequence: _builtins.int = ...,
+        thumbnail: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_label", b"_label", "content", b"content", "image", b"image", "label", b"label", "vector", b"vector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label", b"_label", "content", b"content", "content_hash", b"content_hash", "image", b"image", "key", b"key", "label", b"label", "payload_json", b"payload_json", "sequence", b"sequence", "vector", b"vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label", b"_label", "content", b"content", "content_hash", b"content_hash", "image", b"image", "key", b"key", "label", b"label", "payload_json", b"payload_json", "sequence", b"sequence", "thumbnail", b"thumbnail", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__label: _TypeAlias = _typing.Literal["label"]  # noqa: Y015
     _WhichOneofArgType__label: _TypeAlias = _typing.Literal["_label", b"_label"]  # noqa: Y015

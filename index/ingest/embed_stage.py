@@ -34,10 +34,13 @@ _NO_MODEL = "it is an image, and no model was given to embed it"
 # Reported for empty data: a remote worker skipped the image because the collection held it, and it was deleted since.
 _VANISHED = "it was deleted from the collection during this run; run the same again"
 
-_Decoded: TypeAlias = list[NDArray[np.uint8] | ImageError]
+_Decoded: TypeAlias = list[tuple[NDArray[np.uint8] | ImageError, bytes | None]]
 Data: TypeAlias = bytes | Vector | ImagekinError
+# Decodes an image file to pixels for the model, uint8 [H, W, 3], and to a thumbnail.
+LoadBoth: TypeAlias = Callable[[bytes, DecodeLimits], tuple[NDArray[np.uint8], bytes]]
 T = TypeVar("T")
-_Piece: TypeAlias = list[tuple[T, Vector | ImagekinError]]
+# What identifies a file, its embedding or error, and its thumbnail if it was asked for.
+_Piece: TypeAlias = list[tuple[T, Vector | ImagekinError, bytes | None]]
 
 
 class EmbeddingModel(Protocol):
@@ -65,17 +68,19 @@ class EmbedSettings:
         batch_size: most images that are being embedded, or embedded and not stored yet.
         workers: threads that decode.
         limits: limits of image files.
+        load_both: loads a file's pixels for the model together with its thumbnail; None makes no thumbnails.
     """
 
     batch_size: int
     workers: int
     limits: DecodeLimits
+    load_both: LoadBoth | None = None
 
 
 def embedded(
     model: EmbeddingModel | None, files: Iterable[tuple[T, Data]], pace: EmbedSettings
-) -> Generator[list[tuple[T, Vector | ImagekinError]], None, None]:
-    """Yield the entries of `files` in lists, with each file replaced by its embedding or an error.
+) -> Generator[_Piece[T], None, None]:
+    """Yield the entries of `files` in lists, with each file replaced by its embedding or an error, and its thumbnail.
 
     Each list holds the results that are ready. Asking for the next list means that the last one has been stored.
 
@@ -83,14 +88,14 @@ def embedded(
         model: embeds the images; None when there are no images.
         files: pairs of anything that identifies a file, and its bytes; vectors and errors instead of bytes are passed
             on unchanged. It is iterated, and closed if it is a generator, in a thread of its own.
-        pace: threads, batches and memory.
+        pace: threads, batches, memory, and thumbnails.
     """
     sessions = 1 if model is None else model.sessions
     pieces = 2 * sessions  # of a batch: while one half is stored, the other half is embedded
     decoders = ThreadPoolExecutor(pace.workers, thread_name_prefix="decode")
     runs = ThreadPoolExecutor(sessions, thread_name_prefix="embed")
     most = math.ceil(pace.batch_size / pieces)
-    loading = Prefetch(_load(model, files, decoders, pace.limits, most, 2 * MAX_BATCH_BYTES // pieces), pieces, "read")
+    loading = Prefetch(_load(model, files, decoders, pace, most, 2 * MAX_BATCH_BYTES // pieces), pieces, "read")
     running: deque[Future[_Piece[T]]] = deque()
     room = pace.batch_size // most
     try:
@@ -145,14 +150,14 @@ def _load(
     model: EmbeddingModel | None,
     files: Iterable[tuple[T, Data]],
     decoders: ThreadPoolExecutor,
-    limits: DecodeLimits,
+    pace: EmbedSettings,
     most: int,
     most_bytes: int,
 ) -> Generator[_Loading[T], None, None]:
     """Yield pieces of at most `most` files and about `most_bytes`, whose decoding has been started."""
 
     def submit(some: list[bytes]) -> Future[_Decoded]:
-        return decoders.submit(_decode, model, some, limits)
+        return decoders.submit(_decode, model, some, pace)
 
     piece: _Loading[T] = _Loading()
     for name, data in files:
@@ -167,27 +172,31 @@ def _load(
         yield piece
 
 
-def _decode(model: EmbeddingModel | None, files: list[bytes], limits: DecodeLimits) -> _Decoded:
+def _decode(model: EmbeddingModel | None, files: list[bytes], pace: EmbedSettings) -> _Decoded:
     decoded: _Decoded = []
     for data in files:
         try:
             if model is None:
                 raise ImageError(_NO_MODEL if data else _VANISHED)
-            decoded.append(model.load_pixels(data, limits))
+            if pace.load_both is not None:
+                decoded.append(pace.load_both(data, pace.limits))
+            else:
+                decoded.append((model.load_pixels(data, pace.limits), None))
         except ImageError as error:
-            decoded.append(error)
+            decoded.append((error, None))
     return decoded
 
 
 def _embed(model: EmbeddingModel | None, piece: _Loading[T]) -> _Piece[T]:
     decoded = [one for task in piece.tasks for one in task.result()]
-    pixels = [image for image in decoded if not isinstance(image, ImageError)]
+    pixels = [image for image, _ in decoded if not isinstance(image, ImageError)]
     vectors = iter(model.embed_pixels(np.stack(pixels)) if pixels and model is not None else ())
     images = iter(decoded)
     done: _Piece[T] = []
     for name, data in piece.entries:
+        thumbnail = None
         if data is None:
-            image = next(images)
+            image, thumbnail = next(images)
             data = image if isinstance(image, ImageError) else next(vectors)
-        done.append((name, data))
+        done.append((name, data, thumbnail))
     return done

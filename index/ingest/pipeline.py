@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from imagekin.encoder.decoding.decode import DecodeLimits
 from imagekin.errors import ImagekinError, InvalidArgumentError
-from imagekin.index.ingest.embed_stage import MAX_BATCH_BYTES, Data, EmbeddingModel, EmbedSettings, embedded
+from imagekin.index.ingest.embed_stage import MAX_BATCH_BYTES, Data, EmbeddingModel, EmbedSettings, LoadBoth, embedded
 from imagekin.index.ingest.intake import Conflict, Intake, New, Sink
 from imagekin.index.ingest.report import (
     FailedRecord,
@@ -51,6 +51,7 @@ def index_images(
     sync: bool = False,
     total: int | None = None,
     limits: DecodeLimits | None = None,
+    load_both: LoadBoth | None = None,
     on_progress: Progress | None = None,
     on_finding: Callable[[Finding], None] | None = None,
 ) -> IndexReport:
@@ -72,6 +73,7 @@ def index_images(
             is not empty.
         total: number of records if it is known, passed to `on_progress`.
         limits: limits of image files.
+        load_both: loads a file's pixels for the encoder together with its thumbnail; None makes no thumbnails.
         on_progress: called as records are processed, by one thread at a time, but not the caller's.
         on_finding: called with every record that failed, is a duplicate or was deleted, likewise.
 
@@ -84,7 +86,7 @@ def index_images(
         raise InvalidArgumentError("batch size must be at least 1", field="batch_size")
     if workers is not None and workers < 1:
         raise InvalidArgumentError("workers must be at least 1", field="workers")
-    options = _Options(batch_size, workers or cores(), limits or DecodeLimits(), on_conflict, sync)
+    options = _Options(batch_size, workers or cores(), limits or DecodeLimits(), on_conflict, sync, load_both)
     run = _Run(encoder, sink, options, IngestTally(total, on_progress, on_finding))
     return _await(run, records)
 
@@ -96,6 +98,7 @@ class _Options:
     limits: DecodeLimits
     on_conflict: Conflict
     sync: bool
+    load_both: LoadBoth | None
 
 
 def _await(run: "_Run", records: Iterable[Record]) -> IndexReport:
@@ -131,7 +134,7 @@ class _Run:
     def run(self, records: Iterable[Record]) -> IndexReport:
         """Run all stages until the end, `stop` or the first exception, and end their threads."""
         options = self._options
-        pace = EmbedSettings(options.batch_size, options.workers, options.limits)
+        pace = EmbedSettings(options.batch_size, options.workers, options.limits, options.load_both)
         with SeenKeys() as seen:
             embedding = embedded(self._encoder, self._new(records, seen), pace)
             try:
@@ -155,15 +158,15 @@ class _Run:
         for new in intake.new(records, self._options.batch_size, MAX_BATCH_BYTES):
             yield new._replace(data=b""), new.data
 
-    def _good(self, batch: list[tuple[New, Vector | ImagekinError]], seen: SeenKeys) -> list[VectorItem]:
+    def _good(self, batch: list[tuple[New, Vector | ImagekinError, bytes | None]], seen: SeenKeys) -> list[VectorItem]:
         """Return the items of a batch, and count the failed ones."""
         items: list[VectorItem] = []
-        for new, vector in batch:
+        for new, vector, thumbnail in batch:
             if isinstance(vector, ImagekinError):
                 seen.forget(new.key)
                 self._tally.failed(new.key, str(vector))
             else:
-                items.append(VectorItem(new.key, vector, new.label, new.payload, new.content_hash))
+                items.append(VectorItem(new.key, vector, new.label, new.payload, new.content_hash, thumbnail=thumbnail))
         return items
 
     def _delete_vanished(self, seen: SeenKeys) -> None:

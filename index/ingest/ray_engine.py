@@ -269,7 +269,7 @@ class _Worker:
         for number in batch["chunk"]:
             pieces: list[Piece] = ray.get(self._chunks[number])
             for done in embedded(self._model, self._files(pieces), self._job.pace):
-                yield pa.Table.from_pylist([_row(record, data) for record, data in done], _SCHEMA)
+                yield pa.Table.from_pylist([_row(record, data) for record, data, _ in done], _SCHEMA)
             ignored = [kind for piece in pieces for kind in ignored_in(piece) or ()]
             if ignored:
                 yield pa.Table.from_pylist([{"ignored": json.dumps(ignored)}], _SCHEMA)

@@ -18,7 +18,7 @@ from imagekin.errors import (
     NotFoundError,
 )
 from imagekin.index import validation
-from imagekin.index.local import snapshots
+from imagekin.index.local import snapshots, thumbnails
 from imagekin.index.local.collection import LocalCollection
 from imagekin.index.local.residence import Residents
 from imagekin.index.local.store import DATABASE
@@ -78,8 +78,10 @@ class Catalog:
             self._recover()
         self._device = open_device(device)
 
-    def create(self, name: str, *, space: str, dim: int, index_kind: str = "auto") -> LocalCollection:
-        """Create an empty collection and open it.
+    def create(
+        self, name: str, *, space: str, dim: int, index_kind: str = "auto", thumbnail_size: int = 0
+    ) -> LocalCollection:
+        """Create an empty collection and open it; of images it keeps thumbnails of that many pixels, 0 for none.
 
         Raises:
             AlreadyExistsError: a collection of that name exists.
@@ -89,6 +91,7 @@ class Catalog:
         validation.space(space)
         validation.dim(dim)
         validation.index_kind(index_kind)
+        thumbnails.check_size(thumbnail_size)
         self._check_writable()
         with self._exclusive():
             if (self._folder / name).exists():
@@ -97,6 +100,7 @@ class Catalog:
                 )
             with storage_errors(name), files.new_folder(self._folder) as made:
                 schema.create(made / DATABASE, space, dim, index_kind)
+                thumbnails.create(made, thumbnail_size)
                 files.put_folder(made, self._folder / name)
         return self.open(name)
 
@@ -176,6 +180,7 @@ class Catalog:
             created_at=identity.created_at,
             recall=None if index is None else index.recall,
             id=identity.id,
+            thumbnail_size=thumbnails.size_of(path.parent),
         )
 
     def id_of(self, name: str) -> str:

@@ -1,6 +1,7 @@
 """Implement the interface of a collection on a folder of this machine."""
 
 import contextlib
+import functools
 import itertools
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from imagekin.index.classification.classify import ClassSums, by_prototypes, by_
 from imagekin.index.filters.conditions import Condition, check
 from imagekin.index.filters.selection import count_values, groups_of, select
 from imagekin.index.filters.sql import matching_rows
+from imagekin.index.local.replaced import Replaced, live_hashes
 from imagekin.index.local.residence import Residence, Residents, Stay
 from imagekin.index.local.store import LocalStore
 from imagekin.index.search import duplicates
@@ -47,6 +49,7 @@ from imagekin.types import (
     Neighbour,
     Payload,
     Prediction,
+    Thumbnail,
     UpdateResult,
     UpsertResult,
     Vector,
@@ -127,6 +130,7 @@ class LocalCollection:
         with self._residence.view(lambda store: contextlib.nullcontext((store.state, store.snapshot()))) as (stay, now):
             state, snapshot = now
             disk_bytes, identity = stay.store.disk_bytes, stay.store.identity
+            size = stay.store.thumbnails.size
         index, resident = snapshot.approximate, snapshot.resident
         return CollectionInfo(
             name=self.name,
@@ -141,6 +145,7 @@ class LocalCollection:
             recall=index.recall if index is not None else None,
             index_device="cpu" if resident is None or resident.failed else "cuda",
             id=identity.id,
+            thumbnail_size=size,
         )
 
     def check_space(self, space: str) -> None:
@@ -158,21 +163,35 @@ class LocalCollection:
             if not batch.rows:
                 return UpsertResult((), 0)
 
+            thumbnails, replaced = stay.store.thumbnails, Replaced(stay.store)
+
             def change(transaction: transactions.Transaction) -> UpsertResult:
+                replaced.note(transaction, [row.key for row in batch.rows])
                 existed = transaction.upsert(batch)
                 return UpsertResult(transactions.outcomes(batch, existed), transaction.sequence)
 
-            return stay.store.write(change)
+            given = {item.content_hash: item.thumbnail for item in items if item.content_hash and item.thumbnail}
+            with thumbnails.kept(given):
+                result = stay.store.write(change)
+            replaced.forget()
+            return result
 
     def delete(self, keys: Sequence[str]) -> DeleteResult:
         """Delete items by key; keys that do not exist are ignored. Durable on return."""
         wanted = validation.keys(keys)
+        if not wanted:
+            return DeleteResult(0, 0)
+        with self._residence.use() as stay:
+            replaced = Replaced(stay.store)
 
-        def change(transaction: transactions.Transaction) -> DeleteResult:
-            deleted = transaction.delete(wanted)
-            return DeleteResult(deleted, transaction.sequence if deleted else 0)
+            def change(transaction: transactions.Transaction) -> DeleteResult:
+                replaced.note(transaction, wanted)
+                deleted = transaction.delete(wanted)
+                return DeleteResult(deleted, transaction.sequence if deleted else 0)
 
-        return self._write(change) if wanted else DeleteResult(0, 0)
+            result = stay.store.write(change)
+            replaced.forget()
+            return result
 
     def update(self, changes: Sequence[ItemUpdate]) -> UpdateResult:
         """Change labels or payloads and leave the vectors alone. Durable on return.
@@ -202,14 +221,18 @@ class LocalCollection:
                 known = [sequence for sequence, _ in matching_rows(connection, condition, self.name)]
                 reads.check_rows(connection, known, self.dim, self.name)
                 last = snapshot.sequence
+            replaced = Replaced(stay.store)
 
             def change(transaction: transactions.Transaction) -> DeleteResult:
                 keys = reads.keys_of(transaction.connection, known)
                 keys += [key for _, key in matching_rows(transaction.connection, condition, self.name, last)]
+                replaced.note(transaction, keys)
                 deleted = transaction.delete(keys)
                 return DeleteResult(deleted, transaction.sequence if deleted else 0)
 
-            return stay.store.write(change)
+            result = stay.store.write(change)
+            replaced.forget()
+            return result
 
     def get(self, keys: Sequence[str]) -> list[IndexedItem | None]:
         """Return the items of `keys` in their order, None for a key that does not exist."""
@@ -223,6 +246,38 @@ class LocalCollection:
         wanted = validation.keys(keys)
         with self._reading() as (_, connection, _):
             return reads.read_hashes(connection, wanted)
+
+    def thumbnail_size(self) -> int:
+        """Return the pixels of the longer side of the collection's thumbnails, 0 when it has none."""
+        with self._residence.use() as stay:
+            return stay.store.thumbnails.size
+
+    def thumbnails(self, keys: Sequence[str]) -> list[Thumbnail | None]:
+        """Return the thumbnail of each item, None where there is no item or it has none."""
+        known = self.content_hashes(keys)
+        hashes = [known.get(key) for key in keys]
+        with self._residence.use() as stay:
+            found = stay.store.thumbnails.get(hashes)
+        pairs = zip(hashes, found, strict=True)
+        return [Thumbnail(jpeg, value) if jpeg and value else None for value, jpeg in pairs]
+
+    def keep_thumbnails(self, size: int) -> None:
+        """Keep thumbnails of that many pixels from now on; does nothing where the collection does already."""
+        with self._residence.use() as stay:
+            stay.store.thumbnails.make(size)
+
+    def without_thumbnail(self, hashes: Sequence[bytes]) -> list[bytes]:
+        """Return those of some content hashes that an item has, and that have no thumbnail."""
+        with self._residence.use() as stay:
+            return stay.store.thumbnails.missing(live_hashes(stay.store, hashes)) if hashes else []
+
+    def add_thumbnails(self, thumbnails: Mapping[bytes, bytes]) -> None:
+        """Store thumbnails, by content hash, of items that are there."""
+        with self._residence.use() as stay, stay.store.thumbnails.kept(thumbnails):
+            pass
+        # An item may have gone since its thumbnail was made.
+        with self._residence.use() as stay:
+            stay.store.thumbnails.forget(thumbnails, functools.partial(live_hashes, stay.store))
 
     def scroll(self, after_sequence: int, limit: int, condition: Condition | None = None) -> list[IndexedItem]:
         """Return the first `limit` matching items after a sequence number, in the order of sequence numbers.
@@ -392,6 +447,7 @@ class LocalCollection:
         """Remove dead slots from memory and segments; also done in the background when they are many."""
         with self._residence.use() as stay:
             stay.store.compact()
+            stay.store.thumbnails.sweep(functools.partial(live_hashes, stay.store))
 
     def close(self) -> None:
         """Close the collection; closing twice is safe."""

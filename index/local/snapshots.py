@@ -1,6 +1,7 @@
 """Snapshots: consistent copies of a collection, taken while it is served, and put back under a name.
 
     DATA_DIR/snapshots/NAME/TIME-SEQUENCE-ID/items.sqlite      the whole truth, as of one sequence number
+    DATA_DIR/snapshots/NAME/TIME-SEQUENCE-ID/thumbs.sqlite     the thumbnails, if there are any
     DATA_DIR/snapshots/NAME/TIME-SEQUENCE-ID/snapshot.json     what it is, and the copy's SHA-256
 
 Segments are not copied: they are made again from the database when a snapshot is restored.
@@ -19,6 +20,7 @@ from pathlib import Path
 from imagekin import files
 from imagekin.errors import DataLossError, InvalidArgumentError, NotFoundError
 from imagekin.index import validation
+from imagekin.index.local import thumbnails
 from imagekin.index.local.store import DATABASE
 from imagekin.index.storage.connection import connect
 from imagekin.index.storage.schema import read_identity, read_state, storage_errors
@@ -54,6 +56,7 @@ def take(database: Path, collection: str, folder: Path) -> SnapshotDescription:
             with contextlib.closing(sqlite3.connect(temporary / DATABASE)) as target:
                 source.backup(target, pages=_PAGES_AT_ONCE, sleep=0.001)
             source.execute("ROLLBACK")
+        pictures = thumbnails.copy(database.parent, temporary)
         for log in temporary.glob(f"{DATABASE}-*"):
             log.unlink()  # empty: everything has been moved into the database
         digest = _sha256(temporary / DATABASE)
@@ -65,12 +68,15 @@ def take(database: Path, collection: str, folder: Path) -> SnapshotDescription:
             dim=identity.dim,
             count=state.count,
             sequence=state.sequence,
-            disk_bytes=(temporary / DATABASE).stat().st_size,
+            disk_bytes=sum(file.stat().st_size for file in temporary.iterdir()),
             created_at=created_at,
             sha256=digest,
+            thumbnails_sha256=_sha256(temporary / thumbnails.FILE) if pictures else "",
         )
         files.write_text(temporary / _DESCRIPTION, json.dumps(asdict(info)))
         files.sync_file(temporary / DATABASE)
+        if pictures:
+            files.sync_file(temporary / thumbnails.FILE)
         files.put_folder(temporary, folder / info.name)
         return info
 
@@ -102,19 +108,23 @@ def find(folder: Path, name: str) -> SnapshotDescription:
 
 
 def put_back(folder: Path, info: SnapshotDescription, target: Path) -> None:
-    """Copy a snapshot's database into a new folder, and verify its SHA-256.
+    """Copy a snapshot's files into a new folder, and verify their SHA-256.
 
     Raises:
         DataLossError: the snapshot is damaged.
     """
-    copy = target / DATABASE
-    try:
-        shutil.copyfile(folder / info.name / DATABASE, copy)
-    except FileNotFoundError:
-        raise DataLossError(f"snapshot {info.name!r} is damaged: its database is missing") from None
-    if _sha256(copy) != info.sha256:
-        raise DataLossError(f"snapshot {info.name!r} is damaged: it fails its SHA-256; use another one")
-    files.sync_file(copy)
+    parts = ((DATABASE, "database", info.sha256), (thumbnails.FILE, "thumbnails", info.thumbnails_sha256))
+    for name, what, sha256 in parts:
+        if not sha256:
+            continue
+        copy = target / name
+        try:
+            shutil.copyfile(folder / info.name / name, copy)
+        except FileNotFoundError:
+            raise DataLossError(f"snapshot {info.name!r} is damaged: its {what} is missing") from None
+        if _sha256(copy) != sha256:
+            raise DataLossError(f"snapshot {info.name!r} is damaged: it fails its SHA-256; use another one")
+        files.sync_file(copy)
     files.sync_folder(target)
 
 

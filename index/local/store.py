@@ -15,6 +15,7 @@ import numpy as np
 
 from imagekin.errors import DataLossError, FailedPreconditionError, NotFoundError, UnavailableError
 from imagekin.index.local.maintenance import Maintenance
+from imagekin.index.local.thumbnails import Thumbnails
 from imagekin.index.local.writer_lock import LOCK, WriterLock
 from imagekin.index.search.ann import Approximate
 from imagekin.index.search.gpu.device_thread import DeviceThread
@@ -76,6 +77,7 @@ class LocalStore:
             raise NotFoundError(f"there is no collection {name!r}: make it first, or check the data folder")
         if not self._path.is_file():
             raise DataLossError(f"collection {name!r} is damaged: its database is missing")
+        self.thumbnails = Thumbnails(folder, read_only=read_only)
         self._published = threading.Condition()
         self._idle: list[sqlite3.Connection] = []
         self._idle_lock = threading.Lock()
@@ -219,6 +221,7 @@ class LocalStore:
             self._committer.close()
         self._maintenance.close()
         self._watermark.close()
+        self.thumbnails.close()
         # From now on, only running searches keep the memory and the files, by their snapshots.
         self._columns = Columns(self.identity.dim)
         self._snapshot = self._columns.snapshot(self._state.sequence)

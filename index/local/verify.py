@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from imagekin.index.local.store import DATABASE
+from imagekin.index.local.thumbnails import verify_thumbnails
 from imagekin.index.local.writer_lock import LOCK, WriterLock
 from imagekin.index.storage.acknowledged import Watermark
 from imagekin.index.storage.columns import Columns
@@ -77,6 +78,8 @@ def verify(folder: Path, name: str, *, repair: bool = False, on_progress: Progre
             segments.remove()
             watermark.forget()
             report = replace(report, repaired=True)
+        if damaged := verify_thumbnails(folder, repair=repair):
+            report = replace(report, damaged_thumbnails=damaged, repaired=repair)
         return report
 
 

@@ -39,8 +39,10 @@ class MilvusCatalog:
         self._clock = Clock()
         self._closed = False
 
-    def create(self, name: str, *, space: str, dim: int, index_kind: str = "auto") -> MilvusCollection:
-        """Create an empty collection and open it.
+    def create(
+        self, name: str, *, space: str, dim: int, index_kind: str = "auto", thumbnail_size: int = 0
+    ) -> MilvusCollection:
+        """Create an empty collection and open it; it keeps no thumbnails, whatever `thumbnail_size` is.
 
         Raises:
             AlreadyExistsError: a collection of that name exists.

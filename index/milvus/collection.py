@@ -52,6 +52,7 @@ from imagekin.types import (
     ItemUpdate,
     Neighbour,
     Prediction,
+    Thumbnail,
     UpdateResult,
     UpsertResult,
     Vector,
@@ -192,6 +193,14 @@ class MilvusCollection:
         """Return the items of `keys` in their order, None for a key that does not exist."""
         rows = self._rows.by_key(validation.keys(keys), ALL_COLUMNS)
         return [stored_item(rows[key]) if key in rows else None for key in keys]
+
+    def thumbnail_size(self) -> int:
+        """Return 0: there are no thumbnails in Milvus."""
+        return 0
+
+    def thumbnails(self, keys: Sequence[str]) -> list[Thumbnail | None]:
+        """Return None for each item."""
+        return [None] * len(keys)
 
     def content_hashes(self, keys: Sequence[str]) -> dict[str, bytes | None]:
         """Return the content hash of each of `keys` that exists; None when it is unknown."""

@@ -205,7 +205,7 @@ class CollectionStore:
                 self._open[name] = await self._enter(await self._in_thread(catalog.open, name))
             return self._open[name]
 
-    async def create(self, name: str, *, space: str, dim: int, index_kind: str) -> CollectionInfo:
+    async def create(self, name: str, *, space: str, dim: int, index_kind: str, thumbnail_size: int) -> CollectionInfo:
         """Create an empty collection.
 
         Raises:
@@ -215,7 +215,9 @@ class CollectionStore:
         """
         catalog = self._given(writing=True)
         async with self._changing:
-            made = await self._in_thread(lambda: catalog.create(name, space=space, dim=dim, index_kind=index_kind))
+            made = await self._in_thread(
+                lambda: catalog.create(name, space=space, dim=dim, index_kind=index_kind, thumbnail_size=thumbnail_size)
+            )
             entry = self._open[name] = await self._enter(made)
         return await entry.read(lambda: entry.collection.info())
 

@@ -5,8 +5,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from imagekin.encoder.decoding.decode import DecodeLimits
+from imagekin.encoder.decoding.thumbnail import thumbnail
 from imagekin.errors import FailedPreconditionError, ImagekinError, InvalidArgumentError
 from imagekin.index import validation
+from imagekin.index.local.thumbnails import MOST_PIXELS
 from imagekin.index.types import VectorItem
 from imagekin.serving.collections.open_collections import CollectionStore, OpenCollection
 from imagekin.serving.embedding.models import Models
@@ -18,6 +21,7 @@ from imagekin.types import Outcome
 from imagekin.v1 import collections_pb2 as pb
 from imagekin.v1 import common_pb2
 
+_THUMBNAIL_LIMITS = DecodeLimits(max_bytes=256 * 1024, max_pixels=MOST_PIXELS**2, formats=frozenset({"JPEG"}))
 _OUTCOMES = {
     Outcome.INSERTED: pb.UpsertResult.Outcome.OUTCOME_INSERTED,
     Outcome.REPLACED: pb.UpsertResult.Outcome.OUTCOME_REPLACED,
@@ -70,7 +74,7 @@ class Writer:
         check_count(request.items, self._limits.max_batch_items, "items")
         entry = await self._store.get(request.collection)
         # In a thread, because parsing 256 payloads of 64 KiB would stall the event loop.
-        checked = await entry.read(_check_all, request.items, entry.dim)
+        checked = await entry.read(_check_all, request.items, entry)
         images = {
             position: request.items[position].image.data
             for position, item in enumerate(checked)
@@ -115,22 +119,29 @@ class Writer:
             checked[:] = [error if position in images else item for position, item in enumerate(checked)]
             return
         files = list(images.values())
+        size = await entry.read(lambda: entry.collection.thumbnail_size())
         with model.pipeline.leased():
-            outcomes = await model.pipeline.embed(files, timeout=timeout, hashes=True, patient=patient)
+            outcomes = await model.pipeline.embed(files, timeout=timeout, hashes=True, thumbnail=size, patient=patient)
         for position, outcome in zip(images, outcomes, strict=True):
             item = checked[position]
             if isinstance(outcome, ImagekinError):
                 checked[position] = outcome
             elif isinstance(item, VectorItem):
-                checked[position] = replace(item, vector=outcome.vector, content_hash=outcome.content_hash)
+                checked[position] = replace(
+                    item, vector=outcome.vector, content_hash=outcome.content_hash, thumbnail=outcome.thumbnail
+                )
 
 
-def _check_all(messages: Sequence[common_pb2.Item], dim: int) -> list[VectorItem | ImagekinError]:
-    return [_check(message, position, dim) for position, message in enumerate(messages)]
+def _check_all(messages: Sequence[common_pb2.Item], entry: OpenCollection) -> list[VectorItem | ImagekinError]:
+    size = entry.collection.thumbnail_size() if any(message.thumbnail for message in messages) else 0
+    return [_check(message, position, entry.dim, size) for position, message in enumerate(messages)]
 
 
-def _check(message: common_pb2.Item, position: int, dim: int) -> VectorItem | ImagekinError:
-    """Check an item; return it, with an image's vector still to be filled in, or its error."""
+def _check(message: common_pb2.Item, position: int, dim: int, size: int) -> VectorItem | ImagekinError:
+    """Check an item; return it, with an image's vector still to be filled in, or its error.
+
+    A thumbnail is made anew from the one that came, so that nothing else of the caller's file is kept.
+    """
     where = f"items[{position}]"
     content = message.WhichOneof("content")
     try:
@@ -142,6 +153,10 @@ def _check(message: common_pb2.Item, position: int, dim: int) -> VectorItem | Im
             payload = read_payload(message.payload_json)
         with located(f"{where}.content_hash"):
             content_hash = validation.content_hash(message.content_hash)
+        picture = None
+        if content == "vector" and size and content_hash and message.thumbnail:
+            with located(f"{where}.thumbnail"):
+                picture = thumbnail(message.thumbnail, size, _THUMBNAIL_LIMITS)
         if content == "vector":
             vector = read_vector(message.vector, dim, f"{where}.vector")
         elif content == "image":
@@ -150,4 +165,4 @@ def _check(message: common_pb2.Item, position: int, dim: int) -> VectorItem | Im
             raise InvalidArgumentError("the item is empty: set image or vector", field=where)
     except InvalidArgumentError as error:
         return error
-    return VectorItem(key, vector, label, payload, content_hash)
+    return VectorItem(key, vector, label, payload, content_hash, thumbnail=picture)

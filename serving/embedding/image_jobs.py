@@ -21,11 +21,13 @@ class EmbeddedImage(NamedTuple):
         vector: float32 [D], unit length.
         logits: float32 [C], None when the model has no linear head.
         content_hash: SHA-256 of the file, empty when it was not asked for.
+        thumbnail: a small JPEG file, None when it was not asked for.
     """
 
     vector: NDArray[np.float32]
     logits: NDArray[np.float32] | None
     content_hash: bytes
+    thumbnail: bytes | None = None
 
 
 EmbedOutcome = EmbeddedImage | ImagekinError
@@ -38,6 +40,7 @@ class Work:
         images: image files, or pixels uint8 [H, W, 3] of the model's own size.
         deadline: `time.monotonic()` after which nobody waits for the answer; None for never.
         hashes: fill in the content hashes.
+        thumbnail: pixels of the longer side of thumbnails, 0 for none.
 
     Attributes:
         size: bytes of the images.
@@ -62,11 +65,13 @@ class Work:
         "outcomes",
         "path",
         "size",
+        "thumbnail",
     )
 
-    def __init__(self, images: Sequence[Source], deadline: float | None, hashes: bool) -> None:
+    def __init__(self, images: Sequence[Source], deadline: float | None, hashes: bool, thumbnail: int = 0) -> None:
         self.images: Sequence[Source] = images
         self.hashes = hashes
+        self.thumbnail = thumbnail
         self.size = sum(len(image) if isinstance(image, bytes) else image.nbytes for image in images)
         self.outcomes: list[EmbedOutcome | None] = [None] * len(images)
         self.failure: Exception | None = None
@@ -99,6 +104,7 @@ class DecodedImage(NamedTuple):
     pixels: NDArray[np.uint8]
     content_hash: bytes
     since: float
+    thumbnail: bytes | None = None
 
 
 # An image that is done: its request, its position there and its outcome, None when it was dropped.

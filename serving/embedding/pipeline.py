@@ -126,7 +126,13 @@ class Pipeline:
         await asyncio.get_running_loop().run_in_executor(None, self.close)
 
     async def embed(
-        self, images: Sequence[Source], *, timeout: float | None = None, hashes: bool = False, patient: bool = False
+        self,
+        images: Sequence[Source],
+        *,
+        timeout: float | None = None,
+        hashes: bool = False,
+        thumbnail: int = 0,
+        patient: bool = False,
     ) -> list[EmbedOutcome]:
         """Embed the images of one request.
 
@@ -134,6 +140,7 @@ class Pipeline:
             images: image files, or pixels uint8 [H, W, 3] of the model's own size.
             timeout: seconds after which the caller stops waiting; None for never.
             hashes: fill in the content hashes.
+            thumbnail: pixels of the longer side of thumbnails to make, 0 for none.
             patient: wait for room in the queue instead of failing, as bulk streams do.
 
         Returns:
@@ -143,16 +150,22 @@ class Pipeline:
             ResourceExhaustedError: the queue is full.
             DeadlineExceededError: the time is up.
         """
-        return await (await self.begin(images, timeout=timeout, hashes=hashes, patient=patient))
+        return await (await self.begin(images, timeout=timeout, hashes=hashes, thumbnail=thumbnail, patient=patient))
 
     async def begin(
-        self, images: Sequence[Source], *, timeout: float | None = None, hashes: bool = False, patient: bool = False
+        self,
+        images: Sequence[Source],
+        *,
+        timeout: float | None = None,
+        hashes: bool = False,
+        thumbnail: int = 0,
+        patient: bool = False,
     ) -> asyncio.Future[list[EmbedOutcome]]:
         """Queue the images of one request and return the future of their results; cancelling it drops them.
 
         Arguments and errors are those of `embed`; DeadlineExceededError is set on the future.
         """
-        work = Work(images, None if timeout is None else time.monotonic() + timeout, hashes)
+        work = Work(images, None if timeout is None else time.monotonic() + timeout, hashes, thumbnail)
         if not images:
             work.done.set_result([])
             return work.done

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagekin.encoder.decoding.decode import DecodeLimits
+from imagekin.encoder.decoding.thumbnail import load_with_thumbnail
 from imagekin.encoder.metadata import Metadata
 from imagekin.encoder.runtime.session import Outputs
 from imagekin.errors import ImagekinError
@@ -58,9 +59,14 @@ class Stages:
         if work.is_dead():
             return work, position, None
         image, content_hash, start = work.images[position], b"", time.monotonic()
+        thumbnail: bytes | None = None
         try:
             if not isinstance(image, np.ndarray):
-                pixels = self._runner.load_pixels(image, self._limits)
+                if work.thumbnail:
+                    preprocess = self._runner.metadata.preprocess
+                    pixels, thumbnail = load_with_thumbnail(bytes(image), preprocess, work.thumbnail, self._limits)
+                else:
+                    pixels = self._runner.load_pixels(image, self._limits)
                 content_hash = hashlib.sha256(image).digest() if work.hashes else b""
             else:
                 pixels = image
@@ -73,7 +79,7 @@ class Stages:
         if self._metrics is not None:
             self._metrics.stage("queue", start - work.began)
             self._metrics.stage("decode", end - start)
-        return DecodedImage(work, position, pixels, content_hash, end)
+        return DecodedImage(work, position, pixels, content_hash, end, thumbnail)
 
     def infer(self, batch: Sequence[DecodedImage]) -> list[Ended]:
         """Infer the images of a batch, leaving out those that nobody waits for any more."""
@@ -110,9 +116,9 @@ class Stages:
             (
                 work,
                 position,
-                EmbeddedImage(vector, None if outputs.logits is None else outputs.logits[row], content_hash),
+                EmbeddedImage(vector, None if outputs.logits is None else outputs.logits[row], content_hash, thumbnail),
             )
-            for row, ((work, position, _, content_hash, _), vector) in enumerate(
+            for row, ((work, position, _, content_hash, _, thumbnail), vector) in enumerate(
                 zip(batch, outputs.embeddings, strict=True)
             )
         ]
@@ -120,7 +126,7 @@ class Stages:
     def _note(self, batch: list[DecodedImage], start: float, seconds: float) -> None:
         if self._metrics is None:
             return
-        for _, _, _, _, decoded in batch:
+        for _, _, _, _, decoded, _ in batch:
             self._metrics.stage("batch", start - decoded)
         self._metrics.stage("inference", seconds)
         self._metrics.batch("inference", len(batch))

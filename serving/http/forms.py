@@ -6,6 +6,7 @@
 | `Vector`, and bytes that are a vector | an array of numbers, or little-endian float32 in base64 |
 | `payload_json`, `metadata_json` | `payload`, `metadata`: the JSON object itself |
 | `content_hash` | 64 hexadecimal digits |
+| other bytes | base64 |
 | `Filter` | its text form as a string, or its tree as an object |
 | `Conditions` | an array of its parts |
 | `Value` | a string, number or boolean |
@@ -34,6 +35,7 @@ class Kind(enum.Enum):
     ENUM = enum.auto()
     OBJECT = enum.auto()
     HEX = enum.auto()
+    BYTES = enum.auto()
     RAW_VECTOR = enum.auto()
     IMAGE = enum.auto()
     VECTOR = enum.auto()
@@ -123,7 +125,9 @@ def _kind(field: FieldDescriptor) -> Kind:
     if field.enum_type is not None:
         return Kind.ENUM
     if field.type == FieldDescriptor.TYPE_BYTES:
-        return Kind.RAW_VECTOR if field.full_name in _VECTORS else Kind.HEX
+        if field.full_name in _VECTORS:
+            return Kind.RAW_VECTOR
+        return Kind.HEX if field.name == "content_hash" else Kind.BYTES
     if field.cpp_type in _INTEGERS:
         return Kind.INTEGER
     if field.cpp_type in _NUMBERS:

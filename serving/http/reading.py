@@ -268,6 +268,7 @@ _SCALARS: Mapping[Kind, Callable[[FieldDescriptor, object, str], Any]] = {
     Kind.ENUM: _enum,
     Kind.OBJECT: _object,
     Kind.HEX: _hex,
+    Kind.BYTES: lambda field, value, path: _base64(value, path),
     Kind.RAW_VECTOR: lambda field, value, path: _vector(value, path),
 }
 

@@ -100,6 +100,7 @@ ROUTES = (
     Route("PATCH", f"{_OF}/items", f"{_COLLECTIONS}Update"),
     Route("DELETE", f"{_OF}/items", f"{_COLLECTIONS}Delete", aliases=_KEYS),
     Route("POST", f"{_OF}/items/delete", f"{_COLLECTIONS}Delete", aliases=_KEYS),
+    Route("POST", f"{_OF}/thumbnails", f"{_COLLECTIONS}GetThumbnails", aliases=_KEYS),
     Route("GET", f"{_OF}/scroll", f"{_COLLECTIONS}Scroll"),
     Route("POST", f"{_OF}/scroll", f"{_COLLECTIONS}Scroll"),
     Route("GET", f"{_OF}/count", f"{_COLLECTIONS}Count"),

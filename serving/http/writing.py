@@ -88,7 +88,7 @@ def _put(form: Form, base64: bool) -> Put:
 
     if form.repeated:
         return put_array
-    if form.kind in (Kind.OBJECT, Kind.HEX, Kind.ENUM):
+    if form.kind in (Kind.OBJECT, Kind.HEX, Kind.BYTES, Kind.ENUM):
         return put_filled
     if form.descriptor.has_presence:
         return put_present
@@ -103,6 +103,8 @@ def _value_converter(form: Form, base64: bool) -> Convert | None:
         return lambda text: msgspec.Raw(text.encode())
     if form.kind is Kind.HEX:
         return lambda data: data.hex()
+    if form.kind is Kind.BYTES:
+        return _base64
     if form.kind is Kind.RAW_VECTOR:
         return _base64 if base64 else _array
     if form.kind is Kind.ENUM and form.descriptor.enum_type is not None:

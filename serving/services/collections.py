@@ -55,7 +55,8 @@ class CollectionsService(collections_pb2_grpc.CollectionsServicer):
                 raise InvalidArgumentError(f"the model makes {metadata.dim} components, not {dim}", field="dim")
             space, dim = metadata.space, metadata.dim
         kind = request.index_kind or "auto"
-        info = await self._store.create(request.name, space=space, dim=dim, index_kind=kind)
+        size = request.thumbnail_size
+        info = await self._store.create(request.name, space=space, dim=dim, index_kind=kind, thumbnail_size=size)
         return pb.CreateCollectionResponse(collection=write_collection(info))
 
     async def ListCollections(  # type: ignore[override]
@@ -125,6 +126,18 @@ class CollectionsService(collections_pb2_grpc.CollectionsServicer):
             return items + pb.GetResponse(missing_keys=missing).SerializeToString()
 
         return await entry.read(get)
+
+    async def GetThumbnails(self, request: pb.GetThumbnailsRequest, context: Context) -> pb.GetThumbnailsResponse:
+        check_count(request.keys, self._limits.max_batch_items, "keys")
+        entry = await self._store.get(request.collection)
+        keys = list(request.keys)
+        found = await entry.read(lambda: entry.collection.thumbnails(keys))
+        return pb.GetThumbnailsResponse(
+            thumbnails=[
+                pb.Thumbnail() if one is None else pb.Thumbnail(jpeg=one.jpeg, content_hash=one.content_hash)
+                for one in found
+            ]
+        )
 
     async def Scroll(self, request: pb.ScrollRequest, context: Context) -> bytes:  # type: ignore[override]
         condition = await given_filter(request)

@@ -36,6 +36,7 @@ SCOPES: Mapping[str, Scope | None] = {
     "/imagekin.v1.Collections/ListCollections": Scope.READ,
     "/imagekin.v1.Collections/DescribeCollection": Scope.READ,
     "/imagekin.v1.Collections/Get": Scope.READ,
+    "/imagekin.v1.Collections/GetThumbnails": Scope.READ,
     "/imagekin.v1.Collections/Scroll": Scope.READ,
     "/imagekin.v1.Collections/Count": Scope.READ,
     "/imagekin.v1.Collections/Facet": Scope.READ,

@@ -43,7 +43,7 @@ _GZIP_FRAMING = 31
 _GZIP = b"\x1f\x8b"
 
 _FILTERING = ("Scroll", "Count", "Facet")
-_BY_KEYS = ("Get", "Delete")
+_BY_KEYS = ("Get", "GetThumbnails", "Delete")
 _BULKY = ("Embed", "EmbedStream", "Search", "Classify", "Upsert", "UpsertStream", "Update", "ModelInfer")
 
 Reader = Callable[[bytes, int], object | None]

@@ -214,7 +214,7 @@ class _Collections(collections_pb2_grpc.CollectionsServicer):
         with self.script.call("Count", context):
             return collections_pb2.CountResponse(count=len(self.script.items))
 
-    DropCollection = Facet = ListCollections = Snapshot = Update = UpsertStream = None  # type: ignore[assignment]
+    DropCollection = Facet = GetThumbnails = ListCollections = Snapshot = Update = UpsertStream = None  # type: ignore[assignment]
 
 
 @contextlib.contextmanager

@@ -84,7 +84,8 @@ INSIDE = {
     "cli": (
         ("shared",),
         ("collection", "demo_run", "review"),
-        ("adopt", "classify", "demo", "embed", "health", "index", "models", "search", "serve", "tune", "version"),
+        ("adopt", "classify", "demo", "embed", "health", "index", "models"),
+        ("search", "serve", "thumbnails", "tune", "version"),
         ("main",),
     ),
     "training": (

@@ -67,6 +67,10 @@ TABLE: list[tuple[str, dict[str, Any], str]] = [
     ("Get", {**SHOP, "keys": ["b", "nobody", "a"], "with_vector": True}, "OK"),
     ("Get", {**SHOP, "keys": []}, "INVALID_ARGUMENT"),
     ("Get", {**SHOP, "keys": ["a"] * 9}, "INVALID_ARGUMENT"),
+    ("GetThumbnails", {**SHOP, "keys": ["a", "nobody"]}, "OK"),
+    ("GetThumbnails", {**SHOP, "keys": []}, "INVALID_ARGUMENT"),
+    ("GetThumbnails", {"collection": "nobody", "keys": ["a"]}, "NOT_FOUND"),
+    ("CreateCollection", {"name": "x", "thumbnail_size": 5}, "INVALID_ARGUMENT"),
     ("Scroll", {**SHOP, "page_size": 2}, "OK"),
     (
         "Scroll",
@@ -116,7 +120,7 @@ def both(model_path: Path, other_path: Path, tmp_path_factory: pytest.TempPathFa
             {"key": key, "image": base64.b64encode(png(n)).decode(), "label": label, "payload": {"n": n}}
             for n, (key, label) in enumerate((("a", "cat"), ("b", "cat"), ("c", "dog"), ("d", "dog")))
         ]
-        over_grpc(server, "CreateCollection", {"name": "shop"}, ADMIN)
+        over_grpc(server, "CreateCollection", {"name": "shop", "thumbnail_size": 32}, ADMIN)
         over_grpc(server, "Upsert", {**SHOP, "items": items}, ADMIN)
         over_grpc(server, "CreateCollection", {"name": "foreign", "space": "elsewhere", "dim": 4}, ADMIN)
         over_grpc(server, "Upsert", {"collection": "foreign", "items": [{"key": "a", "vector": [1, 2, 3, 4]}]}, ADMIN)

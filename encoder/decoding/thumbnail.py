@@ -1,0 +1,62 @@
+"""Make thumbnails: small JPEG images in sRGB, upright and without metadata, encoded anew from the pixels."""
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from imagekin.encoder.decoding.decode import DEFAULT_LIMITS, DecodeLimits, decode, fit, least_side
+from imagekin.encoder.metadata import Preprocess
+
+_QUALITY = 75
+# Pixels are averaged in whole blocks down to twice the size, and resampled from there.
+_GAP = 2.0
+
+
+def thumbnail(data: bytes, size: int, limits: DecodeLimits = DEFAULT_LIMITS) -> bytes:
+    """Make the thumbnail of an image file.
+
+    Args:
+        data: the file's bytes.
+        size: length of its longer side in pixels; a smaller image keeps its own.
+        limits: limits of the file.
+
+    Raises:
+        ImageError: see `decode`.
+    """
+    return _encode(decode(data, limits, least=size), size)
+
+
+def load_with_thumbnail(
+    data: bytes, preprocess: Preprocess, size: int, limits: DecodeLimits = DEFAULT_LIMITS
+) -> tuple[NDArray[np.uint8], bytes]:
+    """Decode an image file once, for a model and for a thumbnail; the pixels are those of `load_pixels`.
+
+    Args:
+        data: the file's bytes.
+        preprocess: the model's preprocessing.
+        size: length of the thumbnail's longer side in pixels.
+        limits: limits of the file.
+
+    Returns:
+        Pixels for the model, uint8 [H, W, 3], and the thumbnail.
+
+    Raises:
+        ImageError: see `decode`.
+    """
+    image = decode(data, limits, preprocess.background, least_side(preprocess))
+    pixels = fit(image, preprocess)
+    # The model may need so little detail that a JPEG image was decoded smaller than the thumbnail is to be.
+    if max(image.size) < size:
+        image = decode(data, limits, preprocess.background, size)
+    return pixels, _encode(image, size)
+
+
+def _encode(image: Image.Image, size: int) -> bytes:
+    small = image.copy() if max(image.size) > size else image
+    if max(image.size) > size:
+        small.thumbnail((size, size), Image.Resampling.BICUBIC, _GAP)
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=_QUALITY)
+    return file.getvalue()

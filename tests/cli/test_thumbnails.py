@@ -1,0 +1,75 @@
+"""`imagekin index --thumbnails` and `imagekin thumbnails`."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from imagekin.cli.main import run
+from imagekin.index.local.catalog import Catalog
+from imagekin.index.local.thumbnails import FILE
+from tests.artifacts import tiny_artifact
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny_artifact(tmp_path_factory.mktemp("model") / "tiny.onnx"))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (400, 200), (number * 40, 0, 9)).save(folder / f"{number}.jpg")
+    return folder
+
+
+def kept(data: Path) -> tuple[int, int]:
+    """Return the size of the collection's thumbnails, and how many items have one."""
+    with Catalog(data, read_only=True) as catalog:
+        shop = catalog.open("shop")
+        found = shop.thumbnails([item.key for item in shop.items()])
+        return shop.info().thumbnail_size, sum(one is not None for one in found)
+
+
+def test_index_makes_thumbnails_unless_told_not_to(model: str, photos: Path, tmp_path: Path) -> None:
+    arguments = ["index", "shop", str(photos), "--model", model, "--data-dir"]
+    for asked, expected in (([], (160, 3)), (["--thumbnails", "64"], (64, 3)), (["--thumbnails", "0"], (0, 0))):
+        data = tmp_path / f"data{expected[0]}"
+        assert run([*arguments, str(data), *asked]) == 0
+        assert kept(data) == expected
+    assert run([*arguments, str(tmp_path / "new"), "--thumbnails", "7"]) == 2
+
+
+def test_thumbnails_are_made_afterwards(
+    model: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    assert run(["index", "shop", str(photos), "--model", model, "--data-dir", str(data), "--thumbnails", "0"]) == 0
+    (photos / "0.jpg").write_bytes(b"no image any more")
+    Image.new("RGB", (20, 20)).save(photos / "new.png")
+    capsys.readouterr()
+    assert run(["thumbnails", "shop", str(photos), "--data-dir", str(data), "--size", "48", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert answer == {"collection": "shop", "made": 2, "failed": 0, "size": 48}
+    assert kept(data) == (48, 2)
+    assert run(["thumbnails", "shop", str(photos), "--data-dir", str(data)]) == 0
+    assert capsys.readouterr().out.startswith("0 thumbnails of 48 pixels made")
+
+
+def test_verify_finds_damaged_thumbnails_and_repair_makes_room_for_new_ones(
+    model: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    assert run(["index", "shop", str(photos), "--model", model, "--data-dir", str(data)]) == 0
+    path = data / "collections" / "shop" / FILE
+    path.write_bytes(path.read_bytes().replace(b"JFIF", b"JFIX", 1))
+    assert run(["collection", "verify", "shop", "--data-dir", str(data)]) == 1
+    assert "1 thumbnails damaged" in capsys.readouterr().err
+    assert run(["collection", "verify", "shop", "--repair", "--data-dir", str(data)]) == 0
+    assert run(["collection", "verify", "shop", "--data-dir", str(data)]) == 0
+    assert kept(data) == (160, 2)
+    assert run(["thumbnails", "shop", str(photos), "--data-dir", str(data)]) == 0
+    assert kept(data) == (160, 3)
