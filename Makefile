@@ -27,6 +27,7 @@ check: $(DEV_STAMP)
 
 proto: $(DEV_STAMP)
 	$(BIN)/python protos/generate.py
+	$(BIN)/python protos/openapi.py
 
 client: $(DEV_STAMP)
 	$(BIN)/python client/generate_sync.py

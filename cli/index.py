@@ -184,7 +184,7 @@ def _opened(
 
 
 def _loader(encoder: "Encoder | None", pixels: int) -> "LoadBoth | None":
-    """Return what loads an image for the encoder together with its thumbnail, None where there are no thumbnails."""
+    """Make the function that loads an image with its thumbnail, None where there are no thumbnails."""
     if encoder is None or not pixels:
         return None
     from imagekin.encoder.decoding.thumbnail import load_with_thumbnail

@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute
 from starlette.routing import Route as StarletteRoute
 
 from imagekin.errors import ImagekinError, NotFoundError, PermissionDeniedError, UnimplementedError
+from imagekin.serving.http.described import description_routes
 from imagekin.serving.http.endpoint import TIMEOUT, Endpoint, error_response
 from imagekin.serving.http.kserve import kserve_routes
 from imagekin.serving.http.pictures import thumbnail_route
@@ -79,7 +80,7 @@ def build(
         StarletteRoute(route.path, _endpoint(Endpoint(route, calls)), methods=[route.verb]) for route in ROUTES
     ]
     routes += [StarletteRoute("/healthz", health), StarletteRoute("/metrics", metrics)]
-    routes += [thumbnail_route(calls), *kserve_routes(calls), *page_routes()]
+    routes += [thumbnail_route(calls), *description_routes(), *kserve_routes(calls), *page_routes()]
     app: App = Starlette(routes=routes, exception_handlers={HTTPException: _refused, Exception: _failed})
     app.router.redirect_slashes = False  # type: ignore[attr-defined]
     if settings.cors_origin:

@@ -1,0 +1,247 @@
+"""Generate `openapi.json` from the protos and their comments: `python protos/openapi.py [OUT]`.
+
+The routes are those of `serving/http/routes.py`, the forms of JSON those of `serving/http/forms.py`; the comments are
+read from the protos. OUT is by default `serving/http/openapi.json`, where the file is checked in and served from.
+`tests/serving/http/test_openapi.py` runs it and compares.
+"""
+
+import json
+import re
+import sys
+from importlib import resources
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import google.rpc
+import grpc_tools  # type: ignore[import-untyped]
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from grpc_tools import protoc
+
+from imagekin.errors import error_classes
+from imagekin.serving.http.forms import Form, Kind, enum_names, forms
+from imagekin.serving.http.pictures import PATH as THUMBNAIL
+from imagekin.serving.http.routes import ROUTES, Route
+from imagekin.version import installed_version
+
+PROTOS = Path(__file__).resolve().parent
+OUT = PROTOS.parent / "serving" / "http" / "openapi.json"
+_ERROR = {"$ref": "#/components/schemas/Error"}
+_VECTOR = {
+    "description": "Numbers, or their little-endian float32 in base64.",
+    "oneOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string", "format": "byte"}],
+}
+_SIMPLE: dict[Kind, dict[str, Any]] = {
+    Kind.TEXT: {"type": "string"},
+    Kind.INTEGER: {"type": "integer", "format": "int64"},
+    Kind.NUMBER: {"type": "number"},
+    Kind.BOOLEAN: {"type": "boolean"},
+    Kind.OBJECT: {"type": "object", "additionalProperties": True},
+    Kind.HEX: {"type": "string", "pattern": "^([0-9a-f]{64})?$"},
+    Kind.BYTES: {"type": "string", "format": "byte"},
+    Kind.IMAGE: {"type": "string", "format": "byte"},
+    Kind.TIME: {"type": "string", "format": "date-time"},
+    Kind.VECTOR: _VECTOR,
+    Kind.RAW_VECTOR: _VECTOR,
+    Kind.ITEM_ERROR: _ERROR,
+    Kind.VALUE: {"oneOf": [{"type": "string"}, {"type": "integer"}, {"type": "number"}, {"type": "boolean"}]},
+}
+
+
+def comments() -> dict[str, str]:
+    """Return the comments of the protos by the full names of what they stand above."""
+    found: dict[str, str] = {}
+    with TemporaryDirectory() as folder:
+        target = Path(folder) / "protos.bin"
+        well_known = resources.files(grpc_tools) / "_proto"
+        google_rpc = Path(next(iter(google.rpc.__path__))).parent.parent
+        sources = sorted(str(path.relative_to(PROTOS)) for path in (PROTOS / "imagekin" / "v1").glob("*.proto"))
+        flags = [f"-I{PROTOS}", f"-I{well_known}", f"-I{google_rpc}", "--include_source_info", f"-o{target}"]
+        if protoc.main(["protoc", *flags, *sources]) != 0:
+            raise RuntimeError("protoc refused a file, see above")
+        files = FileDescriptorSet.FromString(target.read_bytes()).file
+    for file in files:
+        for location in file.source_code_info.location:
+            if location.leading_comments:
+                name = _name(file, list(location.path))
+                found[f"{file.package}.{name}"] = " ".join(location.leading_comments.split())
+    return found
+
+
+def document() -> dict[str, Any]:
+    """Return the OpenAPI document."""
+    said = comments()
+    schemas: dict[str, Any] = {
+        "Error": {
+            "type": "object",
+            "description": "Why a request, or a member of a batch, was not served.",
+            "required": ["code", "message"],
+            "properties": {
+                "code": {"type": "string", "enum": sorted(error_classes()), "description": "Name of the gRPC code."},
+                "message": {"type": "string", "description": "One line that says what to do."},
+                "field": {"type": "string", "description": "Path of the field at fault, if one is."},
+            },
+        }
+    }
+    paths: dict[str, Any] = {}
+    for route in ROUTES:
+        paths.setdefault(route.path, {})[route.verb.lower()] = _operation(route, said, schemas)
+    jpeg = {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}
+    paths[THUMBNAIL] = {
+        "get": {
+            "operationId": "thumbnail",
+            "summary": "Returns the small picture of an item, with an ETag.",
+            "parameters": [
+                _parameter("collection", "path", {"type": "string"}, "The collection's name."),
+                _parameter("key", "query", {"type": "string"}, "The item's key.", required=True),
+            ],
+            "responses": {"200": {"description": "A JPEG file.", "content": jpeg}, "default": _failed()},
+        }
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "imagekin", "version": installed_version(), "description": _ABOUT},
+        "paths": paths,
+        "components": {
+            "schemas": dict(sorted(schemas.items())),
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"token": []}],
+    }
+
+
+_ABOUT = "Finds which images are alike and what they are. The fields are those of the protos; see docs/http.md."
+
+
+def _operation(route: Route, said: dict[str, str], schemas: dict[str, Any]) -> dict[str, Any]:
+    method = route.descriptor
+    inputs = forms(method.input_type)
+    in_path = re.findall(r"{(\w+)}", route.path)
+    parameters = [
+        _parameter(name, "path", _field(inputs[name], said, schemas), said.get(_full(inputs[name]), ""))
+        for name in in_path
+    ]
+    query = [form for name, form in inputs.items() if name not in in_path and _is_scalar(form)]
+    if route.member:
+        members = forms(inputs[route.member].descriptor.message_type)  # type: ignore[arg-type]  # members are messages
+        query += [members[name] for name in route.member_fields]
+    for alias, name in route.aliases.items():
+        schema = _field(inputs[name], said, schemas)
+        parameters.append(_parameter(alias, "query", schema, said.get(_full(inputs[name]), "")))
+    parameters += [
+        _parameter(form.name, "query", _field(form, said, schemas), said.get(_full(form), "")) for form in query
+    ]
+    forms_of_vectors = {"type": "string", "enum": ["arrays", "base64"]}
+    parameters.append(_parameter("vectors", "query", forms_of_vectors, "The form of vectors in the answer."))
+    operation: dict[str, Any] = {
+        "operationId": _operation_id(route),
+        "summary": said.get(method.full_name, ""),
+        "parameters": parameters,
+        "responses": {
+            "200": {
+                "description": said.get(method.output_type.full_name, "The answer."),
+                "content": {"application/json": {"schema": _message(method.output_type, said, schemas)}},
+            },
+            "default": _failed(),
+        },
+    }
+    if route.verb in ("POST", "PATCH"):
+        content: dict[str, Any] = {
+            "application/json": {"schema": _message(method.input_type, said, schemas, without=tuple(in_path))}
+        }
+        if route.takes_pictures:
+            content["image/*"] = {"schema": {"type": "string", "format": "binary"}}
+        operation["requestBody"] = {"required": bool(route.takes_pictures), "content": content}
+    return operation
+
+
+def _operation_id(route: Route) -> str:
+    method = route.method.rpartition("/")[2]
+    name = re.sub(r"(?<!^)(?=[A-Z])", "_", method).lower()
+    others = [one for one in ROUTES if one.method == route.method]
+    if len(others) == 1:
+        return name
+    last = route.path.rpartition("/")[2]
+    return f"{name}_{route.verb.lower()}" + ("" if sum(o.verb == route.verb for o in others) == 1 else f"_{last}")
+
+
+def _message(
+    descriptor: Descriptor, said: dict[str, str], schemas: dict[str, Any], without: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Return a reference to a message's schema, which is added to the others."""
+    name = descriptor.name
+    if name not in schemas:
+        schemas[name] = {}
+        properties = {}
+        for form in forms(descriptor).values():
+            if form.name in without:
+                continue
+            comment = said.get(_full(form), "")
+            properties[form.name] = {**_field(form, said, schemas), **({"description": comment} if comment else {})}
+        schemas[name] = {
+            "type": "object",
+            "description": said.get(descriptor.full_name, ""),
+            "properties": properties,
+            "additionalProperties": False,
+        }
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _field(form: Form, said: dict[str, str], schemas: dict[str, Any]) -> dict[str, Any]:
+    schema = _value(form, said, schemas)
+    return {"type": "array", "items": schema} if form.repeated else dict(schema)
+
+
+def _value(form: Form, said: dict[str, str], schemas: dict[str, Any]) -> dict[str, Any]:
+    kind, message = form.kind, form.descriptor.message_type
+    if kind is Kind.ENUM and form.descriptor.enum_type is not None:
+        names = [name for name, number in enum_names(form.descriptor.enum_type).items() if number]
+        return {"type": "string", "enum": names}
+    if message is None or kind in _SIMPLE:
+        return _SIMPLE[kind]
+    inner = {field.name: field.message_type for field in message.fields if field.message_type is not None}
+    if kind is Kind.FILTER:
+        return {"oneOf": [{"type": "string"}, _message(inner["condition"], said, schemas)]}
+    if kind is Kind.CONDITIONS:
+        return {"type": "array", "items": _message(inner["parts"], said, schemas)}
+    return _message(message, said, schemas)
+
+
+def _is_scalar(form: Form) -> bool:
+    return not form.repeated and (form.descriptor.message_type is None or form.kind is Kind.FILTER)
+
+
+def _parameter(
+    name: str, place: str, schema: dict[str, Any], comment: str, *, required: bool = False
+) -> dict[str, Any]:
+    found = {"name": name, "in": place, "required": required or place == "path", "schema": schema}
+    return {**found, "description": comment} if comment else found
+
+
+def _failed() -> dict[str, Any]:
+    return {"description": "The request was not served.", "content": {"application/json": {"schema": _ERROR}}}
+
+
+def _full(form: Form) -> str:
+    return str(form.descriptor.full_name)
+
+
+def _name(file: Any, path: list[int]) -> str:
+    """Return the name, without its package, of what a path of numbers leads to (`SourceCodeInfo.Location.path`)."""
+    names: list[str] = []
+    here: Any = file
+    for number, position in zip(path[::2], path[1::2], strict=False):
+        field = here.DESCRIPTOR.fields_by_number[number]
+        here = getattr(here, field.name)[position]
+        names.append(here.name)
+    return ".".join(names)
+
+
+def generate(out: Path = OUT) -> None:
+    """Write the document."""
+    out.write_text(json.dumps(document(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    generate(Path(sys.argv[1]) if len(sys.argv) > 1 else OUT)
