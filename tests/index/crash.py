@@ -3,7 +3,10 @@
     python -m tests.index.crash --kills 1000 [--seed 0] [--folder DIR]
 
 A process writes to one collection with two threads (upserts, deletions), while it seals, compacts, vacuums and takes
-snapshots, all far more often than it would by itself. It is killed with SIGKILL at a random moment. Then, now and then,
+snapshots, all far more often than it would by itself. A third thread makes, drops and restores another collection,
+over what is there or not, of which every item of one version bears that version's name. A reader process has both open
+meanwhile and must never see an older state after a newer one, half of a write, or two versions at once. The writer is
+killed with SIGKILL at a random moment, and the reader must see what is left. Then, now and then,
 a derived file is damaged or garbage is appended to the log, and another process opens the collection, reads every item
 and compares searches with NumPy. The parent keeps the account: what was acknowledged, and what was under way.
 
@@ -28,9 +31,10 @@ from typing import Any
 
 import numpy as np
 
-from imagekin.errors import FailedPreconditionError
+from imagekin.errors import FailedPreconditionError, NotFoundError
 from imagekin.index.local import maintenance, store
 from imagekin.index.local.catalog import Catalog
+from imagekin.index.local.collection import LocalCollection
 from imagekin.index.search import coded_top_k
 from imagekin.index.types import SearchOptions, VectorItem
 from imagekin.types import Vector
@@ -40,6 +44,9 @@ NAME = "shop"
 DIM = 16
 THREADS = 2
 KEYS = 400
+# The collection that is replaced again and again, and the number of items of each of its versions.
+OTHER = "other"
+OTHER_ITEMS = 30
 _LONGEST = 0.12
 _PATIENCE = 60.0
 
@@ -148,12 +155,99 @@ def write_on(folder: Path, seed: int, say: Callable[[dict[str, Any]], None]) -> 
             say({"doing": what, "on": False})
             time.sleep(float(random.random()) * 0.01)
 
+    def replace() -> None:
+        """Make, restore and drop the other collection; every state of it is whole and of one version, or none."""
+        random = np.random.default_rng([seed, THREADS + 1])
+        taken = [one.name for one in catalog.snapshots() if one.collection == OTHER]
+
+        def make() -> None:
+            if OTHER in catalog.names():
+                catalog.drop(OTHER)
+            version = int(random.integers(1 << 30))
+            fill(catalog.create(OTHER, space="ik1-a", dim=DIM), version)
+
+        def restore() -> None:
+            if taken:
+                catalog.restore(str(random.choice(taken)), OTHER, replace=True)
+
+        def keep() -> None:
+            if OTHER in catalog.names() and len(taken) < 20:
+                taken.append(catalog.snapshot(OTHER).name)
+
+        def drop() -> None:
+            if OTHER in catalog.names():
+                catalog.drop(OTHER)
+
+        def write() -> None:
+            if OTHER in catalog.names():
+                fill(catalog.open(OTHER), int(random.integers(1 << 30)))
+
+        def squeeze() -> None:
+            if OTHER in catalog.names():
+                catalog.compact(OTHER)
+
+        acts: dict[str, Callable[[], None]] = {
+            "make": make,
+            "restore": restore,
+            "keep": keep,
+            "drop": drop,
+            "write": write,
+            "vacuum": squeeze,
+        }
+        while True:
+            what = str(random.choice(list(acts), p=[0.2, 0.35, 0.15, 0.05, 0.2, 0.05]))
+            say({"doing": what, "on": True})
+            acts[what]()
+            say({"doing": what, "on": False})
+
     threads = [threading.Thread(target=work, args=(own,)) for own in range(THREADS)]
-    threads.append(threading.Thread(target=look_after))
+    threads += [threading.Thread(target=look_after), threading.Thread(target=replace)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def fill(collection: LocalCollection, version: int) -> None:
+    """Write all items of a version of the other collection, in one write."""
+    collection.upsert([VectorItem(f"k{n}", vector_of(f"k{n}", version), str(version)) for n in range(OTHER_ITEMS)])
+
+
+def version_of(collection: LocalCollection) -> int | None:
+    """Return the version that the other collection is of, None when it is empty; raises when it is not of one."""
+    stored = list(collection.items())
+    if not stored:
+        return None  # made, and not filled yet
+    labels = {item.label for item in stored}
+    assert len(stored) == OTHER_ITEMS, f"{len(stored)} items of {labels}"
+    assert len(labels) == 1, f"mixed: {labels}"
+    version = int(str(labels.pop()))
+    for item in stored:
+        np.testing.assert_allclose(item.vector, unit(vector_of(item.key, version))[0], atol=1e-6)
+    found = collection.search(vector_of("k0", version)[None], SearchOptions(k=OTHER_ITEMS))[0]
+    # Another version may have come between the two reads, which is not mixed with this one.
+    assert len({one.label for one in found}) <= 1, f"mixed: { ({one.label for one in found}) }"
+    return version
+
+
+def follow(folder: Path, _: int, say: Callable[[dict[str, Any]], None]) -> None:
+    """Read both collections as a replica does, until the parent's end of the pipe is gone; to be killed."""
+    _hurry()
+    looked = 0
+    with Catalog(folder, read_only=True) as catalog:
+        last = 0
+        while True:
+            reading = catalog.open(NAME)
+            items = list(reading.items())
+            labels = [item.payload == {"version": int(str(item.label))} for item in items]
+            assert all(labels), "half of an item"
+            sequence = reading.info().sequence
+            assert sequence >= last, f"write {sequence} after {last}"
+            last = sequence
+            with contextlib.suppress(NotFoundError):
+                version_of(catalog.open(OTHER))
+            looked += 1
+            say({"looked": looked})
 
 
 def check(folder: Path, seed: int, say: Callable[[dict[str, Any]], None]) -> None:
@@ -186,6 +280,11 @@ def check(folder: Path, seed: int, say: Callable[[dict[str, Any]], None]) -> Non
                 best = np.argsort(-products[row], kind="stable")[:5]
                 assert [one.key for one in answer] == [stored[place].key for place in best]
     with Catalog(folder) as catalog:
+        assert all(not info.error for info in catalog.list())
+        if OTHER in catalog.names():
+            version_of(catalog.open(OTHER))
+            assert catalog.verify(OTHER).intact
+        assert not [path for path in (folder / "collections").iterdir() if path.name.startswith((".new-", ".gone-"))]
         assert catalog.verify(NAME).intact
         taken = catalog.snapshots()
         if taken and random.random() < 0.2:
@@ -193,7 +292,7 @@ def check(folder: Path, seed: int, say: Callable[[dict[str, Any]], None]) -> Non
             assert catalog.restore(one.name, "copy").count == one.count
             assert catalog.verify("copy").intact
             catalog.drop("copy")
-        if len(taken) > 5:
+        if len(taken) > 25:
             shutil.rmtree(folder / "snapshots")
     say({"found": found, "sealed": sealed, "coded": coded})
 
@@ -237,7 +336,7 @@ def run(folder: Path, kills: int, seed: int, on_kill: Callable[[int], None] = la
     random = np.random.default_rng(seed)
     account = Account()
     damages: Counter[str] = Counter()
-    sealed = coded = 0
+    sealed = coded = looked = 0
     _wait(*_fork(_make, folder, seed))
     for number in range(kills):
         child, output = _fork(write_on, folder, seed * 1_000_003 + number)
@@ -245,6 +344,7 @@ def run(folder: Path, kills: int, seed: int, on_kill: Callable[[int], None] = la
         first = [output.readline()] if random.random() < 0.95 else []
         if random.random() < 0.05 and first:
             assert _wait(*_fork(refused, folder, 0)) == [{"refused": True}]
+        replica, seen = _fork(follow, folder, 0)
         time.sleep(float(random.random()) * _LONGEST)
         os.kill(child, signal.SIGKILL)
         with output:
@@ -252,6 +352,7 @@ def run(folder: Path, kills: int, seed: int, on_kill: Callable[[int], None] = la
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status), "the writer ended by itself"
         account.read([line for line in lines if line.endswith("\n")])
+        looked += _looked_again(replica, seen)
         damages[damage(folder, random)] += 1
         (answer,) = _wait(*_fork(check, folder, seed + number))
         account.settle(answer["found"])
@@ -266,7 +367,20 @@ def run(folder: Path, kills: int, seed: int, on_kill: Callable[[int], None] = la
         "damages": dict(damages),
         "opened_from_segments": sealed,
         "opened_with_codes": coded,
+        "looks_of_replicas": looked,
     }
+
+
+def _looked_again(replica: int, seen: Any) -> int:
+    """Let a replica look at what the killed writer left, kill it, and return how often it looked."""
+    with seen:
+        looks = [seen.readline() for _ in range(2)]
+        if all(looks):
+            os.kill(replica, signal.SIGKILL)
+        lines = [*looks, *seen.readlines()]
+    _, status = os.waitpid(replica, 0)
+    assert os.WIFSIGNALED(status), "a replica failed, see above"
+    return sum(line.endswith("\n") for line in lines)
 
 
 def _make(folder: Path, _: int, say: Callable[[dict[str, Any]], None]) -> None:
