@@ -67,6 +67,14 @@ def evaluate_command(
         ),
     ] = "",
     *,
+    label_from: Annotated[
+        str,
+        typer.Option(
+            metavar="folder|parent|none|REGEX",
+            help="What names an image's class, as for train: its folders (and tables), its own folder only, nothing, or"
+            " the group of a regular expression that is searched in its path.",
+        ),
+    ] = "folder",
     settings: JudgeSettings,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line.")] = False,
 ) -> None:
@@ -75,8 +83,8 @@ def evaluate_command(
     from imagekin.training.evaluation.judge import judge
 
     metadata = read_metadata(model)
-    queries = _load(test, metadata, "test")
-    gallery = _load(train, metadata, "train") if train else None
+    queries = _load(test, metadata, "test", label_from)
+    gallery = _load(train, metadata, "train", label_from) if train else None
     scores = judge(model, gallery, queries, settings)
     figures = {"model": str(model), "space": metadata.space, "dim": metadata.dim, **scores}
     _show(f"{model.name} on {queries.name}", figures, as_json=as_json)
@@ -180,15 +188,15 @@ def _add_head(model: Path, images: str, *, as_json: bool) -> None:
         )
 
 
-def _load(spec: str, metadata: "Metadata", split: "Split") -> "ImageSet":
+def _load(spec: str, metadata: "Metadata", split: "Split", label_from: str = "folder") -> "ImageSet":
     """Load images as the model is served them; `split` applies where the source has one."""
     from imagekin.training.data.images import has_split, load_images
     from imagekin.training.data.published import resolve_data
 
     root = os.environ.get("IMAGEKIN_DATA_ROOT")
     spec = resolve_data(spec, Path(root) if root else None)
-    part = split if has_split(spec) else "all"
-    return load_images(spec, split=part, preprocess=metadata.preprocess)
+    part = split if has_split(spec, label_from) else "all"
+    return load_images(spec, split=part, preprocess=metadata.preprocess, label_from=label_from)
 
 
 def _show(title: str, figures: Mapping[str, object], *, as_json: bool) -> None:
