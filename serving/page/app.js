@@ -8,10 +8,11 @@ import { button, fill, h, notice } from "./dom.js";
 import { canUndo, changed, undo } from "./edits.js";
 import { itemDialog } from "./item.js";
 import { picturesOf } from "./pictures.js";
+import * as review from "./review.js";
 import * as search from "./search.js";
 import * as status from "./status.js";
 
-const VIEWS = { search, browse, status };
+const VIEWS = { search, browse, review, status };
 const NOTE_MS = 8_000;
 const THEME = "imagekin-theme";
 
@@ -157,7 +158,7 @@ addEventListener("keydown", (event) => {
   if (document.querySelector("dialog[open]") || event.altKey) return;
   const command = event.ctrlKey || event.metaKey;
   const acts = command ? { z: () => canUndo() && app.attempt(undo), a: () => selection?.set(selectable()) } : {
-    1: () => visit("search"), 2: () => visit("browse"), 3: () => visit("status"), "/": () => view.shown.focus(),
+    1: () => visit("search"), 2: () => visit("browse"), 3: () => visit("review"), 4: () => visit("status"), "/": () => view.shown.focus(),
     l: () => selection?.label(), Delete: () => selection?.remove(), t: flip, "?": help, Escape: () => selection?.clear(),
   };
   const act = acts[event.key];

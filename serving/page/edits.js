@@ -7,7 +7,7 @@ const MOST_UPDATES = 250;
 const MOST_KEYS = 5_000;
 const undone = [];
 
-/** Told after each change: `(collection, keys, {label} or {deleted: true} or {undone: true})`. */
+/** Told after each change: `(collection, keys, {labels} or {deleted: true} or {undone: true})`. */
 export const changed = new EventTarget();
 
 /** Return whether there is a change to take back. */
@@ -15,11 +15,17 @@ export const canUndo = () => undone.length > 0;
 
 /** Set the label of items; an empty one removes it. Returns what was done, in words. */
 export async function setLabel(collection, keys, label) {
-  const before = await get(collection, keys, false);
-  await update(collection, before.map(({ key }) => ({ key, label })));
-  const text = label ? `${plural(before.length, "item")} labelled “${label}”` : `label of ${plural(before.length, "item")} removed`;
-  remember(text, collection, keys, () => update(collection, before.map((item) => ({ key: item.key, label: item.label ?? "" }))));
-  tell(collection, keys, { label });
+  const done = (items) => (label ? `${items} labelled “${label}”` : `label of ${items} removed`);
+  return setLabels(collection, new Map(keys.map((key) => [key, label])), done);
+}
+
+/** Set labels by key. Returns what was done, in words. */
+export async function setLabels(collection, labels, done = (items) => `${items} labelled anew`) {
+  const before = await get(collection, [...labels.keys()], false);
+  await update(collection, before.map(({ key }) => ({ key, label: labels.get(key) })));
+  const text = done(plural(before.length, "item"));
+  remember(text, collection, [...labels.keys()], () => update(collection, before.map((item) => ({ key: item.key, label: item.label ?? "" }))));
+  tell(collection, labels.keys(), { labels });
   return text;
 }
 

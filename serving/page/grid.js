@@ -6,7 +6,7 @@ import { thumbnail } from "./thumbnails.js";
 const WIDTH = 168;
 const GAP = 12;
 const CAPTION = 46;
-const SIMILARITY = 18;
+const LINE = 18;
 const AHEAD_PX = 500;
 // Browsers place nothing further down than some 30 million pixels.
 const MOST_PX = 15_000_000;
@@ -62,7 +62,7 @@ export class Grid {
     const least = width < 420 ? 132 : WIDTH;
     this.columns = Math.max(1, Math.floor((width + GAP) / (least + GAP)));
     const side = (width + GAP) / this.columns - GAP;
-    this.row = side + CAPTION + (this.items[0]?.similarity === undefined ? 0 : SIMILARITY) + GAP;
+    this.row = side + CAPTION + (this.items[0]?.similarity === undefined ? 0 : LINE) + (this.items[0]?.note ? LINE : 0) + GAP;
     const shown = Math.min(this.total, Math.floor(MOST_PX / this.row) * this.columns);
     this.element.style.height = `${Math.max(0, Math.ceil(shown / this.columns) * this.row - GAP)}px`;
     const top = this.element.getBoundingClientRect().top;
@@ -140,6 +140,7 @@ export class Grid {
       h("div", { class: "caption" },
         item.similarity !== undefined && h("div", { class: "similarity" }, bar(item.similarity), h("span", {}, item.similarity.toFixed(3))),
         item.label ? told(item.label, { class: "label" }) : h("span", { class: "label none" }, "no label"),
+        item.note && told(item.note, { class: "note-line" }),
         told(item.key, { class: "key" })));
     tile.classList.toggle("selected", isSelected(item));
     return Object.assign(tile, { item });

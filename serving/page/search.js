@@ -173,11 +173,11 @@ export function mount(root, app) {
 
   return {
     update, selection, loaded: () => grid.items.filter(Boolean).map((item) => item.key), show,
-    changed: ({ keys, label, deleted, undone }) => {
+    changed: ({ keys, labels, deleted, undone }) => {
       if (deleted) grid.set(grid.items.filter((item) => !keys.has(item.key)));
       else if (undone) run();
       else {
-        grid.items = grid.items.map((item) => (keys.has(item.key) ? { ...item, label } : item));
+        grid.items = grid.items.map((item) => (keys.has(item.key) ? { ...item, label: labels.get(item.key) } : item));
         grid.draw();
       }
     },

@@ -70,9 +70,9 @@ def test_a_token_that_may_only_read_changes_nothing_and_is_told_so(browser: Brow
 def test_both_themes_fit_any_width(browser: Browser, server: Served, shop: str, scheme: str, width: int) -> None:
     size = {"width": width, "height": 800}
     with visiting(browser, server.port, viewport=size, color_scheme=scheme) as visit:
-        for view in ("#search", "#search?like=k0", "#search?like=k0&item=k1", "#browse", "#status"):
+        for view in ("#search", "#search?like=k0", "#search?like=k0&item=k1", "#browse", "#review", "#status"):
             visit.open(view)
-            visit.page.wait_for_selector(".drop:visible, .tile .open, table")
+            visit.page.wait_for_selector(".drop:visible, .tile .open, table, .lists .number")
             assert visit.page.evaluate("() => document.documentElement.scrollWidth") <= width
         light = visit.page.evaluate("() => getComputedStyle(document.body).backgroundColor") == "rgb(246, 247, 249)"
         assert light == (scheme == "light")
