@@ -14,7 +14,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from imagekin import files, machine
-from imagekin.errors import ImagekinError
+from imagekin.errors import ImagekinError, PermissionDeniedError
 from imagekin.kserve import inference_pb2, inference_pb2_grpc
 from imagekin.serving.collections.data_folder import DataFolder
 from imagekin.serving.collections.open_collections import CollectionStore
@@ -22,6 +22,7 @@ from imagekin.serving.embedding.models import Models
 from imagekin.serving.http.app import build
 from imagekin.serving.http.listener import Listener
 from imagekin.serving.observability import logs
+from imagekin.serving.observability.audit import AuditLog
 from imagekin.serving.observability.http_endpoint import Exposition
 from imagekin.serving.observability.metrics import Metrics
 from imagekin.serving.observability.tracing import Tracer
@@ -104,6 +105,8 @@ class Server:
         limits = settings.limits
         self._tracer = None if settings.otlp_endpoint is None else Tracer(settings.otlp_endpoint)
         self._calls = Calls(limits, self._guard, self._metrics, self._tracer, READERS)
+        self._audit = None if settings.audit_log is None else AuditLog(settings.audit_log)
+        self._calls.write_audit(self._audit)
         self.models = Models(())
         self.store = CollectionStore(settings, self._metrics)
         self._reloader = self._make_reloader()
@@ -232,7 +235,9 @@ class Server:
     def _check_reader(self, header: str) -> None:
         """Raise an ImagekinError unless the value of an Authorization header allows reading."""
         if self._guard is not None:
-            self._guard.check_header(header, Scope.READ)
+            token = self._guard.check_header(header, Scope.READ)
+            if token.collections:
+                raise PermissionDeniedError("the token is for certain collections: this tells of all")
 
     async def _close(self) -> None:
         await self._close_http()
@@ -242,6 +247,8 @@ class Server:
         await self.store.close()
         self._calls.close()
         await asyncio.get_running_loop().run_in_executor(None, self.models.close)
+        if self._audit is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self._audit.close)
         if self._tracer is not None:
             await asyncio.get_running_loop().run_in_executor(None, self._tracer.close)
 

@@ -169,6 +169,9 @@ class Settings:
     tokens_file: Path | None = option(
         None, "Let in only calls with a token of this file (TOML).", metavar="FILE", panel=PROTECTION
     )
+    audit_log: Path | None = option(
+        None, "Write who asked for what to this file, a JSON object a line.", metavar="FILE", panel=OBSERVABILITY
+    )
     otlp_endpoint: str | None = option(
         None,
         "Send a span of every call to this OTLP collector (http://HOST:PORT).",

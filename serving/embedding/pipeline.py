@@ -172,7 +172,7 @@ class Pipeline:
         costs = [self._image_seconds + decoding_seconds(image, self._max_pixels) for image in images]
         work.load, work.path = load, path = (
             Load(len(images), work.size, sum(costs)),
-            (*CALLER.get(), next(self._requests)),
+            (*CALLER.get()[:2], next(self._requests)),
         )
         if patient:
             await self.admission.wait_for_room(load)
@@ -199,7 +199,7 @@ class Pipeline:
         Args:
             timeout: seconds after which the caller stops waiting; None for never.
         """
-        return self.admission.refusal((*CALLER.get(), None), Load(1, 0, self._image_seconds), timeout)
+        return self.admission.refusal((*CALLER.get()[:2], None), Load(1, 0, self._image_seconds), timeout)
 
     def close(self) -> None:
         """Stop the threads once the queue is empty. Blocks."""

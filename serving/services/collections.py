@@ -16,6 +16,7 @@ from imagekin.serving.messages import check_count, read_updates, write_collectio
 from imagekin.serving.searching.filters import given_filter, write_value
 from imagekin.serving.settings import Limits
 from imagekin.serving.transport.call_info import Context
+from imagekin.serving.transport.callers import CALLER
 from imagekin.serving.transport.streams import in_order
 from imagekin.serving.transport.wire import join_members, write_members
 from imagekin.v1 import collections_pb2 as pb
@@ -62,7 +63,8 @@ class CollectionsService(collections_pb2_grpc.CollectionsServicer):
     async def ListCollections(  # type: ignore[override]
         self, request: pb.ListCollectionsRequest, context: Context
     ) -> bytes:
-        infos = await self._store.describe_all()
+        caller = CALLER.get()
+        infos = [info for info in await self._store.describe_all() if caller.may_see(info.name)]
         return await asyncio.to_thread(write_members, map(write_collection, infos))
 
     async def DescribeCollection(

@@ -18,7 +18,8 @@ from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
 from imagekin.serving.transport.call_info import Handler
 
 _ALPHA, _ONE = "grpc.reflection.v1alpha", "grpc.reflection.v1"
-NAME = f"{_ONE}.ServerReflection"
+# The services of both versions.
+REFLECTION = (f"{_ONE}.ServerReflection", f"{_ALPHA}.ServerReflection")
 
 
 class _Renamed:
@@ -42,8 +43,7 @@ def add_reflection(services: Sequence[str], server: Any) -> None:
         services: full names of the services to describe beside them.
         server: the server.
     """
-    names = (*services, NAME, reflection.SERVICE_NAME)
-    servicer = reflection.aio.ReflectionServicer(names, _pool())
+    servicer = reflection.aio.ReflectionServicer((*services, *REFLECTION), _POOL)
     for each in (server, _Renamed(server)):
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, each)
 
@@ -63,3 +63,7 @@ def _pool() -> DescriptorPool:
     # To add the same file again changes nothing.
     pool.AddSerializedFile(file.SerializeToString())
     return pool
+
+
+# With the module, as generated code is.
+_POOL = _pool()

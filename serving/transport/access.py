@@ -5,6 +5,7 @@ token's length nor a common prefix.
 """
 
 import enum
+import fnmatch
 import hashlib
 import hmac
 import re
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from imagekin.errors import InvalidArgumentError, NotFoundError, PermissionDeniedError, UnauthenticatedError
+from imagekin.serving.transport import subjects
+from imagekin.serving.transport.rates import Rate
 
 
 class Scope(enum.IntEnum):
@@ -65,6 +68,8 @@ _BEARER = "bearer "
 _PLAIN = re.compile(r"[!-~]{20,512}\Z")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}\Z")
 _KEYS = frozenset({"name", "scope", "token", "sha256"})
+_MORE_KEYS = frozenset({"collections", "calls_per_second"})
+RELOAD = "/imagekin.v1.Admin/Reload"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +80,34 @@ class Token:
         name: name of its owner.
         scope: the scope that it grants.
         digest: SHA-256 of the token.
+        collections: the collections that it is for, perhaps with `*` for any letters; empty is all.
+        calls_per_second: how many calls it may make; 0 is any number.
     """
 
     name: str
     scope: Scope
     digest: bytes
+    collections: tuple[str, ...] = ()
+    calls_per_second: float = 0.0
+
+    def allows(self, collection: str) -> bool:
+        """Return whether the token is for a collection."""
+        return not self.collections or any(fnmatch.fnmatchcase(collection, name) for name in self.collections)
+
+    def check_request(self, request: Any, method: str) -> None:
+        """Check that a request is about collections that the token is for.
+
+        Raises:
+            PermissionDeniedError: it names another one, or means all.
+        """
+        if not self.collections:
+            return
+        named = subjects.collections(request)
+        if not named and method == RELOAD:
+            raise PermissionDeniedError("the token is for certain collections: name those to reload")
+        for name in named:
+            if not self.allows(name):
+                raise PermissionDeniedError(f"the token is not for the collection {name[:64]!r}", field="collection")
 
 
 class Guard:
@@ -97,6 +125,7 @@ class Guard:
         self._path = path
         self._lock = threading.Lock()
         self._tokens = read_tokens(path)
+        self._rates: dict[str, tuple[float, Rate]] = {}
 
     def reload(self) -> None:
         """Reload the file; the tokens stay as they were when it cannot be read."""
@@ -119,7 +148,10 @@ class Guard:
         if needed is None:
             return None
         given = next((value for key, value in metadata if key == "authorization"), "")
-        return self.check_header(given if isinstance(given, str) else "", needed)
+        token = self.check_header(given if isinstance(given, str) else "", needed)
+        if token.calls_per_second:
+            self._rate(token).take()
+        return token
 
     def check_header(self, header: str, needed: Scope) -> Token:
         """Check that the value of an authorization header grants a scope, and return its token; raise as `check`."""
@@ -133,6 +165,13 @@ class Guard:
                 f"the token has the scope {token.scope.name.lower()}, this call needs {needed.name.lower()}"
             )
         return token
+
+    def _rate(self, token: Token) -> Rate:
+        """Return the rate of a token, a new one where the file says another number than before."""
+        known = self._rates.get(token.name)
+        if known is None or known[0] != token.calls_per_second:
+            known = self._rates[token.name] = (token.calls_per_second, Rate(token.calls_per_second))
+        return known[1]
 
     def _find(self, given: str) -> Token | None:
         digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).digest()
@@ -189,7 +228,12 @@ def check_private(path: Path, field: str) -> None:
 
 def _token(path: Path, position: int, entry: Any) -> Token:
     where = f"token {position}"
-    if not isinstance(entry, dict) or set(entry) - _KEYS or not all(isinstance(value, str) for value in entry.values()):
+    if not isinstance(entry, dict) or set(entry) - _KEYS - _MORE_KEYS:
+        raise _wrong(
+            path,
+            f"{where} has other keys than the texts name, scope, token or sha256, and collections, calls_per_second",
+        )
+    if not all(isinstance(entry[key], str) for key in _KEYS & set(entry)):
         raise _wrong(path, f"{where} must have the texts name, scope, and token or sha256")
     name, scope = entry.get("name", ""), entry.get("scope", "")
     if not name:
@@ -206,7 +250,14 @@ def _token(path: Path, position: int, entry: Any) -> Token:
         if not _PLAIN.match(entry["token"]):
             raise _wrong(path, f"{where} ({name}): a token has 20 to 512 printable ASCII characters and no blank")
         digest = hashlib.sha256(entry["token"].encode()).digest()
-    return Token(name, Scope[scope.upper()], digest)
+    collections, calls = entry.get("collections", []), entry.get("calls_per_second", 0)
+    if not isinstance(collections, list) or not all(isinstance(one, str) and one for one in collections):
+        raise _wrong(path, f"{where} ({name}): collections must be a list of names")
+    if "collections" in entry and not collections:
+        raise _wrong(path, f"{where} ({name}): collections is empty: leave it out for all")
+    if isinstance(calls, bool) or not isinstance(calls, int | float) or not 0 <= calls < 1e9:
+        raise _wrong(path, f"{where} ({name}): calls_per_second must be a number, 0 for any")
+    return Token(name, Scope[scope.upper()], digest, tuple(collections), float(calls))
 
 
 def _wrong(path: Path, what: str) -> InvalidArgumentError:

@@ -8,7 +8,9 @@ import grpc.aio
 
 from imagekin.errors import ImagekinError, UnavailableError
 from imagekin.serving.observability.logs import REQUEST_ID
+from imagekin.serving.transport.access import Token
 from imagekin.serving.transport.status import public_error, to_status
+from imagekin.serving.transport.subjects import Subject
 
 # As strings, because these classes are generic in their type stubs only.
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -26,14 +28,16 @@ class CallInfo(NamedTuple):
         request_id: the caller's own id for it, or a new one.
         began: `time.monotonic()` when it arrived.
         metadata: the caller's metadata.
-        token: name of the caller's token, None without.
+        token: the caller's token, None without.
+        subject: what its requests are about; None when nobody wants to know.
     """
 
     method: str
     request_id: str
     began: float
     metadata: Any
-    token: str | None = None
+    token: Token | None = None
+    subject: Subject | None = None
 
 
 class UnaryHandler:

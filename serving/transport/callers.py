@@ -7,6 +7,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from imagekin.errors import ResourceExhaustedError
+from imagekin.serving.transport.access import Token
 
 # Of an IPv6 address this much names the network that a subscriber gets (RFC 6177); a host may have all the rest.
 _NETWORK_BITS = 64
@@ -18,24 +19,30 @@ class Caller(NamedTuple):
     Attributes:
         name: the token's name, else the host's address.
         connection: the address and port that the call comes from.
+        token: its token, None without.
     """
 
     name: str = ""
     connection: str = ""
+    token: Token | None = None
+
+    def may_see(self, collection: str) -> bool:
+        """Return whether the caller is let know of a collection."""
+        return self.token is None or self.token.allows(collection)
 
 
 # Set for the length of a call; work outside of calls has the nameless caller.
 CALLER: ContextVar[Caller] = ContextVar("caller", default=Caller())  # noqa: B039 (a tuple never changes)
 
 
-def caller(peer: str, token: str | None) -> Caller:
+def caller(peer: str, token: Token | None) -> Caller:
     """Return who makes a call.
 
     Args:
         peer: gRPC's name of the other end, as `ipv4:127.0.0.1:54321`.
-        token: the name of the call's token, None without.
+        token: the call's token, None without.
     """
-    return Caller(_host(peer.rpartition(":")[0]) if token is None else f"token {token}", peer)
+    return Caller(_host(peer.rpartition(":")[0]) if token is None else f"token {token.name}", peer, token)
 
 
 @functools.lru_cache(maxsize=1024)

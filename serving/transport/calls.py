@@ -25,6 +25,7 @@ from imagekin.errors import (
     InvalidArgumentError,
     ResourceExhaustedError,
 )
+from imagekin.serving.observability.audit import AuditLog
 from imagekin.serving.observability.logs import REQUEST_ID, request_id
 from imagekin.serving.observability.metrics import Metrics
 from imagekin.serving.observability.tracing import Tracer
@@ -108,6 +109,10 @@ class Calls(grpc.GenericRpcHandler):
         """Stop the threads that read requests, once no call is in progress."""
         self.bodies.close()
 
+    def write_audit(self, audit: AuditLog | None) -> None:
+        """Write who asks for what, from now on; None writes nothing."""
+        self._watch.audit = audit
+
     def check_admission(self, method: str, check: AdmissionCheck) -> None:
         """Check admission before the requests of a unary method are read."""
         self._admission_checks[method] = check
@@ -181,11 +186,12 @@ class Calls(grpc.GenericRpcHandler):
 
     def _authorise(self, call: CallInfo) -> CallInfo:
         """Check the call's token and return the call with it, and record a call that is refused."""
+        call = self._watch.begin(call)
         if self._guard is None:
             return call
         try:
             token = self._guard.check(call.method, call.metadata)
-            return call if token is None else call._replace(token=token.name)
+            return call if token is None else call._replace(token=token)
         except ImagekinError as error:
             self._watch.refused(call, error)
             raise
@@ -250,6 +256,7 @@ class Calls(grpc.GenericRpcHandler):
                 raise refusal
             body = await read()
             try:
+                _check_request(call, body.message)
                 return await handler.unary_unary(body.message, context)
             finally:
                 self.bodies.release(body.size)
@@ -260,7 +267,9 @@ class Calls(grpc.GenericRpcHandler):
         async def requests(raw: AsyncIterator[bytes]) -> AsyncIterator[Message]:
             messages = aiter(raw)
             while (data := await self._read(messages)) is not None:
-                yield await self.bodies.parse(call.method, handler.request_deserializer, data)
+                message = await self.bodies.parse(call.method, handler.request_deserializer, data)
+                _check_request(call, message)
+                yield message
 
         async def answers(raw: Any, context: Context) -> AsyncIterator[bytes]:
             context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
@@ -370,3 +379,11 @@ class Calls(grpc.GenericRpcHandler):
 
     def _too_large(self) -> InvalidArgumentError:
         return InvalidArgumentError(f"the answer is larger than {self._max_bytes} bytes: ask for less at a time")
+
+
+def _check_request(call: CallInfo, message: Any) -> None:
+    """Check that a call's token is for what a request is about, and note that for whoever wants to know."""
+    if call.subject is not None:
+        call.subject.add(message)
+    if call.token is not None:
+        call.token.check_request(message, call.method)

@@ -6,12 +6,16 @@ import time
 from collections.abc import Iterator
 
 from imagekin.errors import ImagekinError, UnauthenticatedError
+from imagekin.serving.observability.audit import AuditLog
 from imagekin.serving.observability.metrics import CallOutcome, Metrics, Reason
 from imagekin.serving.observability.tracing import Tracer
 from imagekin.serving.transport.call_info import CallInfo, Context
+from imagekin.serving.transport.subjects import Subject
 
 _UNWATCHED = contextlib.nullcontext()
 _EARLY_SECONDS = 0.05
+# Of the collection's name, which a caller that is refused may choose freely.
+_MOST_LETTERS = 200
 
 log = logging.getLogger("imagekin.serving.calls")
 
@@ -22,15 +26,28 @@ class Watch:
     Args:
         metrics: records every call; None records nothing.
         tracer: sends spans; None sends nothing.
+
+    Attributes:
+        audit: writes who asked for what; None writes nothing.
     """
 
     def __init__(self, metrics: Metrics | None, tracer: Tracer | None) -> None:
         self._metrics = metrics
         self._tracer = tracer
+        self.audit: AuditLog | None = None
+
+    def begin(self, call: CallInfo) -> CallInfo:
+        """Return a call with a place for its subject if anybody wants to know it."""
+        return call if self.audit is None else call._replace(subject=Subject())
 
     def over(self, call: CallInfo, context: Context, *, streamed: bool) -> contextlib.AbstractContextManager[None]:
         """Record how a call ends that takes as long as a `with` block."""
-        watched = self._metrics is not None or self._tracer is not None or log.isEnabledFor(logging.DEBUG)
+        watched = (
+            self._metrics is not None
+            or self._tracer is not None
+            or self.audit is not None
+            or log.isEnabledFor(logging.DEBUG)
+        )
         if not watched or call.method.startswith("/grpc."):
             return _UNWATCHED
         return self._over(call, context, streamed)
@@ -45,6 +62,8 @@ class Watch:
         if self._metrics is not None:
             self.rejected("unauthenticated" if isinstance(error, UnauthenticatedError) else "permission_denied")
             self._metrics.ended(call.method, error.code, None)
+        if self.audit is not None:
+            self.audit.note({"who": None, "method": call.method, "code": error.code, "request_id": call.request_id})
 
     @contextlib.contextmanager
     def _over(self, call: CallInfo, context: Context, streamed: bool) -> Iterator[None]:
@@ -59,5 +78,24 @@ class Watch:
                 self._metrics.ended(call.method, outcome.code, None if streamed else seconds)
             if self._tracer is not None:
                 self._tracer.ended(call.method, outcome.code, seconds, call.request_id, call.metadata)
+            if self.audit is not None:
+                self._note(call, context.peer(), outcome.code, seconds)
             extra = {"request_id": call.request_id, "code": outcome.code, "seconds": round(seconds, 6)}
             log.debug("%s", call.method, extra=extra)
+
+    def _note(self, call: CallInfo, peer: str, code: str, seconds: float) -> None:
+        if self.audit is None:
+            return
+        subject = call.subject or Subject()
+        self.audit.note(
+            {
+                "who": None if call.token is None else call.token.name,
+                "from": peer,
+                "method": call.method,
+                "collection": subject.collection[:_MOST_LETTERS],
+                "count": subject.count,
+                "code": code,
+                "seconds": round(seconds, 6),
+                "request_id": call.request_id,
+            }
+        )

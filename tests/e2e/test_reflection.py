@@ -47,6 +47,7 @@ def call(channel: grpc.Channel, service: str, method: str, fields: dict[str, obj
 def test_reflection_lists_every_service_of_the_contract(channel: grpc.Channel) -> None:
     assert set(ProtoReflectionDescriptorDatabase(channel).get_services()) == {
         "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
         "inference.GRPCInferenceService",
         "imagekin.v1.Admin",

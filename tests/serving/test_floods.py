@@ -10,6 +10,7 @@ from google.protobuf import descriptor_pool
 
 from imagekin import Client
 from imagekin.serving.server import SERVICES
+from imagekin.serving.services.reflection import REFLECTION
 from tests.artifacts import tiny_artifact
 from tests.e2e.processes import Server, running_server
 from tests.serving import http2
@@ -48,7 +49,7 @@ def test_packed_zeros_to_any_method_cost_next_to_nothing(tmp_path: Path, protect
     pool = descriptor_pool.Default()
     methods = [
         f"/{name}/{method.name}"
-        for name in (*SERVICES, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection")
+        for name in (*SERVICES, "grpc.health.v1.Health", *REFLECTION)
         for method in pool.FindServiceByName(name).methods
     ]
     # Reload would answer, as it does.

@@ -20,6 +20,7 @@ from imagekin.errors import (
     UnauthenticatedError,
 )
 from imagekin.serving.server import SERVICES
+from imagekin.serving.services.reflection import REFLECTION
 from imagekin.serving.settings import Settings
 from imagekin.serving.transport.access import SCOPES, Guard, Scope, read_tokens
 from imagekin.v1 import embedder_pb2
@@ -60,7 +61,7 @@ def guarded(model_path: Path, tokens_file: Path, tmp_path_factory: pytest.TempPa
 def every_method() -> list[str]:
     """Return every RPC of every service, by the descriptors that the server's reflection shows."""
     pool = descriptor_pool.Default()
-    names = (*SERVICES, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection")
+    names = (*SERVICES, "grpc.health.v1.Health", *REFLECTION)
     return [f"/{name}/{method.name}" for name in names for method in pool.FindServiceByName(name).methods]
 
 

@@ -3,7 +3,10 @@
 import pytest
 
 from imagekin.errors import ResourceExhaustedError
+from imagekin.serving.transport.access import Scope, Token
 from imagekin.serving.transport.callers import Caller, CallsInProgress, caller
+
+SHOP = Token("shop", Scope.READ, b"")
 
 
 @pytest.mark.parametrize(
@@ -35,12 +38,14 @@ def test_hosts_are_different_callers(one: str, another: str) -> None:
 
 
 def test_a_token_is_one_caller_wherever_it_calls_from() -> None:
-    assert caller("ipv4:10.0.0.1:1000", "shop").name == caller("ipv4:10.0.0.2:1000", "shop").name
-    assert caller("ipv4:10.0.0.1:1000", "10.0.0.1").name != caller("ipv4:10.0.0.1:1000", None).name
+    assert caller("ipv4:10.0.0.1:1000", SHOP).name == caller("ipv4:10.0.0.2:1000", SHOP).name
+    assert (
+        caller("ipv4:10.0.0.1:1000", Token("10.0.0.1", Scope.READ, b"")).name != caller("ipv4:10.0.0.1:1000", None).name
+    )
 
 
 def test_connections_of_a_caller_are_told_apart() -> None:
-    assert caller("ipv4:10.0.0.1:1000", "shop") != caller("ipv4:10.0.0.1:2000", "shop")
+    assert caller("ipv4:10.0.0.1:1000", SHOP) != caller("ipv4:10.0.0.1:2000", SHOP)
     assert caller("what is this", None).connection == "what is this"
 
 
