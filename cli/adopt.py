@@ -75,7 +75,7 @@ def adopt(
         Literal["none", "cls", "mean"], typer.Option("--pool", help="Of tokens: the first one, or the mean of all.")
     ] = "none",
     input_name: Annotated[str, typer.Option("--input", help="Its input, where it has several.")] = "",
-    output_name: Annotated[str, typer.Option("--output", help="The output to take, where it has several.")] = "",
+    output_name: Annotated[str, typer.Option("--output", help="The output to take, or a value inside.")] = "",
     images: Annotated[
         Path | None,
         typer.Option("--images", metavar="SOURCE", help="Images to check it on; without, a few drawn pictures."),
@@ -111,15 +111,33 @@ def adopt(
         output=output_name,
         **given,
     )
-    _adopt_file(Path(encoder), settings, images, out, as_json=as_json)
+    chosen = preset is not None or bool(mean or std)
+    _adopt_file(Path(encoder), settings, images, out, chosen=chosen, as_json=as_json)
 
 
-def _adopt_file(file: Path, settings: "AdoptSettings", images: Path | None, out: Path, *, as_json: bool) -> None:
+def _adopt_file(
+    file: Path, settings: "AdoptSettings", images: Path | None, out: Path, *, chosen: bool, as_json: bool
+) -> None:
+    """Adopt an ONNX file; when nobody chose a normalisation, take the graph's own or say which was taken."""
     from imagekin.encoder.adoption.adopt import Adoption
 
     adoption = Adoption(file, settings)
+    most = adoption.own_range
+    if not chosen and most is not None:
+        share = 1.0 if most == 1 else 1 / most
+        settings = dataclasses.replace(settings, mean=(0.0, 0.0, 0.0), std=(share, share, share))
+        adoption = Adoption(file, settings)
+        _note(f"{file.name} normalises its input itself; it is given pixels from 0 to {most:.0f}")
+    elif not chosen:
+        _note(f"{file.name} is given pixels normalised as --preset imagenet says; name another with --preset or --mean")
+    elif most is not None and settings.mean != (0.0, 0.0, 0.0):
+        _note(f"{file.name} normalises its input itself, and now once more; --mean 0,0,0 --std 1,1,1 leaves it to it")
     adopted = adoption.write(_shown(images, adoption.preprocess), out)
     _report(adopted.model, adopted.metadata, adopted.max_abs_diff, adopted.images, as_json=as_json)
+
+
+def _note(text: str) -> None:
+    print(f"imagekin adopt: {text}", file=sys.stderr)
 
 
 def _adopt_named(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from imagekin.encoder import artifact
 from imagekin.encoder.adoption.foreign_models import load_foreign
+from imagekin.encoder.adoption.inner_values import check_no_scores, own_range
 from imagekin.encoder.adoption.wrap_graph import Layout, Pool, Port, Triple, find_port, wrap
 from imagekin.encoder.metadata import Interpolation, Metadata, Preprocess, Resize
 from imagekin.encoder.runtime.session import Encoder
@@ -121,6 +122,8 @@ class Adoption:
 
     Attributes:
         preprocess: the preprocessing of images for `write`.
+        own_range: greatest pixel value, 1 or 255, that the model expects because it normalises its input itself; None
+            when it does not, so that `settings` must.
 
     Raises:
         NotFoundError: the file, or a file of its weights, is missing.
@@ -135,6 +138,7 @@ class Adoption:
             self._foreign, input_name=settings.input, output_name=settings.output, layout=settings.layout
         )
         self.preprocess = _preprocess(settings, self._port)
+        self.own_range = own_range(self._foreign, self._port.input)
 
     def write(self, pixels: NDArray[np.uint8], out: Path) -> Adopted:
         """Write the artifact if its embeddings of these images are those of the foreign model.
@@ -151,6 +155,8 @@ class Adoption:
             raise InvalidArgumentError("an adoption is checked on images; give at least two")
         raw = self._run_foreign(pixels)
         rank, dim = _check_output(raw, self._settings.pool)
+        if not self._settings.output:
+            check_no_scores(self._foreign, self._port.output, raw)
         reference = _reference(raw, self._settings.pool)
         wrapped = wrap(
             self._foreign,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from imagekin.encoder.adoption.foreign_models import opset_of
+from imagekin.encoder.adoption.inner_values import expose
 from imagekin.encoder.graph_contract import EMBEDDING, PIXELS
 from imagekin.encoder.metadata import Preprocess
 from imagekin.errors import InvalidArgumentError
@@ -86,10 +87,12 @@ def find_port(model: "onnx.ModelProto", *, input_name: str, output_name: str, la
 
 
 def _find_output(model: "onnx.ModelProto", name: str) -> str:
+    known = name == "" or expose(model, name)
     outputs = {entry.name: entry.type.tensor_type for entry in model.graph.output}
-    if name and name not in outputs:
+    if not known:
         raise InvalidArgumentError(
-            f"the model has no output {name!r}; it has {_list_names(list(outputs))}", field="output"
+            f"the model has no output {name!r}, and no value of that name inside; it has {_list_names(list(outputs))}",
+            field="output",
         )
     if not name and len(outputs) != 1:
         raise InvalidArgumentError(

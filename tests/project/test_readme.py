@@ -23,6 +23,12 @@ ELSEWHERE = {
     "make test": "this is it",
     "make check": ".ci/run",
     "pip install '.[cpu,train]'": ".ci/run installs it with the development tools",
+    "imagekin adopt efficientnet-lite0 --out lite0.onnx": "tests/training/models/test_named.py",
+    "imagekin index photos photos --model lite0.onnx --data-dir data": "the tour below",
+    "imagekin serve --model lite0.onnx --data-dir data &": "the tour below",
+    "imagekin search --collection photos somewhere/picture.jpg": "the tour below",
+    "imagekin adapt lite0.onnx photos --out adapted.onnx": "tests/training/adaptation",
+    "imagekin train photos --encoder efficientnet-lite0 --minutes 20 --out run": "test_fine_tuning.py",
 }
 
 
