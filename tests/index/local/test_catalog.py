@@ -1,11 +1,16 @@
 """A catalog makes, opens, lists and drops collections by name, and a name never leads out of its folder."""
 
+import fcntl
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from imagekin.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from imagekin.index.local import snapshots
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.types import VectorItem
 
@@ -95,3 +100,38 @@ def test_a_data_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FailedPreconditionError, match="choose another"):
         Catalog(tmp_path / "file" / "data")
+
+
+@pytest.mark.parametrize("act", ["create", "drop"])
+def test_collections_are_not_made_or_dropped_while_another_process_does_so(tmp_path: Path, act: str) -> None:
+    with Catalog(tmp_path) as catalog, ThreadPoolExecutor(1) as pool:
+        catalog.create("old", space="ik1-a", dim=4)
+        with (tmp_path / "collections" / ".lock").open("rb") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            if act == "create":
+                change: Future[object] = pool.submit(catalog.create, "new", space="ik1-a", dim=4)
+            else:
+                change = pool.submit(catalog.drop, "old")
+            time.sleep(0.2)
+            assert not change.done()
+            assert catalog.names() == ["old"]
+        change.result(30)
+        assert catalog.names() == (["new", "old"] if act == "create" else [])
+
+
+def test_a_collection_made_while_a_snapshot_was_restored_is_not_replaced_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Catalog(tmp_path) as catalog:
+        catalog.create("shop", space="ik1-a", dim=4).upsert([VectorItem("a", np.ones(4, np.float32))])
+        snapshot = catalog.snapshot("shop")
+        put_back = snapshots.put_back
+
+        def slowly(*arguments: Any) -> None:
+            put_back(*arguments)
+            catalog.create("other", space="ik1-b", dim=2)
+
+        monkeypatch.setattr(snapshots, "put_back", slowly)
+        with pytest.raises(AlreadyExistsError):
+            catalog.restore(snapshot.name, "other")
+        assert catalog.describe("other").dim == 2

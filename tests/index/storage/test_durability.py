@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -289,3 +290,16 @@ def test_a_write_that_is_on_disk_and_not_in_memory_is_the_last_one_until_the_col
         collection.upsert([VectorItem("newer", vectors[1])])
         assert [item is not None for item in collection.get(["item-000", "new", "newer"])] == [True] * 3
         assert collection.count() == 5
+
+
+@pytest.mark.parametrize("change", ["content_hash = x'00'", "content_hash = NULL", "label = NULL", "label = 'another'"])
+def test_a_changed_column_of_an_item_fails_its_checksum(tmp_path: Path, change: str) -> None:
+    vectors = make(tmp_path, 3)
+    with Catalog(tmp_path) as catalog:
+        catalog.open("shop").upsert([VectorItem("hashed", vectors[0], "a label", content_hash=bytes(range(32)))])
+    with contextlib.closing(sqlite3.connect(tmp_path / "collections" / "shop" / "items.sqlite")) as connection:
+        connection.execute(f"UPDATE item SET {change} WHERE key = 'hashed'")  # noqa: S608
+        connection.commit()
+    shutil.rmtree(tmp_path / "collections" / "shop" / "segments", ignore_errors=True)
+    with Catalog(tmp_path) as catalog, pytest.raises(DataLossError, match="hashed"):
+        catalog.open("shop").get(["hashed"])

@@ -203,6 +203,52 @@ def test_segments_of_another_history_of_the_same_length_are_not_believed(tmp_pat
         assert answers(catalog.open("shop")) == expected
 
 
+def test_segments_of_another_collection_of_the_same_length_are_not_believed(tmp_path: Path) -> None:
+    """All rows but one are the same, so that only the description of the collection tells them apart."""
+    folders = []
+    for number in range(2):
+        with Catalog(tmp_path / str(number)) as catalog:
+            collection = catalog.create("shop", space=f"ik1-{number}", dim=DIM)
+            collection.upsert([*items(0, 5), *items(5, 6, seed=number), *items(6, COUNT)])
+            collection.seal()
+        folders.append(tmp_path / str(number) / "collections" / "shop")
+    expected = answers_without_segments(folders[1], tmp_path / "plain")
+    near = items(5, 6, seed=1)[0].vector
+    shutil.copy(folders[1] / "items.sqlite", folders[0])
+    with open_again(folders[0]) as catalog:
+        collection = catalog.open("shop")
+        assert answers(collection) == expected
+        (best,) = collection.search(near[None], SearchOptions(k=1))[0]
+        assert best.key == "k5"
+        assert best.similarity == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_manifest_that_was_changed_is_not_believed_though_it_can_be_read(sealed: Sealed) -> None:
+    folder, expected = sealed
+    (manifest,) = folder.rglob("manifest*")
+    text = manifest.read_bytes()
+    assert text.count(b'"red"') == 1
+    manifest.write_bytes(text.replace(b'"red"', b'"rod"'))
+    with open_again(folder) as catalog:
+        assert answers(catalog.open("shop")) == expected
+
+
+def test_tombstones_since_the_segments_were_sealed_are_kept(sealed: Sealed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without them, the segments would be of no use, and every row would be read again."""
+    folder, _ = sealed
+    monkeypatch.setattr(store, "KEPT_TOMBSTONES", 2)
+    monkeypatch.setattr(maintenance, "SEAL_WHEN_IDLE_FROM", 10**9)
+    with open_again(folder) as catalog:
+        catalog.open("shop").seal()
+    for n in range(300, 312):
+        with open_again(folder) as catalog:
+            monkeypatch.setattr(catalog.open("shop")._store._maintenance, "seal", lambda: None)
+            catalog.open("shop").delete([f"k{n}"])
+    with open_again(folder) as catalog:
+        assert catalog.open("shop")._store.sealed is not None
+        assert catalog.open("shop").count() == COUNT - 300 - 12
+
+
 def test_a_reader_goes_on_when_the_writer_lays_everything_out_anew(
     sealed: Sealed,
 ) -> None:
