@@ -38,7 +38,7 @@ def test_readers_see_whole_writes_only(tmp_path: Path, monkeypatch: pytest.Monke
 
         def write() -> int:
             generation = 0
-            while not stop.is_set():
+            while not stop.is_set() or generation <= 3:
                 generation += 1
                 collection.upsert(
                     [
@@ -50,7 +50,7 @@ def test_readers_see_whole_writes_only(tmp_path: Path, monkeypatch: pytest.Monke
 
         def read() -> int:
             answers, last = 0, 0
-            while not stop.is_set() or not answers:
+            while not stop.is_set() or answers <= 3:
                 (found,) = collection.search(vector(0)[None], SearchOptions(k=5, with_payload=with_payload))
                 if not found:
                     continue

@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +19,12 @@ from imagekin.errors import (
     NotFoundError,
 )
 from imagekin.index.ingest.parquet import ParquetItems, export_items, import_items
-from imagekin.index.local import maintenance
+from imagekin.index.ingest.vector_file import VectorFile
+from imagekin.index.local import maintenance, snapshots
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.local.collection import LocalCollection
 from imagekin.index.storage.acknowledged import Watermark
+from imagekin.index.storage.schema import State, read_state
 from imagekin.index.types import IndexedItem, SearchOptions, VectorItem
 from tests.index.reference import unit
 
@@ -163,26 +166,67 @@ def test_rows_and_counters_that_do_not_agree(data: Path, damage: Callable[[Path]
         assert len(contents(catalog.open("shop"))) == left
 
 
-def test_writes_that_vanished_from_the_log_are_missed(data: Path) -> None:
+@pytest.mark.parametrize("lost", [1, 3])
+def test_writes_that_vanished_from_the_log_are_missed_until_a_repair(data: Path, lost: int) -> None:
     folder = database(data).parent
     with Catalog(data) as catalog:
         collection = catalog.open("shop")
         kept = collection.info().sequence
-        collection.upsert([VectorItem("last", np.ones(DIM, np.float32))])
-        # What a killed process leaves, with a bit of the log's last frame flipped.
+        for number in range(lost):
+            collection.upsert([VectorItem(f"last {number}", np.ones(DIM, np.float32))])
+        # What a killed process leaves, with a bit of the log's first frame flipped.
         shutil.copytree(folder, data / "left")
     log = data / "left" / "items.sqlite-wal"
     frames = bytearray(log.read_bytes())
-    frames[-100] ^= 1
+    frames[100] ^= 1
     shutil.rmtree(folder)
     log.write_bytes(frames)
     (data / "left").rename(folder)
     with Catalog(data) as catalog:
-        with pytest.raises(DataLossError, match=rf"writes {kept + 1} to {kept + 1} were acknowledged"):
+        with pytest.raises(DataLossError, match=rf"writes {kept + 1} to {kept + lost} were acknowledged"):
             catalog.open("shop")
-        assert catalog.verify("shop").missing_writes == 1
+        assert catalog.verify("shop").missing_writes == lost
         catalog.verify("shop", repair=True)
         assert catalog.open("shop").count() == 298
+
+
+def test_segments_that_are_whole_and_differ_from_whole_rows_are_reported_and_removed(data: Path) -> None:
+    shutil.copytree(data, data / "copy")
+    for folder, value in ((data, 1.0), (data / "copy", -1.0)):
+        with Catalog(folder) as catalog:
+            catalog.open("shop").upsert([VectorItem("last", np.full(DIM, value, np.float32))])
+            catalog.open("shop").seal()
+    shutil.copy(database(data / "copy"), database(data))
+    with Catalog(data) as catalog:
+        report = catalog.verify("shop")
+        assert (report.segments, report.damaged, report.items) == ("damaged", (), COUNT - 1)
+        assert catalog.verify("shop", repair=True).repaired
+        assert catalog.verify("shop").segments != "damaged"
+
+
+def test_a_snapshot_is_of_the_sequence_number_that_its_name_says(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Catalog(data) as catalog:
+        collection = catalog.open("shop")
+
+        def then_write(*arguments: Any) -> State:
+            state: State = read_state(*arguments)
+            collection.upsert([VectorItem("later", np.ones(DIM, np.float32))])
+            return state
+
+        monkeypatch.setattr(snapshots, "read_state", then_write)
+        taken = catalog.snapshot("shop")
+        restored = catalog.restore(taken.name, "then")
+        assert (restored.count, catalog.open("then").get(["later"])) == (COUNT - 2, [None])
+        assert (taken.count, taken.sequence) == (restored.count, restored.sequence)
+
+
+def test_a_file_of_vectors_that_could_not_be_finished_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "vectors.parquet"
+    path.write_bytes(b"old")
+    with contextlib.suppress(KeyboardInterrupt), VectorFile(path, space="ik1-a", dim=DIM) as file:
+        file.upsert(items(10))
+        raise KeyboardInterrupt
+    assert (path.read_bytes(), [one.name for one in tmp_path.iterdir()]) == (b"old", [path.name])
 
 
 @pytest.mark.parametrize("number", [b"", b"half", b"\xff" * 12], ids=["empty", "cut", "torn"])

@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from imagekin.index.local import maintenance, store
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.local.collection import LocalCollection
+from imagekin.index.storage.columns import Columns
 from imagekin.index.storage.mapped_arrays import map_rows
 from imagekin.index.types import ClassifyOptions, SearchOptions, VectorItem
 
@@ -247,6 +249,26 @@ def test_tombstones_since_the_segments_were_sealed_are_kept(sealed: Sealed, monk
     with open_again(folder) as catalog:
         assert catalog.open("shop")._store.sealed is not None
         assert catalog.open("shop").count() == COUNT - 300 - 12
+
+
+def test_what_is_written_while_columns_are_copied_is_in_the_new_ones(
+    sealed: Sealed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = sealed
+    with open_again(folder) as catalog:
+        collection = catalog.open("shop")
+        count, catch_up, late = collection.count(), Columns.catch_up, iter(items(COUNT, COUNT + 1))
+
+        def then_write(self: Columns, *arguments: Any) -> None:
+            catch_up(self, *arguments)
+            for item in late:
+                collection.upsert([item])
+
+        monkeypatch.setattr(Columns, "catch_up", then_write)
+        collection._store._maintenance.compact()
+        new = items(COUNT, COUNT + 1)[0]
+        assert collection.search(new.vector[None], SearchOptions(k=1))[0][0].key == new.key
+        assert collection._store.snapshot().live == collection.count() == count + 1
 
 
 def test_a_reader_goes_on_when_the_writer_lays_everything_out_anew(
