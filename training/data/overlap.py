@@ -23,7 +23,7 @@ NEAR = 0.98
 """Cosine from which two images are near-duplicates, see `find_near`."""
 _SIDE = 16
 _BLOCK = 2048
-_SHOWN = 20
+_SHOWN = 12
 
 logger = logging.getLogger("imagekin.training")
 
@@ -83,6 +83,7 @@ def without_overlap(
     near: bool = False,
     allowed: bool = False,
     trained_on: Collection[str] = frozenset(),
+    quiet: bool = False,
 ) -> tuple[ImageSet, Overlap]:
     """Return the test images that are no training images, and what was found; a warning names the others.
 
@@ -92,6 +93,7 @@ def without_overlap(
         near: look for near-duplicates, too.
         allowed: keep the test images that overlap.
         trained_on: content hashes of further images that the model was trained on.
+        quiet: log no warning, because one was logged before.
 
     Raises:
         InvalidArgumentError: no test image would be left.
@@ -110,8 +112,9 @@ def without_overlap(
     )
     if not overlap:
         return test, overlap
+    level = logging.DEBUG if quiet else logging.WARNING
     if allowed:
-        logger.warning("%s; the scores count them, as asked", overlap.describe())
+        logger.log(level, "%s; the scores count them, as asked", overlap.describe())
         return test, overlap
     if len(overlap) == len(test):
         raise InvalidArgumentError(
@@ -119,7 +122,7 @@ def without_overlap(
             "(--allow-overlap)",
             field="test",
         )
-    logger.warning("%s; the scores leave them out (--allow-overlap counts them)", overlap.describe())
+    logger.log(level, "%s; the scores leave them out (--allow-overlap counts them)", overlap.describe())
     kept = sorted(set(range(len(test))) - copies.keys() - alike.keys())
     return test.take(np.array(kept, np.int64)), overlap
 

@@ -216,6 +216,7 @@ def export_run(
     """
     run = load_run(run_dir)
     data = data or run.settings.data
+    told = train is not None and test is not None  # whoever loaded them compared them
     if train is None:
         train = _load(run, data, "train", limit=run.settings.limit)
     if test is None:
@@ -238,6 +239,7 @@ def export_run(
             near=near or run.settings.near,
             allowed=allow_overlap or run.settings.allow_overlap,
             trained_on=recorded.digests if recorded else frozenset(),
+            quiet=told,
         )
     metadata = Metadata(
         space=space_of(run.encoder, run.normalisation),

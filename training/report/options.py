@@ -39,6 +39,7 @@ def report_command(
     from imagekin.training.data.identity import Identity
     from imagekin.training.data.images import has_split, load_images
     from imagekin.training.data.overlap import without_overlap
+    from imagekin.training.report.details import read_scores
     from imagekin.training.report.page import write_report
     from imagekin.training.settings import MODEL_FILE
 
@@ -63,7 +64,11 @@ def report_command(
         trained_on=recorded.digests if recorded else frozenset(),
     )
     page = write_report(run, train, queries, overlap=overlap)
-    print(json.dumps({"report": str(page)}) if as_json else f"{page} written")
+    finished = read_scores(run).get("finished", True)
+    if as_json:
+        print(json.dumps({"report": str(page), "finished": finished}))
+    else:
+        print(f"{page} written" + ("" if finished else "; the run is unfinished"))
 
 
 def compare_command(

@@ -176,3 +176,10 @@ def test_export_shows_a_table_to_people(trained: Path, tmp_path: Path) -> None:
     table = run("export", trained, "--data", moved, "--test", moved, "--no-report", "--allow-overlap")
     assert table.exit_code == 0
     assert "largest difference" in table.stdout
+
+
+def test_an_unfinished_run_is_called_so_by_export_and_report(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
+    figures = json.loads(run("export", trained, "--json").stdout.splitlines()[-1])
+    assert (figures["finished"], figures["epochs_done"], figures["epochs_planned"]) == (False, 0, 100)
+    assert "unfinished: 0 of 100 epochs" in caplog.text
+    assert "unfinished: 0 of 100 epochs" in (trained / "report.html").read_text()
