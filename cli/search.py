@@ -11,6 +11,7 @@ from imagekin.command_options import with_options
 from imagekin.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
+    from imagekin.client.sync_client import Client
     from imagekin.types import Neighbour
 
 
@@ -30,6 +31,9 @@ def search(
         float | None, typer.Option("--min-similarity", help="Leave out less similar items.", min=-1, max=1)
     ] = None,
     with_payload: Annotated[bool, typer.Option("--with-payload", help="Show the neighbours' payloads.")] = False,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Show the neighbours' pictures on a page in the browser.")
+    ] = False,
     *,
     server: options.ServerOrFolder,
     timeout: options.Timeout = 60.0,
@@ -45,9 +49,12 @@ def search(
     asked = SearchParameters(collection, k, condition, min_similarity, with_payload)
     tally = Tally()
     kept: list[dict[str, Any]] = []
+    sheet: list[tuple[str, list[Neighbour]]] = []
     started = time.perf_counter()
 
     def show(query: str, neighbours: "list[Neighbour]") -> None:
+        if open_page:
+            sheet.append((query, neighbours))
         if as_json:
             kept.append({"query": query, "neighbours": [_as_json(one, with_payload) for one in neighbours]})
         for rank, one in enumerate(neighbours, 1):
@@ -75,6 +82,8 @@ def search(
             with reading(images or [], "search", tally) as (records, advance):
                 for named, neighbours in answered(records, lambda i: client.iter_search(i, asked), tally, advance):
                     show(named.key, neighbours)
+        if open_page:
+            console.say(_open_page(client, collection, sheet))
     seconds = time.perf_counter() - started
     console.list_failures(tally.failed, tally.failed_count)
     console.say_ignored(tally.ignored)
@@ -83,6 +92,17 @@ def search(
     else:
         console.say(console.summary("searched", tally, seconds))
     console.fail_if_nothing(tally)
+
+
+def _open_page(client: "Client", collection: str, answers: "list[tuple[str, list[Neighbour]]]") -> str:
+    """Write a page of the answers, open it, and return a line that says where it is."""
+    from imagekin.cli.shared import contact_sheet
+
+    keys = list(dict.fromkeys(one.key for _, neighbours in answers for one in neighbours))
+    found = zip(keys, client.thumbnails(collection, keys), strict=True) if keys else ()
+    page = contact_sheet.contact_sheet(answers, {key: one for key, one in found if one is not None})
+    path, opened = contact_sheet.show(page)
+    return f"imagekin: {path}" + ("" if opened else " (no browser was found: open it yourself)")
 
 
 def _as_json(neighbour: "Neighbour", with_payload: bool) -> dict[str, Any]:

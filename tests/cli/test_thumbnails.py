@@ -73,3 +73,29 @@ def test_verify_finds_damaged_thumbnails_and_repair_makes_room_for_new_ones(
     assert kept(data) == (160, 2)
     assert run(["thumbnails", "shop", str(photos), "--data-dir", str(data)]) == 0
     assert kept(data) == (160, 3)
+
+
+def test_search_opens_a_page_of_pictures(
+    model: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[str] = []
+
+    def open_page(url: str) -> bool:
+        opened.append(url)
+        return True
+
+    monkeypatch.setattr("webbrowser.open", open_page)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (photos / "<script>alert(1)<").mkdir()
+    (photos / "0.jpg").rename(photos / "<script>alert(1)<" / "0.jpg")
+    data = ["--data-dir", str(tmp_path / "data")]
+    assert run(["index", "shop", str(photos), "--model", model, *data]) == 0
+    query = str(photos / "1.jpg")
+    assert run(["search", query, "--collection", "shop", "--model", model, *data, "--open"]) == 0
+    (url,) = opened
+    page = Path(url.removeprefix("file://")).read_text(encoding="utf-8")
+    assert page.count("data:image/jpeg;base64,") == 3
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "http:" not in page
+    assert url.removeprefix("file://") in capsys.readouterr().err
