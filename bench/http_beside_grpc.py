@@ -137,16 +137,21 @@ def measure(model: Path | None, picture: bytes, count: int, rounds: int) -> dict
 def thumbnails(files: list[bytes], rounds: int) -> list[float]:
     """Return the milliseconds of processor time a photo without and with a thumbnail, in turn."""
     preprocess = Preprocess(height=224, width=224)
-    found: tuple[list[float], list[float]] = ([], [])
+
+    def alone(data: bytes) -> object:
+        return load_pixels(data, preprocess)
+
+    def both(data: bytes) -> object:
+        return load_with_thumbnail(data, preprocess, 160)
+
+    found: dict[Callable[[bytes], object], list[float]] = {alone: [], both: []}
     for _ in range(rounds):
-        for place, load in enumerate(
-            (lambda data: load_pixels(data, preprocess), lambda data: load_with_thumbnail(data, preprocess, 160))
-        ):
+        for load, times in found.items():
             before = time.process_time()
             for data in files:
                 load(data)
-            found[place].append((time.process_time() - before) / len(files) * 1e3)
-    return [statistics.median(each) for each in found]
+            times.append((time.process_time() - before) / len(files) * 1e3)
+    return [statistics.median(times) for times in found.values()]
 
 
 def main() -> None:
