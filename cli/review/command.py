@@ -114,7 +114,8 @@ def _apply(client: "Client", collection: str, table: Path, kept: Path) -> dict[s
     relabelled = [(same[key], label) for key, label in changes.labels.items() if key in same]
     deleted = [same[key] for key in changes.deleted if key in same]
     if relabelled or deleted:
-        write_undo(kept, collection, relabelled, deleted)
+        pictures = client.thumbnails(collection, [item.key for item in deleted]) if deleted else []
+        write_undo(kept, collection, relabelled, list(zip(deleted, pictures, strict=True)))
     if relabelled:
         client.update(collection, [ItemUpdate(item.key, label=label) for item, label in relabelled])
     if deleted:

@@ -22,7 +22,7 @@ import numpy as np
 from imagekin.cli.review.findings import Finding
 from imagekin.errors import FailedPreconditionError, InvalidArgumentError
 from imagekin.files import write_text
-from imagekin.types import Item, StoredItem
+from imagekin.types import Item, StoredItem, Thumbnail
 
 COLUMNS = ("decision", "kind", "key", "label", "proposed", "score", "group", "nearest")
 _DECISIONS = ("", "ignore", "relabel", "delete", "keep first")
@@ -102,7 +102,10 @@ def read_table(path: Path) -> Changes:
 
 
 def write_undo(
-    path: Path, collection: str, relabelled: Iterable[tuple[StoredItem, str]], deleted: Sequence[StoredItem]
+    path: Path,
+    collection: str,
+    relabelled: Iterable[tuple[StoredItem, str]],
+    deleted: Sequence[tuple[StoredItem, Thumbnail | None]],
 ) -> None:
     """Write what is needed to take changes back, before they are made.
 
@@ -113,7 +116,7 @@ def write_undo(
         raise FailedPreconditionError(f"{path} exists and may be needed: move it away, or name another by --undo-file")
     lines: list[dict[str, Any]] = [{"what": _UNDO, "collection": collection}]
     lines += [{"key": item.key, "label": item.label or "", "applied": label} for item, label in relabelled]
-    lines += [{"key": item.key, "deleted": _whole(item)} for item in deleted]
+    lines += [{"key": item.key, "deleted": _whole(item, picture)} for item, picture in deleted]
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
@@ -136,12 +139,13 @@ def read_undo(path: Path, collection: str) -> tuple[dict[str, tuple[str, str]], 
     return labels, items
 
 
-def _whole(item: StoredItem) -> dict[str, Any]:
+def _whole(item: StoredItem, picture: Thumbnail | None) -> dict[str, Any]:
     return {
         "label": item.label,
         "payload": item.payload,
         "content_hash": None if item.content_hash is None else item.content_hash.hex(),
         "vector": b64encode(np.asarray(item.vector, "<f4").tobytes()).decode(),
+        "thumbnail": None if picture is None else b64encode(picture.jpeg).decode(),
     }
 
 
@@ -153,4 +157,5 @@ def _item(key: str, whole: dict[str, Any]) -> Item:
         label=whole["label"],
         payload=whole["payload"],
         content_hash=None if digest is None else bytes.fromhex(digest),
+        thumbnail=None if whole["thumbnail"] is None else b64decode(whole["thumbnail"]),
     )

@@ -1,11 +1,13 @@
 """`imagekin review` on a folder: the table, what is decided in it, and taking it back."""
 
 import csv
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from imagekin import Client, Item
 from imagekin.cli.review.decisions import COLUMNS, read_table
@@ -13,6 +15,12 @@ from imagekin.errors import InvalidArgumentError
 from tests.e2e.processes import run
 
 WRONG = 'odd, "key"\u202e/é'
+
+
+def jpeg() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), (200, 30, 30)).save(file, "JPEG")
+    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +42,9 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     items.append(
         Item(WRONG, vector=around(1), label="cat", payload={"n": 12345678901234567890}, content_hash=b"h" * 32)
     )
-    items.append(Item("twin", vector=items[0].vector, label="cat"))
+    items.append(Item("twin", vector=items[0].vector, label="cat", content_hash=b"t" * 32, thumbnail=jpeg()))
     with Client.local(folder) as client:
-        client.create_collection("pets", space="test", dim=16)
+        client.create_collection("pets", space="test", dim=16, thumbnail_size=32)
         client.upsert("pets", items)
     return folder
 
@@ -85,6 +93,9 @@ def test_decisions_are_applied_and_taken_back(filled: Path, table: Path) -> None
     assert json.loads(done.stdout.splitlines()[-1])["labels_restored"] == 1
     with Client.local(filled, read_only=True) as client:
         restored = client.get("pets", [WRONG, "twin", "cat0"], with_vector=True)
+        (picture,) = client.thumbnails("pets", ["twin"])
+    assert picture is not None
+    assert picture.content_hash == b"t" * 32
     assert [item and item.label for item in restored] == ["cat", "cat", "cat"]
     vectors = [item.vector for item in restored if item is not None and item.vector is not None]
     np.testing.assert_allclose(vectors[1], vectors[2], atol=1e-6)
