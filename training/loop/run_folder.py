@@ -1,6 +1,7 @@
 """A run's folder: lock it, and decide what of an earlier run is kept."""
 
 import dataclasses
+import errno
 import fcntl
 import json
 import logging
@@ -26,6 +27,7 @@ from imagekin.training.settings import (
 )
 
 _LOCK_FILE = ".lock"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 logger = logging.getLogger("imagekin.training")
 
@@ -64,7 +66,7 @@ def open_run(
     Raises:
         AlreadyExistsError: there is a run in it, and neither `resume` nor `overwrite` is set.
         InvalidArgumentError: the run to resume was started with other settings or images, or `out` is a file.
-        FailedPreconditionError: another process works in it, or it cannot be written.
+        FailedPreconditionError: another process works in it, or it cannot be written, now or while the run is open.
     """
     out = settings.out
     try:
@@ -78,6 +80,12 @@ def open_run(
         raise FailedPreconditionError(f"another process is training in {out}") from error
     except PermissionError as error:
         raise FailedPreconditionError(f"{out} cannot be written: {error.strerror}") from error
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise FailedPreconditionError(
+            f"{out} cannot be written: {error.strerror}; free some space and go on with --resume"
+        ) from error
 
 
 def differences(settings: TrainSettings, saved: TrainSettings) -> tuple[str, ...]:

@@ -1,6 +1,8 @@
 """A run goes on with the images that it was started with, and says which are others."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagekin.errors import InvalidArgumentError
+from imagekin.errors import FailedPreconditionError, InvalidArgumentError
 from imagekin.training.data.identity import DATA_FILE, Identity
 from imagekin.training.loop.run_folder import open_run
 from imagekin.training.loop.trainer import pretrain
@@ -99,6 +101,14 @@ def test_a_run_remembers_its_commands_and_its_machine(started: TrainSettings) ->
     assert len(content["commands"]) == 2
     assert content["machine"]["cores"] >= 1
     assert {"processor", "system", "python", "torch", "imagekin"} <= set(content["machine"])
+
+
+def test_a_disk_that_fills_up_later_is_told_by_the_runs_folder(tmp_path: Path) -> None:
+    with (
+        pytest.raises(FailedPreconditionError, match=r"run cannot be written: No space left .* --resume"),
+        open_run(settings(tmp_path), resume=False, overwrite=False),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
