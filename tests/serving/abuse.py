@@ -3,13 +3,18 @@
     python -m tests.serving.abuse [--calls 10000] [--messages 100000] [--idle 1000] [--readers 16] [--seed 0]
 
 Good, bad, cancelled, expired and half-sent calls at once; malformed messages to every method; decompression bombs;
-clients that ask and never read; connections that say nothing. Meanwhile and afterwards good calls get the very answer
-that they got before, no answer is INTERNAL or UNKNOWN, and memory and file descriptors come back to where they were.
+floods that are packed small, to every method; clients that ask and never read, that send their requests byte by byte,
+or take all their calls back at once; a client that takes all it can; connections that say nothing. Meanwhile and
+afterwards good calls get the very answer that they got before, no answer is INTERNAL or UNKNOWN, and memory and file
+descriptors come back to where they were.
 Prints one JSON line; its exit status is 1 when a promise is broken.
 """
 
 import argparse
 import asyncio
+import contextlib
+import gzip
+import io
 import json
 import os
 import random
@@ -28,8 +33,10 @@ from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pool
+from PIL import Image as Picture
 
 from imagekin.serving.server import SERVICES
+from imagekin.serving.services.reflection import REFLECTION
 from imagekin.v1 import collections_pb2, common_pb2, embedder_pb2, searcher_pb2
 from tests.artifacts import tiny_artifact
 from tests.e2e.processes import Server, running_server
@@ -51,6 +58,9 @@ READER_REQUESTS = 2000
 BOMBS = 50
 BOMB_SECONDS = 0.005
 BOMB_MEGABYTES = 1.0
+FLOODS = 10
+_MANY = 16
+FLOOD_MEGABYTES = 64.0
 
 
 @dataclass(slots=True)
@@ -189,6 +199,76 @@ class Abuser:
             self.findings.figures["descriptors_with_idle"] = _descriptors(self.server)
             await self.check_answers(f"with {count} idle connections")
 
+    async def floods(self) -> None:
+        """Send 60 MiB of zeros, packed into 60 KB, to every method, several at once; each costs next to nothing."""
+        pool, packed = descriptor_pool.Default(), gzip.compress(bytes(60 * 2**20))
+        names = (*SERVICES, "grpc.health.v1.Health", *REFLECTION)
+        paths = [f"/{name}/{method.name}" for name in names for method in pool.FindServiceByName(name).methods]
+        before = self.server.resident_megabytes()
+        for path in paths:
+            if path == RELOAD or path.endswith("Watch"):
+                continue  # these answer, as they do
+            ends = await asyncio.to_thread(http2.flood, self.server.address, path, packed, FLOODS)
+            self.findings.expect(len(ends) == FLOODS, f"{path} left packed floods without an answer")
+        growth = self.server.resident_megabytes() - before
+        self.findings.figures["floods_megabytes"] = growth
+        self.findings.expect(growth < FLOOD_MEGABYTES, f"packed floods cost {growth:.0f} MB")
+        await self.check_answers("after packed floods")
+
+    async def slow_bodies(self, count: int) -> None:
+        """Send requests byte by byte: others are served meanwhile."""
+        whole = http2.hello() + http2.headers(self.server.address) + http2.begun_message(len(self.good))
+        with ExitStack() as stack:
+            connections = [stack.enter_context(http2.connected(self.server.address)) for _ in range(count)]
+            for connection in connections:
+                connection.sendall(whole)
+            for byte in self.good[:10]:
+                for connection in connections:
+                    connection.sendall(bytes([byte]))
+                await asyncio.sleep(0.05)
+            await self.check_answers(f"beside {count} slow bodies")
+
+    async def rapid_reset(self, calls: int) -> None:
+        """Begin calls and take each back at once, on one connection, which may end for it (CVE-2023-44487)."""
+        call = b"".join(
+            http2.headers(self.server.address, stream=2 * number + 1) + http2.reset(2 * number + 1)
+            for number in range(calls)
+        )
+        with http2.connected(self.server.address) as connection, contextlib.suppress(OSError):
+            connection.sendall(http2.hello())
+            await asyncio.to_thread(connection.sendall, call)
+        await self.check_answers(f"after {calls} calls that were taken back")
+
+    async def unfair(self, images: int) -> None:
+        """Ask for many large pictures in one call: a client with small ones is answered beside it, not behind it."""
+        large = embedder_pb2.EmbedRequest(images=[common_pb2.Image(data=large_png())] * images)
+        alone = [await self._seconds() for _ in range(20)]
+        async with grpc.aio.insecure_channel(self.server.address, _own_connection(-1)) as channel:
+            other: Any = channel
+            start = time.perf_counter()
+            bulk = asyncio.ensure_future(other.unary_unary(EMBED)(large.SerializeToString(), timeout=600))
+            await asyncio.sleep(0.2)
+            beside = []
+            while not bulk.done():
+                beside.append(await self._seconds())
+                await asyncio.sleep(0.02)
+            await bulk
+        self.findings.figures |= {
+            "unfair_seconds": time.perf_counter() - start,
+            "small_alone_milliseconds": 1000 * statistics.median(alone),
+            "small_beside_milliseconds": 1000 * statistics.median(beside) if beside else 0.0,
+            "small_beside_longest_milliseconds": 1000 * max(beside, default=0.0),
+            "small_beside_calls": len(beside),
+        }
+        # Of a few images the call may be over before a second small one.
+        fair = len(beside) >= 2 or images < _MANY
+        self.findings.expect(fair, "small calls waited for all the large pictures of another client")
+
+    async def _seconds(self) -> float:
+        start = time.perf_counter()
+        await self._same(EMBED, self.good, "a small call beside a large one")
+        return time.perf_counter() - start
+
     async def settle(self) -> tuple[float, int]:
         """Drop what malformed messages have made, wait for descriptors; return memory in MiB and descriptors."""
         listed = collections_pb2.ListCollectionsResponse.FromString(await self._call(LIST, b""))
@@ -295,6 +375,8 @@ async def abuse(server: Server, *, calls: int, messages: int, idle: int, readers
         await abuser.mixed(max(200, calls // 10))
         await abuser.fuzz(max(200, messages // 50))
         await abuser.slow_readers(readers)
+        await abuser.floods()
+        await abuser.unfair(4)
         memory, descriptors = await abuser.settle()
         await abuser.bombs()
         await abuser.mixed(calls)
@@ -304,6 +386,10 @@ async def abuse(server: Server, *, calls: int, messages: int, idle: int, readers
         await abuser.check_answers("after malformed messages")
         malformed, _ = await abuser.settle()
         await abuser.slow_readers(readers)
+        await abuser.floods()
+        await abuser.slow_bodies(max(10, idle // 10))
+        await abuser.rapid_reset(max(1000, calls // 2))
+        await abuser.unfair(max(16, calls // 250))
         await abuser.idle_connections(idle)
         # The allocator gives back what a burst has left over only when there is work again.
         await abuser.mixed(max(200, calls // 10))
@@ -335,6 +421,13 @@ def bomb(side: int) -> bytes:
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     body = zlib.compress(b"\0" * 1_000_000, 9)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def large_png() -> bytes:
+    """Return a PNG of four megapixels, which takes a tenth of a second to decode."""
+    file = io.BytesIO()
+    Picture.linear_gradient("L").resize((2000, 2000)).convert("RGB").save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
 def _seed_messages() -> tuple[bytes, ...]:

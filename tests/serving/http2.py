@@ -3,6 +3,7 @@
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 EMBED = "/imagekin.v1.Embedder/Embed"
 # Kinds of frames, and a flag (RFC 9113, section 6).
@@ -61,6 +62,16 @@ def packed_message(packed: bytes, stream: int = 1) -> bytes:
     places = range(0, len(whole), _FRAME_BYTES)
     parts = [whole[place : place + _FRAME_BYTES] for place in places]
     return b"".join(frame(DATA, part is parts[-1], stream, part) for part in parts)
+
+
+def flood(address: str, path: str, packed: bytes, at_once: int) -> list[bytes]:
+    """Call a method several times at once with a packed message, and return how the calls ended."""
+    call = hello() + headers(address, path, grpc_encoding="gzip") + packed_message(packed)
+    with ExitStack() as stack:
+        connections = [stack.enter_context(connected(address)) for _ in range(at_once)]
+        for connection in connections:
+            connection.sendall(call)
+        return [end for connection in connections for end in ended(connection, 1)]
 
 
 def reset(stream: int) -> bytes:

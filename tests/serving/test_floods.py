@@ -2,7 +2,6 @@
 
 import gzip
 import re
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -29,16 +28,6 @@ def peak_megabytes(server: Server) -> float:
     return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024
 
 
-def flood(server: Server, path: str) -> list[bytes]:
-    """Call a method several times at once, and return how the calls ended."""
-    call = http2.hello() + http2.headers(server.address, path, grpc_encoding="gzip")
-    with ExitStack() as stack:
-        connections = [stack.enter_context(http2.connected(server.address)) for _ in range(AT_ONCE)]
-        for connection in connections:
-            connection.sendall(call + http2.packed_message(ZEROS))
-        return [end for connection in connections for end in http2.ended(connection, 1)]
-
-
 @pytest.mark.parametrize("protected", [True, False], ids=["tokens", "open"])
 def test_packed_zeros_to_any_method_cost_next_to_nothing(tmp_path: Path, protected: bool) -> None:
     tokens = tmp_path / "tokens.toml"
@@ -61,7 +50,7 @@ def test_packed_zeros_to_any_method_cost_next_to_nothing(tmp_path: Path, protect
             for method in methods:
                 if method.endswith("Watch"):
                     continue
-                assert len(flood(server, method)) == AT_ONCE, method
+                assert len(http2.flood(server.address, method, ZEROS, AT_ONCE)) == AT_ONCE, method
             growth = peak_megabytes(server) - before
             assert (client.embed([png(1)]) == expected).all()
         assert growth < MOST_MEGABYTES
