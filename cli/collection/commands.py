@@ -98,6 +98,7 @@ def show_collection(
         ["on disk", f"{info.disk_bytes / 2**20:,.1f} MiB"],
         ["last write", f"number {info.sequence:,}"],
         ["made", made],
+        ["id", info.id],
     ]
     console.print_table(["", ""], rows)
 

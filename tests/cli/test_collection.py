@@ -65,3 +65,16 @@ def test_compact_says_what_it_freed(data: str, capsys: pytest.CaptureFixture[str
     found = answer(capsys, "compact", "shop", "--data-dir", data)
     assert found["compacted"] == "shop"
     assert isinstance(found["bytes_after"], int)
+
+
+def test_a_broken_collection_is_named_in_the_list(data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with Catalog(Path(data)) as catalog:
+        catalog.create("other", space="ik1-a", dim=4)
+    (Path(data) / "collections" / "shop" / "items.sqlite").write_bytes(b"nothing of the kind" * 500)
+    assert run(["collection", "list", "--data-dir", data]) == 0
+    said = capsys.readouterr()
+    assert "other" in said.out
+    assert "shop" not in said.out
+    assert "shop: collection 'shop' is damaged" in said.err
+    listed = answer(capsys, "list", "--data-dir", data)["collections"]
+    assert [(one["name"], bool(one["error"])) for one in listed] == [("other", False), ("shop", True)]  # type: ignore[attr-defined]
