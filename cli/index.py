@@ -30,7 +30,9 @@ def index(
     collection: Annotated[str, typer.Argument(metavar="COLLECTION", help="Made if there is none of that name.")],
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="SOURCE...", help="Files, folders, archives, tables, patterns, URLs or - (see README)."),
+        typer.Argument(
+            metavar="SOURCE...", help="Files, folders, archives, tables, patterns, URLs or - (see docs/sources.md)."
+        ),
     ],
     model: Annotated[
         Path | None, typer.Option("--model", "-m", metavar="FILE", help="The model artifact that embeds the images.")

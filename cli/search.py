@@ -20,7 +20,9 @@ def search(
     collection: options.CollectionName,
     images: Annotated[
         list[str] | None,
-        typer.Argument(metavar="IMAGE...", help="Files, folders, archives, tables, patterns, URLs or - (see README)."),
+        typer.Argument(
+            metavar="IMAGE...", help="Files, folders, archives, tables, patterns, URLs or - (see docs/sources.md)."
+        ),
     ] = None,
     key: Annotated[
         list[str] | None, typer.Option("--key", metavar="KEY", help="Ask by a stored item instead; may be repeated.")

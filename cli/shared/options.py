@@ -24,7 +24,9 @@ CollectionName = Annotated[str, typer.Option("--collection", "-c", metavar="NAME
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The collection's name.")]
 Sources = Annotated[
     list[str],
-    typer.Argument(metavar="IMAGE...", help="Files, folders, archives, tables, patterns, URLs or - (see README)."),
+    typer.Argument(
+        metavar="IMAGE...", help="Files, folders, archives, tables, patterns, URLs or - (see docs/sources.md)."
+    ),
 ]
 LabelFrom = Annotated[
     str,

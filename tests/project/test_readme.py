@@ -1,4 +1,4 @@
-"""The README keeps its word: every command in it runs, in its order, on smaller data of the same kind."""
+"""README and guide keep their word: every command in them runs, in its order, on smaller data of the same kind."""
 
 import contextlib
 import os
@@ -15,7 +15,9 @@ from tests.data import shared_data
 from tests.e2e.processes import quiet_environment, running_server
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = "README.md"
+# The pages that a reader follows after the tour, with what it has left in the folder.
+GUIDE = ("docs/tour.md", "docs/sources.md", "docs/encoders.md")
 
 # Commands that other tests run, because they cannot be run inside this one.
 ELSEWHERE = {
@@ -23,18 +25,23 @@ ELSEWHERE = {
     "make test": "this is it",
     "make check": ".ci/run",
     "pip install '.[cpu,train]'": ".ci/run installs it with the development tools",
-    "imagekin adopt efficientnet-lite0 --out lite0.onnx": "tests/training/models/test_named.py",
-    "imagekin index photos photos --model lite0.onnx --data-dir data": "the tour below",
-    "imagekin serve --model lite0.onnx --data-dir data &": "the tour below",
-    "imagekin search --collection photos somewhere/picture.jpg": "the tour below",
-    "imagekin adapt lite0.onnx photos --out adapted.onnx": "tests/training/adaptation",
-    "imagekin train photos --encoder efficientnet-lite0 --minutes 20 --out run": "test_fine_tuning.py",
 }
 
 
-def blocks(language: str) -> list[str]:
-    """Return the README's fenced blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def text(page: str) -> str:
+    """Return a page of the documentation."""
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Return a page's fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text(page), re.MULTILINE | re.DOTALL)
+
+
+def commands(*pages: str) -> str:
+    """Return the commands of pages, as a script."""
+    lines = [line for page in pages for block in blocks(page, "bash") for line in block.splitlines()]
+    return "\n".join(line for line in lines if line.split("  #")[0].strip() not in ELSEWHERE)
 
 
 def subset(name: str, target: Path, *, classes: int, per_class: int) -> None:
@@ -64,11 +71,16 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subset("cifar10-test.tar.gz", folder / "cifar10-test.tar.gz", classes=4, per_class=10)
     subset("omniglot.tar.gz", folder / "omniglot.tar.gz", classes=1, per_class=25)
     (folder / "configs").symlink_to(ROOT / "configs")
+    for name, target in (("grocery-train.tar", "photos"), ("grocery-test.tar", "held-out")):
+        with tarfile.open(folder / name) as archive:
+            archive.extractall(folder / "first" / target, filter="data")
     with tarfile.open(folder / "grocery-test.tar") as archive:
         member = next(member for member in archive if member.isfile())
         content = archive.extractfile(member)
         assert content is not None
-        (folder / "photo.jpg").write_bytes(content.read())
+        data = content.read()
+    for place in (folder, folder / "first"):
+        (place / "photo.jpg").write_bytes(data)
     return folder
 
 
@@ -82,7 +94,7 @@ def on_a_free_port(script: str) -> str:
         r"^(imagekin serve .*)&$", rf"\1--address 127.0.0.1:0 --port-file port &\n{waits}", script, flags=re.M
     )
     assert servers == 1
-    script = script.replace("127.0.0.1:50051", '"$IMAGEKIN_ADDRESS"')
+    script = script.replace("127.0.0.1:50051", '"$IMAGEKIN_ADDRESS"').replace("127.0.0.1:8080", "127.0.0.1:0")
     assert "50051" not in script
     return script
 
@@ -112,22 +124,31 @@ def bash(script: str, folder: Path) -> tuple[int, str]:
     return process.returncode, said
 
 
-def test_the_tour_runs_from_its_first_command_to_its_last(workplace: Path) -> None:
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
-    commands = [line for line in lines if line.split("  #")[0].strip() not in ELSEWHERE]
-    assert any(line.startswith("imagekin train") for line in commands)
-    assert any(line.startswith("imagekin classify") for line in commands)
-    status, said = bash(on_a_free_port("\n".join(commands)), workplace)
+def test_the_first_commands_give_an_encoder_a_service_and_a_better_encoder(workplace: Path) -> None:
+    folder = workplace / "first"
+    status, said = bash(on_a_free_port(commands(README)), folder)
     assert status == 0, said
+    assert "photo.jpg\t1\t" in said
+    run_python(README, folder, folder / "model.onnx")
 
 
-def test_the_python_examples_run(workplace: Path) -> None:
-    examples = "\n".join(blocks("python"))
+def test_the_guide_runs_from_its_first_command_to_its_last(workplace: Path) -> None:
+    script = commands(*GUIDE)
+    assert "imagekin train" in script
+    assert "imagekin classify" in script
+    status, said = bash(on_a_free_port(script), workplace)
+    assert status == 0, said
+    # The commands have left a model and a collection in the folder.
+    run_python("docs/python.md", workplace, workplace / "run" / "model.onnx")
+
+
+def run_python(page: str, folder: Path, model: Path) -> None:
+    """Run a page's Python examples against a server of a folder."""
+    examples = "\n".join(blocks(page, "python"))
     assert '"localhost:50051"' in examples
-    # The tour's bash blocks have left a model and a collection in the folder; the examples speak to a server of it.
-    with running_server(workplace / "run" / "model.onnx", workplace / "data") as server:
-        (workplace / "example.py").write_text(examples.replace("localhost:50051", server.address))
-        status, said = bash("python example.py", workplace)
+    with running_server(model, folder / "data") as server:
+        (folder / "example.py").write_text(examples.replace("localhost:50051", server.address))
+        status, said = bash("python example.py", folder)
     assert status == 0, said
 
 
@@ -141,5 +162,26 @@ def test_every_command_of_the_program_is_in_the_readme() -> None:
     ).stdout
     names = re.findall(r"^[│ ]+([a-z]+)  ", listed, re.MULTILINE)
     assert {"train", "serve", "index"} <= set(names)
-    missing = [name for name in names if f"imagekin {name}" not in README]
+    missing = [name for name in names if f"imagekin {name}" not in text(README)]
     assert not missing
+
+
+def test_the_readme_is_short() -> None:
+    assert len(text(README).split()) <= 700
+
+
+def test_links_and_anchors_lead_somewhere() -> None:
+    lost = []
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+        for target in re.findall(r"\]\((?!https?:|<)([^)\s]+)\)", path.read_text(encoding="utf-8")):
+            name, _, anchor = target.partition("#")
+            page = path.parent / name if name else path
+            if not page.exists() or (anchor and anchor not in anchors(page)):
+                lost.append(f"{path.relative_to(ROOT)}: {target}")
+    assert not lost
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as the forges make them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
