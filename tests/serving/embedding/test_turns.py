@@ -48,6 +48,18 @@ def test_whoever_comes_back_owes_what_it_has_had() -> None:
     assert [turns.pop()[0] for _ in range(5)] == [f"small {number}" for number in range(5)]
 
 
+def test_whoever_was_away_has_no_claim_to_what_it_has_missed() -> None:
+    turns: Turns[str] = Turns(QUANTUM)
+    for _ in range(40):
+        turns.push(("busy",), "busy", 1.0)
+        turns.push(("steady",), "steady", 1.0)
+    for _ in range(20):
+        turns.pop()
+    for _ in range(40):
+        turns.push(("late",), "late", 1.0)
+    assert max(Counter(turns.pop()[0] for _ in range(30)).values()) <= 11
+
+
 def test_many_members_of_a_member_share_its_turns() -> None:
     turns: Turns[str] = Turns(QUANTUM)
     for number in range(20):
