@@ -349,9 +349,9 @@ class LocalCollection:
         """
         units = validation.search(queries, options, self.dim, validation.MAX_WITHIN)
         if options.filter is None and not (options.with_payload or options.group_by or options.diversity):
-            with self._residence.view(_snapshot_of) as (stay, snapshot):
-                stay.store.priority.note_search()
-                found = _search(snapshot, units, options)
+            stay, snapshot = self._residence.snapshot()
+            stay.store.priority.note_search()
+            found = _search(snapshot, units, options)
             return _neighbours(snapshot, found, {}, options.with_vector)
         with self._selected(options.filter) as (stay, connection, snapshot, mask):
             stay.store.priority.note_search()
@@ -458,8 +458,7 @@ class LocalCollection:
         return self._residence.latest()
 
     def _snapshot(self) -> ColumnSnapshot:
-        with self._residence.view(_snapshot_of) as (_, snapshot):
-            return snapshot
+        return self._residence.snapshot()[1]
 
     def _write(self, change: Callable[[transactions.Transaction], T]) -> T:
         with self._residence.use() as stay:
@@ -546,10 +545,6 @@ class LocalCollection:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _snapshot_of(store: LocalStore) -> contextlib.AbstractContextManager[ColumnSnapshot]:
-    return contextlib.nullcontext(store.snapshot())
 
 
 def _search(
