@@ -13,8 +13,8 @@ from tests.e2e.processes import quiet_environment
 from tests.project.packages import FOLDERS, application, build, checkout
 
 Contents = dict[str, bytes]
-# Code, and the files of the page.
-KINDS = (".py", ".pyi", ".typed", ".html", ".css", ".js", ".svg")
+# Code, the files of the page, and the description of HTTP.
+KINDS = (".py", ".pyi", ".typed", ".html", ".css", ".js", ".svg", ".json")
 
 
 @pytest.fixture(scope="module")
