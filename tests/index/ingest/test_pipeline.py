@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from imagekin.encoder.decoding.decode import DecodeLimits
 from imagekin.encoder.runtime.session import Encoder
 from imagekin.errors import InvalidArgumentError
+from imagekin.index.ingest import report as ingest_report
 from imagekin.index.ingest.intake import Intake
 from imagekin.index.ingest.pipeline import IndexInterruptedError, index_images
 from imagekin.index.ingest.report import IngestTally
-from imagekin.index.ingest.seen_keys import SeenKeys
+from imagekin.index.ingest.seen_keys import Seen, SeenKeys
 from imagekin.index.types import VectorItem
 from imagekin.sources.open import open_source, open_sources
 from imagekin.sources.records import Record, SourceError
@@ -301,3 +302,20 @@ def test_no_payload_and_an_empty_one_are_the_same() -> None:
     again = [Record("none", b"1", payload={}), Record("empty", b"2")]
     report = index_images(CountingModel(), again, sink)
     assert (report.written, report.updated, report.skipped) == (0, 0, 2)
+
+
+def test_a_record_that_comes_again_after_it_failed_is_no_duplicate_of_itself() -> None:
+    with SeenKeys() as seen:
+        for _ in range(2):
+            ((before, other),) = seen.meet([("a", b"content", None)])
+            assert (before, other) == (Seen.NEW, None)
+            seen.forget("a")
+
+
+def test_a_report_lists_some_failed_records_and_counts_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest_report, "_MAX_LISTED", 5)
+    tally = IngestTally(None, None)
+    for number in range(9):
+        tally.failed(f"{number}", "cannot be read")
+    found = tally.report()
+    assert (found.failed_count, len(found.failed)) == (9, 5)
