@@ -1,4 +1,4 @@
-"""Run parts of the store's work on command, for `bench/versions.py`, in the version found first on PYTHONPATH.
+"""Run parts of the store's work on command, for `bench/versions/compare.py`, in the version found first on PYTHONPATH.
 
     python -P store_worker.py FOLDER EMBEDDINGS.npy
 

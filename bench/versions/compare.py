@@ -1,6 +1,6 @@
 """Measure this version beside another one, each part in turn, on real embeddings and real models.
 
-    python bench/versions.py --other CHECKOUT --name PACKAGE --embeddings EMBEDDINGS.npy --model MODEL.onnx
+    python bench/versions/compare.py --other CHECKOUT --name PACKAGE --embeddings EMBEDDINGS.npy --model MODEL.onnx
         --other-model MODEL.onnx --images FOLDER [--sections search,store,serve,index,train] [--rounds N]
 
 PACKAGE is the name of the other version's command and proto package. Both models are one network, as each saves it.
@@ -28,13 +28,13 @@ import grpc.aio
 import numpy as np
 
 if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.harness import report
 from bench.serving.load import cpu_seconds
 from imagekin.v1 import common_pb2, embedder_pb2, searcher_pb2
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SECTIONS = ("search", "store", "serve", "index", "train")
 _SLICE_SECONDS = 1.5
 _START_SECONDS = 120.0

@@ -1,0 +1,1 @@
+"""Compare this version with another one."""
