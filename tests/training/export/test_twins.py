@@ -207,7 +207,7 @@ def test_the_command_converts_an_artifact_and_says_how_well(model: Path, capsys:
 
 
 @pytest.mark.parametrize(
-    ("int8", "fp16", "reason"), [(True, True, "either"), (True, False, "--images"), (False, False, "--int8 or --fp16")]
+    ("int8", "fp16", "reason"), [(True, True, "either"), (True, False, "--images"), (False, False, "--int8, --fp16")]
 )
 def test_wrong_use_is_said(model: Path, int8: bool, fp16: bool, reason: str) -> None:
     with pytest.raises(InvalidArgumentError, match=reason):
