@@ -111,8 +111,9 @@ def _await(run: "_Run", records: Iterable[Record]) -> IndexReport:
         except BaseException as error:  # raised in the caller's thread
             done.set_exception(error)
 
-    threading.Thread(target=work, name="index", daemon=True).start()
+    thread = threading.Thread(target=work, name="index", daemon=True)
     try:
+        thread.start()  # within: it waits for the thread, which may already be at work when Ctrl-C comes
         return done.result()
     except KeyboardInterrupt:
         if done.done():
