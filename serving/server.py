@@ -161,7 +161,11 @@ class Server:
         if drained.done():
             await self._calls.hold(_HOLD_SECONDS)
         drained.cancel()
-        await asyncio.gather(self._server.stop(_FLUSH_SECONDS), self._close_http())
+        closing = asyncio.ensure_future(self._close_http())
+        # Awaited at once, not in a task: the server must shut down before the calls that were held are answered, or
+        # their callers' next calls arrive meanwhile and are answered CANCELLED.
+        await self._server.stop(_FLUSH_SECONDS)
+        await closing
         await self._close()
 
     async def reload(self) -> None:
