@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from imagekin.cli.shared import options
+from imagekin.command_options import AsJson
 from imagekin.errors import ImageError, InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def adopt(
         Path | None,
         typer.Option("--images", metavar="SOURCE", help="Images to check it on; without, a few drawn pictures."),
     ] = None,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a model artifact of an image encoder from elsewhere, checked against the original."""
     onnx = Path(encoder).is_file() or encoder.endswith(".onnx")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from imagekin.cli.shared import options
-from imagekin.command_options import with_options
+from imagekin.command_options import AsJson, with_options
 
 if TYPE_CHECKING:
     from imagekin.types import Method
@@ -39,7 +39,7 @@ def classify(
     label_from: options.LabelFrom = "folder",
     server: options.ServerOrFolder,
     timeout: options.Timeout = 60.0,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Classify images; report the accuracy when they lie in folders named after their classes."""
     from imagekin.cli.shared import console

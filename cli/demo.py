@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from imagekin.cli.shared import options
+from imagekin.command_options import AsJson
 
 
 def demo(
@@ -15,7 +15,7 @@ def demo(
             "--out", "-o", metavar="DIR", help="Folder for all that the demo makes; replaced when it is its own."
         ),
     ] = Path("imagekin-demo"),
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show the whole way on handwritten digits: train, export, index, serve, query. Takes about a minute."""
     from imagekin.cli.demo_run import run

@@ -10,7 +10,7 @@ import typer
 
 from imagekin import files
 from imagekin.cli.shared import engines, options
-from imagekin.command_options import with_options
+from imagekin.command_options import AsJson, with_options
 from imagekin.errors import ImageError, InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def embed(
     server: options.ServerAddress,
     model: Annotated[str, typer.Option("--model-name", metavar="NAME", help="One of the server's models.")] = "",
     timeout: options.Timeout = 60.0,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Embed images: through a server, or here with a model artifact."""
     if out is not None and out.suffix == ".parquet":

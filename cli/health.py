@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from imagekin.cli.shared import options
-from imagekin.command_options import with_options
+from imagekin.command_options import AsJson, with_options
 from imagekin.errors import PermissionDeniedError, UnauthenticatedError, UnavailableError
 
 
@@ -16,7 +16,7 @@ def health(
     ] = 0.0,
     *,
     server: options.ServerAddress,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Ask a server whether it is serving; exit status 0 when it is, 1 when not."""
     from imagekin.cli.shared.console import print_json

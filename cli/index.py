@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from imagekin.cli.shared import engines, options
-from imagekin.command_options import with_options
+from imagekin.command_options import AsJson, with_options
 from imagekin.errors import FailedPreconditionError, ImageError, InvalidArgumentError
 from imagekin.index.local.thumbnails import check_size
 from imagekin.machine import Device
@@ -74,7 +74,7 @@ def index(
     label_from: options.LabelFrom = "folder",
     engine: engines.Engine,
     timeout: options.Timeout = 60.0,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Embed images and store them in a collection; the label of an image is the folder that it lies in.
 

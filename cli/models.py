@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from imagekin.cli.shared import options
+from imagekin.command_options import AsJson
 from imagekin.errors import NotFoundError
 
 MOST_DESCRIBED = 40
@@ -20,7 +20,7 @@ def models(
     measure: Annotated[
         bool, typer.Option("--measure", help="Measure how many images/s this CPU embeds with each, and remember it.")
     ] = False,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """List encoders that `adopt` and `train` know by name: size, dimension and, once measured, speed."""
     from imagekin.cli.shared.console import Rows, print_json

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from imagekin.cli.shared import options
-from imagekin.command_options import with_options
+from imagekin.command_options import AsJson, with_options
 from imagekin.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def search(
     *,
     server: options.ServerOrFolder,
     timeout: options.Timeout = 60.0,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find the items of a collection that are most like an image."""
     from imagekin.cli.shared import console

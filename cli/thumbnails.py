@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imagekin.cli.shared import options
-from imagekin.command_options import with_options
+from imagekin.command_options import AsJson, with_options
 
 if TYPE_CHECKING:
     from imagekin.sources.records import Record
@@ -29,7 +29,7 @@ def thumbnails(
     ] = _PIXELS,
     *,
     folder: options.Folder,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make the small pictures that a collection lacks, from the images that it was made from.
 

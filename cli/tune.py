@@ -6,13 +6,14 @@ from typing import Annotated
 import typer
 
 from imagekin.cli.shared import options
+from imagekin.command_options import AsJson
 
 
 def tune(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model artifact; its tuning is saved beside it.")],
     device: options.DeviceOption = "auto",
     seconds: Annotated[float, typer.Option("--seconds", help="Time for one figure.", min=0.01, max=60.0)] = 0.4,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure how a model runs best on this machine; `imagekin serve` then runs it so."""
     import sys

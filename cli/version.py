@@ -1,12 +1,10 @@
 """`imagekin version`."""
 
-from typing import Annotated
-
-import typer
+from imagekin.command_options import AsJson
 
 
 def version(
-    as_json: Annotated[bool, typer.Option("--json", help="Answer with one JSON object on the last line.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show the version, and those of the engines that are installed."""
     import platform

@@ -21,6 +21,8 @@ from imagekin.settings import Setting, parts_of, settings_of
 
 Settings = TypeVar("Settings")
 
+AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON object on the last line.")]
+
 # Sources of a value, by descending precedence.
 _SOURCES = ("COMMANDLINE", "PROMPT", "ENVIRONMENT", "DEFAULT_MAP", "DEFAULT")
 

@@ -123,6 +123,31 @@ class Reader(Protocol):
         ...
 
 
+class ArchiveReader(Protocol):
+    """A reader that reads an archive from front to back."""
+
+    def records(self, naming: Naming, ignored: Ignored) -> Iterator[Record]:
+        """Read the records, and count the members that are ignored."""
+        ...
+
+
+class WholeArchive:
+    """An archive as one piece.
+
+    Attributes:
+        ignored: the members that were ignored when it was read last.
+    """
+
+    def __init__(self, reader: ArchiveReader, naming: Naming) -> None:
+        self._reader = reader
+        self._naming = naming
+        self.ignored = Ignored()
+
+    def __iter__(self) -> Iterator[Record]:
+        self.ignored = Ignored()
+        return self._reader.records(self._naming, self.ignored)
+
+
 @runtime_checkable
 class Divisible(Protocol):
     """A source that can be split into pieces."""

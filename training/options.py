@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from imagekin.command_options import Given, with_options
+from imagekin.command_options import AsJson, Given, with_options
 from imagekin.errors import InvalidArgumentError
 from imagekin.machine import is_first
 from imagekin.training.data.published import resolve_data
@@ -41,7 +41,7 @@ def train_command(
     given: Given[TrainSettings],
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in RUN.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in RUN.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")] = False,
+    as_json: AsJson = False,
     show_views: Annotated[
         Path | None,
         typer.Option(

@@ -10,7 +10,7 @@ import typer
 
 from imagekin.cli.collection import maintenance, queries
 from imagekin.cli.shared import options
-from imagekin.command_options import with_options
+from imagekin.command_options import AsJson, with_options
 from imagekin.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class _Collections(Protocol):
 @with_options
 def list_collections(
     place: options.CollectionsPlace,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the collections."""
     from imagekin.cli.shared import console
@@ -73,7 +73,7 @@ def list_collections(
 def show_collection(
     name: options.Name,
     place: options.CollectionsPlace,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Describe one collection."""
     from imagekin.cli.shared import console
@@ -111,7 +111,7 @@ def scroll_items(
     condition: options.Filter = None,
     *,
     place: options.CollectionsPlace,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show a collection's items in the order of their last write."""
     from imagekin.cli.shared import console
@@ -138,7 +138,7 @@ def drop_collection(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     *,
     place: options.CollectionsPlace,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Remove a collection and all its items for good."""
     import sys

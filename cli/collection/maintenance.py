@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imagekin.cli.shared import options
-from imagekin.command_options import with_options
+from imagekin.command_options import AsJson, with_options
 from imagekin.errors import DataLossError, InvalidArgumentError
 from imagekin.types import Snapshot
 
@@ -26,7 +26,7 @@ def verify(
     ] = False,
     *,
     folder: options.Folder,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check every row, checksum and segment of a collection, also while a server has it open."""
     from imagekin.cli.shared import console
@@ -61,7 +61,7 @@ def verify(
 def compact(
     name: options.Name,
     folder: options.Folder,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Free the space of deleted items."""
     from imagekin.cli.shared import console
@@ -82,7 +82,7 @@ def duplicates(
     ] = 0.98,
     *,
     folder: options.Folder,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Report groups of nearly identical items, every pair compared exactly, also while a server has it open."""
     from imagekin.cli.shared import console
@@ -113,7 +113,7 @@ def duplicates(
 def snapshot(
     name: options.Name,
     place: options.CollectionsPlace,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Copy a collection as of now into the data folder's snapshots, while it is served and written."""
     from imagekin.cli.shared import console
@@ -133,7 +133,7 @@ def snapshot(
 @with_options
 def list_snapshots(
     folder: options.Folder,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the snapshots of a data folder."""
     from imagekin.cli.shared import console
@@ -156,7 +156,7 @@ def restore(
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of a collection that exists.")] = False,
     *,
     folder: options.Folder,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Create a collection from a snapshot."""
     from imagekin.cli.shared import console
@@ -175,7 +175,7 @@ def export_collection(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.parquet", help="The file to write.")],
     *,
     folder: options.Folder,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a collection to a Parquet file: key, label, payload, content_hash, vector."""
     from imagekin.index.ingest.parquet import export_items
@@ -206,7 +206,7 @@ def import_collection(
     ] = None,
     *,
     folder: options.Folder,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Upsert the rows of a Parquet file into a collection, created if it does not exist."""
     from imagekin.errors import NotFoundError

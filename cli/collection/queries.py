@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imagekin.cli.shared import options
-from imagekin.command_options import with_options
+from imagekin.command_options import AsJson, with_options
 from imagekin.errors import InvalidArgumentError
 from imagekin.index.types import EvaluateOptions
 
@@ -23,7 +23,7 @@ def count(
     condition: options.Filter = None,
     *,
     place: options.CollectionsPlace,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Count a collection's items, or those that match."""
     from imagekin.cli.shared import console
@@ -47,7 +47,7 @@ def facet(
     limit: Annotated[int, typer.Option("--limit", help="Values to show at most.", min=1, max=10_000)] = 100,
     *,
     place: options.CollectionsPlace,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Count a collection's items by the values of a field, the most frequent first."""
     from imagekin.cli.shared import console
@@ -71,7 +71,7 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     *,
     place: options.CollectionsPlace,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Delete items by key, or all that match."""
     import sys
@@ -107,7 +107,7 @@ def evaluate(
     folder: options.Folder,
     judged: EvaluateOptions,
     save: Annotated[bool, typer.Option("--save", help="Classify with this temperature and bound from now on.")] = False,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Classify a collection's labelled items, each by the others: accuracy, calibration, confusion."""
     import dataclasses

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imagekin.cli.shared import options
-from imagekin.command_options import with_options
+from imagekin.command_options import AsJson, with_options
 from imagekin.errors import ImagekinError, InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def review(
     *,
     server: options.ServerOrFolder,
     timeout: options.Timeout = 60.0,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find likely wrong labels, near-duplicates and outliers; apply what was decided about them."""
     from imagekin.cli.shared import console

@@ -8,11 +8,11 @@ from typing import Literal
 
 import numpy as np
 
+from imagekin.index.types import ClassifyOptions
 from imagekin.types import Neighbour
 
 Kind = Literal["label", "duplicate", "outlier"]
-# Temperature of the votes before a collection is calibrated (Wu et al. 2018).
-_TEMPERATURE = 0.07
+_TEMPERATURE = ClassifyOptions().temperature
 # Distance from the median, in median absolute deviations, from where a value is an outlier (Iglewicz and Hoaglin 1993).
 _OUTLYING = 3.5
 _MAD_TO_SIGMA = 0.6745

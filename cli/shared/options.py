@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 _DEFAULT_ADDRESS = "127.0.0.1:50051"
 
-AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON object on the last line.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where the model runs.")]
 CollectionName = Annotated[str, typer.Option("--collection", "-c", metavar="NAME", help="The collection to ask.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The collection's name.")]

@@ -60,15 +60,20 @@ def misspelt(environment: Mapping[str, str], root: Any, ctx: Any) -> Iterator[st
         ctx: its context.
     """
     common = {f"IMAGEKIN_{name.upper()}" for name in _EVERYWHERE | _VARIABLES}
-    unsure = [name for name in environment if name.startswith("IMAGEKIN_") and name not in common]
+    names = root.list_commands(ctx)
+    unsure = {name for name in environment if name.startswith("IMAGEKIN_") and name not in common}
+    # All commands are loaded only where something is wrong: that takes longer than a short command itself.
+    for name in names:
+        prefix = f"IMAGEKIN_{name.upper()}_"
+        if any(variable.startswith(prefix) for variable in unsure):
+            unsure.difference_update(_variables(root.get_command(ctx, name)))
     if not unsure:
         return
-    known = common.union(*(_variables(root.get_command(ctx, name)) for name in root.list_commands(ctx)))
+    known = common.union(*(_variables(root.get_command(ctx, name)) for name in names))
     suffixes = [name.removeprefix("IMAGEKIN_") for name in sorted(known)]
-    for name in unsure:
-        if name not in known:
-            for near in difflib.get_close_matches(name.removeprefix("IMAGEKIN_"), suffixes, 1, cutoff=0.8):
-                yield f"the environment's {name} is no setting and is ignored; did you mean IMAGEKIN_{near}?"
+    for name in sorted(unsure):
+        for near in difflib.get_close_matches(name.removeprefix("IMAGEKIN_"), suffixes, 1, cutoff=0.8):
+            yield f"the environment's {name} is no setting and is ignored; did you mean IMAGEKIN_{near}?"
 
 
 def load(path: Path | None, root: Any, ctx: Any) -> dict[str, Any] | None:

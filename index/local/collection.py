@@ -182,16 +182,7 @@ class LocalCollection:
         if not wanted:
             return DeleteResult(0, 0)
         with self._residence.use() as stay:
-            replaced = Replaced(stay.store)
-
-            def change(transaction: transactions.Transaction) -> DeleteResult:
-                replaced.note(transaction, wanted)
-                deleted = transaction.delete(wanted)
-                return DeleteResult(deleted, transaction.sequence if deleted else 0)
-
-            result = stay.store.write(change)
-            replaced.forget()
-            return result
+            return _delete(stay.store, lambda _: wanted)
 
     def update(self, changes: Sequence[ItemUpdate]) -> UpdateResult:
         """Change labels or payloads and leave the vectors alone. Durable on return.
@@ -221,18 +212,12 @@ class LocalCollection:
                 known = [sequence for sequence, _ in matching_rows(connection, condition, self.name)]
                 reads.check_rows(connection, known, self.dim, self.name)
                 last = snapshot.sequence
-            replaced = Replaced(stay.store)
 
-            def change(transaction: transactions.Transaction) -> DeleteResult:
-                keys = reads.keys_of(transaction.connection, known)
-                keys += [key for _, key in matching_rows(transaction.connection, condition, self.name, last)]
-                replaced.note(transaction, keys)
-                deleted = transaction.delete(keys)
-                return DeleteResult(deleted, transaction.sequence if deleted else 0)
+            def matching(transaction: transactions.Transaction) -> list[str]:
+                since = matching_rows(transaction.connection, condition, self.name, last)
+                return [*reads.keys_of(transaction.connection, known), *(key for _, key in since)]
 
-            result = stay.store.write(change)
-            replaced.forget()
-            return result
+            return _delete(stay.store, matching)
 
     def get(self, keys: Sequence[str]) -> list[IndexedItem | None]:
         """Return the items of `keys` in their order, None for a key that does not exist."""
@@ -579,3 +564,18 @@ def _neighbours(
         vectors,
     )
     return [list(itertools.islice(every, len(found.slots))) for found in answers]
+
+
+def _delete(store: LocalStore, keys_of: Callable[[transactions.Transaction], Sequence[str]]) -> DeleteResult:
+    """Delete the items of keys that a function finds within the write, and thumbnails that no item needs any more."""
+    replaced = Replaced(store)
+
+    def change(transaction: transactions.Transaction) -> DeleteResult:
+        keys = keys_of(transaction)
+        replaced.note(transaction, keys)
+        deleted = transaction.delete(keys)
+        return DeleteResult(deleted, transaction.sequence if deleted else 0)
+
+    result = store.write(change)
+    replaced.forget()
+    return result

@@ -23,8 +23,7 @@ from imagekin.serving.transport.wire import join_members, write_members
 from imagekin.v1 import searcher_pb2, searcher_pb2_grpc
 
 DEFAULT_SEARCH_K = 10
-DEFAULT_CLASSIFY_K = 20
-DEFAULT_TEMPERATURE = 0.07
+_DEFAULTS = ClassifyOptions()
 
 Method = searcher_pb2.ClassifyRequest.Method
 Answer = TypeVar("Answer")
@@ -107,11 +106,11 @@ class SearcherService(searcher_pb2_grpc.SearcherServicer):
         temperature, bound = _temperature(request.temperature), _similarity(request)
         if not temperature or bound is None:
             own = await entry.read(lambda: entry.collection.calibration(method))
-            temperature = temperature or (own.temperature if own else DEFAULT_TEMPERATURE)
+            temperature = temperature or (own.temperature if own else _DEFAULTS.temperature)
             bound = own.min_similarity if own and bound is None else bound
         options = ClassifyOptions(
             method=method,
-            k=self._k(request.k, DEFAULT_CLASSIFY_K, self._limits.max_k),
+            k=self._k(request.k, _DEFAULTS.k, self._limits.max_k),
             temperature=temperature,
             min_similarity=bound,
             min_confidence=check_range(request.min_confidence, 0, 1, "min_confidence"),

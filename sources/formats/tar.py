@@ -19,7 +19,7 @@ from imagekin.sources.formats.sidecars import SIDECAR_SUFFIXES, Sidecars
 from imagekin.sources.formats.tar_members import DAMAGE, Archive, is_compressed, key_of, opened, problem_of
 from imagekin.sources.ignored import NO_IMAGE, Ignored, Kind, ignored_kind, is_hidden, is_image_name, suffix_of
 from imagekin.sources.labels import LOOK_AHEAD, Named
-from imagekin.sources.pieces import Counted, Naming, Piece, Surveyed
+from imagekin.sources.pieces import Counted, Naming, Piece, Surveyed, WholeArchive
 from imagekin.sources.places import Place
 from imagekin.sources.records import Record, SourceError, printable
 from imagekin.sources.values import MAX_PAYLOAD_BYTES
@@ -52,6 +52,14 @@ class TarReader:
         self.max_bytes = max_bytes
         self.repeatable = repeatable
         self._counted: int | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        if not self.repeatable:
+            raise InvalidArgumentError(
+                f"{self.place.shown} is a pipe, which other processes cannot read: write it to a file",
+                field="source",
+            )
+        return self.__dict__
 
     def survey(self) -> Iterator[Surveyed]:
         """Yield the paths of the first images, see `Reader`."""
@@ -97,7 +105,7 @@ class TarReader:
 
     def pieces(self, naming: Naming, ignored: Ignored) -> Iterator[Piece]:
         """Yield the archive as one piece, see `Reader`."""
-        yield _Whole(self, naming)
+        yield WholeArchive(self, naming)
 
     def count(self) -> int | None:
         """Return the number of records, estimated for large archives; None for compressed ones."""
@@ -155,27 +163,6 @@ class TarReader:
             where = f"at or after {last}" if last else "at its beginning"
             problem = f"the archive is cut off or damaged {where} ({error})"
             yield naming.failure(self.place.name, SourceError(problem))
-
-
-class _Whole:
-    """The archive as a piece."""
-
-    def __init__(self, reader: TarReader, naming: Naming) -> None:
-        self._reader = reader
-        self._naming = naming
-        self.ignored = Ignored()
-
-    def __iter__(self) -> Iterator[Record]:
-        self.ignored = Ignored()
-        return self._reader.records(self._naming, self.ignored)
-
-    def __reduce__(self) -> tuple[type["_Whole"], tuple[TarReader, Naming]]:
-        if not self._reader.repeatable:
-            raise InvalidArgumentError(
-                f"{self._reader.place.shown} is a pipe, which other processes cannot read: write it to a file",
-                field="source",
-            )
-        return _Whole, (self._reader, self._naming)
 
 
 class _Group:

@@ -12,7 +12,7 @@ from contextlib import closing, suppress
 
 from imagekin.sources.formats.tar_members import leads_outside
 from imagekin.sources.ignored import Ignored, ignored_kind, is_image_name
-from imagekin.sources.pieces import Naming, Piece, Surveyed
+from imagekin.sources.pieces import Naming, Piece, Surveyed, WholeArchive
 from imagekin.sources.places import Place
 from imagekin.sources.records import Record, SourceError, printable, record_of, size_problem
 
@@ -52,7 +52,7 @@ class ZipReader:
 
     def pieces(self, naming: Naming, ignored: Ignored) -> Iterator[Piece]:
         """Yield the archive as one piece, see `Reader`."""
-        yield _Whole(self, naming)
+        yield WholeArchive(self, naming)
 
     def count(self) -> int | None:
         """Return the number of records."""
@@ -95,19 +95,6 @@ class ZipReader:
         except _DAMAGE as error:
             return f"it is damaged in the archive ({_said(error)})"
         return size_problem(len(data), self.max_bytes) or data
-
-
-class _Whole:
-    """The archive as a piece."""
-
-    def __init__(self, reader: ZipReader, naming: Naming) -> None:
-        self._reader = reader
-        self._naming = naming
-        self.ignored = Ignored()
-
-    def __iter__(self) -> Iterator[Record]:
-        self.ignored = Ignored()
-        return self._reader.records(self._naming, self.ignored)
 
 
 def _image(member: zipfile.ZipInfo) -> str | None:

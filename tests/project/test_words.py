@@ -1,8 +1,10 @@
-"""Docstrings begin with one sentence of plain words on one line: an imperative, or a noun phrase."""
+"""Docstrings, those of constants too, begin with one sentence of plain words on one line: imperative or noun phrase."""
 
 import ast
+import inspect
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,16 +34,26 @@ def product_files() -> list[str]:
     return [path for path in listed.stdout.split() if not re.search(r"_pb2(_grpc)?\.py$", path)]
 
 
-def faults(text: str) -> list[str]:
-    """Return the line and the reason of each docstring whose first line is not as it should be."""
-    found = []
+def docstrings(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield line and text of the docstrings of modules, classes, functions and, after their assignments, constants."""
     for node in ast.walk(ast.parse(text)):
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue
-        lines = (ast.get_docstring(node) or "").splitlines()
-        if not lines:
-            continue
-        place = f"line {node.body[0].lineno}: {lines[0]}"
+        before: ast.stmt | None = None
+        for number, one in enumerate(node.body):
+            described = number == 0 or isinstance(before, ast.Assign | ast.AnnAssign)
+            if described and isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant):
+                lines = inspect.cleandoc(str(one.value.value)).splitlines()
+                if lines and isinstance(one.value.value, str):
+                    yield one.lineno, lines
+            before = one
+
+
+def faults(text: str) -> list[str]:
+    """Return the line and the reason of each docstring whose first line is not as it should be."""
+    found = []
+    for line, lines in docstrings(text):
+        place = f"line {line}: {lines[0]}"
         if NO_BEGINNING.match(lines[0]):
             found.append(f"{place} (begins with {lines[0].split()[0]!r})")
         if not lines[0].endswith((".", ".)", ":")) or lines[1:2] not in ([], [""]):

@@ -97,5 +97,5 @@ def test_a_layout_has_the_images_labels_and_splits_of_the_table(
 
 
 def test_the_page_has_at_least_forty_layouts_that_others_made() -> None:
-    assert sum("](http" in name for name, *_ in layouts()) >= 30
+    assert sum("](http" in name for name, *_ in layouts()) >= 40
     assert len(layouts()) >= 50

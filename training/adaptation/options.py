@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from imagekin.command_options import with_options
+from imagekin.command_options import AsJson, with_options
 from imagekin.training.adaptation.settings import AdaptSettings
 
 
@@ -25,7 +25,7 @@ def adapt_command(
     ],
     *,
     settings: AdaptSettings,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Adapt a model to your classes in seconds to minutes, without training the encoder itself.
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from imagekin.command_options import with_options
-from imagekin.training.evaluation.settings import JudgeSettings
+from imagekin.command_options import AsJson, with_options
+from imagekin.training.evaluation.settings import AllowOverlap, JudgeSettings, Near
 
 if TYPE_CHECKING:
     from imagekin.encoder.metadata import Metadata
@@ -49,7 +49,7 @@ ROWS = {
     "class_count": ("classes", ",d"),
     "embeddings_per_second": ("embeddings per second", ",.0f"),
 }
-"""How a figure is shown, in this order; figures that are not there are left out."""
+"""Heading and format of each figure, in the order in which they are shown; what is not there is left out."""
 
 
 @with_options
@@ -76,7 +76,7 @@ def evaluate_command(
         ),
     ] = "folder",
     settings: JudgeSettings,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Score a model: kNN and linear-probe accuracy and retrieval, through ONNX Runtime as it is served."""
     from imagekin.encoder.artifact import read_metadata
@@ -113,16 +113,12 @@ def export_command(
     ] = "",
     data: Annotated[str, typer.Option(help="The run's training images, if they have moved.", show_default=False)] = "",
     test: Annotated[str, typer.Option(help="Its test images, if they have moved.", show_default=False)] = "",
-    near: Annotated[
-        bool, typer.Option("--near", help="Also look for near-duplicates of training images among the test images.")
-    ] = False,
-    allow_overlap: Annotated[
-        bool, typer.Option("--allow-overlap", help="Let the scores count test images that are training images, too.")
-    ] = False,
+    near: Near = False,
+    allow_overlap: AllowOverlap = False,
     page: Annotated[
         bool, typer.Option("--report/--no-report", help="Also write RUN/report.html where there are test images.")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Export a run's last checkpoint to its model.onnx, checked against torch on real images and scored.
 

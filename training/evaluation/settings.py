@@ -2,10 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from imagekin.errors import InvalidArgumentError
 from imagekin.machine import Device
 from imagekin.settings import check, option
+
+_NEAR = "Also look for near-duplicates of training images among the test images, not only for copies."
+_ALLOW_OVERLAP = "Let the scores count test images that are training images, too."
+Near = Annotated[bool, typer.Option("--near", help=_NEAR)]
+AllowOverlap = Annotated[bool, typer.Option("--allow-overlap", help=_ALLOW_OVERLAP)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +27,8 @@ class JudgeSettings:
     k: int = option(20, "Neighbours that vote.", least=1)
     temperature: float = option(0.07, "Of the votes: the lower, the more the nearest count.", above=0)
     device: Device = option("auto", "Where ONNX Runtime runs.")
-    near: bool = option(
-        False, "Also look for near-duplicates of training images among the test images, not only for copies."
-    )
-    allow_overlap: bool = option(False, "Let the scores count test images that are training images, too.")
+    near: bool = option(False, _NEAR)
+    allow_overlap: bool = option(False, _ALLOW_OVERLAP)
     few_shot: tuple[str, ...] = option(
         (), "Also N-way K-shot among the test images' classes, such as 20x1; may be repeated.", metavar="WAYSxSHOTS"
     )

@@ -31,7 +31,7 @@ _CALIBRATION_COUNT = 128
 _COMPARED_COUNT = 1000
 _LEAST_COUNT = 4
 _FLOAT_SHARES = (0.0, 0.4, 0.7)
-"""How much of the front of the encoder stays in float32: the first of these whose answers agree is taken."""
+"""Parts of the encoder's front that stay in float32: the first whose answers agree is taken."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ _TIMEOUT = timedelta(minutes=30)
 _HOLDS_GROUPS = "torch.distributed.nn.functional"
 """A module that would keep a group for good, were it imported while there is one; see `process_group`."""
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-"""What gloo says when another process is gone."""
+"""Beginnings of the messages of gloo when another process is gone."""
 
 
 def world_size() -> int:

@@ -34,7 +34,7 @@ logger = logging.getLogger("imagekin.training")
 _FREE_SETTINGS = frozenset(
     {"out", "test", "near", "allow_overlap", "device", "data_on", "cache_dir", "threads", "checkpoint_seconds"}
 )
-"""What may change when a run goes on: none of it decides what the weights become (on one machine)."""
+"""Settings that may change when a run goes on: none of them decides what the weights become (on one machine)."""
 
 
 _WRITTEN = (
@@ -48,7 +48,7 @@ _WRITTEN = (
     PAGE_FILE,
     PROVENANCE_FILE,
 )
-"""What a run leaves in its folder."""
+"""Files that a run leaves in its folder."""
 
 
 @contextmanager

@@ -32,7 +32,7 @@ class Normalisation:
 
 
 IMAGENET_NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""What torchvision's weights were trained with."""
+"""Normalisation that torchvision's weights were trained with."""
 
 
 class Backbone(nn.Module):

@@ -24,7 +24,7 @@ from imagekin.errors import InvalidArgumentError
 Kind = Literal["timm", "torchvision", "efficientnet-lite", "hf-hub", "folder", "function"]
 
 CONFIG_NAME = "config.json"
-"""What makes a folder that of a model."""
+"""File that makes a folder that of a model."""
 
 _SOURCES: Mapping[str, Kind] = {"timm": "timm", "torchvision": "torchvision", "hf-hub": "hf-hub"}
 _LITE = re.compile(r"efficientnet-lite([012])")

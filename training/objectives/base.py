@@ -24,7 +24,7 @@ from imagekin.training.settings import TrainSettings
 from imagekin.training.views.views import Views
 
 Targets = Mapping[str, Tensor]
-"""What a loss needs beside the features, by name: labels, positions, mixing weights …"""
+"""Inputs of a loss beside the features, by name: labels, positions or mixing weights."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,26 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from imagekin.command_options import AsJson
 from imagekin.errors import InvalidArgumentError
+from imagekin.training.evaluation.settings import AllowOverlap, Near
 from imagekin.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from imagekin.training.evaluation.compare import RunComparison
     from imagekin.training.loop.sweep import SweepReport
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line.")]
-
 
 def report_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The training run's folder.", show_default=False)],
     data: Annotated[str, typer.Option(help="The run's training images, if they have moved.", show_default=False)] = "",
     test: Annotated[str, typer.Option(help="Test images, if they are others or have moved.", show_default=False)] = "",
-    near: Annotated[
-        bool, typer.Option("--near", help="Also look for near-duplicates of training images among the test images.")
-    ] = False,
-    allow_overlap: Annotated[
-        bool, typer.Option("--allow-overlap", help="Count test images that are training images, too.")
-    ] = False,
+    near: Near = False,
+    allow_overlap: AllowOverlap = False,
     as_json: AsJson = False,
 ) -> None:
     """Write RUN/report.html: curves, confusion, nearest neighbours and a map of the embeddings, in one file."""

@@ -8,9 +8,10 @@ from imagekin.training.views.geometry import crop_resize
 _GRID = 3
 CELLS = _GRID * _GRID
 PATCH_SHARE = 2 / 3
-"""Side of a patch in parts of its cell's: 96 of 144 pixels (Doersch et al. 2015), half a patch of gap in which its
-place is drawn. With the 64 of 75 of Noroozi and Favaro (2016) the patches of an image of 32 pixels move by 1.6 of them,
-and the encoder learns the images by heart instead.
+"""Side of a patch in parts of its cell's: 96 of 144 pixels (Doersch et al. 2015).
+
+Its place is drawn within the gap, half a patch. With the 64 of 75 of Noroozi and Favaro (2016) the patches of an image
+of 32 pixels move by 1.6 of them, and the encoder learns the images by heart instead.
 """
 
 
