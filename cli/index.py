@@ -31,7 +31,8 @@ def index(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...", help="Files, folders, archives, tables, patterns, URLs or - (see docs/sources.md)."
+            metavar="SOURCE...",
+            help="Files, folders, archives, tables, patterns, URLs or -; see docs/reference/sources.md.",
         ),
     ],
     model: Annotated[

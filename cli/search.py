@@ -21,7 +21,8 @@ def search(
     images: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="IMAGE...", help="Files, folders, archives, tables, patterns, URLs or - (see docs/sources.md)."
+            metavar="IMAGE...",
+            help="Files, folders, archives, tables, patterns, URLs or -; see docs/reference/sources.md.",
         ),
     ] = None,
     key: Annotated[

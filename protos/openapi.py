@@ -111,7 +111,7 @@ def document() -> dict[str, Any]:
     }
 
 
-_ABOUT = "Finds which images are alike and what they are. The fields are those of the protos; see docs/http.md."
+_ABOUT = "Finds which images are alike and what they are. Fields are those of the protos; see docs/reference/http.md."
 
 
 def _operation(route: Route, said: dict[str, str], schemas: dict[str, Any]) -> dict[str, Any]:

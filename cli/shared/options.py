@@ -24,7 +24,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The collection's name
 Sources = Annotated[
     list[str],
     typer.Argument(
-        metavar="IMAGE...", help="Files, folders, archives, tables, patterns, URLs or - (see docs/sources.md)."
+        metavar="IMAGE...", help="Files, folders, archives, tables, patterns, URLs or -; see docs/reference/sources.md."
     ),
 ]
 LabelFrom = Annotated[

@@ -1,4 +1,4 @@
-"""docs/operations.md knows every setting and every metric of the server, and no others."""
+"""docs/how-to/operations.md knows every setting and every metric of the server, and no others."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from imagekin.serving.observability.metrics import Metrics
 from imagekin.serving.transport.access import SCOPES, Scope
 
 ROOT = Path(__file__).resolve().parents[2]
-OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+OPERATIONS = (ROOT / "docs" / "how-to" / "operations.md").read_text(encoding="utf-8")
 
 
 def test_every_option_of_serve_is_told_and_no_other() -> None:
@@ -38,4 +38,4 @@ def test_every_metric_is_told_and_no_other() -> None:
 
 def test_the_scopes_are_told_as_they_are() -> None:
     admin = {method.rpartition("/")[2] for method, scope in SCOPES.items() if scope is Scope.ADMIN}
-    assert admin == {"DropCollection", "Snapshot", "Reload"}, "the table of scopes in docs/operations.md says otherwise"
+    assert admin == {"DropCollection", "Snapshot", "Reload"}, "docs/how-to/operations.md says otherwise"

@@ -17,7 +17,7 @@ from tests.e2e.processes import quiet_environment, running_server
 ROOT = Path(__file__).resolve().parents[2]
 README = "README.md"
 # The pages that a reader follows after the tour, with what it has left in the folder.
-GUIDE = ("docs/tour.md", "docs/sources.md", "docs/encoders.md")
+GUIDE = ("docs/tutorials/tour.md", "docs/reference/sources.md", "docs/how-to/encoders.md")
 
 # Commands that other tests run, because they cannot be run inside this one.
 ELSEWHERE = {
@@ -139,7 +139,7 @@ def test_the_guide_runs_from_its_first_command_to_its_last(workplace: Path) -> N
     status, said = bash(on_a_free_port(script), workplace)
     assert status == 0, said
     # The commands have left a model and a collection in the folder.
-    run_python("docs/python.md", workplace, workplace / "run" / "model.onnx")
+    run_python("docs/reference/python.md", workplace, workplace / "run" / "model.onnx")
 
 
 def run_python(page: str, folder: Path, model: Path) -> None:
@@ -172,7 +172,7 @@ def test_the_readme_is_short() -> None:
 
 def test_links_and_anchors_lead_somewhere() -> None:
     lost = []
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
         for target in re.findall(r"\]\((?!https?:|<)([^)\s]+)\)", path.read_text(encoding="utf-8")):
             name, _, anchor = target.partition("#")
             page = path.parent / name if name else path

@@ -1,4 +1,4 @@
-"""The layouts of docs/your-images.md are read as its table says, before reading and by reading."""
+"""The layouts of docs/reference/your-images.md are read as its table says, before reading and by reading."""
 
 import io
 import re
@@ -14,7 +14,7 @@ import pytest
 from imagekin.encoder.decoding.formats import IMAGE_SUFFIXES
 from imagekin.sources.open import open_source
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "your-images.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "your-images.md"
 IMAGE = b"an image"
 
 

@@ -12,7 +12,7 @@ from imagekin.encoder.decoding.decode import FORMATS, decode
 from imagekin.encoder.decoding.formats import ALL_FORMATS, AVAILABLE_FORMATS, IMAGE_SUFFIXES, MISSING_EXTRAS, Format
 from imagekin.errors import ImageError
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "your-images.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "reference" / "your-images.md"
 EXTRAS = [one for one in ALL_FORMATS if one.module]
 
 

@@ -1,4 +1,4 @@
-"""The examples of docs/http.md, run by a real shell against a real server."""
+"""The examples of docs/reference/http.md, run by a real shell against a real server."""
 
 import re
 import shutil
@@ -12,7 +12,7 @@ from imagekin.serving.settings import Settings
 from tests.serving.running import running
 
 ROOT = Path(__file__).resolve().parents[3]
-TEXT = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "reference" / "http.md").read_text(encoding="utf-8")
 
 
 def test_every_example_works(model_path: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The configuration of docs/proxies.md works: nginx passes calls, large batches and streams, and whole photos."""
+"""The configuration of docs/how-to/proxies.md works: nginx passes calls, large batches, streams, and whole photos."""
 
 import os
 import re
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed he
 
 def documented() -> str:
     """Return nginx's configuration as the page gives it."""
-    page = (ROOT / "docs" / "proxies.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "proxies.md").read_text(encoding="utf-8")
     block = re.search(r"## nginx\n\n((?:    .*\n|\n)+)", page)
     assert block is not None
     return re.sub(r"^    ", "", block[1], flags=re.MULTILINE)
