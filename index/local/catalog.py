@@ -180,7 +180,7 @@ class Catalog:
             created_at=identity.created_at,
             recall=None if index is None else index.recall,
             id=identity.id,
-            thumbnail_size=thumbnails.size_of(path.parent),
+            thumbnail_size=thumbnails.size_of(path.parent, name),
         )
 
     def id_of(self, name: str) -> str:

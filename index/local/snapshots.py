@@ -14,11 +14,12 @@ import secrets
 import shutil
 import sqlite3
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 from imagekin import files
-from imagekin.errors import DataLossError, InvalidArgumentError, NotFoundError
+from imagekin.errors import DataLossError, InvalidArgumentError, NotFoundError, UnavailableError
 from imagekin.index import validation
 from imagekin.index.local import thumbnails
 from imagekin.index.local.store import DATABASE
@@ -29,6 +30,7 @@ from imagekin.index.types import SnapshotDescription
 SNAPSHOTS = "snapshots"
 _DESCRIPTION = "snapshot.json"
 _PAGES_AT_ONCE = 2000
+_TRIES = 200
 
 
 def take(database: Path, collection: str, folder: Path) -> SnapshotDescription:
@@ -49,16 +51,11 @@ def take(database: Path, collection: str, folder: Path) -> SnapshotDescription:
         stack.enter_context(storage_errors(collection))
         parent.mkdir(parents=True, exist_ok=True)
         temporary = stack.enter_context(files.new_folder(parent))
-        with contextlib.closing(connect(database, read_only=True)) as source:
-            # Within one transaction, so that the copy is of one sequence number.
-            source.execute("BEGIN")
+        with _moment(database, collection) as (source, pictures):
             identity, state = read_identity(source, collection), read_state(source, collection)
-            with contextlib.closing(sqlite3.connect(temporary / DATABASE)) as target:
-                source.backup(target, pages=_PAGES_AT_ONCE, sleep=0.001)
-            source.execute("ROLLBACK")
-        pictures = thumbnails.copy(database.parent, temporary)
-        for log in temporary.glob(f"{DATABASE}-*"):
-            log.unlink()  # empty: everything has been moved into the database
+            _copy(source, temporary / DATABASE)
+            if pictures is not None:
+                _copy(pictures, temporary / thumbnails.FILE)
         digest = _sha256(temporary / DATABASE)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(created_at))
         info = SnapshotDescription(
@@ -71,14 +68,51 @@ def take(database: Path, collection: str, folder: Path) -> SnapshotDescription:
             disk_bytes=sum(file.stat().st_size for file in temporary.iterdir()),
             created_at=created_at,
             sha256=digest,
-            thumbnails_sha256=_sha256(temporary / thumbnails.FILE) if pictures else "",
+            thumbnails_sha256=_sha256(temporary / thumbnails.FILE) if pictures is not None else "",
         )
         files.write_text(temporary / _DESCRIPTION, json.dumps(asdict(info)))
         files.sync_file(temporary / DATABASE)
-        if pictures:
+        if pictures is not None:
             files.sync_file(temporary / thumbnails.FILE)
         files.put_folder(temporary, folder / info.name)
         return info
+
+
+@contextlib.contextmanager
+def _moment(database: Path, collection: str) -> Iterator[tuple[sqlite3.Connection, sqlite3.Connection | None]]:
+    """Open read transactions on the items and on their thumbnails that see one moment, so that no item lacks its own.
+
+    Raises:
+        UnavailableError: the collection is written so fast that there is no such moment.
+    """
+    for _ in range(_TRIES):
+        with contextlib.ExitStack() as stack:
+            source = _begin(stack, database)
+            seen = read_identity(source, collection).id, read_state(source, collection).sequence
+            pictures = stack.enter_context(thumbnails.reading(database.parent))
+            if pictures is not None:
+                # A write in between may have taken a thumbnail away that an item of the first still has.
+                with contextlib.ExitStack() as look:
+                    latest = _begin(look, database)
+                    if (read_identity(latest, collection).id, read_state(latest, collection).sequence) != seen:
+                        continue
+            yield source, pictures
+            return
+    raise UnavailableError(f"collection {collection!r} is written too fast for a snapshot: try again")
+
+
+def _begin(stack: contextlib.ExitStack, database: Path) -> sqlite3.Connection:
+    connection = stack.enter_context(contextlib.closing(connect(database, read_only=True)))
+    connection.execute("BEGIN")
+    return connection
+
+
+def _copy(source: sqlite3.Connection, target: Path) -> None:
+    """Copy a database as its connection's transaction sees it."""
+    with contextlib.closing(sqlite3.connect(target)) as made:
+        source.backup(made, pages=_PAGES_AT_ONCE, sleep=0.001)
+    for log in target.parent.glob(f"{target.name}-*"):
+        log.unlink()  # empty: everything has been moved into the database
 
 
 def all_snapshots(folder: Path) -> list[SnapshotDescription]:

@@ -77,7 +77,7 @@ class LocalStore:
             raise NotFoundError(f"there is no collection {name!r}: make it first, or check the data folder")
         if not self._path.is_file():
             raise DataLossError(f"collection {name!r} is damaged: its database is missing")
-        self.thumbnails = Thumbnails(folder, read_only=read_only)
+        self.thumbnails = Thumbnails(folder, name, read_only=read_only)
         self._published = threading.Condition()
         self._idle: list[sqlite3.Connection] = []
         self._idle_lock = threading.Lock()

@@ -11,8 +11,10 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from imagekin import files
 from imagekin.errors import InvalidArgumentError
 from imagekin.index.storage.connection import close_writing, connect
+from imagekin.index.storage.schema import storage_errors
 
 FILE = "thumbs.sqlite"
 MOST_PIXELS, LEAST_PIXELS = 1_024, 16
@@ -43,43 +45,41 @@ def create(folder: Path, size: int) -> None:
     """Make thumbnails of that size a property of the collection in a folder; of size 0, do nothing."""
     if not size:
         return
-    (folder / FILE).touch()
-    connection = connect(folder / FILE, read_only=False)
-    try:
-        for statement in ("BEGIN", *_SCHEMA):
-            connection.execute(statement)
-        connection.execute("INSERT INTO setting VALUES (?)", (size,))
-        connection.execute("COMMIT")
-    finally:
-        close_writing(connection)
+    with files.replacing(folder / FILE) as made:
+        connection = connect(made, read_only=False)
+        try:
+            for statement in ("BEGIN", *_SCHEMA):
+                connection.execute(statement)
+            connection.execute("INSERT INTO setting VALUES (?)", (size,))
+            connection.execute("COMMIT")
+        finally:
+            close_writing(connection)
 
 
-def copy(folder: Path, target: Path) -> bool:
-    """Copy the thumbnails of a collection that may be written meanwhile; return whether it has any."""
+@contextlib.contextmanager
+def reading(folder: Path) -> Iterator[sqlite3.Connection | None]:
+    """Open a read transaction on the thumbnails of a collection that may be written meanwhile; None without any."""
     if not (folder / FILE).is_file():
-        return False
-    with (
-        contextlib.closing(connect(folder / FILE, read_only=True)) as source,
-        contextlib.closing(sqlite3.connect(target / FILE)) as made,
-    ):
-        source.backup(made, pages=2_000, sleep=0.001)
-    for log in target.glob(f"{FILE}-*"):
-        log.unlink()
-    return True
+        yield None
+        return
+    with contextlib.closing(connect(folder / FILE, read_only=True)) as source:
+        source.execute("BEGIN")
+        source.execute("SELECT size FROM setting").fetchone()  # the transaction begins with the first read
+        yield source
 
 
-def size_of(folder: Path) -> int:
-    """Return the size of the thumbnails of the collection in a folder, 0 for none."""
-    thumbnails = Thumbnails(folder, read_only=True)
+def size_of(folder: Path, name: str) -> int:
+    """Return the size of the thumbnails of the collection in a folder, 0 for none; raises as `Thumbnails` does."""
+    thumbnails = Thumbnails(folder, name, read_only=True)
     try:
         return thumbnails.size
     finally:
         thumbnails.close()
 
 
-def verify_thumbnails(folder: Path, *, repair: bool) -> int:
+def verify_thumbnails(folder: Path, name: str, *, repair: bool) -> int:
     """Return how many thumbnails of the collection in a folder are damaged; with `repair`, remove them."""
-    thumbnails = Thumbnails(folder, read_only=not repair)
+    thumbnails = Thumbnails(folder, name, read_only=not repair)
     try:
         damaged = [value for some in thumbnails.hashes() for value in thumbnails.missing(some)]
         if repair:
@@ -90,15 +90,17 @@ def verify_thumbnails(folder: Path, *, repair: bool) -> int:
 
 
 class Thumbnails:
-    """The thumbnails of one collection. Thread-safe.
+    """The thumbnails of one collection. Thread-safe; every method raises as `storage_errors` does.
 
     Args:
         folder: the collection's folder.
+        name: the collection's name, for messages.
         read_only: whether another process may write them.
     """
 
-    def __init__(self, folder: Path, *, read_only: bool) -> None:
+    def __init__(self, folder: Path, name: str, *, read_only: bool) -> None:
         self._path = folder / FILE
+        self._name = name
         self._read_only = read_only
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
@@ -110,21 +112,21 @@ class Thumbnails:
     def size(self) -> int:
         """Length of their longer side in pixels; 0 when the collection has none."""
         if not self._size:
-            with self._lock:
-                found = None if (opened := self._open()) is None else opened.execute("SELECT size FROM setting")
+            with self._opened() as connection:
+                found = None if connection is None else connection.execute("SELECT size FROM setting")
                 self._size = 0 if found is None else int(found.fetchone()[0])
         return self._size
 
     def make(self, size: int) -> None:
         """Keep thumbnails of that size from now on; does nothing where there are some already."""
         if not self.size:
-            with self._lock:
-                create(self._path.parent, check_size(size))
+            check_size(size)
+            with self._lock, storage_errors(self._name):
+                create(self._path.parent, size)
 
     def get(self, hashes: Sequence[bytes | None]) -> list[bytes | None]:
         """Return the thumbnail of each content, None where there is none."""
-        with self._lock:
-            connection = self._open()
+        with self._opened() as connection:
             if connection is None:
                 return [None] * len(hashes)
             found = [
@@ -165,23 +167,19 @@ class Thumbnails:
         wanted = list({value for value in hashes if value})
         if not wanted or not self.size:
             return
-        with self._lock:
-            connection = self._open()
+        with self._opened() as connection:
             # An item that was being written when this looked is among the pending, or among the live ones.
             idle = [value for value in wanted if value not in self._pending]
             kept = set(live(idle))
             gone = [(value,) for value in idle if value not in kept]
             if connection is not None and gone:
-                connection.execute("BEGIN IMMEDIATE")
-                connection.executemany("DELETE FROM thumbnail WHERE content_hash = ?", gone)
-                connection.execute("COMMIT")
+                _change(connection, "DELETE FROM thumbnail WHERE content_hash = ?", gone)
 
     def hashes(self) -> Iterator[list[bytes]]:
         """Yield the contents that have a thumbnail, some at a time."""
         after = b""
         while True:
-            with self._lock:
-                connection = self._open()
+            with self._opened() as connection:
                 rows = (
                     []
                     if connection is None
@@ -199,8 +197,8 @@ class Thumbnails:
         """Delete the thumbnails that no item has, and give their room back to the disk."""
         for some in self.hashes():
             self.forget(some, live)
-        with self._lock:
-            if (connection := self._open()) is not None:
+        with self._opened() as connection:
+            if connection is not None:
                 connection.execute("VACUUM")
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
@@ -217,24 +215,29 @@ class Thumbnails:
 
     def _put(self, thumbnails: Mapping[bytes, bytes]) -> None:
         rows = [(value, jpeg, zlib.crc32(jpeg)) for value, jpeg in thumbnails.items()]
-        with self._lock:
-            connection = self._open()
-            if connection is None:
-                return
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                connection.executemany("INSERT OR REPLACE INTO thumbnail VALUES (?, ?, ?)", rows)
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
+        with self._opened() as connection:
+            if connection is not None:
+                _change(connection, "INSERT OR REPLACE INTO thumbnail VALUES (?, ?, ?)", rows)
 
-    def _open(self) -> sqlite3.Connection | None:
-        """Return the connection, opened if it was not; None where there is no file. Call it with the lock held."""
-        if self._connection is None and self._path.is_file():
-            self._connection = connect(self._path, read_only=self._read_only)
-            if not self._read_only:
-                # What is deleted is overwritten, and not only forgotten.
-                self._connection.execute("PRAGMA secure_delete = ON")
-        return self._connection
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection | None]:
+        """Hold the lock and the connection, opened if it was not; None where there is no file."""
+        with self._lock, storage_errors(self._name):
+            if self._connection is None and self._path.is_file():
+                self._connection = connect(self._path, read_only=self._read_only)
+                if not self._read_only:
+                    # What is deleted is overwritten, and not only forgotten.
+                    self._connection.execute("PRAGMA secure_delete = ON")
+            yield self._connection
+
+
+def _change(connection: sqlite3.Connection, statement: str, rows: Iterable[Sequence[object]]) -> None:
+    """Execute a statement for every row in one transaction, or for none."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        connection.executemany(statement, rows)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

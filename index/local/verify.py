@@ -78,7 +78,7 @@ def verify(folder: Path, name: str, *, repair: bool = False, on_progress: Progre
             segments.remove()
             watermark.forget()
             report = replace(report, repaired=True)
-        if damaged := verify_thumbnails(folder, repair=repair):
+        if damaged := verify_thumbnails(folder, name, repair=repair):
             report = replace(report, damaged_thumbnails=damaged, repaired=repair)
         return report
 

@@ -10,13 +10,19 @@ killed with SIGKILL at a random moment, and the reader must see what is left. Th
 a derived file is damaged or garbage is appended to the log, and another process opens the collection, reads every item
 and compares searches with NumPy. The parent keeps the account: what was acknowledged, and what was under way.
 
+Items have thumbnails, some of a content of their own and some of one that others share. Of an item that is there none
+may be missing or another's, in the collection and in what a snapshot restores; after compaction none may be left, not
+one byte, of contents that are gone.
+
 Processes are forked, not started, so that a kill costs some tenths of a second; the parent itself opens nothing.
 """
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -35,6 +41,7 @@ from imagekin.errors import FailedPreconditionError, NotFoundError
 from imagekin.index.local import maintenance, store
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.local.collection import LocalCollection
+from imagekin.index.local.thumbnails import FILE as THUMBNAILS
 from imagekin.index.search import coded_top_k
 from imagekin.index.types import SearchOptions, VectorItem
 from imagekin.types import Vector
@@ -47,6 +54,9 @@ KEYS = 400
 # The collection that is replaced again and again, and the number of items of each of its versions.
 OTHER = "other"
 OTHER_ITEMS = 30
+PIXELS = 64
+# Versions that are even share so many contents; the content of the others is the item's own.
+SHARED = 97
 _LONGEST = 0.12
 _PATIENCE = 60.0
 
@@ -55,6 +65,40 @@ def vector_of(key: str, version: int) -> Vector:
     """Return the vector of a version of an item, float32 [D]."""
     seed = [version, *key.encode()]
     return np.random.default_rng(seed).standard_normal(DIM).astype(np.float32)
+
+
+def content_of(key: str, version: int) -> bytes:
+    """Return the content hash of a version of an item."""
+    content = f"{key} {version}" if version % 2 else str(version % SHARED)
+    return hashlib.sha256(content.encode()).digest()
+
+
+def thumbnail_of(content_hash: bytes) -> bytes:
+    """Return the thumbnail of a content; it is found in a file by `thumbnails_in`."""
+    return b"<thumbnail of %s>" % content_hash.hex().encode() * 10
+
+
+def thumbnails_in(folder: Path) -> set[bytes]:
+    """Return the contents of which bytes of a thumbnail are in the files of a collection."""
+    data = b"".join(path.read_bytes() for path in sorted(folder.glob(f"{THUMBNAILS}*")))
+    return {bytes.fromhex(found.decode()) for found in re.findall(rb"<thumbnail of ([0-9a-f]{64})>", data)}
+
+
+def item_of(key: str, version: int, payload: dict[str, int] | None = None) -> VectorItem:
+    """Return a version of an item."""
+    content = content_of(key, version)
+    vector = vector_of(key, version)
+    return VectorItem(key, vector, str(version), payload, content, thumbnail=thumbnail_of(content))
+
+
+def check_thumbnails(collection: LocalCollection, *, whole: bool) -> None:
+    """Check that every thumbnail is the one of its content, and, if the collection is `whole`, that none is missing."""
+    keys = [item.key for item in collection.items()]
+    found = collection.thumbnails(keys)
+    missing = [key for key, picture in zip(keys, found, strict=True) if picture is None]
+    assert not (whole and missing), f"items without their thumbnail: {missing}"
+    for picture in found:
+        assert picture is None or picture.jpeg == thumbnail_of(picture.content_hash), "another one's thumbnail"
 
 
 @dataclass(slots=True)
@@ -131,9 +175,7 @@ def write_on(folder: Path, seed: int, say: Callable[[dict[str, Any]], None]) -> 
         else:
             version = int(random.integers(1 << 30))
             say({"begin": number, "to": dict.fromkeys(keys, version)})
-            collection.upsert(
-                [VectorItem(key, vector_of(key, version), str(version), {"version": version}) for key in keys]
-            )
+            collection.upsert([item_of(key, version, {"version": version}) for key in keys])
         say({"done": number})
 
     def work(own: int) -> None:
@@ -149,7 +191,7 @@ def write_on(folder: Path, seed: int, say: Callable[[dict[str, Any]], None]) -> 
             "snapshot": lambda: catalog.snapshot(NAME),
         }
         while True:
-            what = str(random.choice(list(acts), p=[0.45, 0.45, 0.1]))
+            what = str(random.choice(list(acts), p=[0.6, 0.25, 0.15]))
             say({"doing": what, "on": True})
             acts[what]()
             say({"doing": what, "on": False})
@@ -164,7 +206,8 @@ def write_on(folder: Path, seed: int, say: Callable[[dict[str, Any]], None]) -> 
             if OTHER in catalog.names():
                 catalog.drop(OTHER)
             version = int(random.integers(1 << 30))
-            fill(catalog.create(OTHER, space="ik1-a", dim=DIM), version)
+            pixels = int(random.choice([0, PIXELS]))
+            fill(catalog.create(OTHER, space="ik1-a", dim=DIM, thumbnail_size=pixels), version)
 
         def restore() -> None:
             if taken:
@@ -186,6 +229,15 @@ def write_on(folder: Path, seed: int, say: Callable[[dict[str, Any]], None]) -> 
             if OTHER in catalog.names():
                 catalog.compact(OTHER)
 
+        def backfill() -> None:
+            if OTHER in catalog.names():
+                filled = catalog.open(OTHER)
+                filled.keep_thumbnails(PIXELS)
+                hashes = filled.content_hashes([f"k{n}" for n in range(OTHER_ITEMS)]).values()
+                lacking = filled.without_thumbnail([value for value in hashes if value])
+                filled.add_thumbnails({value: thumbnail_of(value) for value in lacking})
+                check_thumbnails(filled, whole=True)
+
         acts: dict[str, Callable[[], None]] = {
             "make": make,
             "restore": restore,
@@ -193,9 +245,10 @@ def write_on(folder: Path, seed: int, say: Callable[[dict[str, Any]], None]) -> 
             "drop": drop,
             "write": write,
             "vacuum": squeeze,
+            "backfill": backfill,
         }
         while True:
-            what = str(random.choice(list(acts), p=[0.2, 0.35, 0.15, 0.05, 0.2, 0.05]))
+            what = str(random.choice(list(acts), p=[0.2, 0.3, 0.1, 0.05, 0.2, 0.05, 0.1]))
             say({"doing": what, "on": True})
             acts[what]()
             say({"doing": what, "on": False})
@@ -210,7 +263,7 @@ def write_on(folder: Path, seed: int, say: Callable[[dict[str, Any]], None]) -> 
 
 def fill(collection: LocalCollection, version: int) -> None:
     """Write all items of a version of the other collection, in one write."""
-    collection.upsert([VectorItem(f"k{n}", vector_of(f"k{n}", version), str(version)) for n in range(OTHER_ITEMS)])
+    collection.upsert([item_of(f"k{n}", version) for n in range(OTHER_ITEMS)])
 
 
 def version_of(collection: LocalCollection) -> int | None:
@@ -244,8 +297,10 @@ def follow(folder: Path, _: int, say: Callable[[dict[str, Any]], None]) -> None:
             sequence = reading.info().sequence
             assert sequence >= last, f"write {sequence} after {last}"
             last = sequence
+            check_thumbnails(reading, whole=False)
             with contextlib.suppress(NotFoundError):
                 version_of(catalog.open(OTHER))
+                check_thumbnails(catalog.open(OTHER), whole=False)
             looked += 1
             say({"looked": looked})
 
@@ -271,6 +326,8 @@ def check(folder: Path, seed: int, say: Callable[[dict[str, Any]], None]) -> Non
             found[item.key] = int(item.label)
             assert item.payload == {"version": int(item.label)}
             np.testing.assert_allclose(item.vector, unit(vector_of(item.key, int(item.label)))[0], atol=1e-6)
+            assert item.content_hash == content_of(item.key, int(item.label))
+        check_thumbnails(collection, whole=True)
         if stored:
             queries = random.standard_normal((4, DIM)).astype(np.float32)
             products = unit(queries) @ np.stack([item.vector for item in stored]).T
@@ -283,6 +340,7 @@ def check(folder: Path, seed: int, say: Callable[[dict[str, Any]], None]) -> Non
         assert all(not info.error for info in catalog.list())
         if OTHER in catalog.names():
             version_of(catalog.open(OTHER))
+            check_thumbnails(catalog.open(OTHER), whole=False)
             assert catalog.verify(OTHER).intact
         assert not [path for path in (folder / "collections").iterdir() if path.name.startswith((".new-", ".gone-"))]
         assert catalog.verify(NAME).intact
@@ -291,10 +349,19 @@ def check(folder: Path, seed: int, say: Callable[[dict[str, Any]], None]) -> Non
             one = taken[int(random.integers(len(taken)))]
             assert catalog.restore(one.name, "copy").count == one.count
             assert catalog.verify("copy").intact
+            check_thumbnails(catalog.open("copy"), whole=one.collection == NAME)
             catalog.drop("copy")
         if len(taken) > 25:
             shutil.rmtree(folder / "snapshots")
-    say({"found": found, "sealed": sealed, "coded": coded})
+    orphans = 0
+    if random.random() < 0.3:
+        live = {content_of(item.key, int(str(item.label))) for item in stored}
+        orphans = len(thumbnails_in(folder / "collections" / NAME) - live)
+        with Catalog(folder) as catalog:
+            catalog.compact(NAME)
+        left = thumbnails_in(folder / "collections" / NAME)
+        assert left == live, f"{len(left - live)} thumbnails of nothing after compaction, {len(live - left)} are lost"
+    say({"orphans": orphans, "found": found, "sealed": sealed, "coded": coded})
 
 
 def refused(folder: Path, _: int, say: Callable[[dict[str, Any]], None]) -> None:
@@ -336,7 +403,7 @@ def run(folder: Path, kills: int, seed: int, on_kill: Callable[[int], None] = la
     random = np.random.default_rng(seed)
     account = Account()
     damages: Counter[str] = Counter()
-    sealed = coded = looked = 0
+    sealed = coded = looked = orphans = 0
     _wait(*_fork(_make, folder, seed))
     for number in range(kills):
         child, output = _fork(write_on, folder, seed * 1_000_003 + number)
@@ -358,6 +425,7 @@ def run(folder: Path, kills: int, seed: int, on_kill: Callable[[int], None] = la
         account.settle(answer["found"])
         sealed += bool(answer["sealed"])
         coded += bool(answer["coded"])
+        orphans += answer["orphans"]
         on_kill(number + 1)
     return {
         "kills": kills,
@@ -368,6 +436,7 @@ def run(folder: Path, kills: int, seed: int, on_kill: Callable[[int], None] = la
         "opened_from_segments": sealed,
         "opened_with_codes": coded,
         "looks_of_replicas": looked,
+        "orphans_compacted_away": orphans,
     }
 
 
@@ -384,7 +453,7 @@ def _looked_again(replica: int, seen: Any) -> int:
 
 
 def _make(folder: Path, _: int, say: Callable[[dict[str, Any]], None]) -> None:
-    Catalog(folder).create(NAME, space="ik1-a", dim=DIM).close()
+    Catalog(folder).create(NAME, space="ik1-a", dim=DIM, thumbnail_size=PIXELS).close()
     say({})
 
 

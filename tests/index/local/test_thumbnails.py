@@ -14,8 +14,9 @@ from PIL import Image
 from imagekin.encoder.decoding.decode import load_pixels
 from imagekin.encoder.decoding.thumbnail import load_with_thumbnail, thumbnail
 from imagekin.encoder.metadata import Preprocess
-from imagekin.errors import DataLossError, ImageError, InvalidArgumentError
+from imagekin.errors import DataLossError, ImageError, InvalidArgumentError, UnavailableError
 from imagekin.index.filters.parser import parse
+from imagekin.index.local import snapshots, thumbnails
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.local.collection import LocalCollection
 from imagekin.index.local.thumbnails import FILE
@@ -162,6 +163,43 @@ def test_a_snapshot_holds_the_thumbnails(catalog: Catalog, shop: LocalCollection
     (tmp_path / "snapshots" / taken.name / FILE).write_bytes(b"damaged")
     with pytest.raises(DataLossError, match="SHA-256"):
         catalog.restore(taken.name, "damaged")
+
+
+def test_a_snapshot_taken_while_items_go_holds_the_thumbnail_of_each_of_its_items(
+    catalog: Catalog, shop: LocalCollection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.upsert([item("a", "one"), item("b", "two")])
+    going, reading = ["a", "b"], thumbnails.reading
+
+    def meanwhile(folder: Path) -> object:
+        shop.delete([going.pop()] if going else [])
+        shop.upsert([item("c", "three")])
+        return reading(folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(thumbnails, "reading", meanwhile)
+        patched.setattr(snapshots, "_TRIES", 3)
+        with pytest.raises(UnavailableError, match="written too fast"):
+            catalog.snapshot("shop")
+        going = ["c"]
+        patched.setattr(shop, "upsert", lambda _: None)
+        taken = catalog.snapshot("shop")
+    catalog.restore(taken.name, "back")
+    back = catalog.open("back")
+    assert all(shown(back, *[one.key for one in back.items()]))
+
+
+def test_a_file_of_thumbnails_that_is_no_database_is_reported_as_lost_data(
+    catalog: Catalog, shop: LocalCollection, tmp_path: Path
+) -> None:
+    shop.upsert([item("a", "one")])
+    catalog.close()
+    (tmp_path / "collections" / "shop" / FILE).write_bytes(b"not a database, " * 1_000)
+    with Catalog(tmp_path) as again:
+        (listed,) = again.list()
+        assert "damaged" in listed.error
+        with pytest.raises(DataLossError, match="collection 'shop'"):
+            again.open("shop").thumbnails(["a"])
 
 
 def test_a_damaged_thumbnail_is_never_shown(catalog: Catalog, shop: LocalCollection, tmp_path: Path) -> None:
