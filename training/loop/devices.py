@@ -1,12 +1,13 @@
 """Choose the device, the number of threads and the number format of a run."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
 from imagekin.errors import FailedPreconditionError, InvalidArgumentError
+from imagekin.machine import freed_memory_kept
 from imagekin.training.settings import TrainSettings
 
 
@@ -47,7 +48,7 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
 
 @contextmanager
 def torch_settings(settings: TrainSettings, device: torch.device) -> Iterator[None]:
-    """Set torch's thread count and cuDNN's autotuning for a run; restore them and the generators afterwards.
+    """Set torch's threads, cuDNN's autotuning and the keeping of memory for a run; restore them and the generators.
 
     Convolutions in float32 use TF32 on a GPU (torch's default); matrix products do not, to keep the loss exact.
     """
@@ -57,7 +58,8 @@ def torch_settings(settings: TrainSettings, device: torch.device) -> Iterator[No
     if settings.threads:
         torch.set_num_threads(settings.threads)
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        memory = freed_memory_kept() if device.type == "cpu" else nullcontext()
+        with memory, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
     finally:
         torch.set_num_threads(threads)
