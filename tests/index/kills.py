@@ -1,13 +1,15 @@
 """Kills `imagekin index` again and again, finishes it, and looks at what is stored.
 
-    python -m tests.index.kills --runs 50 [--address] [--images 600] [--batch-size 16] [--seed 0] [--folder DIR]
+    python -m tests.index.kills --runs 50 [--every-batch] [--address] [--kinds tar,zip] [--images 600]
+        [--batch-size 16] [--seed 0] [--folder DIR]
 
-Each run indexes a tar archive into an empty collection, is killed with SIGKILL at a random moment (in most runs
-soon after a random number of images was stored, else at any time from its start), and is then run
-again to its end. With `--address` the collection is a server's, and either the client or the server is killed; a killed
-server is started again at once, and the client may or may not go on by itself. In the end every image must be
-stored once, with its own content; what had been stored before the kill must not be embedded again. Batches that had
-been embedded and were not stored yet are counted: they are what a kill costs.
+Each run indexes a source into an empty collection, is killed with SIGKILL at a random moment (in most runs soon after a
+random number of images was stored, else at any time from its start), and is then run again to its end. The runs take
+turns with all kinds of sources of `tests.index.ingest.containers`. With `--every-batch`, each kind is killed after each
+of its batches instead, and `--runs` counts for nothing. With `--address` the collection is a server's, and either the
+client or the server is killed; a killed server is started again at once, and the client may or may not go on by itself.
+In the end every image must be stored once, with its own content; what had been stored before the kill must not be
+embedded again. Batches that had been embedded and were not stored yet are counted: they are what a kill costs.
 
 Processes are forked from one that has loaded everything, so that a run costs a second; the parent itself opens nothing.
 """
@@ -38,7 +40,8 @@ from imagekin.encoder.runtime.session import Encoder
 from imagekin.index.local import catalog  # noqa: F401  loaded before the fork
 from imagekin.serving import server  # noqa: F401
 from tests.artifacts import tiny_artifact
-from tests.sources.pictures import png, tar_bytes
+from tests.index.ingest.containers import WHOLE, Given
+from tests.sources.pictures import png
 
 PATIENCE = 120.0
 NAME = "shop"
@@ -99,19 +102,22 @@ def kill(pid: int) -> bool:
 
 
 class Trial:
-    """One archive, indexed and killed again and again.
+    """The same images in sources of several kinds, indexed and killed again and again.
 
     Args:
         folder: for everything that is written.
-        images: how many the archive has.
+        kinds: the kinds of sources.
+        images: how many images each has.
         batch_size: images that are stored at once.
         remote: whether the collection is a server's.
     """
 
-    def __init__(self, folder: Path, images: int, batch_size: int, remote: bool) -> None:
-        self.files = {f"{number % 7}/{number}.png": png(number, 24) for number in range(images)}
-        self.archive = folder / "images.tar"
-        self.archive.write_bytes(tar_bytes(self.files))
+    def __init__(self, folder: Path, kinds: list[str], images: int, batch_size: int, remote: bool) -> None:
+        pictures = {f"{number % 7}/{number}.png": png(number, 24) for number in range(images)}
+        self.sources: dict[str, Given] = {}
+        for number, kind in enumerate(kinds):
+            (folder / f"source {number}").mkdir()
+            self.sources[kind] = WHOLE[kind](folder / f"source {number}", pictures)
         self.model = tiny_artifact(folder / "model.onnx")
         self.folder, self.remote, self.batch_size = folder, remote, batch_size
         with socket.socket() as free:
@@ -148,8 +154,8 @@ class Trial:
             assert wait_for(self.server) == 0, (self.folder / "server.log").read_text()
             self.server = 0
 
-    def index(self) -> int:
-        """Start `imagekin index` and return its process id."""
+    def index(self, kind: str) -> int:
+        """Start `imagekin index` of a kind of source and return its process id."""
         where = ["--address", self.address] if self.remote else ["--data-dir", str(self.folder / "data")]
         options = [
             "--model",
@@ -161,7 +167,7 @@ class Trial:
             "20",
             "--json",
         ]
-        return spawn(["index", NAME, str(self.archive), *options], self.folder / "index.log", self.embedded)
+        return spawn(["index", NAME, *self.sources[kind].sources, *options], self.folder / "index.log", self.embedded)
 
     def report(self) -> dict[str, int]:
         """Return what `imagekin index` said at its end."""
@@ -177,14 +183,15 @@ class Trial:
             return dict(rows)
         return {}
 
-    def run(self, after: int, delay: float, kill_server: bool) -> tuple[int, int]:
-        """Index, kill `delay` seconds after so many images were stored, and finish.
+    def run(self, kind: str, after: int, delay: float, kill_server: bool) -> tuple[int, int]:
+        """Index a kind of source, kill `delay` seconds after so many images were stored, and finish.
 
         Returns:
             How many images had been stored when it was killed, and how many were embedded twice.
         """
         self.begin()
-        indexer = self.index()
+        expected = {key: hashlib.sha256(data).digest() for key, (_, data) in self.sources[kind].items.items()}
+        indexer = self.index(kind)
         deadline = time.monotonic() + PATIENCE
         while len(self.stored()) < after and time.monotonic() < deadline:
             time.sleep(0.001)
@@ -197,22 +204,23 @@ class Trial:
         else:
             kill(indexer)
             survived = len(self.stored())
-        status = wait_for(self.index())
+        status = wait_for(self.index(kind))
         assert status == 0, (self.folder / "index.log").read_text()
         report = self.report()
         assert report["failed_count"] == report["replaced"] == report["duplicates"] == 0, report
-        assert report["written"] + report["skipped"] == len(self.files), report
-        assert report["written"] <= len(self.files) - survived, "what was stored has been stored again"
+        assert report["written"] + report["skipped"] == len(expected), report
+        assert report["written"] <= len(expected) - survived, "what was stored has been stored again"
         self.end()
-        expected = {key: hashlib.sha256(data).digest() for key, data in self.files.items()}
         assert self.stored() == expected, "an image is missing or another one's"
-        return survived, self.embedded.stat().st_size - len(self.files)
+        return survived, self.embedded.stat().st_size - len(expected)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the trials and print what they found; raises AssertionError at the first that fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--every-batch", action="store_true", help="kill after each batch")
+    parser.add_argument("--kinds", default=",".join(WHOLE), help="of tests.index.ingest.containers")
     parser.add_argument("--address", action="store_true", help="index into a server")
     parser.add_argument("--images", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=16)
@@ -221,25 +229,33 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     chance = random.Random(options.seed)  # noqa: S311
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        trial = Trial(Path(folder), options.images, options.batch_size, options.address)
+        kinds = options.kinds.split(",")
+        trial = Trial(Path(folder), kinds, options.images, options.batch_size, options.address)
         found = []
         try:
             trial.begin()
             started = time.monotonic()
-            assert wait_for(trial.index()) == 0, (Path(folder) / "index.log").read_text()
+            assert wait_for(trial.index(kinds[0])) == 0, (Path(folder) / "index.log").read_text()
             whole = time.monotonic() - started
             trial.end()
-            for _ in range(options.runs):
-                after = chance.randrange(1, options.images) if chance.random() < 0.8 else 0
+            if options.every_batch:
+                moments = [(kind, after) for kind in kinds for after in range(1, options.images, options.batch_size)]
+            else:
+                moments = [
+                    (kinds[run % len(kinds)], chance.randrange(1, options.images) if chance.random() < 0.8 else 0)
+                    for run in range(options.runs)
+                ]
+            for kind, after in moments:
                 delay = chance.uniform(0, 0.02) if after else chance.uniform(0, whole)
-                found.append(trial.run(after, delay, chance.random() < 0.5))
+                found.append(trial.run(kind, after, delay, chance.random() < 0.5))
         finally:
             if trial.server:
                 kill(trial.server)
     survived = [one for one, _ in found]
     redone = [twice for _, twice in found]
     figures = {
-        "runs": options.runs,
+        "runs": len(found),
+        "kinds": len(kinds),
         "destination": "server" if options.address else "local",
         "images": options.images,
         "missing": 0,

@@ -9,9 +9,14 @@ import pytest
 from tests.e2e.processes import quiet_environment
 
 
-@pytest.mark.parametrize("destination", [[], ["--address"]])
-def test_killed_at_random_moments_and_finished_nothing_is_missing_twice_or_done_again(destination: list[str]) -> None:
-    command = [sys.executable, "-m", "tests.index.kills", "--runs", "3", "--images", "400", *destination]
+@pytest.mark.parametrize(
+    ("kinds", "destination"), [("zip,tar.xz,Parquet", []), ("tar.zst,tar.bz2,folder of archives", ["--address"])]
+)
+def test_killed_at_random_moments_and_finished_nothing_is_missing_twice_or_done_again(
+    kinds: str, destination: list[str]
+) -> None:
+    runs = ["--runs", "3", "--images", "400", "--kinds", kinds]
+    command = [sys.executable, "-m", "tests.index.kills", *runs, *destination]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=quiet_environment())
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])

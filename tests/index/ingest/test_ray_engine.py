@@ -27,6 +27,7 @@ from tests.artifacts import tiny_artifact
 from tests.e2e.processes import run
 from tests.index.ingest.batching import CountingModel, DictSink, ListSource, LoggingModel, OpenLogging, counts, records
 from tests.index.ingest.cluster import local_cluster
+from tests.index.ingest.containers import KINDS, PICTURES
 from tests.sources.pictures import png, tar_bytes, write_files
 
 pytest.importorskip("ray", reason="ray is one of the dev extras")
@@ -163,8 +164,8 @@ def test_ctrl_c_stops_and_the_same_again_does_the_rest(
     assert counts(index_images(None, found(written + 50), sink)) == (50, 0, written, 0)
 
 
-def broken_sources(folder: Path) -> list[str]:
-    """Return sources of every kind that a worker reads, each with good and broken members."""
+def every_source(folder: Path) -> list[str]:
+    """Return sources of every kind that a worker reads, of which some are broken and some have broken members."""
     good = {f"a/{n}.png": png(n) for n in range(20)}
     photos = write_files(folder / "photos", {**good, "a/bad.png": b"no image", "b/notes.txt": b"no image either"})
     (photos / "a" / "gone.png").symlink_to("nowhere")
@@ -174,7 +175,11 @@ def broken_sources(folder: Path) -> list[str]:
     pq.write_table(table, folder / "table.parquet", row_group_size=2)
     rows = ["path,label,price", "photos/a/3.png,x,1", "photos/a/missing.png,x,2", "photos/a/4.png,y"]
     write_files(folder, {"list.csv": "\n".join(rows).encode()})
-    return [str(folder / name) for name in ("photos", "cut.tar", "table.parquet", "list.csv")]
+    found = [str(folder / name) for name in ("photos", "cut.tar", "table.parquet", "list.csv")]
+    for number, make in enumerate(KINDS.values()):
+        (folder / f"kind {number}").mkdir()
+        found += make(folder / f"kind {number}", PICTURES).sources
+    return found
 
 
 @contextmanager
@@ -188,7 +193,7 @@ def stored(data: Path) -> Iterator[dict[str, tuple[object, ...]]]:
 def test_the_command_says_and_stores_the_same_as_without_ray(
     cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sources = broken_sources(tmp_path)
+    sources = every_source(tmp_path)
     model = str(tiny_artifact(tmp_path / "model.onnx"))
     said: list[tuple[int, dict[str, object], list[str], list[dict[str, str]]]] = []
     for name, options in (("local", []), ("ray", ["--engine", "ray", "--ray-workers", "2"])):
@@ -203,7 +208,8 @@ def test_the_command_says_and_stores_the_same_as_without_ray(
         warned = sorted(line for line in captured.err.splitlines() if line.startswith(("imagekin:", "  ")))
         said.append((status, figures, warned, sorted(pq.read_table(table).to_pylist(), key=str)))
     assert said[0] == said[1]
-    assert (said[0][1]["written"], said[0][1]["failed_count"]) == (20 + 13 + 2, 8)
+    items = sum(len(make(tmp_path, PICTURES).items) for make in KINDS.values())
+    assert (said[0][1]["written"], said[0][1]["failed_count"]) == (20 + 13 + 2 + items, 8 + 3)
     with stored(tmp_path / "local") as local, stored(tmp_path / "ray") as ray:
         assert local == ray
 
