@@ -22,6 +22,8 @@ from grpc_tools import protoc
 from imagekin.errors import error_classes
 from imagekin.serving.http.forms import Form, Kind, enum_names, forms
 from imagekin.serving.http.pictures import PATH as THUMBNAIL
+from imagekin.serving.http.reviews import MEDIA_TYPE as LINES
+from imagekin.serving.http.reviews import PATH as REVIEW
 from imagekin.serving.http.routes import ROUTES, Route
 from imagekin.version import installed_version
 
@@ -97,6 +99,27 @@ def document() -> dict[str, Any]:
                 _parameter("key", "query", {"type": "string"}, "The item's key.", required=True),
             ],
             "responses": {"200": {"description": "A JPEG file.", "content": jpeg}, "default": _failed()},
+        }
+    }
+    number = {"type": "number"}
+    paths[REVIEW] = {
+        "get": {
+            "operationId": "review",
+            "summary": "Finds likely wrong labels, near-duplicates, outliers and what to label next.",
+            "parameters": [
+                _parameter("collection", "path", {"type": "string"}, "The collection's name."),
+                _parameter("duplicates", "query", number, "Likeness from which two items are near-duplicates."),
+                _parameter("neighbours", "query", {"type": "integer"}, "Neighbours of each item that vote; 20."),
+                _parameter("limit", "query", {"type": "integer"}, "Findings of each kind at most; 1,000."),
+                _parameter("next", "query", {"type": "integer"}, "Items to label next at most; 50."),
+            ],
+            "responses": {
+                "200": {
+                    "description": "JSON on a line each: `done` of `total` items, and last the lists, or an `error`.",
+                    "content": {LINES: {"schema": {"type": "string"}}},
+                },
+                "default": _failed(),
+            },
         }
     }
     return {

@@ -1,6 +1,5 @@
 """`imagekin review`."""
 
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,14 +7,13 @@ import typer
 
 from imagekin.cli.shared import options
 from imagekin.command_options import AsJson, with_options
-from imagekin.errors import ImagekinError, InvalidArgumentError
+from imagekin.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from imagekin.cli.review.findings import Finding
     from imagekin.client.sync_client import Client
+    from imagekin.index.review.review import Options
     from imagekin.types import StoredItem
 
-_AT_ONCE = 1_024
 _LISTED = 20
 
 
@@ -30,9 +28,17 @@ def review(
         int, typer.Option("--neighbours", help="Neighbours of each item that vote.", min=1, max=200)
     ] = 20,
     duplicates: Annotated[
-        float, typer.Option("--duplicates", help="Similarity from which two items are near-duplicates.", min=0, max=1)
-    ] = 0.97,
+        float | None,
+        typer.Option(
+            "--duplicates",
+            help="Likeness from which two items are near-duplicates: by default 0.95 of pixels where there are "
+            "thumbnails, else 0.97 of embeddings.",
+            min=0,
+            max=1,
+        ),
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", help="Findings of each kind at most.", min=1)] = 1_000,
+    questions: Annotated[int, typer.Option("--next", help="Items to label next at most.", min=0)] = 50,
     apply: Annotated[
         Path | None, typer.Option("--apply", help="Apply the decisions of this table instead.", metavar="FILE")
     ] = None,
@@ -45,8 +51,9 @@ def review(
     timeout: options.Timeout = 60.0,
     as_json: AsJson = False,
 ) -> None:
-    """Find likely wrong labels, near-duplicates and outliers; apply what was decided about them."""
+    """Find likely wrong labels, near-duplicates, outliers and what to label next; apply what was decided."""
     from imagekin.cli.shared import console
+    from imagekin.index.review.review import Options
 
     if apply and undo:
         raise InvalidArgumentError("give either --apply or --undo")
@@ -58,46 +65,40 @@ def review(
             said = _undo(client, collection, undo)
         else:
             table = out or Path(f"{collection}-review.csv")
-            said = _find(client, collection, table, neighbours, duplicates, limit, silent=as_json)
+            wanted = Options(neighbours, duplicates, limit, questions)
+            said = _find(client, collection, table, wanted, silent=as_json)
     if as_json:
         console.print_json(said)
     else:
         console.say(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in said.items()))
 
 
-def _find(
-    client: "Client", collection: str, table: Path, k: int, duplicates: float, limit: int, *, silent: bool
-) -> dict[str, object]:
+def _find(client: "Client", collection: str, table: Path, options: "Options", *, silent: bool) -> dict[str, object]:
     """Write the findings, and show the first of them."""
     from imagekin.cli.review.decisions import write_table
-    from imagekin.cli.review.findings import Gatherer
+    from imagekin.cli.review.driver import run
     from imagekin.cli.shared import console
-    from imagekin.progress import progress
 
-    gatherer = Gatherer(duplicates)
-    items = 0
-    with progress("review", client.count(collection)) as advance:
-        scrolled = client.scroll(collection)
-        while some := list(islice(scrolled, _AT_ONCE)):
-            asked = client.search(collection=collection, keys=[item.key for item in some], k=k, errors="return")
-            for item, near in zip(some, asked, strict=True):
-                # An item that was deleted meanwhile needs no review.
-                if not isinstance(near, ImagekinError):
-                    gatherer.add(item.key, item.label or "", near)
-            items += len(some)
-            advance(len(some))
-    kinds: list[tuple[str, list[Finding]]] = [
-        ("labels", gatherer.labels()),
-        ("duplicates", gatherer.near_duplicates()),
-        ("outliers", gatherer.outliers()),
-    ]
-    written = [one for _, found in kinds for one in found[:limit]]
-    write_table(table, written)
+    found = run(client, collection, options)
+    kinds = (found.labels, found.duplicates, found.outliers, found.next)
+    write_table(table, [one for findings in kinds for one in findings])
     with console.Rows(["kind", "key", "label", "proposed", "score", "nearest"], silent=silent) as rows:
-        for _, found in kinds:
-            for one in found[:_LISTED]:
+        for findings in kinds:
+            for one in findings[:_LISTED]:
                 rows.add(one.kind, one.key, one.label, one.proposed, one.score, one.nearest)
-    return {"items": items, **{name: len(found) for name, found in kinds}, "written": str(table)}
+    if found.by_embeddings and not silent:
+        console.say(
+            f"{found.by_embeddings:,} pairs were compared by their embeddings, for want of thumbnails: "
+            "imagekin thumbnails makes them, and pixels tell copies more surely"
+        )
+    return {
+        "items": found.items,
+        **found.totals,
+        "next": len(found.next),
+        "pairs_by_pixels": found.by_pixels,
+        "pairs_by_embeddings": found.by_embeddings,
+        "written": str(table),
+    }
 
 
 def _apply(client: "Client", collection: str, table: Path, kept: Path) -> dict[str, object]:

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from imagekin.cli.review.findings import Finding
 from imagekin.errors import FailedPreconditionError, InvalidArgumentError
 from imagekin.files import write_text
+from imagekin.index.review.findings import Finding
 from imagekin.types import Item, StoredItem, Thumbnail
 
 COLUMNS = ("decision", "kind", "key", "label", "proposed", "score", "group", "nearest")

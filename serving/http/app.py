@@ -20,6 +20,7 @@ from imagekin.serving.http.described import description_routes
 from imagekin.serving.http.endpoint import TIMEOUT, Endpoint, error_response
 from imagekin.serving.http.kserve import kserve_routes
 from imagekin.serving.http.pictures import thumbnail_route
+from imagekin.serving.http.reviews import review_route
 from imagekin.serving.http.routes import ROUTES
 from imagekin.serving.observability.logs import REQUEST_ID
 from imagekin.serving.page.files import page_routes
@@ -80,7 +81,13 @@ def build(
         StarletteRoute(route.path, _endpoint(Endpoint(route, calls)), methods=[route.verb]) for route in ROUTES
     ]
     routes += [StarletteRoute("/healthz", health), StarletteRoute("/metrics", metrics)]
-    routes += [thumbnail_route(calls), *description_routes(), *kserve_routes(calls), *page_routes()]
+    routes += [
+        thumbnail_route(calls),
+        review_route(calls),
+        *description_routes(),
+        *kserve_routes(calls),
+        *page_routes(),
+    ]
     app: App = Starlette(routes=routes, exception_handlers={HTTPException: _refused, Exception: _failed})
     app.router.redirect_slashes = False  # type: ignore[attr-defined]
     if settings.cors_origin:

@@ -71,6 +71,33 @@ export async function send(verb, path, { params = {}, json, body, type, signal, 
   }
 }
 
+/** Read an answer of JSON on a line each, and call `heard` with each; one that breaks off is asked for again. */
+export async function lines(path, { params, signal }, heard) {
+  const until = Date.now() + WAIT_OUT_MS;
+  for (;;) {
+    const response = await send("GET", path, { params, signal });
+    try {
+      let rest = "";
+      const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+      for (let part = await reader.read(); !part.done; part = await reader.read()) {
+        const whole = (rest + part.value).split("\n");
+        rest = whole.pop();
+        for (const line of whole) {
+          const said = JSON.parse(line);
+          if (said.error) throw new ApiError(0, said.error);
+          heard(said);
+        }
+      }
+      return;
+    } catch (error) {
+      const broken = error.name === "TypeError" || error.code === "UNAVAILABLE";
+      if (!broken || Date.now() > until) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 700));
+      signal?.throwIfAborted();
+    }
+  }
+}
+
 async function once(verb, url, body, type, signal) {
   const headers = {};
   if (type) headers["Content-Type"] = type;

@@ -1,18 +1,18 @@
-// Review: likely wrong labels, near-duplicates and outliers; accept what is proposed, delete, set labels.
+// Review: likely wrong labels, near-duplicates, outliers and what to label next; accept what is proposed, delete, set labels.
 
-import { call, of } from "./api.js";
+import { lines, of } from "./api.js";
 import { go } from "./address.js";
 import { button, count, field, fill, h, plural } from "./dom.js";
 import { setLabels } from "./edits.js";
-import { Gatherer } from "./findings.js";
 import { Grid } from "./grid.js";
 import { Selection } from "./selection.js";
 
-const AT_ONCE = 128;
-const NEIGHBOURS = 20;
-const MOST_ITEMS = 50_000;
-const LISTS = { labels: "Likely wrong labels", duplicates: "Near-duplicates", outliers: "Outliers" };
-const DUPLICATES = 0.97;
+const LISTS = { labels: "Likely wrong labels", duplicates: "Near-duplicates", outliers: "Outliers", next: "Label next" };
+const EMPTY = {
+  labels: "No label is doubted by its neighbours.", duplicates: "No two items are so alike: lower the bound.",
+  outliers: "Nothing stands out.", next: "Every item has a label.",
+};
+const proposal = (one) => (one.proposed ? `→ ${one.proposed}` : "");
 
 export function mount(root, app) {
   let params = new URLSearchParams();
@@ -26,7 +26,7 @@ export function mount(root, app) {
     more: (item) => go({ collection: collection(), like: item.key }, { view: "search", fresh: true }),
   });
   const selection = new Selection({ collection, mark: () => grid.mark(), app });
-  const least = h("input", { type: "number", min: 0.5, max: 1, step: 0.005, onchange: () => go({ duplicates: least.value }) });
+  const least = h("input", { type: "number", min: 0.5, max: 1, step: 0.005, placeholder: "as fits", onchange: () => go({ duplicates: least.value }) });
   const tabs = h("div", { class: "row lists", role: "group", "aria-label": "Lists" });
   const said = h("p", { class: "said", role: "status" });
   const accept = button("Accept proposed labels", () => takeProposed(), { drawing: "check", withText: true, kind: "primary edit" });
@@ -38,7 +38,7 @@ export function mount(root, app) {
   async function update(now) {
     params = new URLSearchParams(now);
     results.hidden = !collection();
-    least.value = params.get("duplicates") ?? DUPLICATES;
+    least.value = params.get("duplicates") ?? "";
     const question = `${collection()} ${least.value}`;
     if (collection() && question !== asked) {
       asked = question;
@@ -47,30 +47,20 @@ export function mount(root, app) {
     } else if (found) show();
   }
 
-  /** Ask every item for its neighbours, some at a time. */
+  /** Have the server review the collection; it tells how far it is meanwhile. */
   async function look() {
     running.abort();
     const { signal } = (running = new AbortController());
-    const gatherer = new Gatherer(Number(least.value));
-    let [done, token] = [0, ""];
     found = null;
     show();
     try {
-      const { count: total } = await call("GET", of(collection(), "count"), { signal });
-      do {
-        const page = await call("POST", of(collection(), "scroll"), { json: { page_token: token, page_size: AT_ONCE }, signal, read: true });
-        token = page.next_page_token;
-        if (!page.items.length) break;
-        const queries = page.items.map(({ key }) => ({ key }));
-        const { results: answers } = await call("POST", of(collection(), "search"), { json: { queries, k: NEIGHBOURS }, signal, read: true });
-        page.items.forEach((item, at) => answers[at].error || gatherer.add(item, answers[at].neighbours));
-        done += page.items.length;
-        said.textContent = `Asking each item for its neighbours: ${count(done)} of ${count(total)}`;
-      } while (token && done < MOST_ITEMS);
-      found = { labels: gatherer.labels(), duplicates: gatherer.nearDuplicates(), outliers: gatherer.outliers(), partly: Boolean(token) };
+      await lines(of(collection(), "review"), { params: { duplicates: least.value }, signal }, (one) => {
+        if (one.labels) found = one;
+        else said.textContent = `Asking each item for its neighbours: ${count(one.done)} of ${count(one.total)}`;
+      });
       show();
     } catch (error) {
-      if (error.name !== "AbortError") fill(said, h("span", { class: "error" }, error.message));
+      if (error.name !== "AbortError") fill(said, h("span", { class: "error" }, error.message), " ", button("Try again", () => void look(), {}));
     }
   }
 
@@ -78,20 +68,31 @@ export function mount(root, app) {
     const list = params.get("list") in LISTS ? params.get("list") : "labels";
     fill(tabs, Object.entries(LISTS).map(([name, text]) => h("button", { type: "button", class: "button quiet", "aria-pressed": String(name === list), onclick: () => go({ list: name }) },
       text, found && h("span", { class: "number" }, count(found[name].length)))));
-    accept.hidden = list !== "labels" || !found?.labels.length;
+    accept.hidden = !proposals(list).length;
     spare.hidden = list !== "duplicates" || !found?.duplicates.length;
     if (!found) return grid.set([]);
-    const notes = { labels: (one) => `→ ${one.proposed}`, duplicates: (one) => `group ${one.group}`, outliers: () => "" };
+    const notes = { labels: proposal, duplicates: (one) => `group ${one.group}`, outliers: () => "", next: proposal };
     grid.set(found[list].map((one) => ({ ...one, similarity: one.score, note: notes[list](one) })));
-    const empty = { labels: "No label is doubted by its neighbours.", duplicates: "No two items are so similar: lower the bound.", outliers: "Nothing stands out." };
-    const meaning = { labels: "the bar is the share of the neighbours' votes against the label", duplicates: "the bar is the similarity to the nearest of the group", outliers: "the bar is the similarity to the nearest neighbours" };
-    fill(said, found[list].length ? `${plural(found[list].length, "item")}; ${meaning[list]}` : empty[list],
-      found.partly && ` Only the first ${count(MOST_ITEMS)} items were asked: imagekin review takes all.`);
+    fill(said, found[list].length ? `${plural(found[list].length, "item")}; ${meaning(list)}` : EMPTY[list],
+      !found.complete && ` Only the first ${count(found.items)} items were asked: imagekin review takes all.`);
+  }
+
+  /** Say what the bars of a list show. */
+  function meaning(list) {
+    if (list === "labels") return "the bar is the share of the neighbours' votes against the label.";
+    if (list === "outliers") return "the bar is the similarity to the nearest neighbours.";
+    if (list === "next") return "their labels would tell the most; the bar is how uncertain the neighbours are.";
+    const without = found.by_embeddings && ` ${plural(found.by_embeddings, "pair")} without thumbnails were compared by embeddings: imagekin thumbnails makes them, and tells copies more surely.`;
+    return `the bar is the likeness to the nearest of the group.${without || ""}`;
+  }
+
+  function proposals(list) {
+    return list === "labels" || list === "next" ? (found?.[list] ?? []).filter((one) => one.proposed) : [];
   }
 
   /** Set the proposed labels of the selected items, of all when none is selected. */
   async function takeProposed() {
-    const taken = found.labels.filter((one) => !selection.keys.size || selection.has(one));
+    const taken = proposals(params.get("list") || "labels").filter((one) => !selection.keys.size || selection.has(one));
     if (!selection.keys.size && !(await app.confirm(`Set ${plural(taken.length, "proposed label")}?`, "Set labels"))) return;
     if (await app.attempt(() => setLabels(collection(), new Map(taken.map((one) => [one.key, one.proposed]))), { undo: true })) selection.clear();
   }

@@ -50,6 +50,7 @@ INSIDE = {
         ("filters",),
         ("search",),
         ("classification",),
+        ("review",),
         ("interface",),
         ("local", "milvus"),
         ("open",),

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagekin.cli.review.findings import Gatherer, connected, votes
+from imagekin.index.review.duplicates import Pairs, connected
+from imagekin.index.review.findings import Gatherer, votes
 from imagekin.types import Neighbour
 
 
@@ -14,7 +15,7 @@ def near(*described: tuple[str, float, str | None]) -> list[Neighbour]:
 
 
 def test_a_label_that_no_neighbour_has_is_suspected_the_surest_first() -> None:
-    gatherer = Gatherer(0.99)
+    gatherer = Gatherer()
     gatherer.add("right", "cat", near(("a", 0.9, "cat"), ("b", 0.8, "dog")))
     gatherer.add("unsure", "dog", near(("a", 0.9, "cat"), ("b", 0.88, "dog")))
     gatherer.add("wrong", "dog", near(("a", 0.9, "cat"), ("b", 0.9, "cat")))
@@ -33,18 +34,18 @@ def test_votes_weigh_by_similarity() -> None:
 
 
 def test_near_duplicates_are_grouped_across_labels() -> None:
-    gatherer = Gatherer(0.95)
-    gatherer.add("a", "cat", near(("b", 0.99, "dog"), ("x", 0.94, "cat")))
-    gatherer.add("b", "dog", near(("a", 0.99, "cat"), ("c", 0.96, "dog")))
-    gatherer.add("c", "dog", near(("b", 0.96, "dog")))
-    gatherer.add("x", "cat", near(("y", 0.999, None)))
-    gatherer.add("y", "", near(("x", 0.999, "cat")))
-    found = [(one.group, one.key, one.nearest) for one in gatherer.near_duplicates()]
+    pairs = Pairs(0.95)
+    pairs.add("a", "cat", near(("b", 0.99, "dog"), ("x", 0.94, "cat")))
+    pairs.add("b", "dog", near(("a", 0.99, "cat"), ("c", 0.96, "dog")))
+    pairs.add("c", "dog", near(("b", 0.96, "dog")))
+    pairs.add("x", "cat", near(("y", 0.999, None)))
+    pairs.add("y", "", near(("x", 0.999, "cat")))
+    found = [(one.group, one.key, one.nearest) for one in pairs.findings({})]
     assert found == [(1, "x", "y"), (1, "y", "x"), (2, "a", "b"), (2, "b", "a"), (2, "c", "b")]
 
 
 def test_what_is_like_nothing_is_an_outlier() -> None:
-    gatherer = Gatherer(0.99)
+    gatherer = Gatherer()
     for number in range(50):
         gatherer.add(f"k{number}", "", near(("n", 0.8 + number / 1_000, None)))
     gatherer.add("odd", "", near(("n", 0.2, None)))
@@ -52,9 +53,10 @@ def test_what_is_like_nothing_is_an_outlier() -> None:
 
 
 def test_nothing_is_found_in_nothing() -> None:
-    gatherer = Gatherer(0.9)
+    gatherer, pairs = Gatherer(), Pairs(0.9)
     gatherer.add("only", "cat", [])
-    assert gatherer.labels() == gatherer.near_duplicates() == gatherer.outliers() == []
+    pairs.add("only", "cat", [])
+    assert gatherer.labels() == gatherer.outliers() == pairs.findings({}) == []
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from("abcdefgh"))))

@@ -1,0 +1,150 @@
+"""Review a collection step by step: a generator asks for items, neighbours and thumbnails, whoever drives it answers.
+
+So one course of a review serves the command, which answers by a client, and the service, which answers by its handlers.
+"""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from imagekin.index.review.duplicates import Pairs
+from imagekin.index.review.findings import Finding, Gatherer
+from imagekin.index.review.pictures import Crops, crops
+from imagekin.index.review.to_label import Questions
+from imagekin.types import Neighbour
+
+# Items, queries and thumbnails of one step.
+AT_ONCE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Options of a review.
+
+    Attributes:
+        neighbours: how many of each item's vote.
+        duplicates: likeness from which two items are near-duplicates; None for 0.95 of pixels, 0.97 of embeddings.
+        limit: findings of each kind, at most.
+        questions: items to label next, at most.
+        items: items to look at, at most; None for all.
+    """
+
+    neighbours: int = 20
+    duplicates: float | None = None
+    limit: int = 1_000
+    questions: int = 50
+    items: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NextItems:
+    """Asks for the key and label of so many further items; the answer is empty at the end."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class NeighboursOf:
+    """Asks for the neighbours of items; the answer has None for one that is gone."""
+
+    keys: Sequence[str]
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class PicturesOf:
+    """Asks for the thumbnails of items as JPEG; the answer has None for an item without, and is None without any."""
+
+    keys: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Findings of a review.
+
+    Attributes:
+        items: how many were looked at.
+        complete: whether these were all.
+        labels: likely wrong labels, the surest first.
+        duplicates: groups of near-duplicates.
+        outliers: items like nothing else.
+        next: what to label next.
+        totals: findings of the first three kinds before the limit.
+        by_pixels: pairs of items whose pixels were compared.
+        by_embeddings: pairs without two thumbnails, whose embeddings were compared.
+    """
+
+    items: int
+    complete: bool
+    labels: list[Finding]
+    duplicates: list[Finding]
+    outliers: list[Finding]
+    next: list[Finding]
+    totals: dict[str, int]
+    by_pixels: int
+    by_embeddings: int
+
+
+Question: TypeAlias = NextItems | NeighboursOf | PicturesOf
+
+
+class Course:
+    """The course of one review: `question` is the first; `answer` returns the next, and at last what was found."""
+
+    def __init__(self, options: Options) -> None:
+        self._steps = _steps(options)
+        self.question: Question = next(self._steps)
+
+    def answer(self, given: Any) -> Question | Found:
+        """Take the answer to the last question."""
+        try:
+            return self._steps.send(given)
+        except StopIteration as end:
+            found: Found = end.value
+            return found
+
+
+def _steps(options: Options) -> Generator[Question, Any, Found]:
+    gatherer, pairs, questions = Gatherer(), Pairs(options.duplicates), Questions()
+    seen, complete = 0, False
+    while options.items is None or seen < options.items:
+        count = AT_ONCE if options.items is None else min(AT_ONCE, options.items - seen)
+        items: Sequence[tuple[str, str]] = yield NextItems(count)
+        if not items:
+            complete = True
+            break
+        near: Sequence[Sequence[Neighbour] | None] = yield NeighboursOf([key for key, _ in items], options.neighbours)
+        for (key, label), neighbours in zip(items, near, strict=True):
+            # An item that was deleted meanwhile needs no review.
+            if neighbours is not None:
+                gatherer.add(key, label, neighbours)
+                pairs.add(key, label, neighbours)
+                questions.add(key, label, neighbours)
+        seen += len(items)
+    pictures = yield from _pictures(pairs.keys())
+    labels, duplicates, outliers = gatherer.labels(), pairs.findings(pictures), gatherer.outliers()
+    return Found(
+        items=seen,
+        complete=complete,
+        labels=labels[: options.limit],
+        duplicates=duplicates[: options.limit],
+        outliers=outliers[: options.limit],
+        next=questions.findings(options.questions),
+        totals={"labels": len(labels), "duplicates": len(duplicates), "outliers": len(outliers)},
+        by_pixels=pairs.by_pixels,
+        by_embeddings=pairs.by_embeddings,
+    )
+
+
+def _pictures(keys: list[str]) -> Generator[Question, Any, dict[str, Crops]]:
+    """Ask for the thumbnails of items and return their crops by key."""
+    held: dict[str, Crops] = {}
+    for at in range(0, len(keys), AT_ONCE):
+        some = keys[at : at + AT_ONCE]
+        found: Sequence[bytes | None] | None = yield PicturesOf(some)
+        if found is None:
+            break
+        for key, jpeg in zip(some, found, strict=True):
+            if jpeg is not None and (made := crops(jpeg)) is not None:
+                held[key] = made
+    return held

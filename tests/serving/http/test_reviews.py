@@ -1,0 +1,62 @@
+"""`GET …/review`: lines of progress and then the findings, for those who may read; refusals before anything begins."""
+
+import json
+from typing import Any
+
+import pytest
+
+from imagekin import Client, Item
+from imagekin.cli.review.driver import run
+from imagekin.index.review.review import Options
+from tests.serving.http.calling import Caller
+from tests.serving.running import Running
+
+
+def reviewed(call: Caller, query: str = "") -> list[dict[str, Any]]:
+    """Return the lines of a review."""
+    answer = call("GET", f"/v1/collections/checked/review{query}")
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/x-ndjson")
+    return [json.loads(line) for line in answer.body.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def checked(server: Running) -> None:
+    """A collection of two directions and 300 items, one with the other direction's label."""
+    items = [
+        Item(f"{n:03}", vector=[1.0, n * 1e-3] if n % 2 else [n * 1e-3, 1.0], label="ab"[n % 2]) for n in range(299)
+    ]
+    with Client(f"127.0.0.1:{server.server.port}") as client:
+        client.create_collection("checked", space="s", dim=2)
+        client.upsert("checked", [*items, Item("odd", vector=[1.0, 0.0005], label="a")])
+
+
+def test_it_finds_what_the_command_finds(call: Caller, server: Running, checked: None) -> None:
+    *progress, found = reviewed(call)
+    assert all(0 <= line["done"] <= line["total"] == 300 for line in progress)
+    assert (found["items"], found["complete"]) == (300, True)
+    assert [(one["key"], one["proposed"]) for one in found["labels"]] == [("odd", "b")]
+    with Client(f"127.0.0.1:{server.server.port}") as client:
+        here = run(client, "checked", Options())
+    assert [one.key for one in here.duplicates] == [one["key"] for one in found["duplicates"]]
+    assert here.totals == found["totals"]
+    few = reviewed(call, "?limit=3&duplicates=0.9999&neighbours=5&next=1")[-1]
+    assert len(few["duplicates"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "said"),
+    [
+        ("checked/review?limit=0", 400, "limit must be"),
+        ("checked/review?limit=a", 400, "limit must be"),
+        ("checked/review?duplicates=nan", 400, "duplicates must be"),
+        ("checked/review?duplicates=0.9&duplicates=0.8", 400, "given twice"),
+        ("checked/review?colour=red", 400, "no parameter 'colour'"),
+        ("nobody/review", 404, "nobody"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_it_begins(
+    call: Caller, checked: None, path: str, status: int, said: str
+) -> None:
+    answer = call("GET", f"/v1/collections/{path}")
+    assert answer.status == status
+    assert said in answer.json["message"]
