@@ -38,14 +38,14 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class NextItems:
-    """Asks for the key and label of so many further items; the answer is empty at the end."""
+    """Question for the key and label of so many further items; the answer is empty at the end."""
 
     count: int
 
 
 @dataclass(frozen=True, slots=True)
 class NeighboursOf:
-    """Asks for the neighbours of items; the answer has None for one that is gone."""
+    """Question for the neighbours of items; the answer has None for one that is gone."""
 
     keys: Sequence[str]
     count: int
@@ -53,7 +53,7 @@ class NeighboursOf:
 
 @dataclass(frozen=True, slots=True)
 class PicturesOf:
-    """Asks for the thumbnails of items as JPEG; the answer has None for an item without, and is None without any."""
+    """Question for the thumbnails of items as JPEG; the answer has None for an item without, and is None without any."""
 
     keys: Sequence[str]
 
