@@ -53,7 +53,7 @@ class NeighboursOf:
 
 @dataclass(frozen=True, slots=True)
 class PicturesOf:
-    """Question for the thumbnails of items as JPEG; the answer has None for an item without, and is None without any."""
+    """Question for the thumbnails of items as JPEG; None for one without, None for all."""
 
     keys: Sequence[str]
 

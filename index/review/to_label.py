@@ -40,7 +40,7 @@ class Questions:
         self._asked.append(_Question(finding, typical, tuple(one.key for one in neighbours[:_SETTLED])))
 
     def findings(self, most: int) -> list[Finding]:
-        """Return what to label first, the most telling first.
+        """Return the items to label first, the most telling first.
 
         The rest, which the first ones may settle, follows where there are too few of them.
         """
