@@ -1,6 +1,7 @@
 """Keep the server's collections open, and read and write them in threads.
 
-A collection is closed only after the last thread has left it, even if the call that started the thread was cancelled.
+Callers take turns in the threads. A collection is closed only after the last thread has left it, even if the call that
+started the thread was cancelled.
 """
 
 import asyncio
@@ -8,7 +9,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from collections.abc import Collection as Names
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import ParamSpec, TypeVar
 
 from imagekin.errors import FailedPreconditionError, ImagekinError, NotFoundError
@@ -19,6 +20,7 @@ from imagekin.machine import cores
 from imagekin.serving.observability.metrics import Metrics
 from imagekin.serving.searching.batcher import SearchBatcher
 from imagekin.serving.settings import Settings
+from imagekin.serving.transport.fair_threads import FairThreads
 from imagekin.types import CollectionInfo
 
 log = logging.getLogger("imagekin.serving")
@@ -162,8 +164,8 @@ class CollectionStore:
         self._open: dict[str, OpenCollection] = {}
         self._changing = asyncio.Lock()
         workers = settings.search_workers or max(4, cores())
-        self._readers = ThreadPoolExecutor(workers, thread_name_prefix="read")
-        self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
+        self._readers = FairThreads(workers, "read")
+        self._writers = FairThreads(_WRITERS, "write")
 
     @property
     def all(self) -> tuple[OpenCollection, ...]:

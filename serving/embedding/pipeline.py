@@ -5,6 +5,10 @@ decodes and infers: it decodes images as their callers take turns, and infers as
 that suits the length of the queue, or no file is left to decode. No thread waits for a batch to fill. So a single image
 stays in one thread all the way, and decoding and inference share the cores as needed. At most two batches of pixels
 wait, which bounds the memory when inference is slower than decoding.
+
+Large pictures hold nobody up. A decoded image waits for the decoding of others no longer than inference of a batch
+takes. Decoding cannot be interrupted, so there is one more thread: while all others decode large pictures, it decodes
+small ones.
 """
 
 import asyncio
@@ -21,14 +25,16 @@ from imagekin.serving.embedding.admission import Admission, Load
 from imagekin.serving.embedding.costs import decoding_seconds
 from imagekin.serving.embedding.image_jobs import DecodedImage, EmbedOutcome, Ended, File, Source, Work
 from imagekin.serving.embedding.stages import Runner, Stages
-from imagekin.serving.embedding.turns import Turns
 from imagekin.serving.observability.metrics import Metrics
 from imagekin.serving.settings import Limits
 from imagekin.serving.transport.callers import CALLER
+from imagekin.serving.transport.turns import Turns
 
 _IMAGE_SECONDS = 0.002
 # Longer than many small requests take, which are so served one after the other, and too short to hold others up.
 _TURN_SECONDS = 0.1
+# The further thread decodes what takes at most this part of the quickest that the others do.
+_SMALL = 0.25
 
 
 class Lease:
@@ -59,7 +65,7 @@ class Pipeline:
     Args:
         runner: the model.
         limits: ceilings.
-        workers: threads; at least `sessions`.
+        workers: threads; at least `sessions`. One more decodes small images while all of them decode large ones.
         max_batch: images of one inference.
         sessions: inferences at one time.
         metrics: records the stages; None records nothing.
@@ -82,17 +88,22 @@ class Pipeline:
     ) -> None:
         self._stages = Stages(runner, limits, metrics)
         self.admission = Admission(limits)
+        self._workers = max(workers, sessions)
         self._max_batch = max_batch
         self._max_pixels = limits.max_pixels
         self._image_seconds = image_seconds
         self._metrics = metrics
         self._lease = Lease()
         self._requests = itertools.count()
-        # Guards the six attributes below and `Work.left`.
+        # Guards the eight attributes below and `Work.left`.
         self._lock = threading.Lock()
         self._files: Turns[File] = Turns(_TURN_SECONDS)
         self._waiting = 0
-        self._pixels: deque[DecodedImage] = deque()
+        # Decoded images with the seconds that decoding has taken, and the sum of these; both as guessed.
+        self._pixels: deque[tuple[DecodedImage, float]] = deque()
+        self._decoded_seconds = 0.0
+        # Seconds that each decoding in progress takes, as guessed, and 0 for each inference.
+        self._running: list[float] = []
         self._sessions = self._all_sessions = sessions
         self._idle = 0
         self._closing = False
@@ -101,7 +112,7 @@ class Pipeline:
         self._arrived = 0
         self._threads = [
             threading.Thread(target=self._loop, name=f"pipeline-{number}", daemon=True)
-            for number in range(max(workers, sessions))
+            for number in range(self._workers + 1)
         ]
         for thread in self._threads:
             thread.start()
@@ -240,7 +251,9 @@ class Pipeline:
             self._tokens.put(None)
 
     def _loop(self) -> None:
-        while (task := self._next()) is not None:
+        cost = None
+        while (found := self._next(cost)) is not None:
+            task, cost = found
             if isinstance(task, list):
                 self._answer(self._end(self._infer(task)))
             else:
@@ -248,29 +261,76 @@ class Pipeline:
                 if isinstance(entry, DecodedImage):
                     with self._lock:
                         # This thread takes the next task itself, so no other one has to be woken.
-                        self._pixels.append(entry)
+                        self._pixels.append((entry, cost - self._image_seconds))
+                        self._decoded_seconds += cost - self._image_seconds
                 else:
                     self._answer(self._end([entry]))
                 del entry
             # Hold no image of the last request while waiting for the next one.
-            del task
+            del task, found
 
-    def _next(self) -> "File | list[DecodedImage] | None":
-        """Wait for the next task: a file to decode or a batch to infer, None when the pipeline is closed."""
+    def _next(self, ended: float | None) -> "tuple[File | list[DecodedImage], float] | None":
+        """Wait for the next task, a file to decode or a batch to infer; None when the pipeline is closed.
+
+        Args:
+            ended: cost of the thread's last task, None when it had none.
+
+        Returns:
+            The task and its cost, which is 0 for a batch.
+        """
+        with self._lock:
+            if ended is not None:
+                self._running.remove(ended)
         while True:
             with self._lock:
-                ready = len(self._pixels)
-                if ready and self._sessions and (ready >= self._enough(ready) or not self._files):
+                if self._may_infer():
                     self._sessions -= 1
-                    self._wake(self._waiting)
-                    return [self._pixels.popleft() for _ in range(min(ready, self._max_batch))]
-                if self._files and ready < 2 * self._max_batch:
+                    return self._began(self._batch(), 0.0)
+                if self._may_decode():
                     self._waiting -= 1
-                    return self._files.pop()[0]
-                if self._closing and not ready and not self._files:
+                    return self._began(*self._files.pop())
+                if self._closing and not self._pixels and not self._files:
+                    self._wake(len(self._threads))
                     return None
                 self._idle += 1
             self._tokens.get()
+
+    def _began(self, task: "File | list[DecodedImage]", cost: float) -> "tuple[File | list[DecodedImage], float]":
+        """Note that a task has begun, and wake a thread for the next one. Call it with the lock held."""
+        self._running.append(cost)
+        if self._idle and (self._may_infer() or self._may_decode()):
+            self._wake(1)
+        return task, cost
+
+    def _may_infer(self) -> bool:
+        ready = len(self._pixels)
+        if not (ready and self._sessions and self._has_room(0.0)):
+            return False
+        return ready >= self._enough(ready) or not self._files or self._has_waited()
+
+    def _may_decode(self) -> bool:
+        return bool(self._files) and len(self._pixels) < 2 * self._max_batch and self._has_room(self._files.next_cost())
+
+    def _has_room(self, cost: float) -> bool:
+        """Return whether one more thread may begin a task of so many seconds."""
+        running = len(self._running)
+        return running < self._workers or (running == self._workers and cost < _SMALL * min(self._running))
+
+    def _has_waited(self) -> bool:
+        """Return whether the decoded images would wait for the next file longer than inference of a batch takes.
+
+        What decoding takes so long for gains nothing from a batch, and may be of a caller with large pictures, for
+        which those of others are not to wait.
+        """
+        next_seconds = self._files.next_cost() - self._image_seconds
+        return self._decoded_seconds / self._workers + next_seconds > self._max_batch * self._image_seconds
+
+    def _batch(self) -> list[DecodedImage]:
+        """Take the decoded images that have waited longest."""
+        taken = [self._pixels.popleft() for _ in range(min(len(self._pixels), self._max_batch))]
+        # Sums of fractions come back to zero only roughly.
+        self._decoded_seconds -= sum(seconds for _, seconds in taken) if self._pixels else self._decoded_seconds
+        return [entry for entry, _ in taken]
 
     def _enough(self, ready: int) -> int:
         """Return how many decoded images make a batch: a session's share of all that wait.

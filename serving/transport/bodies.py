@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 
 from imagekin.errors import InvalidArgumentError, ResourceExhaustedError
 from imagekin.serving.settings import Limits
+from imagekin.serving.transport.callers import CALLER
 
 # Requests of names, numbers and short lists, for methods that are not named below.
 _SMALL_BYTES = 64 * 1024
@@ -41,6 +42,9 @@ _ALWAYS_UNPACKED_BYTES = 2**20
 # zlib's code for gzip's framing, and gzip's first bytes. No message begins with them: 7 is no wire type.
 _GZIP_FRAMING = 31
 _GZIP = b"\x1f\x8b"
+
+# One caller leaves this part of all bytes to the others.
+_LEFT_TO_OTHERS = 4
 
 _FILTERING = ("Scroll", "Count", "Facet")
 _BY_KEYS = ("Get", "GetThumbnails", "Delete")
@@ -73,6 +77,7 @@ class Bodies:
     def __init__(self, limits: Limits, readers: Mapping[str, Reader] = MappingProxyType({})) -> None:
         self._limits = limits
         self._held = 0
+        self._held_by: dict[str, int] = {}
         self._ceilings: dict[str, int] = {}
         self._readers = readers
         # Only two, which limits the large messages that are decompressed at one time.
@@ -121,8 +126,13 @@ class Bodies:
             raise
 
     def release(self, size: int) -> None:
-        """Stop counting a request's bytes."""
+        """Stop counting a request's bytes, those of the caller that they were taken for."""
         self._held -= size
+        name = CALLER.get().name
+        if left := self._held_by.get(name, 0) - size:
+            self._held_by[name] = left
+        else:
+            self._held_by.pop(name, None)
 
     async def parse(self, method: str, parser: Callable[[bytes], Any], data: bytes) -> Any:
         """Parse a body without counting its bytes; raises as `read` does for its contents."""
@@ -155,7 +165,14 @@ class Bodies:
             raise ResourceExhaustedError(
                 "the requests in flight are too large together: try again later", retry_after=1
             )
+        name = CALLER.get().name
+        own = self._held_by.get(name, 0)
+        if own and own + size > self._limits.max_held_bytes - self._limits.max_held_bytes // _LEFT_TO_OTHERS:
+            raise ResourceExhaustedError(
+                "your requests in flight are too large together: try again later", retry_after=1
+            )
         self._held += size
+        self._held_by[name] = own + size
 
 
 def unpack(data: bytes, most: int) -> bytes:

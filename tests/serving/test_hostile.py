@@ -238,7 +238,7 @@ def test_cancelled_and_expired_calls_in_the_queue_cost_no_inference(gated: Runni
     cancelled.cancel()
     assert expired.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     wait_until(lambda: all(work.is_dead() for work, _ in list(pipeline._files)))
-    wait_until(lambda: all(image.work.is_dead() for image in list(pipeline._pixels)))
+    wait_until(lambda: all(image[0].work.is_dead() for image in list(pipeline._pixels)))
     GatedEncoder.gate.set()
     assert len(first.result().results) == 1
     assert len(gated.embedder.Embed(one, timeout=30).results) == 1

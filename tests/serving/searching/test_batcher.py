@@ -11,6 +11,7 @@ import pytest
 
 from imagekin.errors import DeadlineExceededError, FailedPreconditionError, ResourceExhaustedError
 from imagekin.serving.searching.batcher import SearchBatcher, Vectors
+from imagekin.serving.transport.callers import CALLER, Caller
 
 
 class GatedIndex:
@@ -20,10 +21,12 @@ class GatedIndex:
         self.gate = threading.Event()
         self.started = threading.Event()
         self.sizes: list[int] = []
+        self.asked: list[list[int]] = []
 
     def search(self, queries: Vectors, exclusions: Sequence[str]) -> list[tuple[int, str]]:
         self.started.set()
         self.sizes.append(len(queries))
+        self.asked.append([int(query[0]) for query in queries])
         assert self.gate.wait(10)
         if any(exclusion == "bad" for exclusion in exclusions):
             raise FailedPreconditionError("no")
@@ -180,3 +183,70 @@ def test_free_workers_start_at_once() -> None:
 
     asyncio.run(asyncio.wait_for(ask(), 10))
     assert index.sizes == [1, 1, 1]
+
+
+def ask_as(name: str, batcher: SearchBatcher, index: GatedIndex, kind: str, *values: int) -> "asyncio.Task[Any]":
+    """Ask in the name of a caller."""
+
+    async def ask() -> Any:
+        CALLER.set(Caller(name))
+        return await batcher.ask(kind, index.search, queries(*values), [name] * len(values))
+
+    return asyncio.create_task(ask())
+
+
+@pytest.mark.parametrize("kind", ["a", "b"], ids=["of the same kind", "of another kind"])
+def test_whoever_has_thousands_of_searches_waiting_is_overtaken(kind: str) -> None:
+    index = GatedIndex()
+
+    async def ask() -> None:
+        batcher = index.batcher(max_queued=8000)
+        first = await begun(index, batcher)
+        many = [ask_as("greedy", batcher, index, "a", n) for n in range(1, 3001)]
+        await asyncio.sleep(0)
+        few = [ask_as(f"small {n}", batcher, index, kind, -n) for n in range(1, 5)]
+        await asyncio.sleep(0)
+        index.gate.set()
+        await asyncio.gather(first, *few)
+        # Answered with the next search or the one after it, and not behind all that waited before.
+        assert sum(not task.done() for task in many) >= 3000 - 3 * 8
+        await asyncio.gather(*many)
+
+    asyncio.run(ask())
+    assert {-1, -2, -3, -4} <= {value for batch in index.asked[1:3] for value in batch}
+
+
+def test_one_large_call_after_the_other_gets_no_more_than_others() -> None:
+    index = GatedIndex()
+
+    async def ask() -> None:
+        batcher = index.batcher(max_batch=4, max_queued=1000)
+        first = await begun(index, batcher)
+        large = [ask_as("large", batcher, index, "a", *range(100, 120)) for _ in range(3)]
+        small = [ask_as("small", batcher, index, "b", n) for n in range(1, 17)]
+        await asyncio.sleep(0)
+        index.gate.set()
+        await asyncio.gather(first, *large, *small)
+
+    asyncio.run(ask())
+    # After the first large one, as many small ones as it had queries.
+    assert index.sizes == [1, 20, 4, 4, 4, 4, 20, 20]
+
+
+def test_one_caller_leaves_room_for_the_searches_of_others() -> None:
+    index = GatedIndex()
+
+    async def ask() -> None:
+        batcher = index.batcher(max_queued=16)
+        first = await begun(index, batcher)
+        many = [ask_as("greedy", batcher, index, "a", n) for n in range(12)]
+        await asyncio.sleep(0)
+        with pytest.raises(ResourceExhaustedError):
+            await ask_as("greedy", batcher, index, "a", 12)
+        small = ask_as("small", batcher, index, "a", 13)
+        await asyncio.sleep(0)
+        index.gate.set()
+        await asyncio.gather(first, *many, small)
+        assert batcher.queued == 0
+
+    asyncio.run(ask())

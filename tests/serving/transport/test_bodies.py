@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from imagekin.errors import InvalidArgumentError, ResourceExhaustedError
 from imagekin.serving.settings import Limits
 from imagekin.serving.transport.bodies import Bodies, check_fields, unpack
+from imagekin.serving.transport.callers import CALLER, Caller
 from imagekin.v1 import collections_pb2, common_pb2, searcher_pb2
 
 COUNT = "/imagekin.v1.Collections/Count"
@@ -110,7 +111,7 @@ def test_counting_ends_for_any_bytes(data: bytes) -> None:
 
 def test_all_requests_in_work_have_a_ceiling_together_and_a_lone_one_always_has_room() -> None:
     async def scenario() -> None:
-        bodies = Bodies(Limits(max_held_bytes=100_000))
+        bodies = Bodies(Limits(max_held_bytes=120_000))
         request = collections_pb2.UpsertRequest(collection="x" * 80_000)
         data = request.SerializeToString()
 
@@ -130,3 +131,29 @@ def test_all_requests_in_work_have_a_ceiling_together_and_a_lone_one_always_has_
         bodies.close()
 
     asyncio.run(scenario())
+
+
+def test_one_caller_leaves_room_for_the_requests_of_others() -> None:
+    bodies = Bodies(Limits(max_held_bytes=100_000))
+
+    def take(name: str, size: int) -> None:
+        CALLER.set(Caller(name))
+        bodies.take(size)
+
+    def release(name: str, size: int) -> None:
+        CALLER.set(Caller(name))
+        bodies.release(size)
+
+    take("greedy", 50_000)
+    with pytest.raises(ResourceExhaustedError, match="your requests"):
+        take("greedy", 30_000)
+    take("small", 30_000)
+    release("greedy", 50_000)
+    take("greedy", 60_000)
+    with pytest.raises(ResourceExhaustedError, match="the requests in flight"):
+        take("small", 20_000)
+    release("small", 30_000)
+    release("greedy", 60_000)
+    # A single request always has room.
+    take("greedy", 200_000)
+    bodies.close()

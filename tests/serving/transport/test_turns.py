@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagekin.serving.embedding.turns import Turns
+from imagekin.serving.transport.turns import Turns
 
 QUANTUM = 1.0
 PATHS = st.tuples(st.sampled_from("abc"), st.sampled_from("xy"), st.integers(0, 3))

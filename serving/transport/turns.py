@@ -63,6 +63,10 @@ class Turns(Generic[Item]):
         else:
             cast("deque[tuple[Item, float]]", member).append((item, cost))
 
+    def next_cost(self) -> float:
+        """Return the cost of the next item; there must be one."""
+        return _next_cost(self._members[self._order[0][2]])
+
     def pop(self) -> tuple[Item, float]:
         """Take the next item and its cost; there must be one."""
         spent, _, name = self._order[0]
@@ -75,7 +79,7 @@ class Turns(Generic[Item]):
             del self._members[name]
             self._owe(name, spent + self._in_turn)
             self._in_turn = 0.0
-        elif self._in_turn >= self._quantum:
+        elif self._in_turn + _next_cost(member) > self._quantum:
             self._count += 1
             heapq.heapreplace(self._order, (spent + self._in_turn, self._count, name))
             self._in_turn = 0.0
@@ -93,3 +97,7 @@ class Turns(Generic[Item]):
         if len(self._debts) > _MOST_DEBTS + 2 * len(self._members):
             # Members that came once, as single requests do.
             self._debts.clear()
+
+
+def _next_cost(member: Turns[Item] | deque[tuple[Item, float]]) -> float:
+    return member.next_cost() if isinstance(member, Turns) else member[0][1]
