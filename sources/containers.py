@@ -196,7 +196,7 @@ class _Refused:
     def __init__(self, reason: str) -> None:
         self._reason = reason
 
-    def survey(self) -> Iterator[Surveyed]:
+    def survey(self, *, whole: bool = False) -> Iterator[Surveyed]:
         """Yield nothing, see `Reader`."""
         return iter(())
 

@@ -11,7 +11,7 @@ from imagekin.sources.ignored import Ignored
 from imagekin.sources.labels import MAX_FOLDERS, NO_LABEL, FolderLabels, LabelRule, Named
 from imagekin.sources.pieces import Counted, Naming, Piece, Reader, ignored_in
 from imagekin.sources.records import Record, VectorInfo, printable
-from imagekin.sources.splits import SPLITS, Split
+from imagekin.sources.splits import SPLITS, Split, split_of
 
 # Classes that are named one by one when a plan is shown.
 _SHOWN_CLASSES = 10
@@ -123,7 +123,19 @@ class JoinedReaders:
 
     @cached_property
     def plan(self) -> Plan:
-        """The rule of labels, and what it makes of the images."""
+        """The rule of labels, and what it makes of the images; of long streams, of the first ones."""
+        plan, hints = self._planned(whole=False)
+        # A split is known by another beside it, which may be further on in the stream.
+        return self._planned(whole=True)[0] if hints and not plan.is_whole and not plan.splits else plan
+
+    def settle_splits(self) -> Plan:
+        """Return the plan; of all images if the first ones of a long stream are of splits, as others may follow."""
+        if self.plan.splits and not self.plan.is_whole:
+            self.plan = self._planned(whole=True)[0]
+        return self.plan
+
+    def _planned(self, *, whole: bool) -> tuple[Plan, bool]:
+        """Return the plan, and whether a folder's name is one of a split, be it a split or not."""
         # Label by a rule without folders, folder and split of the part: what is counted before the folders are judged.
         seen: Counter[tuple[str | None, str, Split | None]] = Counter()
         told: list[tuple[Part, Counted]] = []
@@ -132,7 +144,7 @@ class JoinedReaders:
         def paths() -> Iterator[str]:
             nonlocal is_whole
             for part in self._parts:
-                for found in part.reader.survey():
+                for found in part.reader.survey(whole=whole):
                     if found is None or len(seen) > MAX_FOLDERS:
                         is_whole = False
                         break
@@ -156,7 +168,8 @@ class JoinedReaders:
             split = own.split or part.split or folders(f"{part.path}{folder}/").split
             counts[Named(own.label if self._rule.is_default else None, split)] += count
         origins = [*(["folder"] if seen else []), *(counted.origin for _, counted in told if counted.origin)]
-        return Plan(self._rule.over(folders), counts, tuple(dict.fromkeys(origins)), is_whole)
+        hints = any(split_of(name) for _, folder, _ in seen for name in folder.split("/"))
+        return Plan(self._rule.over(folders), counts, tuple(dict.fromkeys(origins)), is_whole), hints
 
     def __iter__(self) -> Iterator[Record]:
         """Read the records, see `Source`."""

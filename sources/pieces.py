@@ -110,8 +110,12 @@ class Reader(Protocol):
         """The description of its vectors; None when it holds images."""
         ...
 
-    def survey(self) -> Iterator[Surveyed]:
-        """Yield what is known of the images' classes without reading images; of long streams, of the first ones."""
+    def survey(self, *, whole: bool = False) -> Iterator[Surveyed]:
+        """Yield what is known of the images' classes without reading images; of long streams, of the first ones.
+
+        Args:
+            whole: look at all images of long streams, too.
+        """
         ...
 
     def pieces(self, naming: Naming, ignored: Ignored) -> Iterator[Piece]:

@@ -49,7 +49,7 @@ class FilesReader:
         self._counted: int | None = None
         self.embedded: VectorInfo | None = None
 
-    def survey(self) -> Iterator[Surveyed]:
+    def survey(self, *, whole: bool = False) -> Iterator[Surveyed]:
         """Yield the paths of all images, see `Reader`."""
         listed = self._listed() if self._listed else ()
         counted = 0
@@ -103,7 +103,7 @@ class ListReader:
         self._max_bytes = max_bytes
         self._paths: Iterator[str | None] | None = None
 
-    def survey(self) -> Iterator[Surveyed]:
+    def survey(self, *, whole: bool = False) -> Iterator[Surveyed]:
         """Yield the first 10,000 paths, and keep them until they are read."""
         rest = self._lines()
         first = list(islice(rest, LOOK_AHEAD))

@@ -73,13 +73,14 @@ class ManifestReader:
         self._names: tuple[str, ...] = ()
         self._found = _columns_of(())
 
-    def survey(self) -> Iterator[Surveyed]:
+    def survey(self, *, whole: bool = False) -> Iterator[Surveyed]:
         """Yield the number of images of each label, or the paths where folders are labels, see `Reader`."""
         counts: Counter[tuple[Named, str]] = Counter()
         origin = ""
+        is_whole = True
         for place, row in enumerate(self._safe_rows()):
-            if place == LOOK_AHEAD:
-                yield None
+            if place == LOOK_AHEAD and not whole:
+                is_whole = False
                 break
             if isinstance(row, SourceError) or isinstance(row.values, str):
                 continue
@@ -94,6 +95,8 @@ class ManifestReader:
             elif isinstance(path, str):
                 yield self._relative(path)
         yield from (Counted(named, count, origin, folder) for (named, folder), count in counts.items())
+        if not is_whole:
+            yield None
 
     def pieces(self, naming: Naming, ignored: Ignored) -> Iterator[Piece]:
         """Read the manifest, see `Reader`."""

@@ -116,7 +116,7 @@ class ParquetReader:
         """True when it is a table of something else."""
         return isinstance(self._problem, InvalidArgumentError)
 
-    def survey(self) -> Iterator[Surveyed]:
+    def survey(self, *, whole: bool = False) -> Iterator[Surveyed]:
         """Yield the number of images of each label, or their paths where labels are folders, see `Reader`."""
         if self._problem is not None:
             return
@@ -126,7 +126,7 @@ class ParquetReader:
             return
         try:
             with closing(self._place.open()) as file:
-                yield from self._surveyed(_open(file))
+                yield from self._surveyed(_open(file), whole)
         except _DAMAGE:
             yield None
 
@@ -164,7 +164,7 @@ class ParquetReader:
         """Name of the column of paths beside the images, by which they may be labelled."""
         return self._columns.data if self._columns.has_paths else None
 
-    def _surveyed(self, parquet: Any) -> Iterator[Surveyed]:
+    def _surveyed(self, parquet: Any, whole: bool) -> Iterator[Surveyed]:
         names = self._columns
         if names.label is None and names.split is None:
             seen = 0
@@ -172,7 +172,7 @@ class ParquetReader:
                 for path in _values(batch.column(0).field("path")):
                     yield path if isinstance(path, str) else Counted(Named(None, None), 1)
                 seen += batch.num_rows
-                if seen >= LOOK_AHEAD:
+                if seen >= LOOK_AHEAD and not whole:
                     yield from () if seen == self._rows else (None,)
                     return
             return

@@ -61,7 +61,7 @@ class TarReader:
             )
         return self.__dict__
 
-    def survey(self) -> Iterator[Surveyed]:
+    def survey(self, *, whole: bool = False) -> Iterator[Surveyed]:
         """Yield the paths of the first images, see `Reader`."""
         if not self.repeatable:
             yield None
@@ -69,11 +69,11 @@ class TarReader:
         try:
             with closing(self.place.open()) as file:
                 most = _COMPRESSED_LOOK_AHEAD if is_compressed(file) else LOOK_AHEAD
-                yield from self._surveyed(file, most)
+                yield from self._surveyed(file, None if whole else most)
         except DAMAGE:
             yield None
 
-    def _surveyed(self, file: IO[bytes], most: int) -> Iterator[Surveyed]:
+    def _surveyed(self, file: IO[bytes], most: int | None) -> Iterator[Surveyed]:
         """Yield what is known of the first images; the group in hand too when the archive is damaged."""
         seen = 0
         group = _Group("")
@@ -92,7 +92,7 @@ class TarReader:
                         group.sidecars.add(key, _sidecar(archive, member, key))
                         continue
                     seen += 1
-                    if seen > most:
+                    if most is not None and seen > most:
                         yield from group.surveyed()
                         yield None
                         return

@@ -40,7 +40,7 @@ class ZipReader:
         self.max_bytes = max_bytes
         self._counted: int | None = None
 
-    def survey(self) -> Iterator[Surveyed]:
+    def survey(self, *, whole: bool = False) -> Iterator[Surveyed]:
         """Yield the paths of all images, see `Reader`."""
         try:
             with closing(self.place.open()) as file, zipfile.ZipFile(file) as archive:

@@ -126,7 +126,7 @@ def has_split(spec: str, label_from: str = FOLDER) -> bool:
     """Return whether the source comes with test images of its own, and labels for them."""
     if spec == _DIGITS or published_name(Path(spec)) is not None:
         return True
-    plan = open_source(spec, label_from=label_from).plan
+    plan = open_source(spec, label_from=label_from).settle_splits()
     return "train" in plan.splits and _test_split(plan) is not None
 
 
@@ -166,7 +166,7 @@ def _load_files(
 ) -> ImageSet:
     source = open_source(path, label_from=label_from)
     name = data_name(path)
-    wanted = _chosen_splits(source.plan, split, path)
+    wanted = _chosen_splits(source.settle_splits(), split, path)
     for line in source.plan.lines():
         logger.info("%s: %s", name, line)
     if wanted is not None:

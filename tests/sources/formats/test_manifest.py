@@ -124,3 +124,14 @@ def test_whatever_a_manifest_holds_only_records_come_out(
 def test_a_manifest_may_name_urls_only_of_known_schemes(tmp_path: Path) -> None:
     records = list(open_source(manifest(tmp_path, "m.csv", "path\nfile:///etc/passwd\nmemory://x.jpg\n")))
     assert len(bad(records)) == 2, "they are taken for paths, and there is no such file"
+
+
+def test_labels_and_splits_of_a_long_table_are_found(tmp_path: Path) -> None:
+    """More rows than are looked at before reading; the last ones are of another split."""
+    rows = [f"{number},x.png,{'ab'[number % 2]},train" for number in range(10_050)] + ["last,x.png,a,test"]
+    (tmp_path / "x.png").write_bytes(b"x")
+    (tmp_path / "t.csv").write_text("\n".join(["key,path,label,split", *rows]))
+    source = open_source(tmp_path / "t.csv")
+    assert (source.plan.is_whole, source.plan.classes) == (False, {"a": 5000, "b": 5000})
+    assert source.settle_splits().splits == {"train": 10_050, "test": 1}
+    assert source.plan.classes == {"a": 5026, "b": 5025}

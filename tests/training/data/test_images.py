@@ -1,5 +1,6 @@
 """Training images come from anywhere the same, hostile archives do no harm, and what is wrong is said in one line."""
 
+import gzip
 import io
 import logging
 import pickle
@@ -19,6 +20,7 @@ from imagekin.sources.records import OTHER_IMAGE, OTHER_LABEL
 from imagekin.training.data.cifar import CIFAR10
 from imagekin.training.data.images import data_name, has_split, load_images
 from tests.data import shared_data
+from tests.sources.pictures import tar_bytes
 
 
 def png(seed: int, size: int = 12) -> bytes:
@@ -109,6 +111,25 @@ def test_the_splits_of_a_source_are_its_training_and_test_images(tmp_path: Path)
     train, test = load_images(root, size=8, split="train"), load_images(root, size=8, split="test")
     assert (train.keys, train.class_names) == (("Training/cat/a.png", "Training/dog/b.png"), ("cat", "dog"))
     assert test.keys == ("Testing/cat/c.png",)
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), ("test", "train"), ("seg_train", "seg_test")])
+def test_test_images_far_back_in_an_archive_are_not_trained_on(tmp_path: Path, splits: tuple[str, str]) -> None:
+    """The folders of a compressed archive are judged by its first thousand images, which may be of one split."""
+    images = [png(seed) for seed in range(2)]
+    counts = {splits[0]: 1002, splits[1]: 6}
+    files = {
+        f"{split}/{'ab'[number % 2]}/{number}.png": images[number % 2]
+        for split, count in counts.items()
+        for number in range(count)
+    }
+    (tmp_path / "x.tar.gz").write_bytes(gzip.compress(tar_bytes(files), 1))
+    spec = str(tmp_path / "x.tar.gz")
+    test, train = sorted(splits)
+    assert has_split(spec)
+    loaded = {split: load_images(spec, size=8, split=split) for split in ("train", "test")}
+    assert {split: len(found) for split, found in loaded.items()} == {"train": counts[train], "test": counts[test]}
+    assert loaded["train"].class_names == loaded["test"].class_names == ("a", "b")
 
 
 def test_nobody_is_judged_on_test_images_without_labels_or_trained_on_them(tmp_path: Path) -> None:
