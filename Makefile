@@ -3,6 +3,7 @@
 #   make test    the whole test suite, except the long runs that have commands of their own; a process for each of at
 #                most four cores, as each may hold a training run's memory
 #   make check   ruff and mypy
+#   make docs    the documentation as a site, build/site/index.html, from docs/ and what reference/ generates
 #   make proto   generate imagekin/v1 and imagekin/kserve from protos/
 #   make client  generate the sync client from the async one
 PYTHON ?= python3
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 DEMO_STAMP := $(VENV)/.installed-demo
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: demo test check proto client clean
+.PHONY: demo test check docs proto client clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/imagekin demo
@@ -24,6 +25,9 @@ check: $(DEV_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(DEV_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 proto: $(DEV_STAMP)
 	$(BIN)/python protos/generate.py
@@ -43,5 +47,5 @@ $(DEMO_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,train,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,train,dev,docs]'
 	touch $@

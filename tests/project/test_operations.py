@@ -1,4 +1,4 @@
-"""docs/how-to/operations.md knows every setting and every metric of the server, and no others."""
+"""The pages of operations and metrics know every setting and every metric of the server, and no others."""
 
 import re
 from pathlib import Path
@@ -11,6 +11,7 @@ from imagekin.serving.observability.metrics import Metrics
 from imagekin.serving.transport.access import SCOPES, Scope
 
 ROOT = Path(__file__).resolve().parents[2]
+METRICS = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
 OPERATIONS = (ROOT / "docs" / "how-to" / "operations.md").read_text(encoding="utf-8")
 
 
@@ -32,7 +33,7 @@ def test_every_metric_is_told_and_no_other() -> None:
         # The library adds to each counter and histogram when it was made.
         if family.name.startswith("imagekin_") and not family.name.endswith("_created")
     }
-    table = OPERATIONS.split("| metric |")[1].split("\n\n")[0]
+    table = METRICS.split("| metric |")[1].split("\n\n")[0]
     assert set(re.findall(r"`(imagekin_[a-z_]+)`", table)) == names
 
 

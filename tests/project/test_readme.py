@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from reference.pages import generated_paths
 from tests.data import shared_data
 from tests.e2e.processes import quiet_environment, running_server
 
@@ -172,10 +173,13 @@ def test_the_readme_is_short() -> None:
 
 def test_links_and_anchors_lead_somewhere() -> None:
     lost = []
+    written_at_build = {ROOT / "docs" / name for name in generated_paths()}
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
         for target in re.findall(r"\]\((?!https?:|<)([^)\s]+)\)", path.read_text(encoding="utf-8")):
             name, _, anchor = target.partition("#")
-            page = path.parent / name if name else path
+            page = Path(os.path.normpath(path.parent / name)) if name else path
+            if page in written_at_build:
+                continue  # building the site strictly follows these
             if not page.exists() or (anchor and anchor not in anchors(page)):
                 lost.append(f"{path.relative_to(ROOT)}: {target}")
     assert not lost
