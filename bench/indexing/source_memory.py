@@ -1,6 +1,6 @@
 """Measure the memory of reading and indexing large sources, step by step.
 
-    python -m bench.source_memory [--records 1000000] [--index 200000] [--kinds tar,tar.gz,zip,parquet,table,folder]
+    python -m bench.indexing.source_memory [--records 1000000] [--index 200000] [--kinds tar,tar.gz,zip,parquet,table,folder]
         [--folder DIR]
 
 Sources of one tiny picture under many names, in a hundred classes, are made in a temporary folder. Each is read to its
@@ -169,7 +169,16 @@ def measured(kind: str, mode: str, count: int, root: Path | None) -> dict[str, o
     with tempfile.TemporaryDirectory(dir=root) as folder:
         source = Path(folder) / name
         write(source, count)
-        command = [sys.executable, "-m", "bench.source_memory", "--one", mode, "--records", str(count), str(source)]
+        command = [
+            sys.executable,
+            "-m",
+            "bench.indexing.source_memory",
+            "--one",
+            mode,
+            "--records",
+            str(count),
+            str(source),
+        ]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
     print(kind, mode, json.dumps(found), file=sys.stderr, flush=True)

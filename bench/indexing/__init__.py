@@ -1,0 +1,1 @@
+"""Measurements of reading and indexing sources."""
