@@ -1,7 +1,7 @@
 """Measure the memory of reading and indexing large sources, step by step.
 
-    python -m bench.indexing.source_memory [--records 1000000] [--index 200000] [--kinds tar,tar.gz,zip,parquet,table,folder]
-        [--folder DIR]
+    python -m bench.indexing.source_memory [--records 1000000] [--index 200000] [--folder DIR]
+        [--kinds tar,tar.gz,zip,parquet,table,folder]
 
 Sources of one tiny picture under many names, in a hundred classes, are made in a temporary folder. Each is read to its
 end by a process of its own, classes and splits included, and its resident memory is printed at every tenth of the way;
