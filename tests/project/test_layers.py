@@ -108,6 +108,7 @@ INSIDE = {
             "evaluation.corruptions",
             "evaluation.few_shot",
             "evaluation.robustness",
+            "evaluation.unknown",
             "evaluation.judge",
         ),
         (

@@ -121,7 +121,7 @@ def evaluate_artifact(
     test_labels = align_labels(train, test)
     encoder = Encoder.open(model, device=device)
     check_prepared(encoder, train, test)
-    train_x, test_x, rate = embed_both(encoder, train, test)
+    train_x, test_x, _, rate = embed_both(encoder, train, test)
     scores = score(
         train_x,
         train.labels,
@@ -147,13 +147,14 @@ def check_prepared(encoder: Encoder, *sets: ImageSet) -> None:
 
 def embed_both(
     encoder: Encoder, train: ImageSet, test: ImageSet
-) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
-    """Return the embeddings of both sets, float32 [N, D] and [M, D], and the images per second."""
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None, float]:
+    """Return both sets' embeddings, float32 [N, D] and [M, D], the second's logits if any, and images per second."""
     encoder.embed_pixels(train.pixels[:64])  # warm-up, so that the speed below is that of a running service
     started = time.perf_counter()
     with progress("embedding", len(train) + len(test)) as advance:
-        train_x, test_x = (embed(encoder, images.pixels, advance) for images in (train, test))
-    return train_x, test_x, (len(train_x) + len(test_x)) / max(time.perf_counter() - started, 1e-9)
+        train_x = embed(encoder, train.pixels, advance)
+        test_x, logits = outputs(encoder, test.pixels, advance)
+    return train_x, test_x, logits, (len(train_x) + len(test_x)) / max(time.perf_counter() - started, 1e-9)
 
 
 def score(
@@ -210,7 +211,7 @@ def align_labels(train: ImageSet, test: ImageSet) -> NDArray[np.int64]:
         shown = ", ".join(unknown[:5]) + (", …" if len(unknown) > 5 else "")
         raise InvalidArgumentError(
             f"the test images have {len(unknown)} of {len(present)} classes that the training images lack ({shown}): "
-            "give both the same class folders"
+            "give both the same class folders, or see how such images are rejected (imagekin evaluate --unknown)"
         )
     numbers = np.array([trained.get(name, -1) for name in test.class_names], dtype=np.int64)
     return np.asarray(numbers[test.labels], dtype=np.int64)
@@ -309,14 +310,38 @@ def nearest(similarities: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Ten
     return values[:, :k], columns[:, :k]
 
 
+def nearest_similarities(train_x: Features, x: Features, *, itself: bool = True) -> NDArray[np.float32]:
+    """Return the cosine of each row of `x` [M, D] to the nearest row of `train_x` [N, D], float32 [M].
+
+    Without `itself`, `x` is `train_x` and each row's nearest is another one; N >= 2 then.
+    """
+    gallery, queries = _directions(train_x), _directions(x)
+    found = np.empty(len(queries), dtype=np.float32)
+    for rows in _blocks(len(queries), len(gallery)):
+        similarities = queries[rows] @ gallery.T
+        if not itself:
+            places = torch.arange(len(similarities))
+            similarities[places, places + rows.start] = -torch.inf
+        found[rows] = similarities.amax(1).numpy()
+    return found
+
+
+def outputs(
+    encoder: Encoder, pixels: NDArray[np.uint8], advance: Advance | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Run a model on pixels uint8 [N, H, W, 3] in pieces, so that progress shows: embeddings, and logits if any."""
+    parts = []
+    for start in range(0, max(len(pixels), 1), EMBED_BATCH):
+        parts.append(encoder.run(pixels[start : start + EMBED_BATCH]))
+        if advance is not None:
+            advance(len(parts[-1].embeddings))
+    logits = [part.logits for part in parts if part.logits is not None]
+    return np.concatenate([part.embeddings for part in parts]), np.concatenate(logits) if logits else None
+
+
 def embed(encoder: Encoder, pixels: NDArray[np.uint8], advance: Advance | None = None) -> NDArray[np.float32]:
     """Embed pixels uint8 [N, H, W, 3] in pieces, so that progress shows: float32 [N, D]."""
-    parts = []
-    for start in range(0, len(pixels), EMBED_BATCH):
-        parts.append(encoder.embed_pixels(pixels[start : start + EMBED_BATCH]))
-        if advance is not None:
-            advance(len(parts[-1]))
-    return np.concatenate(parts)
+    return outputs(encoder, pixels, advance)[0]
 
 
 def _vote_blocks(

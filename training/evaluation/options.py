@@ -22,6 +22,20 @@ ROWS = {
     "knn_macro_accuracy": ("kNN accuracy, mean over classes", ".2%"),
     "linear_macro_accuracy": ("linear probe accuracy, mean over classes", ".2%"),
     "head_accuracy": ("linear head's accuracy", ".2%"),
+    "head_ece": ("linear head's calibration error", ".2%"),
+    "head_count": ("test images of the head's classes", ",d"),
+    "head_unknown_count": ("test images of other classes", ",d"),
+    "head_min_confidence": ("the head's bound of confidence", ".3f"),
+    "head_known_rejected": ("images of its classes below it", ".2%"),
+    "head_unknown_rejected": ("images of other classes below it", ".2%"),
+    "head_unknown_auroc": ("AUROC of other classes, linear head", ".4f"),
+    "unknown_count": ("test images of unknown classes", ",d"),
+    "knn_unknown_auroc": ("AUROC of unknown classes, nearest neighbour", ".4f"),
+    "knn_known_rejected": ("known images rejected by the nearest", ".2%"),
+    "knn_unknown_rejected": ("unknown images rejected by the nearest", ".2%"),
+    "linear_unknown_auroc": ("AUROC of unknown classes, linear probe", ".4f"),
+    "linear_known_rejected": ("known images rejected by the probe", ".2%"),
+    "linear_unknown_rejected": ("unknown images rejected by the probe", ".2%"),
     "min_confidence": ("bound of confidence for unknown images", ".3f"),
     "rejected": ("held-out images of known classes below it", ".2%"),
     "knn_ece": ("calibration error, kNN", ".2%"),
@@ -62,7 +76,7 @@ def evaluate_command(
         str,
         typer.Option(
             help="Labelled images that are the neighbours and train the linear probe: as for train. Only few-shot "
-            "tasks do without.",
+            "tasks and a model's own head do without.",
             show_default=False,
         ),
     ] = "",
@@ -78,7 +92,7 @@ def evaluate_command(
     settings: JudgeSettings,
     as_json: AsJson = False,
 ) -> None:
-    """Score a model: kNN and linear-probe accuracy and retrieval, through ONNX Runtime as it is served."""
+    """Score any model artifact: kNN, linear probe, retrieval and its own head, through ONNX Runtime as it is served."""
     from imagekin.encoder.artifact import read_metadata
     from imagekin.training.evaluation.judge import judge
 

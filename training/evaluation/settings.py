@@ -34,6 +34,9 @@ class JudgeSettings:
     )
     few_shot_within: bool = option(False, "All classes of an episode lie in the same folder, such as alphabet/.")
     calibration: bool = option(False, "Also the expected calibration errors of votes and probe.")
+    unknown: bool = option(
+        False, "Test images of classes that the training images lack are unknown: also how well they are told apart."
+    )
     robustness: bool = option(False, "Also the accuracies on corrupted test images: 15 ways, 5 severities.")
     corruptions: str = option("", "Only some of the 15 corruptions, separated by commas.")
     baseline: Path | None = option(

@@ -25,14 +25,13 @@ from imagekin.machine import Device
 from imagekin.progress import progress
 from imagekin.training.data.images import ImageSet
 from imagekin.training.evaluation.evaluate import check_prepared, embed
+from imagekin.training.evaluation.unknown import REJECTED
 from imagekin.training.export.linear_head import fit_head
 from imagekin.training.export.parity import check_logits
 
 if TYPE_CHECKING:
     import onnx
 
-REJECTED = 0.05
-"""Share of the answers to images of known classes that the suggested bound rejects."""
 HELD_OUT = 0.2
 _SAMPLE_COUNT = 256
 

@@ -19,7 +19,7 @@ from imagekin.errors import FailedPreconditionError, NotFoundError
 from imagekin.machine import Device
 from imagekin.training.data.images import ImageSet
 from imagekin.training.evaluation.evaluate import align_labels, knn_predict, nearest
-from imagekin.training.settings import METRICS_FILE, MODEL_FILE, REPORT_FILE
+from imagekin.training.settings import METRICS_FILE, REPORT_FILE
 
 _STRIPS = 12
 NEIGHBOURS = 8
@@ -106,24 +106,30 @@ class Details:
         }
 
 
-def collect(run: Path, train: ImageSet, test: ImageSet, *, device: Device = "auto", seed: int = 0) -> Details:
-    """Embed both sets with the run's model and compute the details of its report.
+def collect(
+    model: Path,
+    curves: tuple[dict[str, Any], ...],
+    train: ImageSet,
+    test: ImageSet,
+    *,
+    device: Device = "auto",
+    seed: int = 0,
+) -> Details:
+    """Embed both sets with a model artifact and compute the details of its report.
 
     Args:
-        run: the run's folder, with an exported model.
+        model: the artifact.
+        curves: the lines of its run's metrics; none when it has no run.
         train: labelled images, prepared as the model's metadata say: the neighbours.
         test: labelled images of the same classes, prepared likewise: the queries.
         device: where ONNX Runtime runs.
         seed: of the draw of the test images shown, and of the map.
 
     Raises:
-        NotFoundError: the run has no model.
+        NotFoundError: there is no such model.
         InvalidArgumentError: a set has no labels, or `test` has a class that `train` lacks.
         FailedPreconditionError: the images were prepared by other rules than the model's.
     """
-    model = run / MODEL_FILE
-    if not model.exists():
-        raise NotFoundError(f"{run} has no {MODEL_FILE}; finish the run (--resume) or export it")
     labels = align_labels(train, test)
     encoder = Encoder.open(model, device=device)
     if {train.preprocess, test.preprocess} != {encoder.metadata.preprocess}:
@@ -136,7 +142,7 @@ def collect(run: Path, train: ImageSet, test: ImageSet, *, device: Device = "aut
     shown = _draw_shown(predicted != labels, random)
     map_rows = np.sort(random.permutation(len(test_x))[:_MAP_POINTS])
     return Details(
-        curves=read_curves(run),
+        curves=curves,
         class_names=train.class_names,
         confusion=confusion,
         strips=_strips(shown, predicted, train_x, test_x),

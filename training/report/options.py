@@ -16,37 +16,55 @@ from imagekin.training.evaluation.settings import AllowOverlap, Near
 from imagekin.training.settings import TrainSettings
 
 if TYPE_CHECKING:
+    from imagekin.training.data.arrays import Split
     from imagekin.training.evaluation.compare import RunComparison
     from imagekin.training.loop.sweep import SweepReport
 
 
 def report_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The training run's folder.", show_default=False)],
-    data: Annotated[str, typer.Option(help="The run's training images, if they have moved.", show_default=False)] = "",
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|MODEL.onnx", help="The training run's folder, or any artifact.", show_default=False
+        ),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="The training images: of a run if they have moved, of an artifact always.", show_default=False
+        ),
+    ] = "",
     test: Annotated[str, typer.Option(help="Test images, if they are others or have moved.", show_default=False)] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="PAGE.html", help="The page.", show_default="RUN/report.html, MODEL-report.html"
+        ),
+    ] = None,
     near: Near = False,
     allow_overlap: AllowOverlap = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write RUN/report.html: curves, confusion, nearest neighbours and a map of the embeddings, in one file."""
+    """Write a page: scores, curves, confusion, nearest neighbours and a map of the embeddings, in one file."""
+    if run.is_file() or run.suffix == ".onnx":
+        _report_artifact(run, data, test, out, near=near, allow_overlap=allow_overlap, as_json=as_json)
+        return
+    if out is not None:
+        raise InvalidArgumentError("a run's report is written into its folder; --out is for an artifact", field="out")
     from imagekin.encoder.artifact import read_metadata
-    from imagekin.errors import NotFoundError
-    from imagekin.training.data.arrays import Split
     from imagekin.training.data.identity import Identity
     from imagekin.training.data.images import has_split, load_images
     from imagekin.training.data.overlap import without_overlap
     from imagekin.training.report.details import read_scores
-    from imagekin.training.report.page import write_report
-    from imagekin.training.settings import MODEL_FILE
+    from imagekin.training.report.page import find_model, write_report
 
     settings = TrainSettings.load(run)
-    if not (run / MODEL_FILE).exists():
-        raise NotFoundError(f"{run} has no {MODEL_FILE}; finish the run (--resume) or export it")
+    model = find_model(run)
     data, rule = data or settings.data, settings.label_from
     asked = test or settings.test or (data if has_split(data, rule) else "")
     if not asked:
         raise InvalidArgumentError("a report is about test images: name some with --test", field="test")
-    preprocess = read_metadata(run / MODEL_FILE).preprocess
+    preprocess = read_metadata(model).preprocess
     part: Split = "train" if has_split(data, rule) else "all"
     train = load_images(data, split=part, limit=settings.limit, preprocess=preprocess, label_from=rule)
     part = "test" if has_split(asked, rule) else "all"
@@ -67,14 +85,42 @@ def report_command(
         print(f"{page} written" + ("" if finished else "; the run is unfinished"))
 
 
+def _report_artifact(
+    model: Path, data: str, test: str, out: Path | None, *, near: bool, allow_overlap: bool, as_json: bool
+) -> None:
+    from imagekin.encoder.artifact import read_metadata
+    from imagekin.training.data.identity import trained_digests
+    from imagekin.training.data.overlap import without_overlap
+    from imagekin.training.evaluation.compare import load_both
+    from imagekin.training.report.page import write_artifact_report
+
+    if not data:
+        raise InvalidArgumentError("an artifact's report compares images: name those known with --data", field="data")
+    train, queries = load_both(data, test, read_metadata(model).preprocess)
+    known = trained_digests(model)
+    queries, overlap = without_overlap(train, queries, near=near, allowed=allow_overlap, trained_on=known)
+    page = out or model.with_name(f"{model.stem}-report.html")
+    write_artifact_report(model, train, queries, page, overlap=overlap)
+    print(json.dumps({"report": str(page)}) if as_json else f"{page} written")
+
+
 def compare_command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Training runs' folders.", show_default=False)],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN|MODEL.onnx…", help="Training runs' folders, and artifacts.", show_default=False),
+    ],
+    data: Annotated[
+        str, typer.Option(help="Labelled images, to score all of them anew and alike.", show_default=False)
+    ] = "",
+    test: Annotated[str, typer.Option(help="Labelled images to ask about; with --data.", show_default=False)] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Compare runs: the settings in which they differ, their scores and their costs."""
+    """Compare runs and artifacts: the settings in which they differ, their scores and their costs."""
     from imagekin.training.evaluation.compare import compare
 
-    comparison = compare(runs)
+    if test and not data:
+        raise InvalidArgumentError("--test is asked by the images of --data; name them", field="data")
+    comparison = compare(runs, data=data, test=test)
     if as_json:
         print(json.dumps(comparison.to_json()))
     else:
@@ -123,13 +169,14 @@ def _print_comparison(comparison: "RunComparison") -> None:
 
     table = Table("", *(Path(run).name or run for run in comparison.runs))
     for name, values in comparison.settings.items():
-        table.add_row(name.replace("_", "-"), *(str(value) for value in values))
+        table.add_row(name.replace("_", "-"), *("" if value is None else str(value) for value in values))
     table.add_section()
     for name, scores in comparison.scores.items():
         if any(score is not None for score in scores):
             table.add_row(name.replace("_", " "), *("" if score is None else f"{score:.2%}" for score in scores))
     table.add_row("loss", *("" if loss is None else f"{loss:.3f}" for loss in comparison.losses))
-    table.add_row("training seconds", *(f"{seconds:,.0f}" for seconds in comparison.train_seconds))
+    seconds = comparison.train_seconds
+    table.add_row("training seconds", *("" if each is None else f"{each:,.0f}" for each in seconds))
     Console().print(table)
 
 

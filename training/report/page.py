@@ -1,4 +1,8 @@
-"""Write a run's `report.html`, which needs no other file, and the same figures as `details.json`."""
+"""Write the report of a run or of any artifact: one HTML page, which needs no other file.
+
+A run's `report.html` has the same figures as `details.json` beside it. An artifact's page shows the settings in its
+metadata, and scores measured for the page.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagekin import files
+from imagekin.encoder.artifact import read_metadata
+from imagekin.encoder.metadata import JSON
+from imagekin.errors import NotFoundError
 from imagekin.machine import Device
 from imagekin.training.data.identity import Identity
 from imagekin.training.data.images import ImageSet
@@ -17,7 +24,7 @@ from imagekin.training.data.overlap import Overlap
 from imagekin.training.evaluation.evaluate import align_labels, evaluate_artifact
 from imagekin.training.loop.provenance import read as read_provenance
 from imagekin.training.report import charts
-from imagekin.training.report.details import Details, Strip, collect, read_scores
+from imagekin.training.report.details import Details, Strip, collect, read_curves, read_scores
 from imagekin.training.settings import DETAILS_FILE, MODEL_FILE, PAGE_FILE, TrainSettings
 
 _SHOWN_SCORES = {
@@ -69,14 +76,54 @@ def write_report(
         scores |= now | evaluate_artifact(run / MODEL_FILE, train, test, device=device, seed=settings.seed).to_json()
         recorded = Identity.read(run)
         scores["data_as_recorded"] = None if recorded is None else recorded.id == now["data_id"]
-    details = collect(run, train, test, device=device, seed=settings.seed)
+    details = collect(find_model(run), read_curves(run), train, test, device=device, seed=settings.seed)
     files.write_text(run / DETAILS_FILE, json.dumps(details.to_json(train, test)) + "\n")
-    files.write_text(run / PAGE_FILE, page(settings, scores, details, train, test, overlap, read_provenance(run)))
+    title = f"{settings.objective} on {train.name}"
+    about = f"{settings.encoder} encoder at {settings.image_size} pixels"
+    told = (scores, details, train, test, overlap, read_provenance(run))
+    files.write_text(run / PAGE_FILE, page(title, about, settings.to_dict(), *told))
     return run / PAGE_FILE
 
 
+def write_artifact_report(
+    model: Path, train: ImageSet, test: ImageSet, out: Path, *, overlap: Overlap | None = None, device: Device = "auto"
+) -> Path:
+    """Write the page of an artifact that has no run's folder to `out` and return it.
+
+    Raises:
+        NotFoundError: there is no such model.
+        InvalidArgumentError: it is no artifact, a set has no labels, or `test` has a class that `train` lacks.
+        FailedPreconditionError: the images were prepared by other rules than the model's.
+    """
+    metadata = read_metadata(model)
+    scores = evaluate_artifact(model, train, test, device=device).to_json()
+    scores |= {"dim": metadata.dim, "data_id": Identity.of(train).id, "test_id": Identity.of(test).id}
+    details = collect(model, (), train, test, device=device)
+    side = metadata.preprocess
+    about = f"The artifact {model.name} at {side.height}×{side.width} pixels, space {metadata.space}"
+    known: dict[str, JSON] = {
+        "objective": metadata.objective,
+        "dataset": metadata.dataset,
+        "precision": metadata.precision,
+    }
+    known |= {name: value for name, value in metadata.training.items() if not isinstance(value, dict | list)}
+    title = f"{model.stem} on {test.name}"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(out, page(title, about, known, scores, details, train, test, overlap))
+    return out
+
+
+def find_model(run: Path) -> Path:
+    """Return the model of a run; raises NotFoundError when it is not exported."""
+    if not (run / MODEL_FILE).exists():
+        raise NotFoundError(f"{run} has no {MODEL_FILE}; finish the run (--resume) or export it")
+    return run / MODEL_FILE
+
+
 def page(
-    settings: TrainSettings,
+    title: str,
+    about: str,
+    settings: Mapping[str, JSON],
     scores: Mapping[str, Any],
     details: Details,
     train: ImageSet,
@@ -84,19 +131,17 @@ def page(
     overlap: Overlap | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return the report as one HTML page without links, scripts or other files."""
+    """Return a report as one HTML page without links, scripts or other files."""
     labels = align_labels(train, test)
-    title = f"{settings.objective} on {train.name}"
     sections = [
         f"<h1>{escape(title)}</h1>",
-        f"<p>{escape(settings.encoder)} encoder at {settings.image_size} pixels, judged on {len(test):,} images of "
-        f"{escape(test.name)}.</p>",
+        f"<p>{escape(about)}, judged on {len(test):,} images of {escape(test.name)}.</p>",
         *(f"<p>{escape(sentence)}</p>" for sentence in _claims(scores, overlap)),
         "<h2>Scores</h2>",
         _table([(name, format(scores[key], form)) for key, (name, form) in _SHOWN_SCORES.items() if scores.get(key)]),
         *_per_class(scores),
         "<h2>Training</h2>",
-        charts.curves(details.curves) if details.curves else "<p>Not trained: random weights.</p>",
+        charts.curves(details.curves) if details.curves else f"<p>{_untrained(settings)}</p>",
         "<h2>Confusion</h2>",
         "<p>By kNN. Rows are the true classes; the colour is the share of the row.</p>",
         f'<div class="scroll">{charts.confusion(details.confusion, details.class_names)}</div>',
@@ -112,10 +157,15 @@ def page(
         "<h2>Where it is from</h2>",
         _table(_origin(scores, provenance, train, test)),
         "<h2>Settings</h2>",
-        _table([(name.replace("_", "-"), str(value)) for name, value in settings.to_dict().items()]),
+        _table([(name.replace("_", "-"), str(value)) for name, value in settings.items() if value != ""]),
     ]
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(sections) + "\n</body></html>\n"
+
+
+def _untrained(settings: Mapping[str, JSON]) -> str:
+    """Return why there are no curves: a run of no epochs, or no run's folder."""
+    return "Not trained: random weights." if "out" in settings else "Nothing here recorded its training step by step."
 
 
 def _claims(scores: Mapping[str, Any], overlap: Overlap | None) -> list[str]:

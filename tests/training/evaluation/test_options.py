@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -183,3 +184,40 @@ def test_an_unfinished_run_is_called_so_by_export_and_report(trained: Path, capl
     assert (figures["finished"], figures["epochs_done"], figures["epochs_planned"]) == (False, 0, 100)
     assert "unfinished: 0 of 100 epochs" in caplog.text
     assert "unfinished: 0 of 100 epochs" in (trained / "report.html").read_text()
+
+
+def test_a_head_is_scored_with_and_without_images_to_compare_with(model: Path) -> None:
+    assert run("export", model, "--head", "linear", "--images", "digits").exit_code == 0
+    headed = model.with_name("model-linear.onnx")
+    alone = json.loads(run("evaluate", headed, "--test", "digits", "--json").stdout.splitlines()[-1])
+    assert alone["head_accuracy"] > 0.5
+    assert (alone["head_count"], alone["head_unknown_count"]) == (360, 0)
+    assert alone["head_known_rejected"] == pytest.approx(0.05, abs=0.05)
+    assert alone["head_unknown_auroc"] is None
+    assert "knn_accuracy" not in alone
+    beside = json.loads(
+        run("evaluate", headed, "--train", "digits", "--test", "digits", "--json").stdout.splitlines()[-1]
+    )
+    assert beside["head_accuracy"] == alone["head_accuracy"]
+    assert beside["knn_accuracy"] > 0.9
+    with pytest.raises(InvalidArgumentError, match="a model with a head do without"):
+        run("evaluate", model, "--test", "digits")
+
+
+def test_unknown_classes_are_told_from_known_ones_and_leave_the_scores_alone(model: Path, tmp_path: Path) -> None:
+    known, every = tmp_path / "known", tmp_path / "every"
+    class_folders(known, per_class=12, side=8)
+    shutil.rmtree(known / "red")
+    class_folders(every, per_class=9, side=8, first=100)
+    told = ("--train", known, "--test", every)
+    with pytest.raises(InvalidArgumentError, match="--unknown"):
+        run("evaluate", model, *told)
+    figures = json.loads(run("evaluate", model, *told, "--unknown", "--json").stdout.splitlines()[-1])
+    assert (figures["unknown_count"], figures["test_count"], figures["class_count"]) == (9, 18, 2)
+    assert figures["knn_unknown_auroc"] == figures["knn_unknown_rejected"] == 1  # no red is as near as a blue or green
+    assert figures["knn_known_rejected"] < 0.5
+    shutil.rmtree(every / "red")
+    alone = json.loads(run("evaluate", model, *told, "--json").stdout.splitlines()[-1])
+    assert all(figures[name] == alone[name] for name in ("knn_accuracy", "linear_accuracy", "map_at_r"))
+    with pytest.raises(InvalidArgumentError, match="none of others"):
+        run("evaluate", model, *told, "--unknown")

@@ -8,17 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
+from typer.testing import CliRunner, Result
 
+from imagekin.encoder import artifact
 from imagekin.encoder.metadata import Preprocess
-from imagekin.errors import FailedPreconditionError, NotFoundError
+from imagekin.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from imagekin.training.data.identity import Identity
 from imagekin.training.data.images import ImageSet
 from imagekin.training.evaluation.evaluate import knn_accuracy
 from imagekin.training.report import charts
-from imagekin.training.report.details import collect
+from imagekin.training.report.details import collect, read_curves
+from imagekin.training.report.options import compare_command, report_command
 from imagekin.training.report.page import write_report
 from imagekin.training.settings import TrainSettings
-from tests.artifacts import tiny_artifact
+from tests.artifacts import tiny_artifact, tiny_graph, tiny_metadata
+from tests.e2e.pictures import class_folders
 
 SIZE = 8
 NAMES = ("blue <b>&amp;", "green $x$", "red")
@@ -82,7 +87,7 @@ def test_confusion_counts_every_test_image_once_and_agrees_with_the_accuracy(run
     from imagekin.encoder.runtime.session import Encoder
 
     train, test = images("train", 20, 0, noise=250), images("test", 15, 1, noise=250)
-    details = collect(run, train, test)
+    details = collect(run / "model.onnx", read_curves(run), train, test)
     encoder = Encoder.open(run / "model.onnx")
     accuracy = knn_accuracy(
         encoder.embed_pixels(train.pixels), train.labels, encoder.embed_pixels(test.pixels), test.labels
@@ -97,7 +102,7 @@ def test_the_neighbours_shown_are_the_nearest_and_mistakes_are_among_them(run: P
     from imagekin.encoder.runtime.session import Encoder
 
     train, test = images("train", 20, 0, noise=250), images("test", 15, 1, noise=250)
-    details = collect(run, train, test)
+    details = collect(run / "model.onnx", read_curves(run), train, test)
     encoder = Encoder.open(run / "model.onnx")
     cosines = encoder.embed_pixels(test.pixels) @ encoder.embed_pixels(train.pixels).T
     for strip in details.strips:
@@ -118,7 +123,7 @@ def test_details_are_the_same_as_json(run: Path) -> None:
 
 def test_a_map_keeps_groups_together(run: Path) -> None:
     train, test = images("train", 20, 0, noise=20), images("test", 30, 1, noise=20)
-    details = collect(run, train, test)
+    details = collect(run / "model.onnx", read_curves(run), train, test)
     distances = np.linalg.norm(details.map_points[:, None] - details.map_points[None], axis=2)
     np.fill_diagonal(distances, np.inf)
     labels = test.labels[details.map_rows]
@@ -199,7 +204,38 @@ def test_a_run_without_a_model_and_images_of_other_rules_are_refused_in_words(ru
     train, test = images("train", 2, 0), images("test", 2, 1)
     other = ImageSet(test.pixels, test.labels, NAMES, test.keys, "test", Preprocess(SIZE, SIZE, "crop"))
     with pytest.raises(FailedPreconditionError, match="other rules"):
-        collect(run, train, other)
+        collect(run / "model.onnx", read_curves(run), train, other)
     (run / "model.onnx").unlink()
     with pytest.raises(NotFoundError, match="finish the run"):
-        collect(run, train, test)
+        write_report(run, train, test)
+
+
+def test_any_artifact_has_a_report_and_can_be_compared(tmp_path: Path) -> None:
+    train, test = (
+        class_folders(tmp_path / "train", per_class=9),
+        class_folders(tmp_path / "test", per_class=4, first=50),
+    )
+    models = []
+    for seed in (1, 2):
+        graph = tiny_graph(seed=seed)
+        metadata = dataclasses.replace(tiny_metadata(graph), training={"crop": seed})
+        models.append(artifact.write(graph, metadata, tmp_path / f"{seed}.onnx"))
+    made = run_command("report", models[0], "--data", train, "--test", test)
+    page = tmp_path / "1-report.html"
+    assert str(page) in made.stdout
+    text = page.read_text(encoding="utf-8")
+    for part in ("The artifact 1.onnx", "crop", "blue", "All 12 test images were compared", "kNN accuracy"):
+        assert part in text
+    plain = json.loads(run_command("compare", *models, "--json").stdout)
+    assert [each["settings"] for each in plain["runs"]] == [{"crop": 1}, {"crop": 2}]
+    scored = json.loads(run_command("compare", *models, "--data", train, "--test", test, "--json").stdout)
+    assert all(each["knn_accuracy"] > 0.8 for each in scored["runs"])
+    with pytest.raises(InvalidArgumentError, match="--data"):
+        run_command("report", models[0])
+
+
+def run_command(*arguments: object) -> Result:
+    app = typer.Typer()
+    app.command("report")(report_command)
+    app.command("compare")(compare_command)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
