@@ -58,7 +58,7 @@ class RunComparison:
 
 @dataclass(frozen=True, slots=True)
 class _One:
-    """What is known of one of those compared."""
+    """Settings, scores and costs of one of those compared."""
 
     settings: Mapping[str, JSON]
     scores: Mapping[str, Any]
