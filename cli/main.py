@@ -33,6 +33,7 @@ COMMANDS = {
     "adapt": "imagekin.training.adaptation.options:adapt_command",
     "index": "imagekin.cli.index:index",
     "thumbnails": "imagekin.cli.thumbnails:thumbnails",
+    "map": "imagekin.cli.map:make",
     "collection": "imagekin.cli.collection.commands:app",
     "serve": "imagekin.cli.serve:serve",
     "tune": "imagekin.cli.tune:tune",
@@ -46,6 +47,7 @@ COMMANDS = {
 # Modules that each extra installs.
 _EXTRAS = {
     "cpu": {"faiss", "onnxruntime", "grpc_health", "grpc_reflection", "prometheus_client"},
+    "map": {"umapers"},
     "otel": {"opentelemetry"},
     "parquet": {"pyarrow"},
     "remote": {"aiohttp", "fsspec", "gcsfs", "s3fs"},

@@ -5,6 +5,8 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from imagekin.index.filters.conditions import Condition
+from imagekin.index.maps.saved import Positions
+from imagekin.index.maps.views import MapView
 from imagekin.index.types import (
     Calibration,
     ClassifyMethod,
@@ -97,6 +99,15 @@ class Collection(Protocol):
 
     def classify(self, queries: Vector, options: ClassifyOptions) -> list[Prediction]:
         """Return the class of each query (float32 [N, D])."""
+
+    def map(self, field: str = "label", known: str = "") -> MapView | None:
+        """Return where each item lies and its value of a field; None when that is the view of the version `known`."""
+
+    def map_keys(self, version: str, numbers: Sequence[int]) -> list[str]:
+        """Return the keys of items by their numbers on a map."""
+
+    def locate(self, queries: Vector, keys: Sequence[str | None]) -> Positions:
+        """Return a position for each query: that of the item whose key is given, else by its neighbours."""
 
     def calibration(self, method: ClassifyMethod) -> Calibration | None:
         """Return the defaults of classification that `calibrate` saved; None without any."""

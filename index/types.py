@@ -206,6 +206,7 @@ class SnapshotDescription(Snapshot):
         created_at: time of creation, seconds since the epoch.
         sha256: SHA-256 of the database file.
         thumbnails_sha256: SHA-256 of the file of thumbnails, empty when the collection has none.
+        map_sha256: SHA-256 of the file of the map, likewise.
     """
 
     collection: str
@@ -215,6 +216,7 @@ class SnapshotDescription(Snapshot):
     created_at: float
     sha256: str
     thumbnails_sha256: str = ""
+    map_sha256: str = ""
 
 
 # Called with the number of rows checked so far.
@@ -264,6 +266,7 @@ class VerifyReport:
         missing_writes: number of acknowledged writes that the database lacks.
         repaired: True after a repair.
         damaged_thumbnails: number of thumbnails that are damaged, or were removed by the repair.
+        damaged_map: True when the map is damaged, or was removed by the repair.
     """
 
     items: int = 0
@@ -274,11 +277,13 @@ class VerifyReport:
     missing_writes: int = 0
     repaired: bool = False
     damaged_thumbnails: int = 0
+    damaged_map: bool = False
 
     @property
     def intact(self) -> bool:
         """True when the database is intact (segments are derived from it and rebuilt by themselves)."""
-        return not (self.damaged or self.restored or self.problems or self.missing_writes or self.damaged_thumbnails)
+        lost = self.damaged or self.restored or self.problems or self.missing_writes
+        return not (lost or self.damaged_thumbnails or self.damaged_map)
 
 
 class StoppedError(Exception):

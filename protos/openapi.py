@@ -21,6 +21,7 @@ from grpc_tools import protoc
 
 from imagekin.errors import error_classes
 from imagekin.serving.http.forms import Form, Kind, enum_names, forms
+from imagekin.serving.http.maps import PATH as POINTS
 from imagekin.serving.http.pictures import PATH as THUMBNAIL
 from imagekin.serving.http.reviews import MEDIA_TYPE as LINES
 from imagekin.serving.http.reviews import PATH as REVIEW
@@ -117,6 +118,26 @@ def document() -> dict[str, Any]:
                 "200": {
                     "description": "JSON on a line each: `done` of `total` items, and last the lists, or an `error`.",
                     "content": {LINES: {"schema": {"type": "string"}}},
+                },
+                "default": _failed(),
+            },
+        }
+    }
+    binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    paths[POINTS] = {
+        "get": {
+            "operationId": "mapPoints",
+            "summary": "Returns the map as a browser draws it, with an ETag.",
+            "parameters": [
+                _parameter("collection", "path", {"type": "string"}, "The collection's name."),
+                _parameter("field", "query", {"type": "string"}, said["imagekin.v1.GetMapRequest.field"]),
+            ],
+            "responses": {
+                "200": {
+                    "description": "The length of a JSON object as a little-endian uint32; the object, which is that of"
+                    " GET …/map without positions and codes, filled up with spaces so that what follows begins at a"
+                    " multiple of four bytes; the positions; the codes.",
+                    "content": binary,
                 },
                 "default": _failed(),
             },

@@ -46,6 +46,9 @@ def verify(
         console.say(
             f"imagekin: {report.damaged_thumbnails:,} thumbnails {done}: `imagekin thumbnails` makes them again"
         )
+    if report.damaged_map:
+        done = "removed" if report.repaired else "damaged"
+        console.say(f"imagekin: the map is {done}: `imagekin map {name}` makes it again")
     if as_json:
         console.print_json(dataclasses.asdict(report) | {"intact": report.intact, "seconds": seconds})
     else:

@@ -963,6 +963,136 @@ class FacetCount(_message.Message):
 Global___FacetCount: _TypeAlias = FacetCount  # noqa: Y015
 
 @_typing.final
+class GetMapRequest(_message.Message):
+    """Asks for a map."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    KNOWN_VERSION_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """The collection's name."""
+    field: _builtins.str
+    """The field whose values tell the items apart: `label` (also when empty), or `payload.` followed by a dotted path."""
+    known_version: _builtins.str
+    """A version that the caller has: the answer is empty but for its version if nothing has changed since."""
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        field: _builtins.str = ...,
+        known_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "field", b"field", "known_version", b"known_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMapRequest: _TypeAlias = GetMapRequest  # noqa: Y015
+
+@_typing.final
+class GetMapResponse(_message.Message):
+    """A map: the items are numbered from 0 in the order of their last write."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    UNPLACED_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    CODES_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """Names the state of the collection and of the map."""
+    count: _builtins.int
+    """Number of items."""
+    unplaced: _builtins.int
+    """Number of items without a position: they were written since, and are placed by the next `imagekin map`."""
+    positions: _builtins.bytes
+    """x and y of each item as little-endian uint16: 0 to 65,534, or both 65,535 for an item without a position."""
+    codes: _builtins.bytes
+    """A byte for each item: 0 for no value, n for value n of `values`, counted from 1, 255 for a value that is not there."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedCompositeFieldContainer[Global___FacetCount]:
+        """The most frequent values of the field, at most 254."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        count: _builtins.int = ...,
+        unplaced: _builtins.int = ...,
+        positions: _builtins.bytes = ...,
+        codes: _builtins.bytes = ...,
+        values: _abc.Iterable[Global___FacetCount] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codes", b"codes", "count", b"count", "positions", b"positions", "unplaced", b"unplaced", "values", b"values", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMapResponse: _TypeAlias = GetMapResponse  # noqa: Y015
+
+@_typing.final
+class GetMapKeysRequest(_message.Message):
+    """Names items by their numbers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    NUMBERS_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """The collection's name."""
+    version: _builtins.str
+    """The map's version."""
+    @_builtins.property
+    def numbers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Their numbers, 1 to 10,000."""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        version: _builtins.str = ...,
+        numbers: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "numbers", b"numbers", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMapKeysRequest: _TypeAlias = GetMapKeysRequest  # noqa: Y015
+
+@_typing.final
+class GetMapKeysResponse(_message.Message):
+    """The items' keys."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """One for each number, in the order of the request; the items may have been deleted since."""
+
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMapKeysResponse: _TypeAlias = GetMapKeysResponse  # noqa: Y015
+
+@_typing.final
 class SnapshotRequest(_message.Message):
     """Names the collection to copy."""
 

@@ -100,6 +100,16 @@ class CollectionsStub:
                 request_serializer=imagekin_dot_v1_dot_collections__pb2.FacetRequest.SerializeToString,
                 response_deserializer=imagekin_dot_v1_dot_collections__pb2.FacetResponse.FromString,
                 _registered_method=True)
+        self.GetMap = channel.unary_unary(
+                '/imagekin.v1.Collections/GetMap',
+                request_serializer=imagekin_dot_v1_dot_collections__pb2.GetMapRequest.SerializeToString,
+                response_deserializer=imagekin_dot_v1_dot_collections__pb2.GetMapResponse.FromString,
+                _registered_method=True)
+        self.GetMapKeys = channel.unary_unary(
+                '/imagekin.v1.Collections/GetMapKeys',
+                request_serializer=imagekin_dot_v1_dot_collections__pb2.GetMapKeysRequest.SerializeToString,
+                response_deserializer=imagekin_dot_v1_dot_collections__pb2.GetMapKeysResponse.FromString,
+                _registered_method=True)
         self.Snapshot = channel.unary_unary(
                 '/imagekin.v1.Collections/Snapshot',
                 request_serializer=imagekin_dot_v1_dot_collections__pb2.SnapshotRequest.SerializeToString,
@@ -204,6 +214,21 @@ class CollectionsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetMap(self, request, context):
+        """Returns where the items lie on the collection's map. FAILED_PRECONDITION when it has none: `imagekin map` makes it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMapKeys(self, request, context):
+        """Returns the keys of items by their numbers on the map. FAILED_PRECONDITION when the collection was replaced or
+        compacted since: get its map again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Snapshot(self, request, context):
         """Writes a consistent copy of a collection into the server's snapshot folder, while it is served.
         """
@@ -278,6 +303,16 @@ def add_CollectionsServicer_to_server(servicer, server):
                     servicer.Facet,
                     request_deserializer=imagekin_dot_v1_dot_collections__pb2.FacetRequest.FromString,
                     response_serializer=imagekin_dot_v1_dot_collections__pb2.FacetResponse.SerializeToString,
+            ),
+            'GetMap': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMap,
+                    request_deserializer=imagekin_dot_v1_dot_collections__pb2.GetMapRequest.FromString,
+                    response_serializer=imagekin_dot_v1_dot_collections__pb2.GetMapResponse.SerializeToString,
+            ),
+            'GetMapKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMapKeys,
+                    request_deserializer=imagekin_dot_v1_dot_collections__pb2.GetMapKeysRequest.FromString,
+                    response_serializer=imagekin_dot_v1_dot_collections__pb2.GetMapKeysResponse.SerializeToString,
             ),
             'Snapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.Snapshot,
@@ -637,6 +672,60 @@ class Collections:
             '/imagekin.v1.Collections/Facet',
             imagekin_dot_v1_dot_collections__pb2.FacetRequest.SerializeToString,
             imagekin_dot_v1_dot_collections__pb2.FacetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMap(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/imagekin.v1.Collections/GetMap',
+            imagekin_dot_v1_dot_collections__pb2.GetMapRequest.SerializeToString,
+            imagekin_dot_v1_dot_collections__pb2.GetMapResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMapKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/imagekin.v1.Collections/GetMapKeys',
+            imagekin_dot_v1_dot_collections__pb2.GetMapKeysRequest.SerializeToString,
+            imagekin_dot_v1_dot_collections__pb2.GetMapKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -62,6 +62,12 @@ class CollectionsStub:
     """Counts the items."""
     Facet: _grpc.UnaryUnaryMultiCallable[_collections_pb2.FacetRequest, _collections_pb2.FacetResponse]
     """Counts the items by the values of a field."""
+    GetMap: _grpc.UnaryUnaryMultiCallable[_collections_pb2.GetMapRequest, _collections_pb2.GetMapResponse]
+    """Returns where the items lie on the collection's map. FAILED_PRECONDITION when it has none: `imagekin map` makes it."""
+    GetMapKeys: _grpc.UnaryUnaryMultiCallable[_collections_pb2.GetMapKeysRequest, _collections_pb2.GetMapKeysResponse]
+    """Returns the keys of items by their numbers on the map. FAILED_PRECONDITION when the collection was replaced or
+    compacted since: get its map again.
+    """
     Snapshot: _grpc.UnaryUnaryMultiCallable[_collections_pb2.SnapshotRequest, _collections_pb2.SnapshotResponse]
     """Writes a consistent copy of a collection into the server's snapshot folder, while it is served."""
 
@@ -99,6 +105,12 @@ class CollectionsAsyncStub(CollectionsStub):
     """Counts the items."""
     Facet: _aio.UnaryUnaryMultiCallable[_collections_pb2.FacetRequest, _collections_pb2.FacetResponse]  # type: ignore[assignment]
     """Counts the items by the values of a field."""
+    GetMap: _aio.UnaryUnaryMultiCallable[_collections_pb2.GetMapRequest, _collections_pb2.GetMapResponse]  # type: ignore[assignment]
+    """Returns where the items lie on the collection's map. FAILED_PRECONDITION when it has none: `imagekin map` makes it."""
+    GetMapKeys: _aio.UnaryUnaryMultiCallable[_collections_pb2.GetMapKeysRequest, _collections_pb2.GetMapKeysResponse]  # type: ignore[assignment]
+    """Returns the keys of items by their numbers on the map. FAILED_PRECONDITION when the collection was replaced or
+    compacted since: get its map again.
+    """
     Snapshot: _aio.UnaryUnaryMultiCallable[_collections_pb2.SnapshotRequest, _collections_pb2.SnapshotResponse]  # type: ignore[assignment]
     """Writes a consistent copy of a collection into the server's snapshot folder, while it is served."""
 
@@ -211,6 +223,24 @@ class CollectionsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_collections_pb2.FacetResponse, _abc.Awaitable[_collections_pb2.FacetResponse]]:
         """Counts the items by the values of a field."""
+
+    @_abc_1.abstractmethod
+    def GetMap(
+        self,
+        request: _collections_pb2.GetMapRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collections_pb2.GetMapResponse, _abc.Awaitable[_collections_pb2.GetMapResponse]]:
+        """Returns where the items lie on the collection's map. FAILED_PRECONDITION when it has none: `imagekin map` makes it."""
+
+    @_abc_1.abstractmethod
+    def GetMapKeys(
+        self,
+        request: _collections_pb2.GetMapKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collections_pb2.GetMapKeysResponse, _abc.Awaitable[_collections_pb2.GetMapKeysResponse]]:
+        """Returns the keys of items by their numbers on the map. FAILED_PRECONDITION when the collection was replaced or
+        compacted since: get its map again.
+        """
 
     @_abc_1.abstractmethod
     def Snapshot(

@@ -45,6 +45,11 @@ class SearcherStub:
                 request_serializer=imagekin_dot_v1_dot_searcher__pb2.ClassifyRequest.SerializeToString,
                 response_deserializer=imagekin_dot_v1_dot_searcher__pb2.ClassifyResponse.FromString,
                 _registered_method=True)
+        self.Locate = channel.unary_unary(
+                '/imagekin.v1.Searcher/Locate',
+                request_serializer=imagekin_dot_v1_dot_searcher__pb2.LocateRequest.SerializeToString,
+                response_deserializer=imagekin_dot_v1_dot_searcher__pb2.LocateResponse.FromString,
+                _registered_method=True)
 
 
 class SearcherServicer:
@@ -65,6 +70,14 @@ class SearcherServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Locate(self, request, context):
+        """Returns where each query lies on the collection's map: an item where it is, anything else by its neighbours.
+        FAILED_PRECONDITION when there is no map: `imagekin map` makes it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SearcherServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +90,11 @@ def add_SearcherServicer_to_server(servicer, server):
                     servicer.Classify,
                     request_deserializer=imagekin_dot_v1_dot_searcher__pb2.ClassifyRequest.FromString,
                     response_serializer=imagekin_dot_v1_dot_searcher__pb2.ClassifyResponse.SerializeToString,
+            ),
+            'Locate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Locate,
+                    request_deserializer=imagekin_dot_v1_dot_searcher__pb2.LocateRequest.FromString,
+                    response_serializer=imagekin_dot_v1_dot_searcher__pb2.LocateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +152,33 @@ class Searcher:
             '/imagekin.v1.Searcher/Classify',
             imagekin_dot_v1_dot_searcher__pb2.ClassifyRequest.SerializeToString,
             imagekin_dot_v1_dot_searcher__pb2.ClassifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Locate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/imagekin.v1.Searcher/Locate',
+            imagekin_dot_v1_dot_searcher__pb2.LocateRequest.SerializeToString,
+            imagekin_dot_v1_dot_searcher__pb2.LocateResponse.FromString,
             options,
             channel_credentials,
             insecure,

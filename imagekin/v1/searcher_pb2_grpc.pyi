@@ -37,6 +37,10 @@ class SearcherStub:
     """Finds the nearest neighbours of each query."""
     Classify: _grpc.UnaryUnaryMultiCallable[_searcher_pb2.ClassifyRequest, _searcher_pb2.ClassifyResponse]
     """Names the class of each query."""
+    Locate: _grpc.UnaryUnaryMultiCallable[_searcher_pb2.LocateRequest, _searcher_pb2.LocateResponse]
+    """Returns where each query lies on the collection's map: an item where it is, anything else by its neighbours.
+    FAILED_PRECONDITION when there is no map: `imagekin map` makes it.
+    """
 
 @_typing.type_check_only
 class SearcherAsyncStub(SearcherStub):
@@ -47,6 +51,10 @@ class SearcherAsyncStub(SearcherStub):
     """Finds the nearest neighbours of each query."""
     Classify: _aio.UnaryUnaryMultiCallable[_searcher_pb2.ClassifyRequest, _searcher_pb2.ClassifyResponse]  # type: ignore[assignment]
     """Names the class of each query."""
+    Locate: _aio.UnaryUnaryMultiCallable[_searcher_pb2.LocateRequest, _searcher_pb2.LocateResponse]  # type: ignore[assignment]
+    """Returns where each query lies on the collection's map: an item where it is, anything else by its neighbours.
+    FAILED_PRECONDITION when there is no map: `imagekin map` makes it.
+    """
 
 class SearcherServicer(metaclass=_abc_1.ABCMeta):
     """Answers which items of a collection an image resembles, and what it therefore is."""
@@ -66,5 +74,15 @@ class SearcherServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_searcher_pb2.ClassifyResponse, _abc.Awaitable[_searcher_pb2.ClassifyResponse]]:
         """Names the class of each query."""
+
+    @_abc_1.abstractmethod
+    def Locate(
+        self,
+        request: _searcher_pb2.LocateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_searcher_pb2.LocateResponse, _abc.Awaitable[_searcher_pb2.LocateResponse]]:
+        """Returns where each query lies on the collection's map: an item where it is, anything else by its neighbours.
+        FAILED_PRECONDITION when there is no map: `imagekin map` makes it.
+        """
 
 def add_SearcherServicer_to_server(servicer: SearcherServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

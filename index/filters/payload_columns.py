@@ -114,12 +114,17 @@ class Column:
             if count := int(np.count_nonzero(codes == code)):
                 found.append((value, count))
         numbers, often = np.unique(self.numbers[mask & (self.codes == NUMBER)], return_counts=True)
-        for number, count in zip(numbers.tolist(), often.tolist(), strict=True):
-            exact = number.is_integer() and -(2.0**63) <= number < 2.0**63
-            found.append((int(number) if exact else number, count))
+        found += [(_plain(number), count) for number, count in zip(numbers.tolist(), often.tolist(), strict=True)]
         places, often = np.unique(codes[codes >= 0], return_counts=True)
         found += [(self.values[place], count) for place, count in zip(places.tolist(), often.tolist(), strict=True)]
         return found
+
+    def value(self, slot: int) -> Scalar:
+        """Return the text, number or truth value of a slot that has one."""
+        code = int(self.codes[slot])
+        if code >= 0:
+            return self.values[code]
+        return _plain(float(self.numbers[slot])) if code == NUMBER else code == TRUE
 
     def scalars(self) -> NDArray[np.int64]:
         """Return a number for each slot that is the same for equal values, int64 [n]; negative for no such value."""
@@ -193,6 +198,11 @@ class Column:
         else:
             found = self.numbers >= bound
         return found
+
+
+def _plain(number: float) -> int | float:
+    """Return a number as an integer, if it is one of 64 bits."""
+    return int(number) if number.is_integer() and -(2.0**63) <= number < 2.0**63 else number
 
 
 class PayloadColumns:

@@ -4,12 +4,13 @@ import sqlite3
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from imagekin.errors import InvalidArgumentError
 from imagekin.index.filters.conditions import MISSING, AllOf, Comparison, Condition, Not, Scalar, passes, path_of
 from imagekin.index.filters.payload_columns import PayloadColumns
 from imagekin.index.filters.sql import to_sql
-from imagekin.index.storage.columns import UNLABELLED, ColumnSnapshot, Mask
+from imagekin.index.storage.columns import UNLABELLED, ColumnSnapshot, Mask, Slots
 from imagekin.types import FacetCount
 
 
@@ -62,18 +63,55 @@ def count_values(
 
 
 def groups_of(
-    connection: sqlite3.Connection, snapshot: ColumnSnapshot, fields: PayloadColumns, field: str
-) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    connection: sqlite3.Connection, snapshot: ColumnSnapshot, fields: PayloadColumns, field: str, of: str = "group_by"
+) -> NDArray[np.int64]:
     """Return a group number for each slot, the same for slots with the same value of a field; negative for no value.
+
+    `of` is the field that errors name.
 
     Raises:
         InvalidArgumentError: items cannot be grouped by this field.
     """
     if field == "key":
-        raise InvalidArgumentError("keys are unique: group by label or by payload. and a path", field="group_by")
+        raise InvalidArgumentError("keys are unique: take label or by payload. and a path", field=of)
     if field == "label":
         return snapshot.labels.astype(np.int64)
-    return fields.column(payload_path(field, "group_by"), connection, snapshot).scalars()
+    return fields.column(payload_path(field, of), connection, snapshot).scalars()
+
+
+def value_codes(
+    connection: sqlite3.Connection,
+    snapshot: ColumnSnapshot,
+    fields: PayloadColumns,
+    field: str,
+    slots: Slots,
+    limit: int,
+) -> tuple[NDArray[np.uint8], list[FacetCount]]:
+    """Number the most frequent values of a field from 1 on, `limit` at most, and return which one each slot has.
+
+    Returns:
+        uint8 [n], 0 for a slot without a value and `limit` + 1 for a further value; and the values with their counts.
+
+    Raises:
+        InvalidArgumentError: values of this field cannot be counted.
+    """
+    groups = groups_of(connection, snapshot, fields, field, "field")[slots]
+    present = groups >= 0
+    values, first, places, often = np.unique(
+        groups[present], return_index=True, return_inverse=True, return_counts=True
+    )
+    order = np.argsort(-often, kind="stable")[:limit]
+    numbers = np.full(len(values), limit + 1, np.uint8)
+    numbers[order] = np.arange(1, len(order) + 1)
+    codes = np.zeros(len(slots), np.uint8)
+    codes[present] = numbers[places]
+    some = slots[present][first[order]]
+    if field == "label":
+        names: list[Scalar] = [snapshot.label_names[code] for code in snapshot.labels[some].tolist()]
+    else:
+        column = fields.column(payload_path(field), connection, snapshot)
+        names = [column.value(slot) for slot in some.tolist()]
+    return codes, [FacetCount(name, count) for name, count in zip(names, often[order].tolist(), strict=True)]
 
 
 def payload_path(field: str, of: str = "field") -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from imagekin.index.local.residence import Residents
 from imagekin.index.local.store import DATABASE
 from imagekin.index.local.verify import verify
 from imagekin.index.local.writer_lock import LOCK, WriterLock
+from imagekin.index.maps import saved as maps
 from imagekin.index.search import ann
 from imagekin.index.search.gpu.open import open_device
 from imagekin.index.storage import schema
@@ -280,6 +281,8 @@ class Catalog:
         with storage_errors(name), files.new_folder(self._folder) as made:
             snapshots.put_back(self._snapshots, info, made)
             schema.give_new_id(made / DATABASE, name)
+            with contextlib.closing(connect(made / DATABASE, read_only=True)) as connection:
+                maps.give_id(made, read_identity(connection, name).id)
             with LocalCollection(made, name) as collection:
                 collection.seal()
             with self._exclusive(), contextlib.ExitStack() as stack:

@@ -21,6 +21,11 @@ from imagekin.index.filters.sql import matching_rows
 from imagekin.index.local.replaced import Replaced, live_hashes
 from imagekin.index.local.residence import Residence, Residents, Stay
 from imagekin.index.local.store import LocalStore
+from imagekin.index.maps import views
+from imagekin.index.maps.job import MapReport, keep_live, make_map
+from imagekin.index.maps.placing import place
+from imagekin.index.maps.saved import KnownPlaces, Positions
+from imagekin.index.maps.settings import MapSettings
 from imagekin.index.search import duplicates
 from imagekin.index.search.gpu.device_thread import DeviceThread
 from imagekin.index.search.grouping import nearest_per_group, pool_size, select_diverse
@@ -401,6 +406,45 @@ class LocalCollection:
         validation.in_range("min_similarity", min_similarity, 0.0, 1.0)
         return duplicates.groups(self._snapshot(), min_similarity, on_progress)
 
+    def make_map(self, settings: MapSettings, *, anew: bool, advance: Callable[[int], object]) -> MapReport:
+        """Make the map, or complete it; see `imagekin.index.maps.job`. It takes no lock, as the map is derived."""
+        with self._residence.view(lambda store: contextlib.nullcontext(store.snapshot())) as (stay, snapshot):
+            kept, own = stay.store.map, stay.store.identity.id
+            with schema.storage_errors(self.name):
+                return make_map(snapshot, kept.folder, own, settings, anew=anew, advance=advance)
+
+    def map(self, field: str = "label", known: str = "") -> views.MapView | None:
+        """Return where each item lies and its value of a field; None when that is the view of the version `known`.
+
+        Raises:
+            FailedPreconditionError: there is no map.
+            InvalidArgumentError: values of the field cannot be told apart.
+        """
+        with self._reading() as (stay, connection, snapshot):
+            places, own = self._places(stay), stay.store.identity.id
+            return views.view(connection, snapshot, stay.fields, places, own, field, known)
+
+    def map_keys(self, version: str, numbers: Sequence[int]) -> list[str]:
+        """Return the keys of items by their numbers on a map; raises as `imagekin.index.maps.views.keys_of`."""
+        with self._reading() as (stay, _, snapshot):
+            return views.keys_of(snapshot, stay.store.identity.id, self.name, version, numbers)
+
+    def locate(self, queries: Vector, keys: Sequence[str | None]) -> Positions:
+        """Return a position for each query: that of the item whose key is given, else by its neighbours.
+
+        Raises:
+            FailedPreconditionError: there is no map.
+        """
+        with self._reading() as (stay, connection, snapshot):
+            places = self._places(stay)
+            views.complete(snapshot, np.flatnonzero(snapshot.alive()), places)
+            found = place(snapshot, queries, places)
+            for row, key in enumerate(keys):
+                own, has = places.find(np.array([] if key is None else reads.sequences_of(connection, [key]), np.int64))
+                if has.any():
+                    found[row] = own[0]
+            return found
+
     def items(self) -> Iterator[IndexedItem]:
         """Yield all items of one point in time, in the order of their last write; writers may go on meanwhile."""
         with self._reading() as (_, connection, _):
@@ -433,6 +477,7 @@ class LocalCollection:
         with self._residence.use() as stay:
             stay.store.compact()
             stay.store.thumbnails.sweep(functools.partial(live_hashes, stay.store))
+            keep_live(stay.store.snapshot(), stay.store.map.folder, stay.store.identity.id)
 
     def close(self) -> None:
         """Close the collection; closing twice is safe."""
@@ -441,6 +486,13 @@ class LocalCollection:
     @property
     def _store(self) -> LocalStore:
         return self._residence.latest()
+
+    def _places(self, stay: Stay) -> KnownPlaces:
+        if (places := stay.store.map.places()) is None:
+            raise FailedPreconditionError(
+                f"collection {self.name!r} has no map yet: make it with `imagekin map {self.name}`"
+            )
+        return places
 
     def _snapshot(self) -> ColumnSnapshot:
         return self._residence.snapshot()[1]

@@ -2,6 +2,7 @@
 
     DATA_DIR/snapshots/NAME/TIME-SEQUENCE-ID/items.sqlite      the whole truth, as of one sequence number
     DATA_DIR/snapshots/NAME/TIME-SEQUENCE-ID/thumbs.sqlite     the thumbnails, if there are any
+    DATA_DIR/snapshots/NAME/TIME-SEQUENCE-ID/map.npz           the map, if there is one
     DATA_DIR/snapshots/NAME/TIME-SEQUENCE-ID/snapshot.json     what it is, and the copy's SHA-256
 
 Segments are not copied: they are made again from the database when a snapshot is restored.
@@ -23,6 +24,7 @@ from imagekin.errors import DataLossError, InvalidArgumentError, NotFoundError, 
 from imagekin.index import validation
 from imagekin.index.local import thumbnails
 from imagekin.index.local.store import DATABASE
+from imagekin.index.maps import saved as maps
 from imagekin.index.storage.connection import connect
 from imagekin.index.storage.schema import read_identity, read_state, storage_errors
 from imagekin.index.types import SnapshotDescription
@@ -56,6 +58,7 @@ def take(database: Path, collection: str, folder: Path) -> SnapshotDescription:
             _copy(source, temporary / DATABASE)
             if pictures is not None:
                 _copy(pictures, temporary / thumbnails.FILE)
+        mapped = maps.copy(database.parent, temporary, state.sequence)
         digest = _sha256(temporary / DATABASE)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(created_at))
         info = SnapshotDescription(
@@ -69,6 +72,7 @@ def take(database: Path, collection: str, folder: Path) -> SnapshotDescription:
             created_at=created_at,
             sha256=digest,
             thumbnails_sha256=_sha256(temporary / thumbnails.FILE) if pictures is not None else "",
+            map_sha256=_sha256(temporary / maps.FILE) if mapped else "",
         )
         files.write_text(temporary / _DESCRIPTION, json.dumps(asdict(info)))
         files.sync_file(temporary / DATABASE)
@@ -147,7 +151,11 @@ def put_back(folder: Path, info: SnapshotDescription, target: Path) -> None:
     Raises:
         DataLossError: the snapshot is damaged.
     """
-    parts = ((DATABASE, "database", info.sha256), (thumbnails.FILE, "thumbnails", info.thumbnails_sha256))
+    parts = (
+        (DATABASE, "database", info.sha256),
+        (thumbnails.FILE, "thumbnails", info.thumbnails_sha256),
+        (maps.FILE, "map", info.map_sha256),
+    )
     for name, what, sha256 in parts:
         if not sha256:
             continue

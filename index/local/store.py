@@ -17,6 +17,7 @@ from imagekin.errors import DataLossError, FailedPreconditionError, NotFoundErro
 from imagekin.index.local.maintenance import Maintenance
 from imagekin.index.local.thumbnails import Thumbnails
 from imagekin.index.local.writer_lock import LOCK, WriterLock
+from imagekin.index.maps.saved import MapFile
 from imagekin.index.search.ann import Approximate
 from imagekin.index.search.gpu.device_thread import DeviceThread
 from imagekin.index.search.gpu.resident import Resident
@@ -92,6 +93,7 @@ class LocalStore:
                     connection, self._file = connect(self._path, read_only=False), file_id(self._path)
                 undo.callback(connection.close)
                 self.identity = read_identity(connection, name)
+                self.map = MapFile(folder, self.identity.id)
                 self.segments = Segments(folder, self.identity)
                 # Before the transaction begins, so that all sealed writes are in it.
                 manifest = self.segments.manifest()

@@ -17,6 +17,7 @@ import numpy as np
 from imagekin.index.local.store import DATABASE
 from imagekin.index.local.thumbnails import verify_thumbnails
 from imagekin.index.local.writer_lock import LOCK, WriterLock
+from imagekin.index.maps.saved import is_damaged
 from imagekin.index.storage.acknowledged import Watermark
 from imagekin.index.storage.columns import Columns
 from imagekin.index.storage.connection import connect
@@ -80,6 +81,8 @@ def verify(folder: Path, name: str, *, repair: bool = False, on_progress: Progre
             report = replace(report, repaired=True)
         if damaged := verify_thumbnails(folder, name, repair=repair):
             report = replace(report, damaged_thumbnails=damaged, repaired=repair)
+        if is_damaged(folder, repair=repair):
+            report = replace(report, damaged_map=True, repaired=repair)
         return report
 
 

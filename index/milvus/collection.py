@@ -13,6 +13,8 @@ from imagekin.index.classification.classify import ClassSums, by_prototypes, cla
 from imagekin.index.filters.conditions import MISSING, Condition, value_at
 from imagekin.index.filters.payload_columns import Column
 from imagekin.index.filters.selection import facet_order, payload_path
+from imagekin.index.maps.saved import Positions
+from imagekin.index.maps.views import MapView
 from imagekin.index.milvus.clock import Clock
 from imagekin.index.milvus.connection import MilvusConnection
 from imagekin.index.milvus.expressions import among, both, expression, has_value
@@ -201,6 +203,18 @@ class MilvusCollection:
     def thumbnails(self, keys: Sequence[str]) -> list[Thumbnail | None]:
         """Return None for each item."""
         return [None] * len(keys)
+
+    def map(self, field: str = "label", known: str = "") -> MapView | None:
+        """Raise FailedPreconditionError: there are no maps in Milvus."""
+        raise FailedPreconditionError("collections in Milvus have no map: keep the collection in a folder to have one")
+
+    def map_keys(self, version: str, numbers: Sequence[int]) -> list[str]:
+        """Raise FailedPreconditionError, likewise."""
+        raise FailedPreconditionError("collections in Milvus have no map: keep the collection in a folder to have one")
+
+    def locate(self, queries: Vector, keys: Sequence[str | None]) -> Positions:
+        """Raise FailedPreconditionError, likewise."""
+        raise FailedPreconditionError("collections in Milvus have no map: keep the collection in a folder to have one")
 
     def content_hashes(self, keys: Sequence[str]) -> dict[str, bytes | None]:
         """Return the content hash of each of `keys` that exists; None when it is unknown."""

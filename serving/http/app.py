@@ -19,6 +19,7 @@ from imagekin.errors import ImagekinError, NotFoundError, PermissionDeniedError,
 from imagekin.serving.http.described import description_routes
 from imagekin.serving.http.endpoint import TIMEOUT, Endpoint, error_response
 from imagekin.serving.http.kserve import kserve_routes
+from imagekin.serving.http.maps import points_route
 from imagekin.serving.http.pictures import thumbnail_route
 from imagekin.serving.http.reviews import review_route
 from imagekin.serving.http.routes import ROUTES
@@ -84,6 +85,7 @@ def build(
     routes += [
         thumbnail_route(calls),
         review_route(calls),
+        points_route(calls),
         *description_routes(),
         *kserve_routes(calls),
         *page_routes(),

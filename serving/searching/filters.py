@@ -96,10 +96,11 @@ def _comparison(message: common_pb2.Comparison) -> Comparison:
         raise InvalidArgumentError(f"the filter's test of {message.field[:80]!r} has no operator")
     if len(message.values) > MAX_VALUES:
         raise InvalidArgumentError(f"the filter's test of {message.field[:80]!r} has more than {MAX_VALUES:,} values")
-    return Comparison(message.field, operator, tuple(_value(value) for value in message.values))
+    return Comparison(message.field, operator, tuple(read_value(value) for value in message.values))
 
 
-def _value(message: common_pb2.Value) -> Scalar:
+def read_value(message: common_pb2.Value) -> Scalar:
+    """Return the scalar of a message."""
     kind = message.WhichOneof("kind")
     if kind is None:
         raise InvalidArgumentError("a value of the filter is empty: set one of its kinds")

@@ -181,6 +181,31 @@ class CollectionsService(collections_pb2_grpc.CollectionsServicer):
 
         return await entry.read(facet)
 
+    async def GetMap(self, request: pb.GetMapRequest, context: Context) -> pb.GetMapResponse:
+        field, known = request.field or "label", request.known_version
+        entry = await self._store.get(request.collection)
+
+        def look() -> pb.GetMapResponse:
+            found = entry.collection.map(field, known)
+            if found is None:
+                return pb.GetMapResponse(version=known)
+            return pb.GetMapResponse(
+                version=found.version,
+                count=len(found.codes),
+                unplaced=found.unplaced,
+                positions=found.positions.astype("<u2").tobytes(),
+                codes=found.codes.tobytes(),
+                values=[pb.FacetCount(value=write_value(one.value), count=one.count) for one in found.values],
+            )
+
+        return await entry.read(look)
+
+    async def GetMapKeys(self, request: pb.GetMapKeysRequest, context: Context) -> pb.GetMapKeysResponse:
+        check_count(request.numbers, self._limits.max_keys, "numbers")
+        version, numbers = request.version, list(request.numbers)
+        entry = await self._store.get(request.collection)
+        return pb.GetMapKeysResponse(keys=await entry.read(lambda: entry.collection.map_keys(version, numbers)))
+
     async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> pb.SnapshotResponse:
         taken = await self._store.snapshot(request.collection)
         return pb.SnapshotResponse(name=taken.name, disk_bytes=taken.disk_bytes, sequence=taken.sequence)

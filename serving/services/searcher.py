@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from imagekin.errors import FailedPreconditionError, ImagekinError, InvalidArgumentError
+from imagekin.index.maps.saved import SIDE
 from imagekin.index.types import ClassifyMethod, ClassifyOptions, SearchOptions
 from imagekin.serving.collections.open_collections import CollectionStore, OpenCollection
 from imagekin.serving.embedding.models import Models
@@ -98,6 +99,24 @@ class SearcherService(searcher_pb2_grpc.SearcherServicer):
             for answer in answers
         ]
         return searcher_pb2.ClassifyResponse(results=results)
+
+    async def Locate(self, request: searcher_pb2.LocateRequest, context: Context) -> searcher_pb2.LocateResponse:
+        check_count(request.queries, self._limits.max_batch_items, "queries")
+        entry = await self._store.get(request.collection)
+        resolved = await resolve(request.queries, entry, self._models, timeout=context.time_remaining(), hashes=False)
+        keys = [query.key if query.WhichOneof("subject") == "key" else None for query in request.queries]
+        good = [(one, key) for one, key in zip(resolved, keys, strict=True) if isinstance(one, Resolved)]
+        vectors = np.stack([one.vector for one, _ in good]) if good else np.empty((0, entry.dim), np.float32)
+        named = [key for _, key in good]
+        places = iter((await entry.read(lambda: entry.collection.locate(vectors, named))).tolist())
+        return searcher_pb2.LocateResponse(
+            results=[
+                searcher_pb2.LocateResult(error=item_error(one))
+                if isinstance(one, ImagekinError)
+                else _located(next(places), position)
+                for position, one in enumerate(resolved)
+            ]
+        )
 
     async def _classify(
         self, request: searcher_pb2.ClassifyRequest, entry: OpenCollection, context: Context
@@ -200,6 +219,13 @@ async def _ask(
     timeout = context.time_remaining()
     answers = iter(await entry.searches.ask(kind, ask, queries, exclusions, timeout=timeout))
     return [each if isinstance(each, ImagekinError) else next(answers) for each in resolved]
+
+
+def _located(place: tuple[int, int], position: int) -> searcher_pb2.LocateResult:
+    if place[0] > SIDE:
+        error = FailedPreconditionError("none of its neighbours is on the map", field=f"queries[{position}]")
+        return searcher_pb2.LocateResult(error=item_error(error))
+    return searcher_pb2.LocateResult(x=place[0], y=place[1])
 
 
 def _group_size(request: searcher_pb2.SearchRequest) -> int:

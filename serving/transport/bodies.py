@@ -48,7 +48,7 @@ _LEFT_TO_OTHERS = 4
 
 _FILTERING = ("Scroll", "Count", "Facet")
 _BY_KEYS = ("Get", "GetThumbnails", "Delete")
-_BULKY = ("Embed", "EmbedStream", "Search", "Classify", "Upsert", "UpsertStream", "Update", "ModelInfer")
+_BULKY = ("Embed", "EmbedStream", "Search", "Classify", "Locate", "Upsert", "UpsertStream", "Update", "ModelInfer")
 
 Reader = Callable[[bytes, int], object | None]
 

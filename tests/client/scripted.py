@@ -158,6 +158,8 @@ class _Searcher(searcher_pb2_grpc.SearcherServicer):
                 results=[searcher_pb2.ClassifyResult(prediction=answer) for answer in answers]
             )
 
+    Locate = None  # type: ignore[assignment]
+
 
 class _Collections(collections_pb2_grpc.CollectionsServicer):
     def __init__(self, script: Script) -> None:
@@ -214,7 +216,8 @@ class _Collections(collections_pb2_grpc.CollectionsServicer):
         with self.script.call("Count", context):
             return collections_pb2.CountResponse(count=len(self.script.items))
 
-    DropCollection = Facet = GetThumbnails = ListCollections = Snapshot = Update = UpsertStream = None  # type: ignore[assignment]
+    DropCollection = Facet = GetMap = GetMapKeys = None  # type: ignore[assignment]
+    GetThumbnails = ListCollections = Snapshot = Update = UpsertStream = None  # type: ignore[assignment]
 
 
 @contextlib.contextmanager

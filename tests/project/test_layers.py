@@ -51,6 +51,7 @@ INSIDE = {
         ("search",),
         ("classification",),
         ("review",),
+        ("maps",),
         ("interface",),
         ("local", "milvus"),
         ("open",),
@@ -85,7 +86,7 @@ INSIDE = {
     "cli": (
         ("shared",),
         ("collection", "demo_run", "review"),
-        ("adopt", "classify", "demo", "embed", "health", "index", "models"),
+        ("adopt", "classify", "demo", "embed", "health", "index", "map", "models"),
         ("search", "serve", "thumbnails", "tune", "version"),
         ("main",),
     ),

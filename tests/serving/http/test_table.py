@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from imagekin.index.local.catalog import Catalog
+from imagekin.index.maps.settings import MapSettings
 from imagekin.serving.http.routes import ROUTES, methods
 from imagekin.serving.settings import Limits, Settings
 from imagekin.serving.transport.access import SCOPES, Scope
@@ -71,6 +73,17 @@ TABLE: list[tuple[str, dict[str, Any], str]] = [
     ("GetThumbnails", {**SHOP, "keys": []}, "INVALID_ARGUMENT"),
     ("GetThumbnails", {"collection": "nobody", "keys": ["a"]}, "NOT_FOUND"),
     ("CreateCollection", {"name": "x", "thumbnail_size": 5}, "INVALID_ARGUMENT"),
+    ("GetMap", SHOP, "FAILED_PRECONDITION"),
+    ("GetMap", {"collection": "mapped"}, "OK"),
+    ("GetMap", {"collection": "mapped", "field": "payload.n"}, "OK"),
+    ("GetMap", {"collection": "mapped", "field": "key"}, "INVALID_ARGUMENT"),
+    ("GetMap", {"collection": "nobody"}, "NOT_FOUND"),
+    ("GetMapKeys", {"collection": "mapped", "version": "x", "numbers": [0]}, "INVALID_ARGUMENT"),
+    ("GetMapKeys", {"collection": "mapped", "version": "x:1:0123456789ab:0", "numbers": [0]}, "FAILED_PRECONDITION"),
+    ("GetMapKeys", {"collection": "mapped", "version": "x", "numbers": []}, "INVALID_ARGUMENT"),
+    ("Locate", QUERY, "FAILED_PRECONDITION"),
+    ("Locate", {"collection": "mapped", "queries": [{"key": "a"}, {"key": "nobody"}, {"image": FILE}, {}]}, "OK"),
+    ("Locate", {"collection": "mapped", "queries": [{"key": "a"}] * 5}, "INVALID_ARGUMENT"),
     ("Scroll", {**SHOP, "page_size": 2}, "OK"),
     (
         "Scroll",
@@ -122,6 +135,10 @@ def both(model_path: Path, other_path: Path, tmp_path_factory: pytest.TempPathFa
         ]
         over_grpc(server, "CreateCollection", {"name": "shop", "thumbnail_size": 32}, ADMIN)
         over_grpc(server, "Upsert", {**SHOP, "items": items}, ADMIN)
+        over_grpc(server, "CreateCollection", {"name": "mapped"}, ADMIN)
+        over_grpc(server, "Upsert", {"collection": "mapped", "items": items}, ADMIN)
+        with Catalog(folder / "data", read_only=True) as catalog:
+            catalog.open("mapped").make_map(MapSettings(), anew=False, advance=lambda count: None)
         over_grpc(server, "CreateCollection", {"name": "foreign", "space": "elsewhere", "dim": 4}, ADMIN)
         over_grpc(server, "Upsert", {"collection": "foreign", "items": [{"key": "a", "vector": [1, 2, 3, 4]}]}, ADMIN)
         yield server
