@@ -224,7 +224,7 @@ class Server:
         if address is None:
             return
         registry = None if self._metrics is None else self._metrics.registry
-        app = build(self.settings, self._calls, self.is_serving, registry, self._check_reader)
+        app = build(self.settings, self._calls, self.is_serving, registry, self._check_reader, self._guard)
         self._http = await Listener.open(address, app, self._ssl_context())
         self.http_port = self._http.port
 

@@ -23,9 +23,11 @@ from imagekin.serving.http.maps import points_route
 from imagekin.serving.http.pictures import thumbnail_route
 from imagekin.serving.http.reviews import review_route
 from imagekin.serving.http.routes import ROUTES
+from imagekin.serving.http.sessions import Sessions, session_routes
 from imagekin.serving.observability.logs import REQUEST_ID
 from imagekin.serving.page.files import page_routes
 from imagekin.serving.settings import Settings, is_loopback, split_address
+from imagekin.serving.transport.access import Guard
 from imagekin.serving.transport.calls import Calls
 from imagekin.serving.transport.status import public_error
 
@@ -53,6 +55,7 @@ def build(
     is_serving: Callable[[], bool],
     registry: CollectorRegistry | None,
     check_reader: Callable[[str], None],
+    guard: Guard | None = None,
 ) -> App:
     """Assemble the application.
 
@@ -62,6 +65,7 @@ def build(
         is_serving: returns whether the server takes calls.
         registry: the metrics, None for none.
         check_reader: raises an ImagekinError unless the value of an Authorization header allows reading.
+        guard: the tokens, None without.
     """
 
     async def health(request: Request) -> Response:
@@ -90,8 +94,10 @@ def build(
         *kserve_routes(calls),
         *page_routes(),
     ]
+    routes += session_routes(guard, settings.http_root_path)
     app: App = Starlette(routes=routes, exception_handlers={HTTPException: _refused, Exception: _failed})
     app.router.redirect_slashes = False  # type: ignore[attr-defined]
+    app = Sessions(app)
     if settings.cors_origin:
         app = CORSMiddleware(
             app,

@@ -1,7 +1,6 @@
-// Call the server: the token, the errors, and waiting out a restart.
+// Call the server: the session, the errors, and waiting out a restart. The token itself is kept in a cookie that no script can read.
 
 const HERE = new URL(".", document.baseURI);
-const TOKEN = "imagekin-token";
 const WAIT_OUT_MS = 60_000;
 
 /** Why a call failed: `code` is the name of the gRPC code, or OFFLINE. */
@@ -12,29 +11,12 @@ export class ApiError extends Error {
   }
 }
 
-/** What the page does about calls: `ask` for a token, and show that the server is `away`. */
-export const hooks = { ask: async () => null, away: () => {} };
+/** What the page does about calls: `ask` for a token, note that a session has `begun`, show that the server is `away`. */
+export const hooks = { ask: async () => null, begun: () => {}, away: () => {} };
 
-let token = remembered();
 let asking = null;
-
-function remembered() {
-  try {
-    return sessionStorage.getItem(TOKEN) ?? "";
-  } catch {
-    return "";
-  }
-}
-
-/** Use a token for this tab, until it is closed. */
-export function setToken(text) {
-  token = text;
-  try {
-    sessionStorage.setItem(TOKEN, text);
-  } catch {
-    // Then it is asked for again after a reload.
-  }
-}
+// Counts the sessions, so that of several calls that are refused only the first asks.
+let session = 0;
 
 /** Make a call and return its JSON. Reads wait for a server that restarts; writes are never sent twice. */
 export async function call(verb, path, { params = {}, json, body, type, signal, read = verb === "GET", parse = JSON.parse } = {}) {
@@ -51,7 +33,7 @@ export async function send(verb, path, { params = {}, json, body, type, signal, 
   }
   const until = Date.now() + WAIT_OUT_MS;
   for (;;) {
-    const used = token;
+    const used = session;
     try {
       const response = await once(verb, url, json === undefined ? body : JSON.stringify(json), json === undefined ? type : "application/json", signal);
       hooks.away(false);
@@ -59,7 +41,7 @@ export async function send(verb, path, { params = {}, json, body, type, signal, 
     } catch (error) {
       if (error.name === "AbortError") throw error;
       if (error.code === "UNAUTHENTICATED") {
-        if (token === used) await askOnce(Boolean(used));
+        if (session === used) await (asking ??= begin().finally(() => (asking = null)));
         continue;
       }
       const restarts = error.code === "OFFLINE" || (error.code === "UNAVAILABLE" && error.status === 503);
@@ -98,8 +80,8 @@ export async function lines(path, { params, signal }, heard) {
   }
 }
 
-async function once(verb, url, body, type, signal) {
-  const headers = {};
+async function once(verb, url, body, type, signal, token) {
+  const headers = { "X-Imagekin-Page": "1" };
   if (type) headers["Content-Type"] = type;
   if (token) headers.Authorization = `Bearer ${token}`;
   let response;
@@ -119,11 +101,19 @@ async function once(verb, url, body, type, signal) {
   throw new ApiError(response.status, said);
 }
 
-async function askOnce(wrong) {
-  asking ??= hooks.ask(wrong).finally(() => (asking = null));
-  const given = await asking;
-  if (!given) throw new ApiError(401, { code: "UNAUTHENTICATED", message: "this server wants a token: reload the page to give one" });
-  setToken(given);
+/** Ask for tokens until one is accepted, which the server then keeps in a cookie of this browser. */
+async function begin() {
+  for (let wrong = false; ; wrong = true) {
+    const token = await hooks.ask(wrong);
+    if (!token) throw new ApiError(401, { code: "UNAUTHENTICATED", message: "this server wants a token: reload the page to give one" });
+    try {
+      await once("POST", new URL("v1/session", HERE), undefined, undefined, undefined, token);
+      session += 1;
+      return hooks.begun();
+    } catch (error) {
+      if (error.code !== "UNAUTHENTICATED") throw error;
+    }
+  }
 }
 
 /** Return the path of a collection's route. */

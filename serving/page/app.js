@@ -1,7 +1,7 @@
 // Put the page together: its views, the collection in use, keys, drops and pastes, notes and undo.
 
 import { go, read } from "./address.js";
-import { ApiError, call, hooks, of } from "./api.js";
+import { ApiError, call, hooks, of, send } from "./api.js";
 import * as browse from "./browse.js";
 import { askLabel, askToken, confirm, help } from "./dialogs.js";
 import { button, fill, h, notice } from "./dom.js";
@@ -14,6 +14,7 @@ import * as status from "./status.js";
 
 const VIEWS = { search, browse, review, status };
 const NOTE_MS = 8_000;
+const READS = "This token may only read: nothing was changed.";
 const THEME = "imagekin-theme";
 
 const app = {
@@ -35,6 +36,11 @@ const app = {
   },
   askLabel: (title, collection) => askLabel(title, app.knownLabels(collection)),
   confirm,
+  mayWrite() {
+    const may = !document.body.classList.contains("reads");
+    if (!may) say(READS, { failed: true });
+    return may;
+  },
   /** Do something and say how it went; returns whether it succeeded. */
   async attempt(act, { undo: undoable = false } = {}) {
     try {
@@ -43,7 +49,7 @@ const app = {
     } catch (error) {
       if (error.name === "AbortError") return false;
       if (error.code === "PERMISSION_DENIED") document.body.classList.add("reads");
-      say(error.code === "PERMISSION_DENIED" ? "This token may only read: nothing was changed." : error.message, { failed: true });
+      say(error.code === "PERMISSION_DENIED" ? READS : error.message, { failed: true });
       return false;
     }
   },
@@ -57,8 +63,9 @@ const tabs = h("nav", { "aria-label": "Views" }, Object.keys(VIEWS).map((name) =
 const away = h("p", { class: "away", role: "status", hidden: true }, "The server does not answer. This page goes on as soon as it does.");
 const notes = h("div", { class: "notes", role: "status", "aria-live": "polite" });
 const veil = h("div", { class: "veil", "aria-hidden": "true" }, h("span", {}, "Drop to search"));
+const leave = button("Log out", () => app.attempt(end), { kind: "quiet", hidden: true });
 const header = h("header", {}, h("a", { class: "brand", href: "#search", onclick: (event) => (event.preventDefault(), visit("search")) }, h("span", { class: "mark", "aria-hidden": "true" }), "imagekin"),
-  tabs, chosen, h("div", { class: "row end" }, button("Light or dark", flip, { drawing: "sun", kind: "quiet" }), button("Keys", help, { drawing: "help", kind: "quiet" })));
+  tabs, chosen, h("div", { class: "row end" }, h("span", { class: "read-only" }, "read only"), leave, button("Light or dark", flip, { drawing: "sun", kind: "quiet" }), button("Keys", help, { drawing: "help", kind: "quiet" })));
 document.body.append(h("a", { class: "skip", href: "#main", onclick: (event) => (event.preventDefault(), main.querySelector("input, button, a")?.focus()) }, "Skip to the content"), header, away, main, notes, veil);
 const item = itemDialog(app);
 let view = { name: "" };
@@ -106,11 +113,7 @@ function say(text, { failed = false, undoable = false } = {}) {
 function flip() {
   const dark = getComputedStyle(document.documentElement).colorScheme === "dark" || (!document.documentElement.dataset.theme && matchMedia("(prefers-color-scheme: dark)").matches);
   theme(dark ? "light" : "dark");
-  try {
-    localStorage.setItem(THEME, dark ? "light" : "dark");
-  } catch {
-    // Then the next visit follows the system again.
-  }
+  document.cookie = `${THEME}=${dark ? "light" : "dark"}; path=${new URL(".", document.baseURI).pathname}; max-age=31536000; samesite=strict`;
 }
 
 function theme(name) {
@@ -124,7 +127,20 @@ async function show(files) {
   view.shown.show(files);
 }
 
+/** Learn what the caller may do, and show no more than that. */
+async function access() {
+  const { scope, token } = await call("GET", "v1/session");
+  document.body.classList.toggle("reads", scope === "read");
+  leave.hidden = !token;
+}
+
+async function end() {
+  await send("DELETE", "v1/session");
+  location.reload();
+}
+
 hooks.ask = askToken;
+hooks.begun = () => void access();
 hooks.away = (is) => (away.hidden = !is);
 changed.addEventListener("change", ({ detail }) => {
   if (detail.collection !== app.collection) return;
@@ -170,13 +186,10 @@ addEventListener("keydown", (event) => {
 const selectable = () => view.shown.loaded?.() ?? [];
 
 async function start() {
-  try {
-    theme(localStorage.getItem(THEME));
-  } catch {
-    // The system's theme it is.
-  }
+  theme(document.cookie.match(`(?:^|; )${THEME}=(light|dark)(?:;|$)`)?.[1]);
   fill(main, h("p", { class: "said" }, "…"));
   try {
+    await access();
     await app.refresh();
     fill(main);
     await route();

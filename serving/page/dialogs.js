@@ -19,7 +19,7 @@ export function askToken(wrong) {
   const token = h("input", { type: "password", autocomplete: "off", "aria-label": "Token", required: true });
   return ask("This server wants a token", [
     wrong && h("p", { class: "error" }, "The token was not accepted."),
-    h("p", {}, "Its operator gives tokens out. It is kept for this tab, until the tab is closed."), token,
+    h("p", {}, "Its operator gives tokens out. This browser keeps it until it is closed or you log out."), token,
   ], "Go on", { answer: () => token.value.trim() });
 }
 

@@ -53,14 +53,14 @@ export class Selection {
   /** Ask for a label and set it. */
   async label() {
     const keys = [...this.keys];
-    if (!keys.length) return;
+    if (!keys.length || !this.app.mayWrite()) return;
     const label = await this.app.askLabel(`Label of ${plural(keys.length, "item")}`, this.collection());
     if (label !== null) await this.app.attempt(() => setLabel(this.collection(), keys, label), { undo: true });
   }
 
   async remove() {
     const keys = [...this.keys];
-    if (!keys.length) return;
+    if (!keys.length || !this.app.mayWrite()) return;
     if (keys.length >= ASKED_FROM && !(await this.app.confirm(`Delete ${plural(keys.length, "item")}?`, "Delete"))) return;
     if (await this.app.attempt(() => remove(this.collection(), keys), { undo: true })) this.clear();
   }

@@ -1,6 +1,7 @@
 """A real server in a process of its own: the browser's event loop occupies this one."""
 
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,11 +19,13 @@ class Served:
         address: HOST:PORT of gRPC.
         port: of HTTP.
         kill: ends it at once.
+        hang_up: has it load everything anew.
     """
 
     address: str
     port: int
     kill: Callable[[], None]
+    hang_up: Callable[[], None]
 
 
 @contextmanager
@@ -38,4 +41,4 @@ def serving(model: Path, data_dir: Path, *options: str, port: int = 0) -> Iterat
             server.process.kill()
             server.process.wait(STOP_SECONDS)
 
-        yield Served(server.address, int(found[1]), kill)
+        yield Served(server.address, int(found[1]), kill, lambda: server.process.send_signal(signal.SIGHUP))

@@ -1,6 +1,7 @@
 """Access to the page: it asks for a token, says when one may only read, and follows the reader's theme and width."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,28 @@ from tests.serving.http.calling import calling
 from tests.serving.page.browser import Visit, visiting
 from tests.serving.page.processes import Served, serving
 from tests.serving.running import png
+from tests.waiting import wait_until
 
 READER, WRITER = "reader-token-reader-token", "writer-token-writer-token"
 
 
+@dataclass(frozen=True)
+class Protected:
+    """A server that wants tokens.
+
+    Attributes:
+        port: of HTTP.
+        hang_up: has it read the tokens anew.
+        tokens: their file.
+    """
+
+    port: int
+    hang_up: Callable[[], None]
+    tokens: Path
+
+
 @pytest.fixture(scope="module")
-def protected(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def protected(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Protected]:
     """A server that wants a token, with one item."""
     tokens = tmp_path_factory.mktemp("tokens") / "tokens.toml"
     text = "".join(
@@ -32,7 +49,7 @@ def protected(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
             for key in ("one", "two"):
                 path = f"/v1/collections/shop/items?key={key}"
                 assert call("POST", path, png(len(key)), "image/png", headers=allowed).status == 200
-        yield server
+        yield Protected(server.port, server.hang_up, tokens)
 
 
 def give_token(visit: Visit, token: str) -> None:
@@ -41,28 +58,66 @@ def give_token(visit: Visit, token: str) -> None:
     visit.page.keyboard.press("Enter")
 
 
-def test_a_token_is_asked_for_until_it_is_right_and_kept_for_the_tab(browser: Browser, protected: Served) -> None:
+def test_a_token_is_asked_for_until_it_is_right_and_no_script_reads_it(browser: Browser, protected: Protected) -> None:
     with visiting(browser, protected.port) as visit:
         visit.open("#browse?collection=shop")
         give_token(visit, "wrong-token-wrong-token")
         expect(visit.page.locator("dialog.asks .error")).to_contain_text("not accepted")
-        give_token(visit, READER)
-        assert visit.tiles() == ["one", "two"]
+        give_token(visit, WRITER)
+        assert set(visit.tiles()) == {"one", "two"}
+        visit.page.keyboard.press("t")
         visit.page.reload()
-        assert visit.tiles() == ["one", "two"]
-        assert READER not in visit.page.content() + visit.page.url
+        assert set(visit.tiles()) == {"one", "two"}
+        assert visit.page.evaluate("() => document.documentElement.dataset.theme") == "dark"
+        kept = "() => JSON.stringify([localStorage, sessionStorage, document.cookie])"
+        assert visit.page.evaluate(kept) == '[{},{},"imagekin-theme=dark"]'
+        assert WRITER not in visit.page.content() + visit.page.url
+        (cookie,) = [one for one in visit.page.context.cookies() if one["name"] == "imagekin-session"]
+        assert (cookie["httpOnly"], cookie["sameSite"], cookie["expires"]) == (True, "Strict", -1)
+        # What was begun with the cookie is a write that is accepted.
+        visit.page.locator(f"{visit.tile('one')} .choose").click()
+        visit.page.keyboard.press("l")
+        visit.page.locator("dialog.asks input").fill("apple")
+        visit.page.keyboard.press("Enter")
+        expect(visit.page.locator(".note")).to_contain_text("labelled")
+        visit.page.get_by_role("button", name="Log out").click()
+        expect(visit.page.locator("dialog.asks input[type=password]")).to_be_visible()
+        assert [one["name"] for one in visit.page.context.cookies()] == ["imagekin-theme"]
 
 
-def test_a_token_that_may_only_read_changes_nothing_and_is_told_so(browser: Browser, protected: Served) -> None:
+def test_a_token_that_may_only_read_shows_a_page_that_only_reads(browser: Browser, protected: Protected) -> None:
     with visiting(browser, protected.port) as visit:
         visit.open("#browse?collection=shop")
         give_token(visit, READER)
         visit.tiles()
+        expect(visit.page.get_by_text("read only")).to_be_visible()
         visit.page.locator(f"{visit.tile('one')} .choose").click()
-        visit.page.get_by_role("button", name="Delete").click()
-        expect(visit.page.locator(".note.failed")).to_contain_text("may only read")
+        expect(visit.page.get_by_role("button", name="Export")).to_be_visible()
         expect(visit.page.get_by_role("button", name="Delete")).to_be_hidden()
-        assert visit.tiles() == ["one", "two"]
+        visit.page.keyboard.press("Delete")
+        expect(visit.page.locator(".note.failed")).to_contain_text("may only read")
+        assert set(visit.tiles()) == {"one", "two"}
+
+
+def test_a_token_that_is_gone_after_a_reload_ends_the_open_page(browser: Browser, protected: Protected) -> None:
+    whole = protected.tokens.read_text()
+    with visiting(browser, protected.port) as visit:
+        visit.open("#browse?collection=shop")
+        give_token(visit, READER)
+        visit.tiles()
+        try:
+            protected.tokens.write_text(whole.replace(READER, "another-token-another-token"))
+            protected.hang_up()
+            with calling(protected.port) as call:
+                old = {"authorization": f"Bearer {READER}"}
+                wait_until(lambda: call("GET", "/v1/models", headers=old).status == 401)
+            visit.page.get_by_role("link", name="Status").click()
+            give_token(visit, WRITER)
+            visit.page.get_by_role("link", name="Browse").click()
+            assert set(visit.tiles()) == {"one", "two"}
+        finally:
+            protected.tokens.write_text(whole)
+            protected.hang_up()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
