@@ -15,7 +15,7 @@ from typing import Any
 
 import google.rpc
 import grpc_tools  # type: ignore[import-untyped]
-from google.protobuf.descriptor import Descriptor
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc_tools import protoc
 
@@ -48,7 +48,19 @@ _SIMPLE: dict[Kind, dict[str, Any]] = {
     Kind.VECTOR: _VECTOR,
     Kind.RAW_VECTOR: _VECTOR,
     Kind.ITEM_ERROR: _ERROR,
-    Kind.VALUE: {"oneOf": [{"type": "string"}, {"type": "integer"}, {"type": "number"}, {"type": "boolean"}]},
+    Kind.VALUE: {"type": ["string", "number", "boolean"]},
+}
+# In a query an object is its JSON, and a filter its text.
+_IN_QUERY: dict[Kind, dict[str, Any]] = {
+    Kind.OBJECT: {"type": "string", "contentMediaType": "application/json"},
+    Kind.FILTER: {"type": "string"},
+}
+_FILE = {"type": "string", "format": "binary"}
+_VECTORS = "VectorForm"
+# Media types that generators of clients know; `image/jpeg` and its like are taken as well.
+_PICTURE_BODIES: dict[str, dict[str, Any]] = {
+    "application/octet-stream": {"schema": _FILE},
+    "multipart/form-data": {"schema": {"$ref": "#/components/schemas/ImageFiles"}},
 }
 
 
@@ -85,15 +97,27 @@ def document() -> dict[str, Any]:
                 "message": {"type": "string", "description": "One line that says what to do."},
                 "field": {"type": "string", "description": "Path of the field at fault, if one is."},
             },
-        }
+        },
+        "ImageFiles": {
+            "type": "object",
+            "description": "Image files; the name of each is its key where items are stored.",
+            "required": ["image"],
+            "properties": {"image": {"type": "array", "items": _FILE, "description": "The files."}},
+        },
+        _VECTORS: {
+            "type": "string",
+            "enum": ["arrays", "base64"],
+            "description": "The form of vectors in the answer: arrays of numbers, or their float32 in base64.",
+        },
     }
     paths: dict[str, Any] = {}
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.verb.lower()] = _operation(route, said, schemas)
-    jpeg = {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}
+    jpeg = {"image/jpeg": {"schema": _FILE}}
     paths[THUMBNAIL] = {
         "get": {
             "operationId": "thumbnail",
+            "tags": ["Collections"],
             "summary": "Returns the small picture of an item, with an ETag.",
             "parameters": [
                 _parameter("collection", "path", {"type": "string"}, "The collection's name."),
@@ -146,6 +170,7 @@ def document() -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "imagekin", "version": installed_version(), "description": _ABOUT},
+        "tags": [{"name": one.name, "description": said[one.full_name]} for one in _services()],
         "paths": paths,
         "components": {
             "schemas": dict(sorted(schemas.items())),
@@ -155,6 +180,10 @@ def document() -> dict[str, Any]:
     }
 
 
+_BODY = (
+    "JSON; or an image file, as application/octet-stream or as its own type, such as image/jpeg, with the parameters "
+    "in the query; or one or several image files in a form."
+)
 _ABOUT = "Finds which images are alike and what they are. Fields are those of the protos; see docs/reference/http.md."
 
 
@@ -174,12 +203,15 @@ def _operation(route: Route, said: dict[str, str], schemas: dict[str, Any]) -> d
         schema = _field(inputs[name], said, schemas)
         parameters.append(_parameter(alias, "query", schema, said.get(_full(inputs[name]), "")))
     parameters += [
-        _parameter(form.name, "query", _field(form, said, schemas), said.get(_full(form), "")) for form in query
+        _parameter(form.name, "query", _IN_QUERY.get(form.kind) or _field(form, said, schemas), said[_full(form)])
+        for form in query
     ]
-    forms_of_vectors = {"type": "string", "enum": ["arrays", "base64"]}
-    parameters.append(_parameter("vectors", "query", forms_of_vectors, "The form of vectors in the answer."))
+    if _holds_vectors(method.output_type):
+        about = "The form of vectors in the answer."
+        parameters.append(_parameter("vectors", "query", {"$ref": f"#/components/schemas/{_VECTORS}"}, about))
     operation: dict[str, Any] = {
         "operationId": _operation_id(route),
+        "tags": [method.containing_service.name],
         "summary": said.get(method.full_name, ""),
         "parameters": parameters,
         "responses": {
@@ -194,20 +226,35 @@ def _operation(route: Route, said: dict[str, str], schemas: dict[str, Any]) -> d
         content: dict[str, Any] = {
             "application/json": {"schema": _message(method.input_type, said, schemas, without=tuple(in_path))}
         }
+        operation["requestBody"] = {"required": route.takes_pictures, "content": content}
         if route.takes_pictures:
-            content["image/*"] = {"schema": {"type": "string", "format": "binary"}}
-        operation["requestBody"] = {"required": bool(route.takes_pictures), "content": content}
+            content |= _PICTURE_BODIES
+            operation["requestBody"]["description"] = _BODY
     return operation
 
 
 def _operation_id(route: Route) -> str:
     method = route.method.rpartition("/")[2]
     name = re.sub(r"(?<!^)(?=[A-Z])", "_", method).lower()
-    others = [one for one in ROUTES if one.method == route.method]
-    if len(others) == 1:
+    if route.verb in ("POST", "PATCH") or len([one for one in ROUTES if one.method == route.method]) == 1:
         return name
-    last = route.path.rpartition("/")[2]
-    return f"{name}_{route.verb.lower()}" + ("" if sum(o.verb == route.verb for o in others) == 1 else f"_{last}")
+    return f"{name}_by_key" if route.aliases or route.member_fields else f"{name}_by_query"
+
+
+def _services() -> list[ServiceDescriptor]:
+    """Return the services of the routes, each once, in their order."""
+    return list(
+        {route.descriptor.containing_service.name: route.descriptor.containing_service for route in ROUTES}.values()
+    )
+
+
+def _holds_vectors(descriptor: Descriptor) -> bool:
+    """Return whether a message has a vector somewhere inside."""
+    return any(
+        form.kind in (Kind.VECTOR, Kind.RAW_VECTOR)
+        or (form.kind is Kind.MESSAGE and _holds_vectors(form.descriptor.message_type))
+        for form in forms(descriptor).values()
+    )
 
 
 def _message(
@@ -240,8 +287,7 @@ def _field(form: Form, said: dict[str, str], schemas: dict[str, Any]) -> dict[st
 def _value(form: Form, said: dict[str, str], schemas: dict[str, Any]) -> dict[str, Any]:
     kind, message = form.kind, form.descriptor.message_type
     if kind is Kind.ENUM and form.descriptor.enum_type is not None:
-        names = [name for name, number in enum_names(form.descriptor.enum_type).items() if number]
-        return {"type": "string", "enum": names}
+        return _enum(form.descriptor.enum_type, said, schemas)
     if message is None or kind in _SIMPLE:
         return _SIMPLE[kind]
     inner = {field.name: field.message_type for field in message.fields if field.message_type is not None}
@@ -250,6 +296,15 @@ def _value(form: Form, said: dict[str, str], schemas: dict[str, Any]) -> dict[st
     if kind is Kind.CONDITIONS:
         return {"type": "array", "items": _message(inner["parts"], said, schemas)}
     return _message(message, said, schemas)
+
+
+def _enum(descriptor: EnumDescriptor, said: dict[str, str], schemas: dict[str, Any]) -> dict[str, Any]:
+    """Return a reference to an enum's schema, which is added to the others."""
+    outer = descriptor.containing_type
+    name = descriptor.name if outer is None else f"{outer.name}{descriptor.name}"
+    names = [one for one, number in enum_names(descriptor).items() if number]
+    schemas[name] = {"type": "string", "enum": names, "description": said[descriptor.full_name]}
+    return {"$ref": f"#/components/schemas/{name}"}
 
 
 def _is_scalar(form: Form) -> bool:

@@ -41,7 +41,7 @@ def _page(document: dict[str, Any]) -> str:
     parts.append("<h1>JSON</h1>")
     for name, schema in document["components"]["schemas"].items():
         parts.append(f"<h2><code>{_text(name)}</code></h2><p>{_text(schema['description'])}</p>")
-        parts.append(_list({one: field.get("description", "") for one, field in schema["properties"].items()}))
+        parts.append(_list({one: field.get("description", "") for one, field in schema.get("properties", {}).items()}))
     title = _text(document["info"]["title"])
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
     return f"{head}<body>{''.join(parts)}</body></html>"
