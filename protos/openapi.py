@@ -130,6 +130,7 @@ def document() -> dict[str, Any]:
     paths[REVIEW] = {
         "get": {
             "operationId": "review",
+            "tags": ["Collections"],
             "summary": "Finds likely wrong labels, near-duplicates, outliers and what to label next.",
             "parameters": [
                 _parameter("collection", "path", {"type": "string"}, "The collection's name."),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from python_multipart.exceptions import FormParserError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
@@ -140,12 +140,14 @@ class Reception:
             raise InvalidArgumentError(f"the form cannot be read: {reason}", field="request") from None
         pictures: list[Picture] = []
         parameters: list[tuple[str, str]] = []
-        for name, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                pictures.append(Picture(await value.read(), value.filename or ""))
-                await value.close()
-            else:
-                parameters.append((name, value))
+        try:
+            for name, value in form.multi_items():
+                if isinstance(value, UploadFile):
+                    pictures.append(Picture(await value.read(), value.filename or ""))
+                else:
+                    parameters.append((name, value))
+        finally:
+            await form.close()
         if not pictures:
             raise InvalidArgumentError("the form holds no picture: send it as a file", field="image")
         return Content(pictures=pictures, parameters=parameters, size=self.size)
@@ -172,3 +174,24 @@ class _InMemory(MultiPartParser):
     """Keep files in memory: their bytes are counted, and a disk would be slower."""
 
     spool_max_size = 2**31
+
+    def __init__(self, headers: Headers, stream: AsyncGenerator[bytes, None], **limits: int) -> None:
+        super().__init__(headers, stream, **limits)
+        self._ended = False
+
+    def on_end(self) -> None:
+        """Note the last boundary."""
+        self._ended = True
+
+    async def parse(self) -> FormData:
+        """Parse the form.
+
+        Raises:
+            MultiPartException: it is malformed, or cut off, which Starlette takes for a form of fewer parts.
+        """
+        form = await super().parse()
+        if not self._ended:
+            for file in self._files_to_close_on_error:
+                file.close()
+            raise MultiPartException("its last boundary is missing")
+        return form

@@ -27,8 +27,8 @@ PYTHON_GENERATOR = "openapi-python-client==0.29.1"
 TYPESCRIPT = ("openapi-typescript@7.13.0", "openapi-fetch@0.17.0", "typescript@5.9.3", "@types/node@20")
 TOKEN = "everything-0123456789abcdef"
 _SECONDS = 300.0
-# Thumbnails are JPEG files, which the generator knows as bytes of any kind.
-_CONFIGURATION = "content_type_overrides: {image/jpeg: application/octet-stream}"
+# Thumbnails are JPEG files, and a review is lines of JSON; the generator knows bytes and texts of any kind.
+_CONFIGURATION = "content_type_overrides: {image/jpeg: application/octet-stream, application/x-ndjson: text/plain}"
 
 PYTHON = """
 import io, sys
@@ -120,7 +120,7 @@ console.log("done");
 """
 
 
-def run(*command: str | Path, folder: Path) -> str:
+def run(*command: object, folder: Path) -> str:
     """Run a command; raise AssertionError with its output when it fails."""
     ended = subprocess.run(
         [str(one) for one in command], cwd=folder, capture_output=True, text=True, timeout=_SECONDS, check=False

@@ -200,6 +200,13 @@ def test_other_types_of_bodies_are_refused(call: Caller, shop: str) -> None:
     assert call("POST", f"{shop}/search", b"no form", "multipart/form-data; boundary=x").status == 400
 
 
+def test_a_form_that_is_cut_off_stores_nothing(call: Caller, shop: str) -> None:
+    body, kind = form(("image", "cut.png", png(1)), ("image", "off.png", png(2)))
+    answer = call("POST", f"{shop}/items", body[:-20], kind)
+    assert (answer.status, answer.json["message"]) == (400, "the form cannot be read: its last boundary is missing")
+    assert call("GET", f"{shop}/items?key=cut.png").json["missing_keys"] == ["cut.png"]
+
+
 def test_a_probe_and_a_scrape(call: Caller) -> None:
     assert call("GET", "/healthz").body == b"ok\n"
     assert call("HEAD", "/healthz").status == 200
