@@ -55,6 +55,12 @@ def load_data(settings: TrainSettings) -> tuple[ImageSet, ImageSet | None]:
     split = "test" if has_split(spec, rule) else "all"
     test = load_images(spec, split=split, preprocess=settings.preprocess(), storage=storage, label_from=rule)
     if train.class_names:
+        if len(train.class_names) == 1:
+            raise InvalidArgumentError(
+                f"all images of {settings.data} are of one class ({train.class_names[0]}), so that no score can be made"
+                " of the test images; train without labels and score (--label-from none)",
+                field="data",
+            )
         align_labels(train, test)
         # Only to say so before the work: the scores are made by whoever exports, with the images as they are served.
         without_overlap(train, test, near=settings.near, allowed=settings.allow_overlap)

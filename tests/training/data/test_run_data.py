@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from imagekin.errors import InvalidArgumentError
+from imagekin.training.data.run_data import load_data
 from imagekin.training.loop.trainer import pretrain
 from imagekin.training.settings import PAGE_FILE, REPORT_FILE, TrainSettings
 from tests.training.loop.test_run_folder import SETTINGS, write_images
@@ -77,3 +78,10 @@ def test_a_run_that_cannot_learn_is_refused(tmp_path: Path, changes: dict[str, o
     with pytest.raises(InvalidArgumentError, match=named):
         pretrain(run(tmp_path, test="", **changes))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_score_that_cannot_be_made_is_refused_before_the_training(leaked: Path) -> None:
+    for name in "bc":
+        shutil.rmtree(leaked / "train" / name)
+    with pytest.raises(InvalidArgumentError, match=r"are of one class \(a\), so that no score"):
+        load_data(run(leaked, objective="simclr"))
