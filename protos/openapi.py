@@ -117,7 +117,6 @@ def document() -> dict[str, Any]:
     paths[THUMBNAIL] = {
         "get": {
             "operationId": "thumbnail",
-            "tags": ["Collections"],
             "summary": "Returns the small picture of an item, with an ETag.",
             "parameters": [
                 _parameter("collection", "path", {"type": "string"}, "The collection's name."),
@@ -130,7 +129,6 @@ def document() -> dict[str, Any]:
     paths[REVIEW] = {
         "get": {
             "operationId": "review",
-            "tags": ["Collections"],
             "summary": "Finds likely wrong labels, near-duplicates, outliers and what to label next.",
             "parameters": [
                 _parameter("collection", "path", {"type": "string"}, "The collection's name."),
@@ -168,6 +166,10 @@ def document() -> dict[str, Any]:
             },
         }
     }
+    for operations in paths.values():
+        for operation in operations.values():
+            # What has no method of its own is about the items of a collection.
+            operation.setdefault("tags", ["Collections"])
     return {
         "openapi": "3.1.0",
         "info": {"title": "imagekin", "version": installed_version(), "description": _ABOUT},
