@@ -14,8 +14,8 @@ import pytest
 from reference.pages import generated_paths
 from tests.data import shared_data
 from tests.e2e.processes import quiet_environment, running_server
+from tests.project.fences import ROOT, fences, text
 
-ROOT = Path(__file__).resolve().parents[2]
 README = "README.md"
 # The pages that a reader follows after the tour, with what it has left in the folder.
 GUIDE = ("docs/tutorials/tour.md", "docs/reference/sources.md", "docs/how-to/encoders.md")
@@ -29,19 +29,9 @@ ELSEWHERE = {
 }
 
 
-def text(page: str) -> str:
-    """Return a page of the documentation."""
-    return (ROOT / page).read_text(encoding="utf-8")
-
-
-def blocks(page: str, language: str) -> list[str]:
-    """Return a page's fenced blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text(page), re.MULTILINE | re.DOTALL)
-
-
 def commands(*pages: str) -> str:
     """Return the commands of pages, as a script."""
-    lines = [line for page in pages for block in blocks(page, "bash") for line in block.splitlines()]
+    lines = [line for page in pages for block in fences(page, "bash") for line in block.text.splitlines()]
     return "\n".join(line for line in lines if line.split("  #")[0].strip() not in ELSEWHERE)
 
 
@@ -145,7 +135,7 @@ def test_the_guide_runs_from_its_first_command_to_its_last(workplace: Path) -> N
 
 def run_python(page: str, folder: Path, model: Path) -> None:
     """Run a page's Python examples against a server of a folder."""
-    examples = "\n".join(blocks(page, "python"))
+    examples = "\n".join(block.text for block in fences(page, "python"))
     assert '"localhost:50051"' in examples
     with running_server(model, folder / "data") as server:
         (folder / "example.py").write_text(examples.replace("localhost:50051", server.address))
