@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from imagekin.encoder.adoption.adopt import AdoptSettings
     from imagekin.encoder.metadata import Metadata, Preprocess
 
-PresetName = Literal["imagenet", "clip", "dinov2"]
+PresetName = Literal["imagenet", "clip", "dinov2", "half", "unit", "bytes"]
 ResizeName = Literal["squash", "crop", "pad"]
 InterpolationName = Literal["nearest", "bilinear", "bicubic", "lanczos", "box"]
 
 _CHECKED_IMAGES = 16
+# Images that presets are compared on, and how far a source is read to find them.
+_CLASSES, _PER_CLASS, _READ_AT_MOST = 24, 5, 5000
 
 
 def adopt(
@@ -50,8 +52,9 @@ def adopt(
         PresetName | None,
         typer.Option(
             "--preset",
-            help="Normalisation, interpolation and crop of a family of encoders.",
-            show_default="imagenet for FILE.onnx, else the encoder's own",
+            help="Normalisation, interpolation and crop of a family of encoders; half is pixels from -1 to 1, unit "
+            "from 0 to 1, bytes from 0 to 255.",
+            show_default="for FILE.onnx the best on labelled --images, else imagenet; by name the encoder's own",
         ),
     ] = None,
     mean: Annotated[
@@ -78,7 +81,12 @@ def adopt(
     output_name: Annotated[str, typer.Option("--output", help="The output to take, or a value inside.")] = "",
     images: Annotated[
         Path | None,
-        typer.Option("--images", metavar="SOURCE", help="Images to check it on; without, a few drawn pictures."),
+        typer.Option(
+            "--images",
+            metavar="SOURCE",
+            help="Images to check it on; without, a few drawn pictures. Where they are labelled, they choose the "
+            "preset of a FILE.onnx.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -112,18 +120,29 @@ def adopt(
         **given,
     )
     chosen = preset is not None or bool(mean or std)
-    _adopt_file(Path(encoder), settings, images, out, chosen=chosen, as_json=as_json)
+    asked = frozenset(name for name, value in overlay.items() if value is not None)
+    _adopt_file(Path(encoder), settings, images, out, chosen=chosen, asked=asked, as_json=as_json)
 
 
 def _adopt_file(
-    file: Path, settings: "AdoptSettings", images: Path | None, out: Path, *, chosen: bool, as_json: bool
+    file: Path,
+    settings: "AdoptSettings",
+    images: Path | None,
+    out: Path,
+    *,
+    chosen: bool,
+    asked: frozenset[str],
+    as_json: bool,
 ) -> None:
-    """Adopt an ONNX file; when nobody chose a normalisation, take the graph's own or say which was taken."""
+    """Adopt an ONNX file; if nobody chose a normalisation, find the best on labelled images or say which was taken."""
     from imagekin.encoder.adoption.adopt import Adoption
 
     adoption = Adoption(file, settings)
     most = adoption.own_range
-    if not chosen and most is not None:
+    best = None if chosen or images is None else _best_preset(file, settings, images, most is not None, asked)
+    if best is not None:
+        adoption = Adoption(file, best)
+    elif not chosen and most is not None:
         share = 1.0 if most == 1 else 1 / most
         settings = dataclasses.replace(settings, mean=(0.0, 0.0, 0.0), std=(share, share, share))
         adoption = Adoption(file, settings)
@@ -134,6 +153,64 @@ def _adopt_file(
         _note(f"{file.name} normalises its input itself, and now once more; --mean 0,0,0 --std 1,1,1 leaves it to it")
     adopted = adoption.write(_shown(images, adoption.preprocess), out)
     _report(adopted.model, adopted.metadata, adopted.max_abs_diff, adopted.images, as_json=as_json)
+
+
+def _best_preset(
+    file: Path, settings: "AdoptSettings", source: Path, normalises: bool, asked: frozenset[str]
+) -> "AdoptSettings | None":
+    """Choose a preset by nearest neighbours among labelled images and say how; None where there are too few."""
+    import numpy as np
+
+    from imagekin.encoder.adoption.presets_on_images import OWN, TRIED, score_presets
+    from imagekin.encoder.decoding.decode import load_pixels
+
+    files, labels = _labelled(source)
+    if len(files) - len(set(labels)) < 2 or len(set(labels)) < 2:
+        return None
+    numbers = np.unique(labels, return_inverse=True)[1].astype(np.int64)
+    found = score_presets(
+        file,
+        settings,
+        OWN if normalises else TRIED,
+        lambda preprocess: np.stack([load_pixels(data, preprocess) for data in files]),
+        numbers,
+        keep=asked,
+    )
+    figures = ", ".join(f"{each.preset} {each.accuracy:.1%}" for each in found)
+    _note(
+        f"nearest neighbours among {len(files)} of the images are of one class by preset: {figures}; {file.name} is "
+        f"adopted with --preset {found[0].preset}"
+    )
+    return found[0].settings
+
+
+def _labelled(source: Path) -> tuple[list[bytes], list[str]]:
+    """Return files of a few images of each of some classes of a source, and their labels."""
+    from itertools import islice
+
+    from imagekin.encoder.decoding.decode import load_pixels
+    from imagekin.encoder.metadata import Preprocess
+    from imagekin.sources.open import open_source
+
+    files: dict[str, list[bytes]] = {}
+    small = Preprocess(8, 8)
+    for record in islice(open_source(source), _READ_AT_MOST):
+        if not isinstance(record.data, bytes) or not record.label:
+            continue
+        if record.label not in files and len(files) == _CLASSES:
+            if all(len(each) == _PER_CLASS for each in files.values()):
+                break
+            continue
+        kept = files.setdefault(record.label, [])
+        if len(kept) == _PER_CLASS:
+            continue
+        try:
+            load_pixels(record.data, small)
+        except ImageError:
+            continue
+        kept.append(record.data)
+    pairs = [(data, label) for label, kept in files.items() for data in kept]
+    return [data for data, _ in pairs], [label for _, label in pairs]
 
 
 def _note(text: str) -> None:

@@ -25,7 +25,7 @@ from imagekin.errors import FailedPreconditionError, InvalidArgumentError
 if TYPE_CHECKING:
     import onnx
 
-PresetName = Literal["imagenet", "clip", "dinov2"]
+PresetName = Literal["imagenet", "clip", "dinov2", "half", "unit", "bytes"]
 
 _MAX_DIFFERENCE = 1e-4
 _MAX_HALF_DIFFERENCE = 5e-3  # with weights in float16, whose sums depend on the order of addition
@@ -59,6 +59,11 @@ PRESETS: dict[PresetName, PreprocessPreset] = {
     "clip": PreprocessPreset((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), "bicubic", 1.0),
     # facebookresearch/dinov2, data/transforms.py, make_classification_eval_transform.
     "dinov2": PreprocessPreset(*_IMAGENET, "bicubic", 0.875),
+    # From -1 to 1: Inception, MobileNets of TensorFlow, many ViTs of timm, SigLIP.
+    "half": PreprocessPreset((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear", 0.875),
+    # From 0 to 1, and from 0 to 255: graphs that normalise their input themselves.
+    "unit": PreprocessPreset((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear", 0.875),
+    "bytes": PreprocessPreset((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255), "bilinear", 0.875),
 }
 
 
@@ -153,10 +158,7 @@ class Adoption:
         """
         if len(pixels) < 2:
             raise InvalidArgumentError("an adoption is checked on images; give at least two")
-        raw = self._run_foreign(pixels)
-        rank, dim = _check_output(raw, self._settings.pool)
-        if not self._settings.output:
-            check_no_scores(self._foreign, self._port.output, raw)
+        raw, rank, dim = self._features(pixels)
         reference = _reference(raw, self._settings.pool)
         wrapped = wrap(
             self._foreign,
@@ -187,6 +189,18 @@ class Adoption:
                 raise InvalidArgumentError(f"{self._name} cannot be adopted: {reason}", field="model") from None
             unchecked.replace(out)
         return Adopted(out, metadata, difference, len(pixels))
+
+    def embed(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the foreign model's own embeddings of images, float32 [N, D] of unit length; errors as for `write`."""
+        return _reference(self._features(pixels)[0], self._settings.pool)
+
+    def _features(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.floating[Any]], int, int]:
+        """Return the foreign outputs, their number of sides and the embedding's dimension."""
+        raw = self._run_foreign(pixels)
+        rank, dim = _check_output(raw, self._settings.pool)
+        if not self._settings.output:
+            check_no_scores(self._foreign, self._port.output, raw)
+        return raw, rank, dim
 
     def _space(self) -> str:
         """Return the id of the embedding space, derived from the graph with its weights and from the preprocessing."""

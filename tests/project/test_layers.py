@@ -29,7 +29,8 @@ INSIDE = {
         ("decoding",),
         ("runtime",),
         ("artifact",),
-        ("adoption",),
+        ("adoption.adopt", "adoption.foreign_models", "adoption.inner_values", "adoption.wrap_graph"),
+        ("adoption.presets_on_images",),
     ),
     "sources": (
         ("values", "splits", "ignored"),

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from imagekin.cli.main import run
@@ -97,3 +98,35 @@ def test_a_choice_that_nobody_made_is_said(tmp_path: Path, capsys: pytest.Captur
     assert run(["adopt", str(path), "--out", str(tmp_path / "out.onnx"), "--size", "32", "--preset", "clip"]) == 0
     assert capsys.readouterr().err == ""
     assert read_metadata(tmp_path / "out.onnx").preprocess.interpolation == "bicubic"
+
+
+class Window(nn.Module):
+    """Tells greys apart as long as they lie between 0.6 and 1, or -1 and -0.6: pixels from -1 to 1 do."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map [N, 3, H, W] to [N, 3]."""
+        grey = image.mean((1, 2, 3))
+        bright, dark = grey.clamp(0.6, 1.0) - 0.6, (-grey).clamp(0.6, 1.0) - 0.6
+        return torch.stack([bright, dark, 0.1 + 0 * grey], 1)
+
+
+def test_labelled_images_choose_the_preset_that_nobody_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(0)
+    for name, grey in {"black": 10, "dark": 40, "light": 215, "white": 245}.items():
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(4):
+            pixels = (grey + random.integers(-9, 10, (16, 16, 3))).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    path, out = export(Window(), tmp_path / "model.onnx"), tmp_path / "out.onnx"
+    command = ["adopt", str(path), "--out", str(out), "--size", "32", "--images", str(tmp_path / "photos")]
+    assert run(command) == 0
+    said = capsys.readouterr().err
+    assert "among 16 of the images are of one class by preset: half 100.0%, " in said
+    assert all(f"{name} " in said for name in ("imagenet", "clip", "unit", "bytes"))
+    assert said.endswith("model.onnx is adopted with --preset half\n")
+    found = read_metadata(out)
+    assert run([*command, "--preset", "half"]) == 0
+    assert read_metadata(out).space == found.space
+    assert capsys.readouterr().err == ""
