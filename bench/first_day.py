@@ -70,7 +70,7 @@ def tasks(options: argparse.Namespace) -> list[Task]:
             chosen = ("--objective", objective, "--epochs", str(options.epochs), "--seed", str(seed), "--no-report")
             made.append(Task(f"tuned, {objective}", seed, (*command, *chosen), run / "model.onnx"))
         model = out / f"user-{seed}.onnx"
-        script = (sys.executable, str(ROOT / "bench" / "timm_user.py"), data, str(model), options.encoder)
+        script = (sys.executable, str(ROOT / "bench" / "encoders" / "timm_user.py"), data, str(model), options.encoder)
         made.append(Task(USER, seed, (*script, str(options.epochs), str(seed)), model))
     return [task for task in made if _row(task) in options.rows or task.name == "frozen"]
 

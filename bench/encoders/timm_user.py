@@ -1,6 +1,6 @@
 """The script of somebody who knows timm: fine-tune with cross-entropy, and keep the features.
 
-    python bench/timm_user.py TRAIN.tar MODEL.onnx ENCODER EPOCHS SEED
+    python bench/encoders/timm_user.py TRAIN.tar MODEL.onnx ENCODER EPOCHS SEED
 
 Written as in timm's own examples: random resized crops and mirror images at the model's size, label smoothing, AdamW
 with one rate, a cosine, everything trained. Only how the model is built and written is this project's, so that it
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from torch import nn

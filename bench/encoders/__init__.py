@@ -1,0 +1,1 @@
+"""Adapting and fine-tuning, beside what others would write."""
