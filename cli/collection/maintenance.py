@@ -84,15 +84,16 @@ def duplicates(
         float, typer.Option("--min-similarity", metavar="0…1", help="Of two items, for them to be in one group.")
     ] = 0.98,
     *,
-    folder: options.Folder,
+    place: options.CollectionsPlace,
     as_json: AsJson = False,
 ) -> None:
     """Report groups of nearly identical items, every pair compared exactly, also while a server has it open."""
+    from imagekin.cli.collection.copies import whole_collection
     from imagekin.cli.shared import console
     from imagekin.progress import progress
 
     started = time.perf_counter()
-    with folder.open(read_only=True) as catalog, catalog.open(name) as collection:
+    with whole_collection(place, name) as collection:
         items = collection.count()
         with progress("comparing", items) as advance:
             groups = collection.duplicates(min_similarity, advance)

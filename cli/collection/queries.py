@@ -104,7 +104,7 @@ def delete(
 @with_options
 def evaluate(
     name: options.Name,
-    folder: options.Folder,
+    place: options.CollectionsPlace,
     judged: EvaluateOptions,
     save: Annotated[bool, typer.Option("--save", help="Classify with this temperature and bound from now on.")] = False,
     as_json: AsJson = False,
@@ -113,10 +113,13 @@ def evaluate(
     import dataclasses
     import time
 
+    from imagekin.cli.collection.copies import whole_collection
     from imagekin.cli.shared import console
 
+    if save and place.here is None:
+        raise InvalidArgumentError("--save goes with --data-dir: of a server's collection a copy is evaluated")
     started = time.perf_counter()
-    with folder.open(read_only=not save) as catalog, catalog.open(name) as collection:
+    with whole_collection(place, name, read_only=not save) as collection:
         found = collection.calibrate(judged) if save else collection.evaluate(judged)
     seconds = time.perf_counter() - started
     if as_json:
