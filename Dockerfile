@@ -4,6 +4,7 @@
 #   docker build --target serve-gpu -t imagekin:gpu .    # the same on an NVIDIA GPU (run with --gpus all)
 #   docker build --target serve-milvus -t imagekin:milvus .  # the CPU service with what --store milvus://… takes
 #   docker build --target train -t imagekin:train .      # training, on a GPU where there is one
+# docker run -p 127.0.0.1:50051:50051 -v ./data:/data imagekin serves /data/model.onnx and the collections in /data.
 # Models and collections live in the volume /data, which belongs to the user that the container runs as.
 ARG PYTHON_IMAGE=python:3.12.12-slim-bookworm
 
@@ -34,6 +35,12 @@ FROM build AS build-train
 RUN /opt/imagekin/bin/pip install --constraint constraints.txt '.[cpu,train]'
 
 FROM ${PYTHON_IMAGE} AS runtime
+ARG PYTHON_IMAGE
+LABEL org.opencontainers.image.title="imagekin" \
+      org.opencontainers.image.description="Knows which images are alike and what they are" \
+      org.opencontainers.image.version="0.2.0" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.base.name="docker.io/library/${PYTHON_IMAGE}"
 RUN groupadd --gid 10001 imagekin \
     && useradd --uid 10001 --gid imagekin --create-home --shell /usr/sbin/nologin imagekin \
     && install --directory --owner imagekin --group imagekin /data

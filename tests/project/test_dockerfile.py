@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from imagekin.version import VERSION
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 
@@ -25,6 +27,20 @@ def test_it_makes_the_four_images_and_none_runs_as_root() -> None:
             stage = parents[stage]
     runtime = DOCKERFILE.split(" AS runtime\n")[1].split("\nFROM ")[0]
     assert runtime.rstrip().endswith("USER 10001:10001")
+
+
+def test_images_tell_what_they_are_and_whether_they_are_well() -> None:
+    runtime = DOCKERFILE.split(" AS runtime\n")[1].split("\nFROM ")[0]
+    labels = dict(re.findall(r'org\.opencontainers\.image\.([a-z.]+)="([^"]*)"', runtime))
+    assert {"title", "description", "licenses"} <= labels.keys()
+    serve = DOCKERFILE.split(" AS serve-base\n")[1].split("\nFROM ")[0]
+    assert 'CMD ["imagekin", "health"' in serve
+    # One version: of the package, of the image, and of what the manifests start.
+    assert labels["version"] == VERSION
+    named = re.findall(r"newTag: \"([^\"]*)\"", "".join(path.read_text() for path in (ROOT / "deploy").rglob("*.yaml")))
+    named += re.findall(r"^FROM imagekin:([\d.]+)$", (ROOT / "docs/how-to/kubernetes.md").read_text(), re.MULTILINE)
+    assert named
+    assert set(named) == {VERSION}
 
 
 def test_everything_that_it_copies_exists_and_is_let_through() -> None:

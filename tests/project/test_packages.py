@@ -23,9 +23,15 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Contents:
-    """The files of a wheel that was built from the checkout."""
-    return contents(build("wheel", source, tmp_path_factory.mktemp("wheel")))
+def wheel_file(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel that was built from the checkout."""
+    return build("wheel", source, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def wheel(wheel_file: Path) -> Contents:
+    """The files of the wheel."""
+    return contents(wheel_file)
 
 
 def contents(wheel: Path) -> Contents:
@@ -51,6 +57,15 @@ def test_the_wheel_has_every_file_that_the_checkout_imports(source: Path, wheel:
     assert not wanted - wheel.keys()
     assert not {name for name in wheel if name.startswith("imagekin/")} - wanted
     assert all(wheel[name] == (source / name).read_bytes() for name in wanted)
+
+
+def test_the_package_index_would_take_the_wheel(wheel_file: Path, wheel: Contents) -> None:
+    for command in (["twine", "check", "--strict"], ["check_wheel_contents", "--no-config"]):
+        done = subprocess.run(
+            [sys.executable, "-m", *command, str(wheel_file)], capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "imagekin/py.typed" in wheel
 
 
 def test_the_source_distribution_makes_the_same_wheel(source: Path, wheel: Contents, tmp_path: Path) -> None:
