@@ -364,9 +364,11 @@ def _announce(server: Server) -> None:
     lines = [f"serving on {address}"]
     if settings.http_address is not None:
         scheme = "http" if settings.tls_cert is None else "https"
-        lines.append(
-            f"{scheme}://{settings.http_address.rpartition(':')[0]}:{server.http_port}{settings.http_root_path}/"
-        )
+        if socket_path(settings.http_address) is None:
+            host = settings.http_address.rpartition(":")[0]
+            lines.append(f"{scheme}://{host}:{server.http_port}{settings.http_root_path}/")
+        else:
+            lines.append(f"{scheme} on {settings.http_address}")
     for line in lines:
         if settings.log_format == "json":
             logs.announce(line)

@@ -107,7 +107,9 @@ class Settings:
         short="-a",
         metavar="HOST:PORT",
     )
-    http_address: str | None = option(None, "Answer HTTP/JSON here, too; port 0 takes a free one.", metavar="HOST:PORT")
+    http_address: str | None = option(
+        None, "Answer HTTP/JSON here, too (HOST:PORT or unix:PATH); port 0 takes a free one.", metavar="HOST:PORT"
+    )
     max_connection_age: float = option(
         0.0,
         "Seconds after which a client connects anew, to the server that a balancer chooses then; 0 is never.",
@@ -216,7 +218,7 @@ class Settings:
             raise InvalidArgumentError("clients' certificates need TLS: give --tls-cert, too", field="tls_client_ca")
         for name in ("address", "http_address", "metrics_address"):
             address: str | None = getattr(self, name)
-            if address is None or (name == "address" and socket_path(address) is not None):
+            if address is None or (name != "metrics_address" and socket_path(address) is not None):
                 continue  # the permissions of its folder protect a Unix socket
             host, _ = split_address(address, name)
             if not (self.allow_insecure or self.tls_cert or self.tokens_file or is_loopback(host)):

@@ -26,7 +26,7 @@ from imagekin.serving.http.routes import ROUTES
 from imagekin.serving.http.sessions import Sessions, session_routes
 from imagekin.serving.observability.logs import REQUEST_ID
 from imagekin.serving.page.files import page_routes
-from imagekin.serving.settings import Settings, is_loopback, split_address
+from imagekin.serving.settings import Settings, is_loopback, socket_path, split_address
 from imagekin.serving.transport.access import Guard
 from imagekin.serving.transport.calls import Calls
 from imagekin.serving.transport.status import public_error
@@ -107,8 +107,10 @@ def build(
             expose_headers=_EXPOSED_HEADERS,
             max_age=_PREFLIGHT_SECONDS,
         )
-    host = split_address(settings.http_address or settings.address)[0]
-    hosts = {name.lower() for name in settings.http_host} if is_loopback(host) else None
+    address = settings.http_address or settings.address
+    # No page reaches a Unix socket.
+    is_local = socket_path(address) is None and is_loopback(split_address(address)[0])
+    hosts = {name.lower() for name in settings.http_host} if is_local else None
     return Gate(app, hosts, settings.cors_origin, settings.http_root_path)
 
 

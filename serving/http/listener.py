@@ -7,13 +7,15 @@ import asyncio
 import contextlib
 import socket
 import ssl
+from pathlib import Path
 
 from uvicorn.config import Config
 
 from imagekin.errors import FailedPreconditionError
 from imagekin.serving.http.app import App
 from imagekin.serving.http.connections import HEAD_BYTES, KEEP_ALIVE_SECONDS, State
-from imagekin.serving.settings import split_address
+from imagekin.serving.settings import socket_path, split_address
+from imagekin.serving.transport.listening import make_way, private_sockets
 
 _BACKLOG = 1_024
 _HANDSHAKE_SECONDS = 8.0
@@ -24,12 +26,13 @@ class Listener:
     """An HTTP server on the running event loop.
 
     Attributes:
-        port: the port that it listens on.
+        port: the port that it listens on, 0 for a Unix socket.
     """
 
-    def __init__(self, server: asyncio.Server, state: State, port: int) -> None:
+    def __init__(self, server: asyncio.Server, state: State, port: int, file: "_SocketFile | None") -> None:
         self._server = server
         self._state = state
+        self._file = file
         self.port = port
 
     @classmethod
@@ -37,14 +40,15 @@ class Listener:
         """Listen.
 
         Args:
-            address: `HOST:PORT`; port 0 takes a free one.
+            address: `HOST:PORT` or `unix:PATH`; port 0 takes a free one.
             app: answers the requests.
             context: for TLS; None speaks plain HTTP.
 
         Raises:
             FailedPreconditionError: the address cannot be listened on.
         """
-        listening = _bind(address)
+        path = socket_path(address)
+        listening = _bind(address) if path is None else _bind_file(path)
         config = Config(
             app,
             http="h11",
@@ -59,18 +63,23 @@ class Listener:
         )
         config.load()
         state = State(config)
-        server = await asyncio.get_running_loop().create_server(
+        loop = asyncio.get_running_loop()
+        server = await (loop.create_server if path is None else loop.create_unix_server)(
             state.protocol,
             sock=listening,
             ssl=context,
             backlog=_BACKLOG,
             ssl_handshake_timeout=None if context is None else _HANDSHAKE_SECONDS,
         )
-        return cls(server, state, int(listening.getsockname()[1]))
+        if path is None:
+            return cls(server, state, int(listening.getsockname()[1]), None)
+        return cls(server, state, 0, _SocketFile(path))
 
     async def close(self, seconds: float) -> None:
         """Stop listening, and close every connection once its answer is sent, after that many seconds in any case."""
         self._server.close()
+        if self._file is not None:
+            self._file.remove()
         for connection in list(self._state.connections):
             connection.shutdown()
         with contextlib.suppress(TimeoutError):
@@ -83,6 +92,46 @@ class Listener:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _SocketFile:
+    """The file of a Unix socket, which another server may replace.
+
+    Args:
+        path: where it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._id = _file_id(path)
+
+    def remove(self) -> None:
+        """Remove it, if it is still the same."""
+        with contextlib.suppress(OSError):
+            if _file_id(self._path) == self._id:
+                self._path.unlink()
+
+
+def _file_id(path: Path) -> tuple[int, int]:
+    found = path.lstat()
+    return found.st_dev, found.st_ino
+
+
+def _bind_file(path: Path) -> socket.socket:
+    make_way(path, "http_address")
+    listening = socket.socket(socket.AF_UNIX)
+    try:
+        path.unlink(missing_ok=True)
+        with private_sockets():
+            listening.bind(str(path))
+        listening.listen(_BACKLOG)
+    except OSError as error:
+        listening.close()
+        reason = (error.strerror or str(error)).lower()
+        raise FailedPreconditionError(
+            f"cannot listen on unix:{path} ({reason}): choose another address", field="http_address"
+        ) from None
+    return listening
 
 
 def _bind(address: str) -> socket.socket:

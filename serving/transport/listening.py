@@ -1,9 +1,11 @@
 """Listen: channel options, credentials, and a clear error for an address that cannot be used."""
 
 import asyncio
+import contextlib
 import importlib
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -70,15 +72,22 @@ def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredenti
     if path is None:
         _try_to_bind(address)
     else:
-        _make_way(path)
-    # Of a socket's file: only its owner and group may connect.
-    mask = os.umask(0o007)
+        make_way(path)
     try:
-        if credentials is None:
-            return server.add_insecure_port(address)
-        return server.add_secure_port(address, credentials)
+        with private_sockets():
+            if credentials is None:
+                return server.add_insecure_port(address)
+            return server.add_secure_port(address, credentials)
     except RuntimeError:
         raise FailedPreconditionError(f"cannot listen on {address}: choose another address", field="address") from None
+
+
+@contextlib.contextmanager
+def private_sockets() -> Iterator[None]:
+    """Let only their owner and group connect to the Unix sockets that are made in the block."""
+    mask = os.umask(0o007)
+    try:
+        yield
     finally:
         os.umask(mask)
 
@@ -98,8 +107,8 @@ def _try_to_bind(address: str) -> None:
         ) from None
 
 
-def _make_way(path: Path) -> None:
-    """Check that a Unix socket can be made at a path; gRPC replaces one that a killed server has left.
+def make_way(path: Path, field: str = "address") -> None:
+    """Check that a Unix socket can be made at a path, where a killed server may have left one.
 
     Raises:
         FailedPreconditionError: a server listens there, or it is another kind of file, or there is no such folder.
@@ -114,6 +123,4 @@ def _make_way(path: Path) -> None:
             if probe.connect_ex(str(path)) == 0:
                 reason = "a server listens there"
     if reason is not None:
-        raise FailedPreconditionError(
-            f"cannot listen on unix:{path} ({reason}): choose another address", field="address"
-        )
+        raise FailedPreconditionError(f"cannot listen on unix:{path} ({reason}): choose another address", field=field)

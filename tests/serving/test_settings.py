@@ -30,6 +30,8 @@ def test_what_is_no_address_is_refused(address: str) -> None:
 
 def test_a_unix_socket_needs_no_permission() -> None:
     assert Settings(address="unix:/run/imagekin/socket", models=MODELS).address == "unix:/run/imagekin/socket"
+    over_http = Settings(address="127.0.0.1:0", http_address="unix:/run/imagekin/http", models=MODELS)
+    assert over_http.http_address == "unix:/run/imagekin/http"
 
 
 def test_an_address_is_split() -> None:

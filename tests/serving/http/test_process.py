@@ -1,5 +1,6 @@
 """The server as a process: drain, reload, and certificates over HTTP."""
 
+import contextlib
 import http.client
 import re
 import signal
@@ -101,3 +102,34 @@ def test_tls_with_certificates_of_both_sides(model_path: Path, tmp_path: Path) -
             assert call("POST", "/v1/embed", png(1), "image/png").status == 200
         with pytest.raises((http.client.HTTPException, ConnectionError)), calling(server.server.http_port) as call:
             call("GET", "/healthz")
+
+
+def test_a_reload_swaps_the_certificate_and_leaves_open_connections(model_path: Path, tmp_path: Path) -> None:
+    first, second = Authority(tmp_path / "first", "first"), Authority(tmp_path / "second", "second")
+    certificate, key = tmp_path / "server.crt", tmp_path / "server.key"
+
+    def use(authority: Authority) -> ssl.SSLContext:
+        pair = authority.issue("server")
+        key.write_bytes(pair.key.read_bytes())
+        key.chmod(0o600)
+        certificate.write_bytes(pair.certificate.read_bytes())
+        return ssl.create_default_context(cafile=str(authority.certificate))
+
+    def trusted(context: ssl.SSLContext) -> bool:
+        with contextlib.suppress(ssl.SSLError), calling(port, context) as call:
+            return call("GET", "/healthz").status == 200
+        return False
+
+    old = use(first)
+    models = f"models=(('tiny', Path({str(model_path)!r})),), http_address='127.0.0.1:0'"
+    with serving(f"{models}, tls_cert=Path({str(certificate)!r}), tls_key=Path({str(key)!r})") as process:
+        match = re.fullmatch(r"imagekin: https://127\.0\.0\.1:([0-9]+)/", process.line() or "")
+        assert match is not None
+        port = int(match[1])
+        with calling(port, old) as kept:
+            assert kept("GET", "/healthz").status == 200
+            new = use(second)
+            process.popen.send_signal(signal.SIGHUP)
+            wait_until(lambda: trusted(new))
+            assert not trusted(old)
+            assert kept("POST", "/v1/embed", png(1), "image/png").status == 200

@@ -200,6 +200,24 @@ def test_other_types_of_bodies_are_refused(call: Caller, shop: str) -> None:
     assert call("POST", f"{shop}/search", b"no form", "multipart/form-data; boundary=x").status == 400
 
 
+def test_each_collection_has_its_own_of_several_models(call: Caller) -> None:
+    spaces = {one["name"]: one["space"] for one in call("GET", "/v1/models").json["models"]}
+    assert len(spaces) == 2
+    for name in spaces:
+        assert call("POST", "/v1/collections", {"name": f"of-{name}", "model": name}).status == 200
+        of = f"/v1/collections/of-{name}"
+        assert call("GET", of).json["collection"]["space"] == spaces[name]
+        assert call("POST", f"{of}/items?key=a", png(4), "image/png").status == 200
+        (found,) = call("POST", f"{of}/search?k=1", png(4), "image/png").json["results"]
+        assert found["neighbours"][0]["similarity"] == pytest.approx(1, abs=1e-5)
+    both = [
+        call("POST", f"/v1/embed?model={name}", png(4), "image/png").json["results"][0]["vector"] for name in spaces
+    ]
+    assert both[0] != both[1]
+    unknown = call("POST", "/v1/embed?model=none", png(4), "image/png")
+    assert (unknown.status, unknown.json["code"]) == (404, "NOT_FOUND")
+
+
 def test_a_form_that_is_cut_off_stores_nothing(call: Caller, shop: str) -> None:
     body, kind = form(("image", "cut.png", png(1)), ("image", "off.png", png(2)))
     answer = call("POST", f"{shop}/items", body[:-20], kind)

@@ -9,8 +9,9 @@ from PIL import Image
 
 from imagekin import AsyncClient, Client, Item
 from imagekin.encoder.decoding.thumbnail import thumbnail
-from tests.serving.http.calling import Caller, over_grpc
-from tests.serving.running import Running, png
+from imagekin.serving.settings import Settings
+from tests.serving.http.calling import Caller, calling, over_grpc
+from tests.serving.running import Running, png, running
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +79,15 @@ def test_a_thumbnail_beside_a_vector_is_made_anew(call: Caller, server: Running,
             with pytest.raises(Exception, match="image") as refused:
                 client.upsert("pictures", [Item("x", vector=[1.0] * 16, content_hash=digest, thumbnail=wrong)])
             assert getattr(refused.value, "field", "") == "items[0].thumbnail"
+
+
+def test_a_replica_shows_what_the_writer_makes(call: Caller, server: Running, shop: str) -> None:
+    folder = server.server.settings.data_dir
+    settings = Settings(address="127.0.0.1:0", http_address="127.0.0.1:0", data_dir=folder, read_only=True)
+    with running(settings) as replica, calling(replica.server.http_port) as other:
+        assert call("POST", f"{shop}/items?key=r", png(8, 100), "image/png").status == 200
+        shown = other("GET", f"{shop}/thumbnail?key=r")
+        assert (shown.status, shown.body) == (200, thumbnail(png(8, 100), 32))
+        assert shown.headers["etag"] == call("GET", f"{shop}/thumbnail?key=r").headers["etag"]
+        assert call("DELETE", f"{shop}/items?key=r").status == 200
+        assert other("GET", f"{shop}/thumbnail?key=r").status == 404

@@ -10,7 +10,7 @@ import pytest
 from imagekin import Client
 from imagekin.errors import FailedPreconditionError
 from imagekin.serving.settings import Settings
-from imagekin.serving.transport.listening import _make_way
+from imagekin.serving.transport.listening import make_way
 from tests.serving import http2
 from tests.serving.process import started
 from tests.serving.running import png, running
@@ -24,7 +24,7 @@ def test_a_unix_socket_serves_its_owner_and_group_and_is_removed(model_path: Pat
         with Client(f"unix:{path}") as client:
             assert client.embed([png(1)]).shape == (1, 16)
         with pytest.raises(FailedPreconditionError, match="a server listens there"):
-            _make_way(path)
+            make_way(path)
         process.popen.terminate()
         assert process.popen.wait(30) == 0
         assert not path.exists()
@@ -42,10 +42,10 @@ def test_a_file_is_never_taken_for_a_socket(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("data")
     with pytest.raises(FailedPreconditionError, match="another file"):
-        _make_way(path)
+        make_way(path)
     assert path.read_text() == "data"
     with pytest.raises(FailedPreconditionError, match="no such folder"):
-        _make_way(tmp_path / "missing" / "socket")
+        make_way(tmp_path / "missing" / "socket")
 
 
 def test_an_old_connection_is_told_to_go_and_its_client_notices_nothing(model_path: Path) -> None:
