@@ -84,7 +84,7 @@ def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredenti
 
 @contextlib.contextmanager
 def private_sockets() -> Iterator[None]:
-    """Let only their owner and group connect to the Unix sockets that are made in the block."""
+    """Make Unix sockets, in the block, to which only their owner and group can connect."""
     mask = os.umask(0o007)
     try:
         yield
