@@ -2,8 +2,7 @@
 
 import os
 import posixpath
-from collections import Counter
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -12,13 +11,22 @@ from imagekin.errors import ImageError, InvalidArgumentError
 from imagekin.sources.formats import compression
 from imagekin.sources.formats import zip as zip_archives
 from imagekin.sources.formats.file_list import FilesReader, Listing
-from imagekin.sources.formats.manifest import MANIFEST_SUFFIXES, ManifestReader
+from imagekin.sources.formats.labelling import is_table_name, labelling_tables, listed_in
+from imagekin.sources.formats.manifest import ManifestReader
+from imagekin.sources.formats.names import (
+    ARCHIVE_SUFFIXES,
+    MANIFEST_SUFFIXES,
+    PARQUET_SUFFIXES,
+    TAR_SUFFIXES,
+    ZIP_SUFFIXES,
+    splits_of_files,
+    stem_of,
+)
 from imagekin.sources.formats.tar import TarReader
 from imagekin.sources.formats.tar_members import BLOCK_BYTES, is_tar
 from imagekin.sources.ignored import (
     NO_IMAGES_IN_IT,
     NO_READER,
-    SEVERAL_TABLES,
     UNPACKED,
     Ignored,
     Kind,
@@ -31,14 +39,8 @@ from imagekin.sources.joined import Part
 from imagekin.sources.pieces import Naming, Piece, Reader, Surveyed
 from imagekin.sources.places import LocalPlace, Place
 from imagekin.sources.records import Record, SourceError, VectorInfo, record_of
-from imagekin.sources.splits import Split, splits_among
+from imagekin.sources.splits import Split
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst")
-ZIP_SUFFIXES = (".zip",)
-PARQUET_SUFFIXES = (".parquet", ".pq")
-ARCHIVE_SUFFIXES = (*TAR_SUFFIXES, *ZIP_SUFFIXES)
-# More tables in a folder than this are of single images, such as those of Google Photos.
-_MAX_TABLES = 20
 _SPREADSHEETS = (".xlsx", ".xls", ".ods")
 _PARQUET_MAGIC = b"PAR1"
 _OTHER_ARCHIVES = {b"7z\xbc\xaf\x27\x1c": "a 7z archive", b"Rar!\x1a\x07": "a RAR archive"}
@@ -116,21 +118,21 @@ def listed_parts(
             has_images = True
         elif _has_container_name(found):
             containers.append(found)
-    tables = _labelling(containers, place_of, max_bytes) if has_images else {}
+    tables = labelling_tables(containers, lambda name: ManifestReader(place_of(name), max_bytes)) if has_images else {}
     opened: dict[str, tuple[Kind | None, Reader | None]] = {}
-    for name in sorted(containers, key=_is_table):
-        if _is_table(name) and has_images:
+    for name in sorted(containers, key=is_table_name):
+        if is_table_name(name) and has_images:
             opened[name] = tables.get(name, (Kind(suffix_of(name), NO_IMAGES_IN_IT), None))
         else:
             # Beside archives, tables are mostly about what is in these.
-            is_beside = _is_table(name) and any(reader is not None for _, reader in opened.values())
+            is_beside = is_table_name(name) and any(reader is not None for _, reader in opened.values())
             opened[name] = _opened(place_of(name), max_bytes, is_beside=is_beside)
     readers = {name: reader for name in containers if (reader := opened[name][1]) is not None}
     elsewhere = {name: None if name in readers else opened[name][0] for name in containers}
     infos = [reader.embedded for reader in readers.values()]
     has_images = has_images or None in infos
     listed = [(posixpath.dirname(name), one) for name, (_, one) in tables.items() if one is not None]
-    files = FilesReader(listing, place_of, max_bytes, elsewhere, partial(_listed_in, listed) if listed else None)
+    files = FilesReader(listing, place_of, max_bytes, elsewhere, partial(listed_in, listed) if listed else None)
     files.embedded = None if has_images else next(iter(infos), None)
     parts = [Part(files, key, path)]
     splits = splits_of_files(list(readers))
@@ -140,48 +142,6 @@ def listed_parts(
         part = part_of(reader, name, name, splits.get(name))
         parts.append(Part(part.reader, key + part.key, path + part.path, part.split))
     return parts
-
-
-def _labelling(
-    names: list[str], place_of: Callable[[str], Place], max_bytes: int
-) -> dict[str, tuple[Kind | None, ManifestReader | None]]:
-    """Return the tables that label the images beside them, and those that are not used because there are several."""
-    found: dict[str, dict[str, ManifestReader]] = {}
-    tables_in = Counter(posixpath.dirname(name) for name in names if name.lower().endswith(MANIFEST_SUFFIXES))
-    for name in names:
-        if name.lower().endswith(MANIFEST_SUFFIXES) and tables_in[posixpath.dirname(name)] <= _MAX_TABLES:
-            reader = ManifestReader(place_of(name), max_bytes)
-            if reader.labels_files_beside_it():
-                found.setdefault(posixpath.dirname(name), {})[name] = reader
-    chosen: dict[str, tuple[Kind | None, ManifestReader | None]] = {}
-    for tables in found.values():
-        known = [name for name in tables if _stem(posixpath.basename(name)).lower() == "metadata"]
-        splits = splits_of_files(list(tables))
-        used = known[:1] or (list(tables) if len(tables) == 1 or len(splits) == len(tables) else [])
-        for name, reader in tables.items():
-            chosen[name] = (None, reader) if name in used else (Kind(suffix_of(name), SEVERAL_TABLES), None)
-    return chosen
-
-
-def _listed_in(tables: list[tuple[str, ManifestReader]]) -> Container[str]:
-    """Return the images that tables list, by their paths below the source's root."""
-    # Hashes, because there may be millions of paths.
-    found = {hash(posixpath.normpath(posixpath.join(folder, path))) for folder, one in tables for path in one.paths()}
-    return _Hashed(found)
-
-
-class _Hashed:
-    """A set of paths, by their hashes.
-
-    Args:
-        hashes: the hashes.
-    """
-
-    def __init__(self, hashes: set[int]) -> None:
-        self._hashes = hashes
-
-    def __contains__(self, path: object) -> bool:
-        return hash(path) in self._hashes
 
 
 class _Refused:
@@ -207,10 +167,6 @@ class _Refused:
     def count(self) -> int:
         """Return 1."""
         return 1
-
-
-def _is_table(name: str) -> bool:
-    return name.lower().endswith(MANIFEST_SUFFIXES)
 
 
 def _opened(place: Place, max_bytes: int, *, is_beside: bool) -> tuple[Kind | None, Reader | None]:
@@ -240,7 +196,7 @@ def _is_unpacked(archive: TarReader | zip_archives.ZipReader) -> bool:
     if not isinstance(archive.place, LocalPlace):
         return False
     folder = os.path.dirname(archive.place.path)
-    stem = os.path.join(folder, _stem(archive.place.name))
+    stem = os.path.join(folder, stem_of(archive.place.name))
     first = [path for path in islice(archive.survey(), 3) if isinstance(path, str) and not path.startswith("/")]
     return bool(first) and any(
         all(os.path.isfile(os.path.join(root, path)) for path in first if ".." not in path) for root in (folder, stem)
@@ -251,24 +207,6 @@ def _has_container_name(path: str) -> bool:
     name = path.lower()
     return name.endswith((*ARCHIVE_SUFFIXES, *PARQUET_SUFFIXES, *MANIFEST_SUFFIXES)) and not (
         is_hidden(path) or in_system_folder(path)
-    )
-
-
-def splits_of_files(names: list[str]) -> dict[str, Split]:
-    """Return the splits that files of the same folder state in their names, such as `test-00000-of-00002.parquet`."""
-    found: dict[str, Split] = {}
-    for folder in {posixpath.dirname(name) for name in names}:
-        stems = {name: _stem(posixpath.basename(name)) for name in names if posixpath.dirname(name) == folder}
-        splits = splits_among(set(stems.values()))
-        found |= {name: splits[stem] for name, stem in stems.items() if stem in splits}
-    return found
-
-
-def _stem(name: str) -> str:
-    """Return a file's name without the suffix of an archive or a table."""
-    suffixes = (*ARCHIVE_SUFFIXES, *PARQUET_SUFFIXES, *MANIFEST_SUFFIXES)
-    return next(
-        (name[: -len(end)] for end in sorted(suffixes, key=len, reverse=True) if name.lower().endswith(end)), name
     )
 
 

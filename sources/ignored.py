@@ -2,7 +2,7 @@
 
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from imagekin.encoder.decoding.formats import IMAGE_SUFFIXES, MISSING_EXTRAS
@@ -15,6 +15,9 @@ NO_IMAGE = "no image by its name"
 NO_READER = "an archive of a kind that is not read: unpack it"
 UNPACKED = "an archive that is unpacked beside it"
 NO_IMAGES_IN_IT = "a table of no images"
+SUBMISSION = "a table of predictions to hand in"
+TABLE_IN_TAR = "a table in a tar archive: unpack the archive to label images by it"
+MASK = "in a folder of masks, not of photos"
 SEVERAL_TABLES = "one of several tables that list the images beside them: name the one to read"
 
 # Folders in which systems keep what nobody took a photo of, in lower case, and who makes them.
@@ -28,8 +31,11 @@ SYSTEM_FOLDERS = frozenset(
         *("thmbnl", "thumbnails", "thumbs", "thumbnail"),  # cameras of Sony, and programs that show photos
     ]
 )
+# Folders of masks and outlines that data sets keep beside their photos, in lower case: PASCAL VOC, Oxford pets, MVTec.
+MASK_FOLDERS = frozenset(("segmentationclass", "segmentationobject", "trimaps", "ground_truth", "groundtruth"))
 # Folders that are libraries of programs: the thumbnails and previews that Lightroom keeps beside a catalogue.
 _SYSTEM_ENDINGS = (".lrdata",)
+_OTHER_FOLDERS = SYSTEM_FOLDERS | MASK_FOLDERS
 _OTHER_ARCHIVES = frozenset((".7z", ".rar", ".r00", ".z01", ".cab", ".iso", ".dmg", ".lz4", ".lzma", ".lz"))
 
 
@@ -89,7 +95,7 @@ def ignored_kind(path: str) -> Kind | None:
     if is_hidden(path):
         return Kind(suffix, HIDDEN)
     if in_system_folder(path):
-        return Kind(suffix, SYSTEM)
+        return Kind(suffix, MASK if _in_folder_of(path, MASK_FOLDERS) else SYSTEM)
     return None if suffix in IMAGE_SUFFIXES else _kind_of(suffix)
 
 
@@ -111,11 +117,15 @@ def is_hidden(path: str) -> bool:
 
 
 def in_system_folder(path: str) -> bool:
-    """Return whether a relative path leads through a folder in which a system keeps files of its own."""
+    """Return whether a relative path leads through a folder of what nobody took a photo of."""
     folder = path.rpartition("/")[0]
     return bool(folder) and any(
-        part in SYSTEM_FOLDERS or part.endswith(_SYSTEM_ENDINGS) for part in folder.lower().split("/")
+        part in _OTHER_FOLDERS or part.endswith(_SYSTEM_ENDINGS) for part in folder.lower().split("/")
     )
+
+
+def _in_folder_of(path: str, names: Collection[str]) -> bool:
+    return any(part in names for part in path.lower().split("/")[:-1])
 
 
 def _kind_of(suffix: str) -> Kind:

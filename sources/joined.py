@@ -9,7 +9,7 @@ from typing import NamedTuple
 from imagekin.errors import InvalidArgumentError
 from imagekin.sources.ignored import Ignored
 from imagekin.sources.labels import MAX_FOLDERS, NO_LABEL, FolderLabels, LabelRule, Named
-from imagekin.sources.pieces import Counted, Naming, Piece, Reader, ignored_in
+from imagekin.sources.pieces import Counted, Naming, Piece, Reader, ignored_in, joined
 from imagekin.sources.records import Record, VectorInfo, printable
 from imagekin.sources.splits import SPLITS, Split, split_of
 
@@ -151,13 +151,13 @@ class JoinedReaders:
                     if isinstance(found, Counted):
                         told.append((part, found))
                         continue
-                    path = part.path + printable(found)
+                    path = joined(part.path, printable(found))
                     seen[self._rule.without_folders(path), path.rpartition("/")[0], part.split] += 1
                     yield path
 
         def shape() -> Iterator[str]:
             yield from (part.path for part in self._parts)
-            yield from (f"{part.path}{one.folder}/" for part, one in told if one.folder)
+            yield from (joined(part.path, f"{one.folder}/") for part, one in told if one.folder)
 
         folders = FolderLabels(paths(), shape())
         counts: Counter[Named] = Counter()
@@ -165,7 +165,7 @@ class JoinedReaders:
             named = folders(f"{folder}/")
             counts[Named(named.label if self._rule.is_default else label, split or named.split)] += count
         for part, (own, count, _, folder) in told:
-            split = own.split or part.split or folders(f"{part.path}{folder}/").split
+            split = own.split or part.split or folders(joined(part.path, f"{folder}/")).split
             counts[Named(own.label if self._rule.is_default else None, split)] += count
         origins = [*(["folder"] if seen else []), *(counted.origin for _, counted in told if counted.origin)]
         hints = any(split_of(name) for _, folder, _ in seen for name in folder.split("/"))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from imagekin.errors import InvalidArgumentError
-from imagekin.sources.splits import Split, split_of, splits_among
+from imagekin.sources.splits import Split, says_nothing, split_of, splits_among
 
 LOOK_AHEAD = 10_000
 """Images of a source that is read from front to back by which its folders are judged."""
@@ -146,7 +146,9 @@ class FolderLabels:
             for branch in branches:
                 for folder in branch.folders.values():
                     folder.split = splits.get(folder.name, branch.split)
-                    (deeper if shared or folder.name in splits else classes).append(folder)
+                    # Beside splits, a folder of a name like `images` holds classes as they do.
+                    is_above = shared or folder.name in splits or (bool(splits) and says_nothing(folder.name))
+                    (deeper if is_above else classes).append(folder)
             self._name(classes)
             branches = deeper
 

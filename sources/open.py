@@ -13,9 +13,10 @@ from urllib.parse import urlsplit
 
 from imagekin.encoder.decoding.decode import DecodeLimits
 from imagekin.errors import InvalidArgumentError, NotFoundError
-from imagekin.sources.containers import listed_parts, open_container, part_of, splits_of_files
+from imagekin.sources.containers import listed_parts, open_container, part_of
 from imagekin.sources.formats.file_list import FilesReader, ListReader, below
 from imagekin.sources.formats.folder import folder_listing
+from imagekin.sources.formats.names import splits_of_files
 from imagekin.sources.ignored import is_image_name
 from imagekin.sources.joined import JoinedReaders, Part
 from imagekin.sources.labels import FOLDER, LabelRule

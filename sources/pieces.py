@@ -6,6 +6,7 @@ can be sent to another process or machine, where its paths must be valid. Pieces
 create: their records are read when they are iterated.
 """
 
+import posixpath
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
@@ -85,7 +86,7 @@ class Naming:
 
     def named(self, path: str) -> Named:
         """Return the label and the split of the image with a path."""
-        label, split = self.rule(self.path + printable(path))
+        label, split = self.rule(joined(self.path, printable(path)))
         return Named(label, split or self.split)
 
     def told(self, path: str, label: str | None, split: Split | None = None) -> Named:
@@ -100,6 +101,14 @@ class Naming:
     def failure(self, name: str, error: ImagekinError) -> Record:
         """Return the record that says that a reader, with a name, cannot read further."""
         return record_of(self.key.rstrip("/") or name, error)
+
+
+def joined(folder: str, path: str) -> str:
+    """Return a path in a folder of the source, for the rule of labels."""
+    whole = folder + path
+    if "../" not in whole:
+        return whole
+    return posixpath.normpath(whole).removeprefix("../") + ("/" if path.endswith("/") else "")
 
 
 class Reader(Protocol):

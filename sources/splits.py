@@ -17,9 +17,12 @@ Split: TypeAlias = Literal["train", "validation", "test", "unlabelled"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 _WORDS: dict[str, Split] = {
-    **dict.fromkeys(("train", "training", "trainset", "trainingset", "trainval", "trn"), "train"),
+    **dict.fromkeys(
+        ("train", "training", "trainset", "trainingset", "trainval", "trn", "labeled", "labelled"), "train"
+    ),
     **dict.fromkeys(("val", "valid", "validation", "valset", "validationset", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "testset", "testingset", "tst", "holdout", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("query", "gallery", "probe"), "test"),  # of people and products that are to be found again
     **dict.fromkeys(("unlabeled", "unlabelled", "unsup", "pred", "prediction", "predictions"), "unlabelled"),
 }
 # Words that say nothing of what is in a folder.
@@ -72,4 +75,10 @@ def splits_among(names: Collection[str]) -> dict[str, Split]:
     if len(together.get((), ())) >= 2 or (len(names) == 1 and () in together):
         return {name: named.split for name, named in found.items()}
     several = {rest for rest, splits in together.items() if len(splits) >= 2}
-    return {name: named.split for name, named in found.items() if named.rest in several}
+    return {name: named.split for name, named in found.items() if named.rest in several or (several and not named.rest)}
+
+
+def says_nothing(name: str) -> bool:
+    """Return whether a name has only words that say that there are images, such as `data_256`."""
+    words = [word.lower() for word in _WORD.findall(name)]
+    return bool(words) and _FILLERS.issuperset(words)

@@ -4,6 +4,7 @@
 - COCO: `images`, `annotations` and `categories` (https://cocodataset.org/#format-data); Roboflow's export too;
 - Label Studio: a list of tasks with `data` and `annotations`, or its short form "JSON-MIN"
   (https://labelstud.io/guide/export);
+- an object of labels by file name, or StyleGAN's `dataset.json`: a list of pairs of these;
 - FiftyOne: `labels.json` with `classes` and `labels`, or `samples.json`
   (https://docs.voxel51.com/user_guide/export_datasets.html).
 
@@ -12,18 +13,17 @@ An image has one label: of several, the first one.
 
 import json
 import posixpath
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
-from urllib.parse import parse_qs, urlsplit
 
+from imagekin.encoder.decoding.formats import IMAGE_SUFFIXES
 from imagekin.sources.formats.table_rows import Row
+from imagekin.sources.ignored import suffix_of
 from imagekin.types import JSON
 
 MAX_BYTES = 512 * 2**20
 """A file is read as a whole; a larger one is refused."""
-# Label Studio puts eight characters and a hyphen before the name of a file that is uploaded.
-_UPLOADED = re.compile(r"^/?data/upload/(?:\d+/)?(?:[0-9a-f]{8}-)?")
+_JUDGED = 20
 
 
 def json_rows(file: IO[bytes]) -> Iterator[Row]:
@@ -56,10 +56,27 @@ def _rows(whole: Any) -> Iterator[Mapping[str, JSON]] | None:
             return _fiftyone_labels(whole)
         if isinstance(whole.get("samples"), list):
             return _fiftyone_samples(whole["samples"])
-        return None
+        pairs = whole["labels"] if isinstance(whole.get("labels"), list) else list(whole.items())
+        return _pairs(pairs) if pairs and all(map(_is_pair, pairs[:_JUDGED])) else None
     if isinstance(whole, list) and whole and all(isinstance(one, Mapping) for one in whole):
-        return _label_studio(whole) if "data" in whole[0] or "choice" in whole[0] else iter(whole)
+        return _label_studio(whole) if "data" in whole[0] or {"image", "choice"} <= set(whole[0]) else iter(whole)
     return None
+
+
+def _is_pair(pair: Any) -> bool:
+    """Return whether something is the name of an image file and its label."""
+    return (
+        isinstance(pair, (list, tuple))
+        and len(pair) == 2
+        and isinstance(pair[0], str)
+        and suffix_of(pair[0]) in IMAGE_SUFFIXES
+        and isinstance(pair[1], (str, int, Mapping))
+    )
+
+
+def _pairs(pairs: Sequence[Any]) -> Iterator[Mapping[str, JSON]]:
+    for name, label in pairs:
+        yield {"path": name, "label": label}
 
 
 def _coco(whole: Mapping[str, Any]) -> Iterator[Mapping[str, JSON]]:
@@ -74,23 +91,13 @@ def _coco(whole: Mapping[str, Any]) -> Iterator[Mapping[str, JSON]]:
 def _label_studio(tasks: list[Mapping[str, Any]]) -> Iterator[Mapping[str, JSON]]:
     for task in tasks:
         if "data" not in task:  # the short form
-            yield {"path": _studio_path(str(task["image"])), "label": _first(task.get("choice"))}
+            yield {"path": str(task["image"]), "label": _first(task.get("choice"))}
             continue
         data = task["data"]
         image = data.get("image") or next(value for value in data.values() if isinstance(value, str))
         results = [result for one in task.get("annotations", []) for result in one.get("result", [])]
         choices = [result["value"]["choices"] for result in results if "choices" in result.get("value", {})]
-        yield {"path": _studio_path(image), "label": _first(choices[0] if choices else None)}
-
-
-def _studio_path(path: str) -> str:
-    """Return the path of a task's image as it is on disk; a URL stays one."""
-    parts = urlsplit(path)
-    if parts.scheme:
-        return path
-    if parts.path.endswith("/local-files/") and (given := parse_qs(parts.query).get("d")):
-        return given[0]
-    return _UPLOADED.sub("", path)
+        yield {"path": image, "label": _first(choices[0] if choices else None)}
 
 
 def _fiftyone_labels(whole: Mapping[str, Any]) -> Iterator[Mapping[str, JSON]]:

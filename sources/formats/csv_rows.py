@@ -4,18 +4,21 @@ import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, cast
 
 from imagekin.encoder.decoding.formats import IMAGE_SUFFIXES
-from imagekin.sources.formats.table_rows import Row, is_named, path_column
+from imagekin.sources.formats.table_rows import NO_NAME, Row, is_named, path_column
 from imagekin.sources.formats.text_lines import read_lines
 from imagekin.sources.ignored import suffix_of
-from imagekin.sources.records import printable
 from imagekin.types import JSON
 
 _SEPARATORS = (",", ";", "\t", "|")
 _CHUNK_BYTES = 64 * 1024
+_EXCEL_SEPARATOR = re.compile(r'^"?sep=(.)"?\s*$', re.IGNORECASE)
+# Bytes by which text of two bytes a character is known when it has no mark.
+_LOOKED_AT = 256
 _BYTE_ORDER_MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 # What Windows' programs write that do not write UTF-8.
 _OTHER_ENCODING = "cp1252"
@@ -40,6 +43,8 @@ def csv_rows(file: IO[bytes], separator: str | None = None) -> Iterator[Row]:
 
     found = lines()
     first = next(found, None)
+    if first is not None and (named := _EXCEL_SEPARATOR.match(first)):  # which Excel reads, and writes when asked to
+        separator, first = named[1], next(found, None)
     if first is None:
         return
     separator = separator or _separator(first)
@@ -64,12 +69,11 @@ def csv_rows(file: IO[bytes], separator: str | None = None) -> Iterator[Row]:
         if not any(cells):
             continue
         if names is None:
-            names = _header(cells)
-            problem = _bad_header(names)
-            if problem:
-                yield Row(reader.line_num, problem)
+            names, is_row = _header(cells)
+            if len(set(names)) < len(names):
+                yield Row(reader.line_num, "the table has two columns of one name")
                 return
-            if names == cells:
+            if not is_row:
                 continue
         if len(cells) != len(names):
             yield Row(reader.line_num, f"the row has {len(cells)} cells, the table {len(names)} columns")
@@ -77,24 +81,19 @@ def csv_rows(file: IO[bytes], separator: str | None = None) -> Iterator[Row]:
             yield Row(reader.line_num, {name: _cell(name, cell) for name, cell in zip(names, cells, strict=True)})
 
 
-def _header(cells: Sequence[str]) -> list[str]:
-    """Return the names of the columns: the first row or, when that is an image's row already, names by their place."""
-    if path_column(cells) is not None:
-        return list(cells)
+def _header(cells: Sequence[str]) -> tuple[list[str], bool]:
+    """Return the names of the columns: the first row or, when that is an image's row already, names by their place.
+
+    Columns without a name, such as those of numbers that pandas writes, are named by their place, too.
+    """
     images = [place for place, cell in enumerate(cells) if suffix_of(cell) in IMAGE_SUFFIXES]
-    if len(images) != 1:
-        return list(cells)
-    names = [f"column {place + 1}" for place in range(len(cells))]
+    if path_column(cells) is not None or len(images) != 1:
+        return [cell or f"{NO_NAME} {place + 1}" for place, cell in enumerate(cells)], False
+    names = [f"{NO_NAME} {place + 1}" for place in range(len(cells))]
     names[images[0]] = "path"
     if len(cells) == 2:
         names[1 - images[0]] = "label"
-    return names
-
-
-def _bad_header(names: list[str]) -> str | None:
-    if path_column(names) is None:
-        return f"the table has no column 'path', its first line is {printable(', '.join(names))[:200]!r}"
-    return "the table has two columns of one name" if len(set(names)) < len(names) else None
+    return names, True
 
 
 def _separator(line: str) -> str:
@@ -134,9 +133,19 @@ def _decoded(line: str) -> str:
 
 def _as_utf8(file: IO[bytes]) -> IO[bytes]:
     """Return a stream of UTF-8 for a file that begins with UTF-16's byte order mark; others as they are."""
-    head = cast("Any", file).peek(2)[:2]
-    encoding = _BYTE_ORDER_MARKS.get(head)
+    head = cast("Any", file).peek(_LOOKED_AT)[:_LOOKED_AT]
+    encoding = _BYTE_ORDER_MARKS.get(head[:2]) or _unmarked(head)
     return file if encoding is None else cast("IO[bytes]", io.BufferedReader(_Recoded(file, encoding), _CHUNK_BYTES))
+
+
+def _unmarked(head: bytes) -> str | None:
+    """Return the encoding of text of two bytes a character, half of which are zero; None for other text."""
+    high, low = head[1::2], head[::2]
+    if len(head) < 8 or b"\0" not in head:
+        return None
+    if high.count(0) > 0.8 * len(high) and not low.count(0):
+        return "utf-16-le"
+    return "utf-16-be" if low.count(0) > 0.8 * len(low) and not high.count(0) else None
 
 
 class _Recoded(io.RawIOBase):

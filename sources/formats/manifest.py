@@ -4,16 +4,16 @@ import contextlib
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
 from itertools import islice
 from typing import IO, NamedTuple
 
-from imagekin.encoder.decoding.formats import IMAGE_SUFFIXES
 from imagekin.errors import InvalidArgumentError
 from imagekin.sources.formats.annotations import json_rows
 from imagekin.sources.formats.csv_rows import csv_rows
+from imagekin.sources.formats.table_paths import Beside, LocalFiles, PathTemplate, find_template
 from imagekin.sources.formats.table_rows import (
     KEY_COLUMNS,
     LABEL_COLUMNS,
@@ -22,6 +22,7 @@ from imagekin.sources.formats.table_rows import (
     first_of,
     one_hot_columns,
     one_label,
+    only_label,
     path_column,
     row_metadata,
     split_column,
@@ -31,16 +32,15 @@ from imagekin.sources.ignored import Ignored, suffix_of
 from imagekin.sources.labels import LOOK_AHEAD, Named
 from imagekin.sources.pieces import Counted, ImageFile, Naming, Piece, Surveyed
 from imagekin.sources.places import LocalPlace, Place, is_url
-from imagekin.sources.records import RowError, SourceError, record_of
-from imagekin.sources.splits import split_named, split_of
+from imagekin.sources.records import RowError, SourceError, printable, record_of
+from imagekin.sources.splits import split_named
+from imagekin.types import JSON
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
-MANIFEST_SUFFIXES = (*TABLE_SUFFIXES, ".json")
 _CSV_SUFFIXES = (".csv", ".tsv")
 # Rows by which classes that are columns, and the folder of the images, are found.
 _JUDGED_ROWS = 20
-# Folders beside a table in which its images are looked for.
-_MAX_FOLDERS = 100
+# Rows by which a column `id` is found to repeat, so that it names no image.
+_KEY_ROWS = 1_000
 
 
 class _Columns(NamedTuple):
@@ -63,15 +63,21 @@ class ManifestReader:
     Args:
         place: the manifest.
         max_bytes: larger images are not read.
+        beside: the files beside it; by default those of its folder on this machine.
     """
 
     embedded = None
 
-    def __init__(self, place: Place, max_bytes: int) -> None:
+    def __init__(self, place: Place, max_bytes: int, beside: Beside | None = None) -> None:
         self._place = place
         self._max_bytes = max_bytes
+        self._folder = ""
+        if isinstance(place, LocalPlace):
+            self._folder = os.path.dirname(os.path.abspath(place.path))
+            beside = LocalFiles(self._folder)
+        self._beside = beside
         self._names: tuple[str, ...] = ()
-        self._found = _columns_of(())
+        self._found = _Columns(None, None, None, None)
 
     def survey(self, *, whole: bool = False) -> Iterator[Surveyed]:
         """Yield the number of images of each label, or the paths where folders are labels, see `Reader`."""
@@ -85,14 +91,14 @@ class ManifestReader:
             if isinstance(row, SourceError) or isinstance(row.values, str):
                 continue
             columns = self._columns(row)
-            path = row.values.get(columns.path or "")
+            path = _text(row.values.get(columns.path or ""))
             split = split_named(row.values.get(columns.split or ""))
             if columns.label or self._classes:
                 origin = f"column {columns.label!r}" if columns.label else "columns of 0 and 1"
                 with contextlib.suppress(InvalidArgumentError):
-                    folder = posixpath.dirname(self._relative(path)) if isinstance(path, str) else ""
+                    folder = posixpath.dirname(self._relative(path)) if path and not is_url(path) else ""
                     counts[Named(self._label(row, columns), split), folder] += 1
-            elif isinstance(path, str):
+            elif path:
                 yield self._relative(path)
         yield from (Counted(named, count, origin, folder) for (named, folder), count in counts.items())
         if not is_whole:
@@ -103,6 +109,10 @@ class ManifestReader:
         for row in self._safe_rows():
             if isinstance(row, SourceError):
                 yield (record_of(naming.key + self._place.name, row),)
+            elif self._is_csv and not isinstance(row.values, str) and self._columns(row).path is None:
+                problem = f"the table has no column 'path', its columns are {printable(', '.join(row.values))[:200]!r}"
+                yield (record_of(naming.key + self._place.name, SourceError(problem)),)
+                return
             else:
                 yield self._piece(row, naming)
 
@@ -124,18 +134,18 @@ class ManifestReader:
     def paths(self) -> Iterator[str]:
         """Yield the paths of the images, relative to the manifest."""
         for row in self._safe_rows():
-            if not isinstance(row, SourceError) and not isinstance(row.values, str):
-                path = row.values.get(self._columns(row).path or "")
-                if isinstance(path, str) and path:
-                    yield self._relative(path)
+            if isinstance(row, SourceError) or isinstance(row.values, str):
+                continue
+            if path := _text(row.values.get(self._columns(row).path or "")):
+                yield self._relative(path)
 
     def labels_files_beside_it(self) -> bool:
-        """Return whether it gives labels or payloads to files of this machine in its folder or below it."""
-        if not isinstance(self._place, LocalPlace) or not self._first:
+        """Return whether it gives labels or payloads to files beside it, in its folder or below it."""
+        beside = self._beside
+        if beside is None or not self._first:
             return False
-        folder = os.path.dirname(self._place.path)
         paths = [self._relative(path) for path in self._first_paths]
-        found = sum(not is_url(path) and os.path.isfile(os.path.join(folder, path)) for path in paths)
+        found = sum(not is_url(path) and beside.is_file(path) for path in paths)
         return bool(paths) and 2 * found >= len(paths)
 
     @property
@@ -167,57 +177,75 @@ class ManifestReader:
         rows = (
             row for row in self._safe_rows() if not isinstance(row, SourceError) and not isinstance(row.values, str)
         )
-        return list(islice(rows, _JUDGED_ROWS))
+        return list(islice(rows, _KEY_ROWS))
+
+    @cached_property
+    def _judged(self) -> list[Mapping[str, JSON]]:
+        """The values of the few first rows by which columns are judged."""
+        return [row.values for row in self._first[:_JUDGED_ROWS] if not isinstance(row.values, str)]
 
     @property
     def _first_paths(self) -> list[str]:
+        rows = self._first[:_JUDGED_ROWS]
         paths = [
-            row.values.get(self._columns(row).path or "") for row in self._first if not isinstance(row.values, str)
+            _text(row.values.get(self._columns(row).path or "")) for row in rows if not isinstance(row.values, str)
         ]
-        return [path for path in paths if isinstance(path, str) and path]
+        return [path for path in paths if path]
 
     @cached_property
     def _classes(self) -> tuple[str, ...]:
         """Columns that are classes, where no column has labels."""
-        rows = [row.values for row in self._first if not isinstance(row.values, str)]
-        if not rows or not self._is_csv or self._columns(self._first[0]).label:
+        if not self._judged or not self._is_csv or self._columns(self._first[0]).label:
             return ()
-        return one_hot_columns(rows, self._columns(self._first[0]))
+        return one_hot_columns(self._judged, self._columns(self._first[0]))
 
     @cached_property
-    def _template(self) -> tuple[str, str]:
-        """The folder before each path, and the end after it, with which it is the path of a file.
+    def _template(self) -> PathTemplate:
+        """Turn its paths into those of files."""
+        return self._template_of(self._first_paths) or PathTemplate()
 
-        Tables of public sets often name images without `.jpg`, or without the folder beside them.
-        """
-        if not isinstance(self._place, LocalPlace):
-            return "", ""
-        paths = [path for path in self._first_paths if not is_url(path) and not os.path.isabs(path)]
-        root = os.path.dirname(self._place.path)
-        if not paths or os.path.exists(os.path.join(root, paths[0])):
-            return "", ""
-        ends = [""] if suffix_of(paths[0]) in IMAGE_SUFFIXES else ["", *sorted(IMAGE_SUFFIXES)]
-        for folder in ("", *_folders_below(root, self._place.name), ".."):
-            for end in ends:
-                if os.path.isfile(os.path.join(root, folder, paths[0] + end)):
-                    return f"{folder}/" if folder else "", end
-        return "", ""
+    def _template_of(self, paths: Sequence[str]) -> PathTemplate | None:
+        if self._beside is None:
+            return None
+        return find_template(paths, self._beside, f"{posixpath.basename(self._folder)}/{self._place.name}")
 
     def _relative(self, path: str) -> str:
         """Return a path as a key, without empty and `.` parts."""
-        if path.startswith("/") or is_url(path):
-            return path
-        before, after = self._template
-        if "\\" in path and "/" not in path:  # written on Windows
-            path = path.replace("\\", "/")
-        whole = "/".join(part for part in f"{before}{path}{after}".split("/") if part not in ("", "."))
-        return posixpath.normpath(whole) if before.startswith("..") else whole
+        return self._template(path)
 
     def _columns(self, row: Row) -> _Columns:
         names = tuple(row.values) if not isinstance(row.values, str) else ()
         if names != self._names:  # the same in every row of a table
-            self._names, self._found = names, _columns_of(names)
+            self._names, self._found = names, self._columns_of(names)
         return self._found
+
+    def _columns_of(self, names: tuple[str, ...]) -> _Columns:
+        path, key, label, split = self._path_of(names), first_of(names, KEY_COLUMNS), None, split_column(names)
+        if key == path or (key is not None and key.strip().lower() == "id" and self._repeats(key)):
+            key = None
+        label = first_of([name for name in names if name != path], LABEL_COLUMNS)
+        if label is None and self._is_csv and path:
+            used = (path, key, split)
+            if not one_hot_columns(self._judged, used):
+                label = only_label(self._judged, used)
+        return _Columns(path, key, label, split)
+
+    def _path_of(self, names: tuple[str, ...]) -> str | None:
+        """Return the column of paths: one that is called so or, when that names no files here, one that does."""
+        named = path_column(names)
+        if named is not None and self._template_of([_text(row.get(named)) for row in self._judged]) is not None:
+            return named
+        label = first_of(names, LABEL_COLUMNS)
+        for name in names:
+            # Numbers may be those of files by chance.
+            paths = [path for row in self._judged if isinstance(path := row.get(name), str)]
+            if name not in (named, label) and paths and self._template_of(paths) is not None:
+                return name
+        return named
+
+    def _repeats(self, name: str) -> bool:
+        values = [row.values.get(name) for row in self._first if not isinstance(row.values, str)]
+        return len(set(map(str, values))) < len(values)
 
     def _label(self, row: Row, columns: _Columns) -> str | None:
         if isinstance(row.values, str):
@@ -229,8 +257,8 @@ class ManifestReader:
         if isinstance(row.values, str):
             return (record_of(where, RowError(row.values)),)
         columns = self._columns(row)
-        path = row.values[columns.path] if columns.path else None
-        if not isinstance(path, str) or not path:
+        path = _text(row.values[columns.path]) if columns.path else ""
+        if not path:
             return (record_of(where, RowError("it names no path: a manifest needs a column 'path'")),)
         relative = self._relative(path)
         key = row.values.get(columns.key) if columns.key else None
@@ -247,33 +275,17 @@ class ManifestReader:
         return ImageFile(key, place, self._max_bytes, named.label, told.payload, split or named.split)
 
 
-def _columns_of(names: tuple[str, ...]) -> _Columns:
-    path, key = path_column(names), first_of(names, KEY_COLUMNS)
-    return _Columns(path, None if key == path else key, first_of(names, LABEL_COLUMNS), split_column(names))
-
-
 def _below(folder: str, path: str) -> str:
     """Return the key of a path relative to a manifest in a folder of the source."""
-    return path if path.startswith("/") or is_url(path) else folder + path
+    if path.startswith("/") or is_url(path):
+        return path
+    whole = posixpath.normpath(folder + path) if path.startswith("../") and folder else folder + path
+    return path if whole.startswith("../") else whole
 
 
-def _folders_below(root: str, name: str) -> Sequence[str]:
-    """Return folders in which the images of a table may lie: that of its name and split first, and none of another."""
-    stem = name.partition(".")[0]
-    try:
-        with os.scandir(root) as entries:
-            found = sorted(entry.name for entry in islice(entries, 10 * _MAX_FOLDERS) if entry.is_dir())
-    except OSError:
-        return ()
-    found = [folder for folder in found if not folder.startswith(".")][:_MAX_FOLDERS]
-    found += [f"{folder}/images" for folder in found if os.path.isdir(os.path.join(root, folder, "images"))]
-    own = split_of(stem)
-    # A table that names no split is one of training images, whose numbers test images may have too.
-    wanted = own.split if own else "train"
-    splits = {folder: None if (named := split_of(folder)) is None else named.split for folder in found}
-    if own:
-        found = [folder for folder in found if splits[folder] in (None, wanted)]
-    return sorted(found, key=lambda one: (not one.startswith(stem), splits[one] != wanted, splits[one] is not None))
+def _text(cell: JSON) -> str:
+    """Return the text of a cell of paths, which may be a number; empty for anything else."""
+    return str(cell) if isinstance(cell, (str, int)) and not isinstance(cell, bool) else ""
 
 
 def _json_lines(file: IO[bytes]) -> Iterator[Row]:

@@ -33,10 +33,25 @@ _SPLIT_COLUMNS = (
     "data_split",
     "data_set",
     "set",
+    "image_set",
+    "img_set",
+    "phase",
     "usage",
     "fold_name",
 )
 PAYLOAD_COLUMN = "payload"
+NO_NAME = "column"
+"""Beginning of the name of a column without one."""
+# Columns that are no labels, even when there is no other: texts, measures and numbers.
+_NO_LABELS = frozenset(
+    [
+        *("caption", "captions", "text", "title", "description", "prompt", "comment", "comments", "note", "notes"),
+        *("url", "source", "license", "author", "photographer", "date", "time", "timestamp", "year"),
+        *("width", "height", "size", "bytes", "md5", "sha1", "sha256", "hash", "price", "score", "lat", "lon"),
+    ]
+)
+_MAX_LABEL, _MAX_WORDS = 40, 4
+_FEW_ROWS = 10
 _TRUE, _FALSE = frozenset(("1", "1.0", "true")), frozenset(("0", "0.0", "false", ""))
 
 
@@ -85,6 +100,18 @@ def one_hot_columns(rows: Sequence[Mapping[str, JSON]], used: Collection[str | N
     return names if is_one_hot else ()
 
 
+def only_label(rows: Sequence[Mapping[str, JSON]], used: Collection[str | None]) -> str | None:
+    """Return the only column besides those that are used, when it looks like labels: short texts that repeat."""
+    names = rows[0] if rows else ()
+    others = [name for name in names if name not in used and not _plain(name).startswith((NO_NAME, "unnamed"))]
+    if len(others) != 1 or _plain(others[0]) in (*_NO_LABELS, *_SPLIT_COLUMNS, PAYLOAD_COLUMN):
+        return None
+    values = [value for row in rows if (value := row.get(others[0])) is not None]
+    are_labels = all(isinstance(value, int) or (isinstance(value, str) and _is_short(value)) for value in values)
+    repeat = len(values) < _FEW_ROWS or len(set(map(str, values))) < len(values)
+    return others[0] if values and are_labels and repeat else None
+
+
 def class_of(row: Mapping[str, JSON], classes: Sequence[str]) -> str | None:
     """Return the first of the columns whose cell is 1."""
     return next((name for name in classes if _flag(row.get(name))), None)
@@ -131,6 +158,10 @@ def one_label(value: object) -> str | None:
         value = next((value[name] for name in ("label", "name", "choices") if name in value), None)
         return one_label(value) if isinstance(value, list) else label_text(value)
     return label_text(value.strip() if isinstance(value, str) else value)
+
+
+def _is_short(text: str) -> bool:
+    return len(text) <= _MAX_LABEL and len(text.split()) <= _MAX_WORDS and "://" not in text and "/" not in text
 
 
 def _plain(name: str) -> str:

@@ -15,9 +15,19 @@ from dataclasses import replace
 from typing import IO
 
 from imagekin.errors import InvalidArgumentError
+from imagekin.sources.formats.names import TABLE_SUFFIXES
 from imagekin.sources.formats.sidecars import SIDECAR_SUFFIXES, Sidecars
 from imagekin.sources.formats.tar_members import DAMAGE, Archive, is_compressed, key_of, opened, problem_of
-from imagekin.sources.ignored import NO_IMAGE, Ignored, Kind, ignored_kind, is_hidden, is_image_name, suffix_of
+from imagekin.sources.ignored import (
+    NO_IMAGE,
+    TABLE_IN_TAR,
+    Ignored,
+    Kind,
+    ignored_kind,
+    is_hidden,
+    is_image_name,
+    suffix_of,
+)
 from imagekin.sources.labels import LOOK_AHEAD, Named
 from imagekin.sources.pieces import Counted, Naming, Piece, Surveyed, WholeArchive
 from imagekin.sources.places import Place
@@ -145,7 +155,8 @@ class TarReader:
                         continue
                     kind = ignored_kind(key.lstrip("/"))
                     if kind is not None and not _is_sidecar(key):
-                        ignored.add(kind)
+                        is_table = kind.reason == NO_IMAGE and kind.suffix in TABLE_SUFFIXES
+                        ignored.add(Kind(kind.suffix, TABLE_IN_TAR) if is_table else kind)
                         continue
                     stem = _stem(key)
                     if stem != group.stem or group.full:

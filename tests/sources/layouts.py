@@ -52,6 +52,11 @@ def parquet(name: str, rows: list[str], image: Images) -> bytes:
     return file.getvalue()
 
 
+def packed(member: str, text: str) -> bytes:
+    """Return the contents of a member; in a table, `:` and `;` are commas and ends of lines."""
+    return (text.replace(":", ",").replace(";", "\n") if member.endswith(".csv") else text).encode()
+
+
 def make(root: Path, files: list[str], image: Images = lambda name: IMAGE) -> Path:
     """Write the files of a layout.
 
@@ -74,6 +79,6 @@ def make(root: Path, files: list[str], image: Images = lambda name: IMAGE) -> Pa
             path.write_bytes(parquet(name, inside[:-1].split(";"), image))
         else:
             members = (one.partition("=") for one in inside[:-1].split(","))
-            contents = {member: data.encode() or image(f"{name}/{member}") for member, _, data in members}
+            contents = {member: packed(member, data) or image(f"{name}/{member}") for member, _, data in members}
             path.write_bytes(archive(name, contents))
     return root

@@ -23,7 +23,7 @@ from imagekin.sources.splits import splits_among
         ("train", "train"),
         ("val_256 test_256", "validation test"),
         ("Training Test test-multiple_fruits papers", "train test test -"),
-        ("bounding_box_train bounding_box_test query", "train test -"),
+        ("bounding_box_train bounding_box_test query", "train test test"),
         ("Train Test Meta", "train test -"),
         ("training validation evaluation", "train validation test"),
         ("train hold-out", "train test"),

@@ -41,7 +41,7 @@ class Expected:
 def written(root: Path, files: list[str]) -> Path:
     """Write a layout with pictures that are all different, three times as many where no table names them."""
     numbers: dict[str, int] = {}
-    if not any(re.search(r"\.(csv|tsv|json|jsonl|parquet)[({\[]|\.cls=|\.txt=", text) for text in files):
+    if not any(re.search(r"\.(csv|tsv|json|jsonl|parquet)[({\[]|\.(cls|txt|csv)=", text) for text in files):
         files = [_IMAGE.sub(r"\1\2,\1-2\2,\1-3\2" if "(" in text else r"\1\2", text) for text in files]
         alone = [text for text in files if "(" not in text and _IMAGE.fullmatch(text)]
         files = files + [_IMAGE.sub(rf"\1-{copy}\2", text) for text in alone for copy in (2, 3)]

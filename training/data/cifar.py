@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagekin.errors import InvalidArgumentError, NotFoundError
-from imagekin.sources.containers import TAR_SUFFIXES
+from imagekin.sources.formats.names import TAR_SUFFIXES
 from imagekin.sources.formats.tar_members import read_members
 from imagekin.training.data.arrays import Arrays, Split
 

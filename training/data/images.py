@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from imagekin.encoder.decoding.decode import fit, from_array
 from imagekin.encoder.metadata import Preprocess, Resize
 from imagekin.errors import InvalidArgumentError
-from imagekin.sources.containers import ARCHIVE_SUFFIXES
+from imagekin.sources.formats.names import ARCHIVE_SUFFIXES
 from imagekin.sources.joined import Plan
 from imagekin.sources.labels import FOLDER
 from imagekin.sources.open import open_source
