@@ -93,7 +93,7 @@ class PackedFiles:
 
 @dataclass(frozen=True, slots=True)
 class PathTemplate:
-    """What makes the path of a file of a path in a table.
+    """The way from a path in a table to that of a file.
 
     Attributes:
         strip: beginning that is left out.
@@ -135,7 +135,7 @@ def plain_path(path: str) -> str:
 
 
 def find_template(paths: Sequence[str], beside: Beside, table: str) -> PathTemplate | None:
-    """Return what makes files of a table's paths, judged by the first ones; None when they are of no files here.
+    """Find the way from a table's paths to files, by the first ones; None when they are of no files here.
 
     Args:
         paths: paths as the table has them.
@@ -153,7 +153,7 @@ def find_template(paths: Sequence[str], beside: Beside, table: str) -> PathTempl
 
 
 def _templates(path: str, folders: Callable[[], Sequence[str]]) -> Iterator[PathTemplate]:
-    """Yield what may make a file's path of a path, from the likely to the far-fetched."""
+    """Yield ways from a path to that of a file, from the likely to the far-fetched."""
     yield PathTemplate()
     ends = [""] if suffix_of(path) in IMAGE_SUFFIXES else ["", *sorted(IMAGE_SUFFIXES)]
     befores = ["", *(f"{folder}/" for folder in folders())]
