@@ -55,5 +55,6 @@ def adapt_command(
         f"{report.held_out_count:,} held-out images\n"
         f"linear accuracy  {report.linear_before:.2%} before, {report.linear_after:.2%} after\n"
         f"time             {report.embed_seconds:.0f} s to embed {report.image_count:,} images, "
-        f"{report.head_seconds:.0f} s for the head"
+        f"{report.head_seconds:.0f} s for the head\n"
+        f"next             imagekin index NAME IMAGES --model {report.model}: a collection of its own, as its space is new"
     )
