@@ -56,5 +56,5 @@ def adapt_command(
         f"linear accuracy  {report.linear_before:.2%} before, {report.linear_after:.2%} after\n"
         f"time             {report.embed_seconds:.0f} s to embed {report.image_count:,} images, "
         f"{report.head_seconds:.0f} s for the head\n"
-        f"next             imagekin index NAME IMAGES --model {report.model}: a collection of its own, as its space is new"
+        f"next             imagekin index NAME IMAGES --model {report.model} (a new collection: its space is new)"
     )
