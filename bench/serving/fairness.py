@@ -33,7 +33,7 @@ from imagekin.v1 import common_pb2, embedder_pb2
 CALLERS = 10
 EMBED = "/imagekin.v1.Embedder/Embed"
 _FACTOR = 1.5
-_PAUSE_SECONDS = 0.05
+_PAUSE_SECONDS = 0.1
 _SETTLE_SECONDS = 3.0
 _PHOTO_SIDE = 640
 
@@ -50,7 +50,7 @@ def huge(megapixels: float) -> bytes:
     """Return a PNG of so many megapixels, small as a file."""
     side = round((megapixels * 1e6) ** 0.5)
     file = io.BytesIO()
-    Picture.linear_gradient("L").resize((side, side)).convert("RGB").save(file, "PNG", compress_level=1)
+    Picture.linear_gradient("L").resize((side, side)).convert("RGB").save(file, "PNG", compress_level=6)
     return file.getvalue()
 
 

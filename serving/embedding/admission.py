@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from imagekin.errors import ResourceExhaustedError
 from imagekin.serving.settings import Limits
+from imagekin.serving.transport.turns import Path
 
 # The wait is only guessed; a call let in that is then too late costs an answer that somebody else could have had.
 _CAUTION = 1.3
@@ -16,9 +17,6 @@ _LEAST_RETRY_SECONDS = 0.05
 _MOST_RETRY_SECONDS = 30.0
 # One caller leaves this part of the queue to the others.
 _LEFT_TO_OTHERS = 4
-
-# Who a request is from: a caller, one of its connections, one of the requests there.
-Path = tuple[Hashable, ...]
 
 
 class Load(NamedTuple):

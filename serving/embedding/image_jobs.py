@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagekin.errors import ImagekinError
-from imagekin.serving.embedding.admission import Load, Path
+from imagekin.serving.embedding.admission import Load
+from imagekin.serving.transport.turns import Path
 
 Source = bytes | memoryview | NDArray[np.uint8]
 

@@ -6,9 +6,8 @@ that suits the length of the queue, or no file is left to decode. No thread wait
 stays in one thread all the way, and decoding and inference share the cores as needed. At most two batches of pixels
 wait, which bounds the memory when inference is slower than decoding.
 
-Large pictures hold nobody up. A decoded image waits for the decoding of others no longer than inference of a batch
-takes. Decoding cannot be interrupted, so there is one more thread: while all others decode large pictures, it decodes
-small ones.
+Only large pictures are decoded by further threads, see `imagekin.serving.embedding.lanes`, and no batch that holds a
+small one waits for them.
 """
 
 import asyncio
@@ -16,25 +15,26 @@ import contextlib
 import itertools
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
-from queue import SimpleQueue
 
 from imagekin.errors import DeadlineExceededError, ResourceExhaustedError
 from imagekin.serving.embedding.admission import Admission, Load
 from imagekin.serving.embedding.costs import decoding_seconds
 from imagekin.serving.embedding.image_jobs import DecodedImage, EmbedOutcome, Ended, File, Source, Work
+from imagekin.serving.embedding.lanes import Lane, give_way
 from imagekin.serving.embedding.stages import Runner, Stages
 from imagekin.serving.observability.metrics import Metrics
 from imagekin.serving.settings import Limits
 from imagekin.serving.transport.callers import CALLER
-from imagekin.serving.transport.turns import Turns
 
 _IMAGE_SECONDS = 0.002
-# Longer than many small requests take, which are so served one after the other, and too short to hold others up.
-_TURN_SECONDS = 0.1
-# The further thread decodes what takes at most this part of the quickest that the others do.
-_SMALL = 0.25
+# A picture is large when decoding it takes so much longer than inference, and this long at least.
+_LARGE = 2
+_LEAST_LARGE_SECONDS = 0.02
+# Of large pictures a batch waits for so many at most: with more it gains little, and a small one may come meanwhile.
+_MOST_LARGE = 8
+# However many small ones wait, this part of a batch is for large ones.
+_FOR_LARGE = 4
 
 
 class Lease:
@@ -65,7 +65,7 @@ class Pipeline:
     Args:
         runner: the model.
         limits: ceilings.
-        workers: threads; at least `sessions`. One more decodes small images while all of them decode large ones.
+        workers: threads, at least `sessions`; as many more decode large pictures.
         max_batch: images of one inference.
         sessions: inferences at one time.
         metrics: records the stages; None records nothing.
@@ -88,33 +88,29 @@ class Pipeline:
     ) -> None:
         self._stages = Stages(runner, limits, metrics)
         self.admission = Admission(limits)
-        self._workers = max(workers, sessions)
         self._max_batch = max_batch
         self._max_pixels = limits.max_pixels
         self._image_seconds = image_seconds
         self._metrics = metrics
         self._lease = Lease()
         self._requests = itertools.count()
-        # Guards the eight attributes below and `Work.left`.
+        self._large_from = max(_LARGE * image_seconds, _LEAST_LARGE_SECONDS)
+        # Guards the five attributes below and `Work.left`.
         self._lock = threading.Lock()
-        self._files: Turns[File] = Turns(_TURN_SECONDS)
-        self._waiting = 0
-        # Decoded images with the seconds that decoding has taken, and the sum of these; both as guessed.
-        self._pixels: deque[tuple[DecodedImage, float]] = deque()
-        self._decoded_seconds = 0.0
-        # Seconds that each decoding in progress takes, as guessed, and 0 for each inference.
-        self._running: list[float] = []
+        self._small, self._large = Lane(), Lane()
         self._sessions = self._all_sessions = sessions
-        self._idle = 0
         self._closing = False
-        # An idle thread waits for a token; `_wake` puts one in for each thread that it wakes.
-        self._tokens: SimpleQueue[None] = SimpleQueue()
+        self._all_decoded = False
         self._arrived = 0
+        workers = max(workers, sessions)
         self._threads = [
-            threading.Thread(target=self._loop, name=f"pipeline-{number}", daemon=True)
-            for number in range(self._workers + 1)
+            threading.Thread(target=self._loop, name=f"pipeline-{number}", daemon=True) for number in range(workers)
         ]
-        for thread in self._threads:
+        self._large_threads = [
+            threading.Thread(target=self._decode_large, name=f"large-{number}", daemon=True)
+            for number in range(workers)
+        ]
+        for thread in (*self._threads, *self._large_threads):
             thread.start()
 
     @property
@@ -180,9 +176,9 @@ class Pipeline:
         if not images:
             work.done.set_result([])
             return work.done
-        costs = [self._image_seconds + decoding_seconds(image, self._max_pixels) for image in images]
+        decoding = [decoding_seconds(image, self._max_pixels) for image in images]
         work.load, work.path = load, path = (
-            Load(len(images), work.size, sum(costs)),
+            Load(len(images), work.size, sum(decoding) + len(images) * self._image_seconds),
             (*CALLER.get()[:2], next(self._requests)),
         )
         if patient:
@@ -194,9 +190,9 @@ class Pipeline:
         # The request leaves the queue with its last image, even if nobody waits for it by then.
         self.admission.enter(path, load)
         with self._lock:
-            for position, cost in enumerate(costs):
-                self._files.push(path, (work, position), cost)
-            self._waiting += len(costs)
+            for position, seconds in enumerate(decoding):
+                lane = self._large if seconds > self._large_from else self._small
+                lane.push(path, (work, position), self._image_seconds + seconds)
         # Threads are woken once for all requests of this turn of the event loop; woken sooner, they would only compete
         # with the loop for the GIL.
         if not self._arrived:
@@ -216,7 +212,12 @@ class Pipeline:
         """Stop the threads once the queue is empty. Blocks."""
         with self._lock:
             self._closing = True
-            self._wake(len(self._threads))
+            self._large.wake(len(self._large_threads))
+        for thread in self._large_threads:
+            thread.join()
+        with self._lock:
+            self._all_decoded = True
+            self._small.wake(len(self._threads))
         for thread in self._threads:
             thread.join()
 
@@ -240,116 +241,100 @@ class Pipeline:
     def _announce(self) -> None:
         """Wake threads for the images that have arrived in this turn of the event loop."""
         with self._lock:
-            self._wake(self._arrived)
+            self._small.wake(self._arrived)
+            self._large.wake(self._large.waiting)
         self._arrived = 0
 
-    def _wake(self, count: int) -> None:
-        """Wake up to `count` idle threads. Call it with the lock held."""
-        count = min(count, self._idle)
-        self._idle -= count
-        for _ in range(count):
-            self._tokens.put(None)
-
     def _loop(self) -> None:
-        cost = None
-        while (found := self._next(cost)) is not None:
-            task, cost = found
+        while (task := self._next()) is not None:
             if isinstance(task, list):
                 self._answer(self._end(self._infer(task)))
             else:
-                entry = self._stages.decode(*task)
-                if isinstance(entry, DecodedImage):
-                    with self._lock:
-                        # This thread takes the next task itself, so no other one has to be woken.
-                        self._pixels.append((entry, cost - self._image_seconds))
-                        self._decoded_seconds += cost - self._image_seconds
-                else:
-                    self._answer(self._end([entry]))
-                del entry
+                # This thread takes the next task itself, so no other one has to be woken.
+                self._decode(task, self._small)
             # Hold no image of the last request while waiting for the next one.
-            del task, found
+            del task
 
-    def _next(self, ended: float | None) -> "tuple[File | list[DecodedImage], float] | None":
-        """Wait for the next task, a file to decode or a batch to infer; None when the pipeline is closed.
+    def _decode_large(self) -> None:
+        give_way()
+        while (file := self._next_large()) is not None:
+            self._decode(file, self._large)
+            with self._lock:
+                self._small.wake(1)
+            del file
 
-        Args:
-            ended: cost of the thread's last task, None when it had none.
-
-        Returns:
-            The task and its cost, which is 0 for a batch.
-        """
-        with self._lock:
-            if ended is not None:
-                self._running.remove(ended)
+    def _next(self) -> "File | list[DecodedImage] | None":
+        """Wait for the next task: a file to decode or a batch to infer, None when the pipeline is closed."""
+        small, large = self._small, self._large
         while True:
             with self._lock:
-                if self._may_infer():
+                if self._sessions and self._is_due():
                     self._sessions -= 1
-                    return self._began(self._batch(), 0.0)
-                if self._may_decode():
-                    self._waiting -= 1
-                    return self._began(*self._files.pop())
-                if self._closing and not self._pixels and not self._files:
-                    self._wake(len(self._threads))
+                    batch = self._batch()
+                    small.wake(small.waiting)
+                    large.wake(large.waiting)
+                    return batch
+                if small.waiting and len(small.decoded) < 2 * self._max_batch:
+                    return small.pop()
+                if self._all_decoded and not (small.waiting or small.decoded or large.decoded):
                     return None
-                self._idle += 1
-            self._tokens.get()
+                small.rest()
+            small.wait()
 
-    def _began(self, task: "File | list[DecodedImage]", cost: float) -> "tuple[File | list[DecodedImage], float]":
-        """Note that a task has begun, and wake a thread for the next one. Call it with the lock held."""
-        self._running.append(cost)
-        if self._idle and (self._may_infer() or self._may_decode()):
-            self._wake(1)
-        return task, cost
+    def _next_large(self) -> File | None:
+        """Wait for the next large picture to decode, None when the pipeline is closed."""
+        large = self._large
+        while True:
+            with self._lock:
+                if large.waiting and len(large.decoded) < self._max_batch:
+                    return large.pop()
+                if self._closing and not large.waiting:
+                    return None
+                large.rest()
+            large.wait()
 
-    def _may_infer(self) -> bool:
-        ready = len(self._pixels)
-        if not (ready and self._sessions and self._has_room(0.0)):
-            return False
-        return ready >= self._enough(ready) or not self._files or self._has_waited()
+    def _decode(self, file: File, lane: Lane) -> None:
+        """Decode an image; it waits for inference then, which whoever calls sees to."""
+        entry = self._stages.decode(*file)
+        if isinstance(entry, DecodedImage):
+            with self._lock:
+                lane.decoded.append(entry)
+        else:
+            self._answer(self._end([entry]))
 
-    def _may_decode(self) -> bool:
-        return bool(self._files) and len(self._pixels) < 2 * self._max_batch and self._has_room(self._files.next_cost())
-
-    def _has_room(self, cost: float) -> bool:
-        """Return whether one more thread may begin a task of so many seconds."""
-        running = len(self._running)
-        return running < self._workers or (running == self._workers and cost < _SMALL * min(self._running))
-
-    def _has_waited(self) -> bool:
-        """Return whether the decoded images would wait for the next file longer than inference of a batch takes.
-
-        What decoding takes so long for gains nothing from a batch, and may be of a caller with large pictures, for
-        which those of others are not to wait.
-        """
-        next_seconds = self._files.next_cost() - self._image_seconds
-        return self._decoded_seconds / self._workers + next_seconds > self._max_batch * self._image_seconds
+    def _is_due(self) -> bool:
+        """Return whether the decoded images are to be inferred, with no more decoded before."""
+        small, large = self._small, self._large
+        if small.decoded:
+            ready = len(small.decoded) + len(large.decoded)
+            return not small.waiting or ready >= self._enough(ready + small.waiting)
+        ready = len(large.decoded)
+        return 0 < ready >= min(self._enough(ready + large.waiting), _MOST_LARGE) and not small.waiting
 
     def _batch(self) -> list[DecodedImage]:
-        """Take the decoded images that have waited longest."""
-        taken = [self._pixels.popleft() for _ in range(min(len(self._pixels), self._max_batch))]
-        # Sums of fractions come back to zero only roughly.
-        self._decoded_seconds -= sum(seconds for _, seconds in taken) if self._pixels else self._decoded_seconds
-        return [entry for entry, _ in taken]
+        """Take decoded images, small ones first."""
+        small, large = self._small.decoded, self._large.decoded
+        most_large = max(self._max_batch - len(small), self._max_batch // _FOR_LARGE)
+        batch = [large.popleft() for _ in range(min(len(large), most_large))]
+        return [small.popleft() for _ in range(min(len(small), self._max_batch - len(batch)))] + batch
 
-    def _enough(self, ready: int) -> int:
+    def _enough(self, images: int) -> int:
         """Return how many decoded images make a batch: a session's share of all that wait.
 
         A long queue needs the throughput of large batches. In a short one, the image that was decoded first would only
         wait for the others.
         """
-        share = (ready + self._waiting) // self._all_sessions
-        return min(max(share, 1), self._max_batch)
+        return min(max(images // self._all_sessions, 1), self._max_batch)
 
     def _infer(self, batch: list[DecodedImage]) -> list[Ended]:
         """Infer a batch, then wake threads for the next one."""
         ended = self._stages.infer(batch)
         with self._lock:
             self._sessions += 1
-            if self._closing:
-                self._wake(len(self._threads))
-            elif self._pixels or self._files:
-                self._wake(1)
+            if self._all_decoded:
+                self._small.wake(len(self._threads))
+            elif self._small.decoded or self._large.decoded or self._small.waiting:
+                self._small.wake(1)
         return ended
 
     def _end(self, ended: Sequence[Ended]) -> list[Work]:

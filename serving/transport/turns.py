@@ -10,6 +10,8 @@ from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar, cast
 
 Item = TypeVar("Item")
+# Who an item is from: a caller, one of its connections, one of the requests there.
+Path = tuple[Hashable, ...]
 
 # Debts of members that have nothing left are dropped when there are so many beside twice as many as members.
 _MOST_DEBTS = 64
@@ -42,7 +44,7 @@ class Turns(Generic[Item]):
         for member in self._members.values():
             yield from member if isinstance(member, Turns) else (item for item, _ in member)
 
-    def push(self, path: tuple[Hashable, ...], item: Item, cost: float) -> None:
+    def push(self, path: Path, item: Item, cost: float) -> None:
         """Add an item.
 
         Args:
@@ -63,10 +65,6 @@ class Turns(Generic[Item]):
         else:
             cast("deque[tuple[Item, float]]", member).append((item, cost))
 
-    def next_cost(self) -> float:
-        """Return the cost of the next item; there must be one."""
-        return _next_cost(self._members[self._order[0][2]])
-
     def pop(self) -> tuple[Item, float]:
         """Take the next item and its cost; there must be one."""
         spent, _, name = self._order[0]
@@ -79,7 +77,7 @@ class Turns(Generic[Item]):
             del self._members[name]
             self._owe(name, spent + self._in_turn)
             self._in_turn = 0.0
-        elif self._in_turn + _next_cost(member) > self._quantum:
+        elif self._in_turn >= self._quantum:
             self._count += 1
             heapq.heapreplace(self._order, (spent + self._in_turn, self._count, name))
             self._in_turn = 0.0
@@ -97,7 +95,3 @@ class Turns(Generic[Item]):
         if len(self._debts) > _MOST_DEBTS + 2 * len(self._members):
             # Members that came once, as single requests do.
             self._debts.clear()
-
-
-def _next_cost(member: Turns[Item] | deque[tuple[Item, float]]) -> float:
-    return member.next_cost() if isinstance(member, Turns) else member[0][1]

@@ -35,6 +35,7 @@ import grpc
 from google.protobuf import descriptor_pool
 from PIL import Image as Picture
 
+from imagekin.machine import raise_open_files
 from imagekin.serving.server import SERVICES
 from imagekin.serving.services.reflection import REFLECTION
 from imagekin.v1 import collections_pb2, common_pb2, embedder_pb2, searcher_pb2
@@ -498,6 +499,8 @@ def main() -> int:
     parser.add_argument("--readers", type=int, default=16, help="streams that are not read")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    # Each idle connection is a file here, too.
+    raise_open_files()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = tiny_artifact(folder / "model.onnx", size=8)

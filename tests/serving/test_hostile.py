@@ -237,8 +237,8 @@ def test_cancelled_and_expired_calls_in_the_queue_cost_no_inference(gated: Runni
     wait_until(lambda: pipeline.queued == 17 or expired.done())
     cancelled.cancel()
     assert expired.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    wait_until(lambda: all(work.is_dead() for work, _ in list(pipeline._files)))
-    wait_until(lambda: all(image[0].work.is_dead() for image in list(pipeline._pixels)))
+    wait_until(lambda: all(work.is_dead() for work, _ in pipeline._small.files()))
+    wait_until(lambda: all(image.work.is_dead() for image in list(pipeline._small.decoded)))
     GatedEncoder.gate.set()
     assert len(first.result().results) == 1
     assert len(gated.embedder.Embed(one, timeout=30).results) == 1

@@ -213,25 +213,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(pipeline: Pipel
     ],
     ids=["callers", "connections", "requests"],
 )
-def test_a_small_image_waits_for_one_large_one_and_not_for_all(
-    pipeline: Pipeline, runner: GatedRunner, first: Caller, second: Caller
-) -> None:
-    async def both() -> None:
-        runner.decoding.clear()
-        CALLER.set(first)
-        large = asyncio.create_task(pipeline.embed([huge(1)] * 8))
-        await until(runner.decode_began)
-        CALLER.set(second)
-        small = asyncio.create_task(pipeline.embed(files(2)))
-        await asyncio.sleep(0.01)
-        runner.decoding.set()
-        await asyncio.gather(large, small)
-
-    asyncio.run(both())
-    assert runner.decoded.index(2) <= 1
-
-
-def test_small_images_are_served_while_every_thread_decodes_a_large_one(runner: GatedRunner) -> None:
+def test_small_images_are_served_while_large_ones_are_decoded(first: Caller, second: Caller) -> None:
     begun = threading.Semaphore(0)
     gate = threading.Event()
 
@@ -243,34 +225,20 @@ def test_small_images_are_served_while_every_thread_decodes_a_large_one(runner: 
             return super().load_pixels(data, limits)
 
     async def both(pipeline: Pipeline) -> None:
-        CALLER.set(Caller("greedy"))
+        CALLER.set(first)
         large = asyncio.create_task(pipeline.embed([huge(1)] * 6))
         for _ in range(2):
             assert await asyncio.to_thread(begun.acquire, timeout=10)
+        CALLER.set(second)
         for number in range(2, 5):
-            CALLER.set(Caller(f"small {number}"))
             assert values_of(list(await asyncio.wait_for(pipeline.embed(files(number)), 10))) == [number]
         # No more than two of the large ones at a time.
         assert not begun.acquire(timeout=0.05)
         gate.set()
-        await large
+        assert len(await large) == 6
 
     with opened(Slow(), 2) as pipeline:
         asyncio.run(both(pipeline))
-
-
-def test_a_decoded_image_does_not_wait_until_large_ones_make_a_batch(runner: GatedRunner) -> None:
-    async def mixed(pipeline: Pipeline) -> None:
-        runner.decoding.clear()
-        calls = [asyncio.create_task(pipeline.embed([image])) for image in (*files(1), *files(2), *[huge(3)] * 4)]
-        await until(runner.decode_began)
-        runner.decoding.set()
-        await asyncio.gather(*calls)
-
-    with opened(runner, 1) as pipeline:
-        asyncio.run(mixed(pipeline))
-    # All six are in one turn, and a batch has room for four.
-    assert [len(batch) for batch in runner.batches] == [2, 1, 1, 1, 1]
 
 
 def test_a_patient_caller_waits_for_room_and_leaves_some(pipeline: Pipeline, runner: GatedRunner) -> None:
