@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagekin.index.review.findings import Gatherer
-from imagekin.index.review.review import Options
+from imagekin.index.review.opinions import Judge
+from imagekin.index.review.review import AT_ONCE, Options
 from imagekin.types import Neighbour
 
 _ROWS_AT_ONCE = 512
@@ -63,12 +64,27 @@ def nearest(vectors: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], ND
     return np.concatenate(found), np.concatenate(near)
 
 
-def by_review(keys: NDArray[np.int64], near: NDArray[np.float32], labels: NDArray[np.int64]) -> list[int]:
+def by_review(
+    vectors: NDArray[np.float32],
+    keys: NDArray[np.int64],
+    near: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    *,
+    linear: bool,
+) -> list[int]:
     """Return the suspects of a review, the surest first."""
-    gatherer = Gatherer()
-    for item, (row, similarities) in enumerate(zip(keys.tolist(), near.tolist(), strict=True)):
-        neighbours = [Neighbour(str(k), s, f"class {labels[k]}") for k, s in zip(row, similarities, strict=True)]
-        gatherer.add(str(item), f"class {labels[item]}", neighbours)
+    gatherer, judge = Gatherer(), Judge(linear=linear)
+    names = [f"class {number}" for number in labels]
+    judge.learn(vectors, names)
+    for at in range(0, len(names), AT_ONCE):
+        some = slice(at, at + AT_ONCE)
+        neighbours = [
+            [Neighbour(str(key), similarity, names[key]) for key, similarity in zip(row, similarities, strict=True)]
+            for row, similarities in zip(keys[some].tolist(), near[some].tolist(), strict=True)
+        ]
+        opinions = judge.opinions(vectors[some], names[some], neighbours)
+        for item, (one, opinion) in enumerate(zip(neighbours, opinions, strict=True), at):
+            gatherer.add(str(item), names[item], one, opinion)
     return [int(one.key) for one in gatherer.labels()]
 
 
@@ -121,13 +137,16 @@ def main() -> None:
         changed = random.choice(len(true), count, replace=False)
         labels = true.copy()
         labels[changed] = (labels[changed] + random.integers(1, true.max() + 1, count)) % (true.max() + 1)
-        began = time.monotonic()
-        ours = by_review(keys, near, labels)
-        rankings = [("imagekin review", ours, searched + time.monotonic() - began), *by_cleanlab(vectors, labels)]
+        rankings: list[tuple[str, list[int], float]] = []
+        for name, linear in (("imagekin review", True), ("its neighbours alone", False)):
+            began = time.monotonic()
+            ours = by_review(vectors, keys, near, labels, linear=linear)
+            rankings.append((name, ours, searched + time.monotonic() - began))
+        rankings += by_cleanlab(vectors, labels)
         wrong = set(changed.tolist())
-        for name, ranked, seconds in rankings:
+        for title, ranked, seconds in rankings:
             shares = [len(wrong & set(ranked[: n * count])) / count for n in (1, 2)]
-            found.setdefault(name, []).append((shares[0], shares[1], seconds))
+            found.setdefault(title, []).append((shares[0], shares[1], seconds))
     for name, rows in sorted(found.items(), key=lambda one: -float(np.mean([row[0] for row in one[1]]))):
         first, second, seconds = np.mean(rows, axis=0)
         print(f"| {name} | {first:.3f} | {second:.3f} | {seconds:.1f} s |")

@@ -133,7 +133,7 @@ def document() -> dict[str, Any]:
             "parameters": [
                 _parameter("collection", "path", {"type": "string"}, "The collection's name."),
                 _parameter("duplicates", "query", number, "Likeness from which two items are near-duplicates."),
-                _parameter("neighbours", "query", {"type": "integer"}, "Neighbours of each item that vote; 20."),
+                _parameter("neighbours", "query", {"type": "integer"}, "Neighbours of each item that vote; 30."),
                 _parameter("limit", "query", {"type": "integer"}, "Findings of each kind at most; 1,000."),
                 _parameter("next", "query", {"type": "integer"}, "Items to label next at most; 50."),
             ],

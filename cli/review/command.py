@@ -26,7 +26,7 @@ def review(
     ] = None,
     neighbours: Annotated[
         int, typer.Option("--neighbours", help="Neighbours of each item that vote.", min=1, max=200)
-    ] = 20,
+    ] = 30,
     duplicates: Annotated[
         float | None,
         typer.Option(

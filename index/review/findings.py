@@ -1,18 +1,15 @@
-"""Find likely wrong labels and outliers from each item's neighbours: what is found, and a gatherer that finds it."""
+"""Find likely wrong labels and outliers: the findings, and a gatherer of them."""
 
-import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from imagekin.index.types import ClassifyOptions
+from imagekin.index.review.opinions import Opinion
 from imagekin.types import Neighbour
 
 Kind = Literal["label", "duplicate", "outlier", "next"]
-_TEMPERATURE = ClassifyOptions().temperature
 # Neighbours whose mean similarity says how far off an item is.
 NEAREST = 5
 # Distance from the median, in median absolute deviations, from where a value is an outlier (Iglewicz and Hoaglin 1993).
@@ -28,8 +25,8 @@ class Finding:
         kind: what is suspected; `next` is what to label next.
         key: the item.
         label: its label, empty for none.
-        proposed: label that its neighbours have; empty for duplicates and outliers.
-        score: for a label the share of the votes that is against it, for a duplicate its likeness to the most like
+        proposed: the label that it should have; empty for duplicates and outliers.
+        score: for a label how doubtful it is from 0 to 1, for a duplicate its likeness to the most like
             member of its group, for an outlier its mean similarity to its nearest neighbours, for what to label next
             how uncertain its label is, from 0 to 1.
         group: number of the group of near-duplicates; 0 for other kinds.
@@ -52,24 +49,21 @@ class Gatherer:
         self._suspects: list[tuple[float, Finding]] = []
         self._nearness: list[tuple[float, str, str, str]] = []
 
-    def add(self, key: str, label: str, neighbours: Sequence[Neighbour]) -> None:
+    def add(self, key: str, label: str, neighbours: Sequence[Neighbour], opinion: Opinion) -> None:
         """Take an item; its neighbours are without itself, most similar first."""
         if not neighbours:
             return
         nearest = neighbours[0].key
         self._nearness.append((nearness(neighbours), key, label, nearest))
-        if label:
-            shares = votes(neighbours)
-            proposed = max(sorted(shares), key=lambda name: shares[name], default=label)
-            if proposed != label:
-                doubt = 1 - shares.get(label, 0.0)
-                self._suspects.append((shares[proposed], Finding("label", key, label, proposed, doubt, 0, nearest)))
+        if label and opinion.proposed not in ("", label):
+            finding = Finding("label", key, label, opinion.proposed, 1 - opinion.own, 0, nearest)
+            self._suspects.append((opinion.share, finding))
 
     def labels(self) -> list[Finding]:
-        """Return the items whose neighbours have another label, the surest first.
+        """Return the items that should have another label, the surest first.
 
-        That few neighbours have an item's own label tells more than that many share another one: of 5 % of the labels
-        of groceries, changed at random, 96 % are among as many first suspects this way, and 78 % the other.
+        That little speaks for an item's own label tells more than that much speaks for another one: of 5 % of the
+        labels of groceries, changed at random, 96 % are among as many first suspects this way, and 78 % the other.
         """
         ranked = sorted(self._suspects, key=lambda one: (-one[1].score, -one[0], one[1].key))
         return [finding for _, finding in ranked]
@@ -94,13 +88,3 @@ class Gatherer:
 def nearness(neighbours: Sequence[Neighbour]) -> float:
     """Return the mean similarity of the nearest neighbours."""
     return float(np.mean([one.similarity for one in neighbours[:NEAREST]]))
-
-
-def votes(neighbours: Sequence[Neighbour]) -> dict[str, float]:
-    """Return each label's share of the votes of the labelled neighbours, weighted by similarity."""
-    weights: defaultdict[str, float] = defaultdict(float)
-    for one in neighbours:
-        if one.label:
-            weights[one.label] += math.exp((one.similarity - 1) / _TEMPERATURE)
-    total = sum(weights.values())
-    return {label: weight / total for label, weight in weights.items()}

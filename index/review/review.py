@@ -7,8 +7,11 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from imagekin.index.review.duplicates import Pairs
 from imagekin.index.review.findings import Finding, Gatherer
+from imagekin.index.review.opinions import Judge, Vectors
 from imagekin.index.review.pictures import Crops, crops
 from imagekin.index.review.to_label import Questions
 from imagekin.types import Neighbour
@@ -29,7 +32,7 @@ class Options:
         items: items to look at, at most; None for all.
     """
 
-    neighbours: int = 20
+    neighbours: int = 30
     duplicates: float | None = None
     limit: int = 1_000
     questions: int = 50
@@ -38,9 +41,15 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class NextItems:
-    """Question for the key and label of so many further items; the answer is empty at the end."""
+    """Question for so many further items, each its key, label and vector; the answer is empty at the end.
+
+    Attributes:
+        count: how many, at most.
+        anew: begin with the first again.
+    """
 
     count: int
+    anew: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +94,8 @@ class Found:
     by_embeddings: int
 
 
+Items: TypeAlias = Sequence[tuple[str, str, Vectors]]
+Near: TypeAlias = Sequence[Sequence[Neighbour] | None]
 Question: TypeAlias = NextItems | NeighboursOf | PicturesOf
 
 
@@ -105,22 +116,30 @@ class Course:
 
 
 def _steps(options: Options) -> Generator[Question, Any, Found]:
-    gatherer, pairs, questions = Gatherer(), Pairs(options.duplicates), Questions()
+    gatherer, pairs, questions, judge = Gatherer(), Pairs(options.duplicates), Questions(), Judge()
     seen, complete = 0, False
-    while options.items is None or seen < options.items:
-        count = AT_ONCE if options.items is None else min(AT_ONCE, options.items - seen)
-        items: Sequence[tuple[str, str]] = yield NextItems(count)
-        if not items:
-            complete = True
-            break
-        near: Sequence[Sequence[Neighbour] | None] = yield NeighboursOf([key for key, _ in items], options.neighbours)
-        for (key, label), neighbours in zip(items, near, strict=True):
+    for learns in (True, False):
+        seen, complete = 0, False
+        while not complete and (options.items is None or seen < options.items):
+            count = AT_ONCE if options.items is None else min(AT_ONCE, options.items - seen)
+            items: Items = yield NextItems(count, anew=seen == 0)
+            seen, complete = seen + len(items), not items
+            if not items:
+                continue
+            if learns:
+                judge.learn(np.stack([vector for _, _, vector in items]), [label for _, label, _ in items])
+                continue
+            near: Near = yield NeighboursOf([key for key, _, _ in items], options.neighbours)
             # An item that was deleted meanwhile needs no review.
-            if neighbours is not None:
-                gatherer.add(key, label, neighbours)
+            found = [(item, one) for item, one in zip(items, near, strict=True) if one is not None]
+            if not found:
+                continue
+            vectors = np.stack([vector for (_, _, vector), _ in found])
+            opinions = judge.opinions(vectors, [label for (_, label, _), _ in found], [one for _, one in found])
+            for ((key, label, _), neighbours), opinion in zip(found, opinions, strict=True):
+                gatherer.add(key, label, neighbours, opinion)
                 pairs.add(key, label, neighbours)
-                questions.add(key, label, neighbours)
-        seen += len(items)
+                questions.add(key, label, neighbours, opinion)
     pictures = yield from _pictures(pairs.keys())
     labels, duplicates, outliers = gatherer.labels(), pairs.findings(pictures), gatherer.outliers()
     return Found(

@@ -1,9 +1,10 @@
-"""Choose what to label next: unlabelled items whose neighbours disagree, and no two that are neighbours."""
+"""Choose what to label next: unlabelled items whose label is uncertain, and no two that are neighbours."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from imagekin.index.review.findings import Finding, nearness, votes
+from imagekin.index.review.findings import Finding, nearness
+from imagekin.index.review.opinions import Opinion
 from imagekin.types import Neighbour
 
 # A label settles its item's nearest neighbours, too: none of them is asked about in the same list.
@@ -20,22 +21,20 @@ class _Question:
 class Questions:
     """Take items one by one with their neighbours, and choose at the end which labels would tell the most.
 
-    An item's uncertainty is 1 minus the margin between the two labels with the most votes of its neighbours (Scheffer
-    2001); with no labelled neighbour it is 1. Of equally uncertain items, those in the densest places come first, since
+    An item's uncertainty is 1 minus the margin between its two likeliest labels (Scheffer 2001); where nothing is known
+    it is 1. Of equally uncertain items, those in the densest places come first, since
     a first label in the midst of many items tells more than one at the edge (Hacohen 2022).
     """
 
     def __init__(self) -> None:
         self._asked: list[_Question] = []
 
-    def add(self, key: str, label: str, neighbours: Sequence[Neighbour]) -> None:
+    def add(self, key: str, label: str, neighbours: Sequence[Neighbour], opinion: Opinion) -> None:
         """Take an item; its neighbours are without itself, most similar first. One with a label is no question."""
         if label:
             return
-        shares = sorted(votes(neighbours).items(), key=lambda one: (-one[1], one[0]))
-        margin = shares[0][1] - (shares[1][1] if len(shares) > 1 else 0.0) if shares else 0.0
-        proposed, nearest = (shares[0][0] if shares else ""), (neighbours[0].key if neighbours else "")
-        finding = Finding("next", key, "", proposed, 1 - margin, 0, nearest)
+        nearest = neighbours[0].key if neighbours else ""
+        finding = Finding("next", key, "", opinion.proposed, 1 - opinion.margin, 0, nearest)
         typical = nearness(neighbours) if neighbours else -1.0
         self._asked.append(_Question(finding, typical, tuple(one.key for one in neighbours[:_SETTLED])))
 

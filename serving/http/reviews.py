@@ -12,12 +12,14 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
 
 import msgspec
+import numpy as np
 from google.protobuf.message import Message
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from imagekin.errors import InvalidArgumentError, ResourceExhaustedError
+from imagekin.index.review.opinions import Vectors
 from imagekin.index.review.review import Course, Found, NeighboursOf, NextItems, Options, Question
 from imagekin.serving.http.endpoint import HttpContext, error_response
 from imagekin.serving.observability.logs import REQUEST_ID, request_id
@@ -81,8 +83,8 @@ async def _review(asker: "_Asker", options: Options, total: int) -> AsyncIterato
     done, told = 0, 0.0
     while not isinstance(step, Found):
         if isinstance(step, NextItems):
-            given: Any = await asker.items(step.count)
-            done += len(given)
+            given: Any = await asker.items(step)
+            done = len(given) + (0 if step.anew else done)
         elif isinstance(step, NeighboursOf):
             given = await asker.neighbours(step)
         else:
@@ -113,15 +115,19 @@ class _Asker:
         answer: Any = await self._call(_COUNT, collections_pb2.CountRequest(collection=self._collection))
         return int(answer.count)
 
-    async def items(self, count: int) -> list[tuple[str, str]]:
-        """Return the keys and labels of the next items."""
+    async def items(self, asked: NextItems) -> list[tuple[str, str, Vectors]]:
+        """Return the next items."""
+        if asked.anew:
+            self._token, self._ended = "", False
         if self._ended:
             return []
-        request = collections_pb2.ScrollRequest(collection=self._collection, page_size=count, page_token=self._token)
+        request = collections_pb2.ScrollRequest(
+            collection=self._collection, page_size=asked.count, page_token=self._token, with_vector=True
+        )
         page = collections_pb2.ScrollResponse.FromString(await self._bytes(_SCROLL, request))
         self._token = page.next_page_token
         self._ended = not self._token
-        return [(item.key, item.label) for item in page.items]
+        return [(item.key, item.label, np.frombuffer(item.vector.data, "<f4")) for item in page.items]
 
     async def neighbours(self, asked: NeighboursOf) -> list[list[Neighbour] | None]:
         """Return the neighbours of items, None for one that is gone."""

@@ -9,7 +9,7 @@ import { Selection } from "./selection.js";
 
 const LISTS = { labels: "Likely wrong labels", duplicates: "Near-duplicates", outliers: "Outliers", next: "Label next" };
 const EMPTY = {
-  labels: "No label is doubted by its neighbours.", duplicates: "No two items are so alike: lower the bound.",
+  labels: "No label is doubtful.", duplicates: "No two items are so alike: lower the bound.",
   outliers: "Nothing stands out.", next: "Every item has a label.",
 };
 const proposal = (one) => (one.proposed ? `→ ${one.proposed}` : "");
@@ -56,7 +56,7 @@ export function mount(root, app) {
     try {
       await lines(of(collection(), "review"), { params: { duplicates: least.value }, signal }, (one) => {
         if (one.labels) found = one;
-        else said.textContent = `Asking each item for its neighbours: ${count(one.done)} of ${count(one.total)}`;
+        else said.textContent = `Looking at each item: ${count(one.done)} of ${count(one.total)}`;
       });
       show();
     } catch (error) {
@@ -79,9 +79,9 @@ export function mount(root, app) {
 
   /** Say what the bars of a list show. */
   function meaning(list) {
-    if (list === "labels") return "the bar is the share of the neighbours' votes against the label.";
+    if (list === "labels") return "the bar is how doubtful the label is.";
     if (list === "outliers") return "the bar is the similarity to the nearest neighbours.";
-    if (list === "next") return "their labels would tell the most; the bar is how uncertain the neighbours are.";
+    if (list === "next") return "their labels would tell the most; the bar is how uncertain they are.";
     const without = found.by_embeddings && ` ${plural(found.by_embeddings, "pair")} without thumbnails were compared by embeddings: imagekin thumbnails makes them, and tells copies more surely.`;
     return `the bar is the likeness to the nearest of the group.${without || ""}`;
   }

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagekin.index.review.duplicates import Pairs, connected
-from imagekin.index.review.findings import Gatherer, votes
+from imagekin.index.review.findings import Gatherer
+from imagekin.index.review.opinions import Judge, votes
 from imagekin.types import Neighbour
 
 
@@ -14,13 +15,19 @@ def near(*described: tuple[str, float, str | None]) -> list[Neighbour]:
     return [Neighbour(key, similarity, label, None, None) for key, similarity, label in described]
 
 
+def add(gatherer: Gatherer, key: str, label: str, neighbours: list[Neighbour]) -> None:
+    """Take an item with the opinion that its neighbours' votes alone make."""
+    (opinion,) = Judge(linear=False).opinions(np.zeros((1, 2), np.float32), [label], [neighbours])
+    gatherer.add(key, label, neighbours, opinion)
+
+
 def test_a_label_that_no_neighbour_has_is_suspected_the_surest_first() -> None:
     gatherer = Gatherer()
-    gatherer.add("right", "cat", near(("a", 0.9, "cat"), ("b", 0.8, "dog")))
-    gatherer.add("unsure", "dog", near(("a", 0.9, "cat"), ("b", 0.88, "dog")))
-    gatherer.add("wrong", "dog", near(("a", 0.9, "cat"), ("b", 0.9, "cat")))
-    gatherer.add("unlabelled", "", near(("a", 0.9, "cat")))
-    gatherer.add("alone", "dog", near(("a", 0.9, None)))
+    add(gatherer, "right", "cat", near(("a", 0.9, "cat"), ("b", 0.8, "dog")))
+    add(gatherer, "unsure", "dog", near(("a", 0.9, "cat"), ("b", 0.88, "dog")))
+    add(gatherer, "wrong", "dog", near(("a", 0.9, "cat"), ("b", 0.9, "cat")))
+    add(gatherer, "unlabelled", "", near(("a", 0.9, "cat")))
+    add(gatherer, "alone", "dog", near(("a", 0.9, None)))
     found = gatherer.labels()
     assert [(one.key, one.proposed) for one in found] == [("wrong", "cat"), ("unsure", "cat")]
     assert found[0].score == pytest.approx(1)
@@ -47,14 +54,14 @@ def test_near_duplicates_are_grouped_across_labels() -> None:
 def test_what_is_like_nothing_is_an_outlier() -> None:
     gatherer = Gatherer()
     for number in range(50):
-        gatherer.add(f"k{number}", "", near(("n", 0.8 + number / 1_000, None)))
-    gatherer.add("odd", "", near(("n", 0.2, None)))
+        add(gatherer, f"k{number}", "", near(("n", 0.8 + number / 1_000, None)))
+    add(gatherer, "odd", "", near(("n", 0.2, None)))
     assert [one.key for one in gatherer.outliers()] == ["odd"]
 
 
 def test_nothing_is_found_in_nothing() -> None:
     gatherer, pairs = Gatherer(), Pairs(0.9)
-    gatherer.add("only", "cat", [])
+    add(gatherer, "only", "cat", [])
     pairs.add("only", "cat", [])
     assert gatherer.labels() == gatherer.outliers() == pairs.findings({}) == []
 
