@@ -6,7 +6,11 @@ export function read() {
   return { view: view || "search", params: new URLSearchParams(query) };
 }
 
-/** Change the address; null removes a parameter. `replace` leaves no step to go back to. */
+/**
+ * Change the address; null removes a parameter. `replace` leaves no step to go back to.
+ * @param {Record<string, any>} changes
+ * @param {{view?: string, replace?: boolean, fresh?: boolean}} [options]
+ */
 export function go(changes, { view, replace = false, fresh = false } = {}) {
   const now = read();
   const params = fresh ? new URLSearchParams() : now.params;

@@ -11,20 +11,39 @@ export class ApiError extends Error {
   }
 }
 
-/** What the page does about calls: `ask` for a token, note that a session has `begun`, show that the server is `away`. */
+/**
+ * What the page does about calls: `ask` for a token, note that a session has `begun`, show that the server is `away`.
+ * @type {{ask: (wrong: boolean) => Promise<string | null>, begun: () => void, away: (is: boolean) => void}}
+ */
 export const hooks = { ask: async () => null, begun: () => {}, away: () => {} };
 
 let asking = null;
 // Counts the sessions, so that of several calls that are refused only the first asks.
 let session = 0;
 
-/** Make a call and return its JSON. Reads wait for a server that restarts; writes are never sent twice. */
+/**
+ * What a call may have: parameters of the query, a body as it is or as JSON, its type, what aborts it, and whether it
+ * is a read, which is repeated while the server restarts.
+ * @typedef {{params?: Record<string, any>, json?: any, body?: any, type?: string, signal?: AbortSignal, read?: boolean}} Options
+ */
+
+/**
+ * Make a call and return its JSON. Reads wait for a server that restarts; writes are never sent twice.
+ * @param {string} verb
+ * @param {string} path
+ * @param {Options & {parse?: (text: string) => any}} [options]
+ */
 export async function call(verb, path, { params = {}, json, body, type, signal, read = verb === "GET", parse = JSON.parse } = {}) {
   const response = await send(verb, path, { params, json, body, type, signal, read });
   return parse(await response.text());
 }
 
-/** Make a call and return the response, which is a success. */
+/**
+ * Make a call and return the response, which is a success.
+ * @param {string} verb
+ * @param {string} path
+ * @param {Options} [options]
+ */
 export async function send(verb, path, { params = {}, json, body, type, signal, read = verb === "GET" } = {}) {
   const url = new URL(path, HERE);
   for (const [name, value] of Object.entries(params)) {
@@ -121,7 +140,9 @@ export const of = (collection, route = "") => `v1/collections/${encodeURICompone
 
 /** Parse JSON and keep numbers that JavaScript would round as they were written, for writing them back. */
 export function parseExactly(text) {
-  if (!JSON.rawJSON) return JSON.parse(text);
-  return JSON.parse(text, (_, value, context) =>
-    typeof value === "number" && String(value) !== context.source ? JSON.rawJSON(context.source) : value);
+  // Too new for the type checker.
+  const json = /** @type {any} */ (JSON);
+  if (!json.rawJSON) return json.parse(text);
+  return json.parse(text, (_, value, context) =>
+    typeof value === "number" && String(value) !== context.source ? json.rawJSON(context.source) : value);
 }

@@ -142,7 +142,7 @@ async function end() {
 hooks.ask = askToken;
 hooks.begun = () => void access();
 hooks.away = (is) => (away.hidden = !is);
-changed.addEventListener("change", ({ detail }) => {
+changed.addEventListener("change", (/** @type {any} */ { detail }) => {
   if (detail.collection !== app.collection) return;
   view.shown?.changed?.(detail);
   if (detail.undone && item.isOpen()) item.again();
@@ -169,7 +169,8 @@ addEventListener("drop", (event) => {
 });
 
 addEventListener("keydown", (event) => {
-  const typing = event.target.closest?.("input:not([type=range]), select, textarea");
+  const target = /** @type {HTMLElement} */ (event.target);
+  const typing = target.closest?.("input:not([type=range]), select, textarea");
   const selection = view.shown?.selection;
   if (document.querySelector("dialog[open]") || event.altKey) return;
   const command = event.ctrlKey || event.metaKey;
@@ -180,7 +181,7 @@ addEventListener("keydown", (event) => {
   const act = acts[event.key];
   if (!act || (typing && event.key !== "Escape")) return;
   event.preventDefault();
-  if (typing) return event.target.blur();
+  if (typing) return target.blur();
   act();
 });
 const selectable = () => view.shown.loaded?.() ?? [];

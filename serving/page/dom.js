@@ -57,10 +57,14 @@ export function icon(name) {
   return svg;
 }
 
-/** Return a button; `label` is its text, or with `drawing` what it is called. */
-export function button(label, onclick, { drawing, kind = "", ...rest } = {}) {
-  const named = drawing && !rest.withText ? { "aria-label": label, title: label } : {};
-  delete rest.withText;
+/**
+ * Return a button; `label` is its text, or with `drawing` what it is called, unless `withText` shows both.
+ * @param {string} label
+ * @param {(event: any) => void} onclick
+ * @param {{drawing?: string, kind?: string, withText?: boolean, [attribute: string]: any}} [options]
+ */
+export function button(label, onclick, { drawing, kind = "", withText = false, ...rest } = {}) {
+  const named = drawing && !withText ? { "aria-label": label, title: label } : {};
   const text = named["aria-label"] ? null : h("span", {}, label);
   return h("button", { type: "button", class: `button ${kind}`, onclick, ...named, ...rest }, drawing && icon(drawing), text);
 }

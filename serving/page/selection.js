@@ -8,7 +8,11 @@ const ASKED_FROM = 50;
 /** Selected keys of one collection; `mark` is called when they change, `say` and `attempt` show how an action went. */
 export class Selection {
   constructor({ collection, mark, app }) {
-    Object.assign(this, { collection, mark, app });
+    this.collection = collection;
+    this.mark = mark;
+    this.app = app;
+    // The collection that the keys are of, where the view may change it.
+    this.of = "";
     this.keys = new Set();
     this.anchor = 0;
     this.bar = h("div", { class: "selection", role: "region", "aria-label": "Selection", hidden: true });

@@ -75,6 +75,7 @@ export function parse(text) {
   return values;
 }
 
+/** @type {(values: Map<string, any[]>, name: string, keep?: (labels: any) => boolean) => number} */
 const sum = (values, name, keep = () => true) => (values.get(name) ?? []).filter(({ labels }) => keep(labels)).reduce((total, one) => total + one.value, 0);
 
 function measured(history) {
