@@ -1,4 +1,4 @@
-"""Say which labels items should have: half by the votes of their neighbours, half by a linear classifier.
+"""Form opinions on labels: half by the votes of the neighbours, half by a linear classifier.
 
 Neighbours know small groups, and a linear classifier knows what the members of a class have in common; together they
 find more wrong labels than either. The classifier is ridge regression onto the classes: from two sums over the
