@@ -1,7 +1,7 @@
 """Flip labels and compare the first suspects of a review with those of cleanlab, on the same embeddings.
 
-    python bench/label_errors.py --collection groceries --data-dir DATA [--seeds 0,1,2] [--share 0.05]
-    python bench/label_errors.py --embeddings E.npy --labels L.npy [--first 10000]
+    python bench/review/label_errors.py --collection groceries --data-dir DATA [--seeds 0,1,2] [--share 0.05]
+    python bench/review/label_errors.py --embeddings E.npy --labels L.npy [--first 10000]
 
 N labels are changed to another class at random. Of the first N suspects of each ranking the share is given that was
 changed, which at N is precision and recall at once; then recall of the first 2 N. cleanlab gets probabilities out of
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,6 +1,6 @@
 """Plant copies among photos and have a review find them.
 
-    python bench/near_duplicates.py --model MODEL.onnx --out FOLDER ARCHIVE…
+    python bench/review/near_duplicates.py --model MODEL.onnx --out FOLDER ARCHIVE…
 
 Of 200 photos of the archives (tar, label/photo.jpg) a copy is added: a third made smaller (60 % of each side), a third
 packed as JPEG of quality 50, a third cropped by 5 % at each side. All are indexed with thumbnails and reviewed. Found
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from PIL import Image
 

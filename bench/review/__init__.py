@@ -1,0 +1,1 @@
+"""Measure what a review finds: planted copies, and labels that were changed."""
