@@ -134,7 +134,8 @@ def _judge(done: "IndexReport", sync: bool) -> None:
         raise FailedPreconditionError("nothing was deleted, because part of the source could not be read: see above")
     if done.conflicts:
         raise FailedPreconditionError(
-            f"{done.conflicts:,} keys exist with other content: use --on-conflict skip or replace"
+            f"{done.conflicts:,} keys exist with other content: use --on-conflict skip or replace, or index sources of"
+            " equal names by one command, which puts the names of their folders into the keys"
         )
 
 

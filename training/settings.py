@@ -69,7 +69,8 @@ class TrainSettings:
     test: str = option("", "Held-out data, scored at the end and never used to choose.", metavar="DATA")
     near: bool = option(
         False,
-        "Also look for near-duplicates of training images among the test images, not only for copies.",
+        "Also look for near-duplicates of training images among the test images: copies that were compressed, resized "
+        "or recoloured, not cropped or mirrored.",
         panel=IMAGES,
     )
     allow_overlap: bool = option(False, "Let the scores count test images that are training images, too.", panel=IMAGES)

@@ -143,6 +143,9 @@ def test_two_folders_with_the_same_names_do_not_replace_one_anothers_images_unle
     assert done.returncode == 1
     assert "1 keys exist with other content: use --on-conflict skip or replace" in done.stderr
     assert answer("index", "shop", str(tmp_path / "a"), *options)["skipped"] == 1
+    assert "or index sources of equal names by one command" in done.stderr
+    assert answer("index", "both", str(tmp_path / "a"), str(tmp_path / "b"), *options)["written"] == 2
+    assert items(tmp_path / "data", "both").keys() == {"a/1.png", "b/1.png"}
     assert answer("index", "shop", str(tmp_path / "b"), *options, "--on-conflict", "replace")["replaced"] == 1
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagekin.encoder.decoding.decode import fit, from_array
-from imagekin.encoder.metadata import Preprocess, Resize
+from imagekin.encoder.metadata import JSON, Preprocess, Resize
 from imagekin.errors import InvalidArgumentError
 from imagekin.sources.formats.names import ARCHIVE_SUFFIXES
 from imagekin.sources.joined import Plan
@@ -57,6 +57,7 @@ class ImageSet:
         preprocess: how the files became pixels.
         failed: (key, reason) of each file that is not among the images.
         digests: hash of each image's file; empty when the images come from no files of their own.
+        ignored: (suffix, reason, count) of each kind of file that was passed over.
     """
 
     pixels: NDArray[np.uint8]
@@ -67,6 +68,7 @@ class ImageSet:
     preprocess: Preprocess
     failed: tuple[tuple[str, str], ...] = ()
     digests: tuple[str, ...] = ()
+    ignored: tuple[tuple[str, str, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -76,6 +78,11 @@ class ImageSet:
         keys = tuple(self.keys[row] for row in rows)
         digests = tuple(self.digests[row] for row in rows) if self.digests else ()
         return replace(self, pixels=self.pixels[rows], labels=self.labels[rows], keys=keys, digests=digests)
+
+    def left_out_json(self) -> dict[str, JSON]:
+        """Return as JSON how many files could not be read or used, and the kinds of files that were passed over."""
+        kinds: list[JSON] = [{"suffix": kind, "reason": reason, "count": count} for kind, reason, count in self.ignored]
+        return {"failed_count": len(self.failed), "ignored": kinds}
 
     def pixel_digests(self) -> tuple[str, ...]:
         """Return the hash of each image's pixels as they are here: equal for equal images prepared alike."""
@@ -178,7 +185,8 @@ def _load_files(
             logger.info("%s: %s", name, line)
 
     def finish(rows: Sequence[DecodedFile]) -> Arrangement:
-        return arrange(rows, path)
+        kinds = tuple((kind.suffix, kind.reason, count) for kind, count in source.ignored)
+        return replace(arrange(rows, path), ignored=kinds)
 
     if storage.on == "cache" and not can_be_cached(Path(path)):
         raise InvalidArgumentError(f"{name} cannot be cached: only folders and archives can", field="data_on")
@@ -242,7 +250,9 @@ def _drain(items: deque[DecodedFile]) -> Iterator[DecodedFile]:
 
 def _image_set(pixels: NDArray[np.uint8], order: Arrangement, name: str, preprocess: Preprocess) -> ImageSet:
     labels = np.array(order.labels, np.int64)
-    return ImageSet(pixels, labels, order.class_names, order.keys, name, preprocess, order.failed, order.digests)
+    return ImageSet(
+        pixels, labels, order.class_names, order.keys, name, preprocess, order.failed, order.digests, order.ignored
+    )
 
 
 def _first_of_each(labels: NDArray[np.int64], limit: int) -> NDArray[np.int64]:

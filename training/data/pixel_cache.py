@@ -70,6 +70,7 @@ class Arrangement:
         class_names: sorted.
         digests: N hashes of the files' bytes.
         failed: (name, reason) of each file that is left out.
+        ignored: (suffix, reason, count) of each kind of file that was passed over.
     """
 
     order: NDArray[np.int64]
@@ -78,6 +79,7 @@ class Arrangement:
     class_names: tuple[str, ...]
     digests: tuple[str, ...]
     failed: tuple[tuple[str, str], ...]
+    ignored: tuple[tuple[str, str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +275,8 @@ def _read(folder: Path, shape: tuple[int, int, int]) -> tuple[NDArray[np.uint8],
     names = tuple(content["class_names"])
     order = np.arange(content["order"])
     keys, labels, digests = (tuple(content[name]) for name in ("keys", "labels", "digests"))
-    return pixels, Arrangement(order, keys, labels, names, digests, failed)
+    ignored = tuple((suffix, reason, count) for suffix, reason, count in content.get("ignored", ()))
+    return pixels, Arrangement(order, keys, labels, names, digests, failed, ignored)
 
 
 def _map(path: Path, shape: tuple[int, int, int], content: dict[str, Any]) -> NDArray[np.uint8] | None:

@@ -10,7 +10,10 @@ from imagekin.errors import InvalidArgumentError
 from imagekin.machine import Device
 from imagekin.settings import check, option
 
-_NEAR = "Also look for near-duplicates of training images among the test images, not only for copies."
+_NEAR = (
+    "Also look for near-duplicates of training images among the test images: copies that were compressed, resized or "
+    "recoloured, not cropped or mirrored."
+)
 _ALLOW_OVERLAP = "Let the scores count test images that are training images, too."
 Near = Annotated[bool, typer.Option("--near", help=_NEAR)]
 AllowOverlap = Annotated[bool, typer.Option("--allow-overlap", help=_ALLOW_OVERLAP)]

@@ -16,7 +16,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -86,6 +86,7 @@ class TrainReport:
         loss: mean of the last epoch; None without an epoch.
         image_count: training images.
         class_count: their classes.
+        left_out: how many files are not among the training images, see `ImageSet.left_out_json`.
     """
 
     run: RunReport
@@ -95,6 +96,7 @@ class TrainReport:
     loss: float | None
     image_count: int
     class_count: int
+    left_out: Mapping[str, JSON]
 
     def to_json(self) -> dict[str, JSON]:
         """Return one flat JSON object: the run's report, the model's path and the figures of training."""
@@ -106,6 +108,7 @@ class TrainReport:
             "loss": self.loss,
             "images": self.image_count,
             "classes": self.class_count,
+            **self.left_out,
             "images_per_second": round(self.images_per_second, 1),
             "train_seconds": round(self.position.total_seconds, 3),
             "seconds": round(self.seconds, 3),
@@ -165,6 +168,7 @@ def pretrain_part(
         loss=trainer.last_loss,
         image_count=len(train),
         class_count=len(train.class_names),
+        left_out=train.left_out_json(),
     )
 
 

@@ -234,6 +234,10 @@ def _origin(
         id_ = f", id {scores[identity]}" if scores.get(identity) else ""
         present = len(np.unique(images.labels))
         rows.append((f"{kind} images", f"{images.name}: {len(images):,} of {present:,} classes{id_}"))
+        reasons = [f"{count:,} {suffix} ({reason})" for suffix, reason, count in images.ignored]
+        unread = [f"{len(images.failed):,} that could not be used"] if images.failed else []
+        if unread or reasons:
+            rows.append((f"files left out of the {kind} images", ", ".join([*unread, *reasons])))
     known = provenance or {}
     rows += [("command", str(command)) for command in known.get("commands", [])]
     rows += [(name, str(value)) for name, value in (known.get("machine") or {}).items()]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from imagekin.errors import InvalidArgumentError
+from imagekin.sources.ignored import NO_IMAGE, SYSTEM
 from imagekin.training.data.run_data import load_data
 from imagekin.training.loop.trainer import pretrain
 from imagekin.training.settings import PAGE_FILE, REPORT_FILE, TrainSettings
@@ -33,7 +34,9 @@ def leaked(tmp_path: Path) -> Path:
 
 
 def test_copies_are_left_out_and_report_and_page_say_so(leaked: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pretrain(run(leaked), page=True)
+    (leaked / "train" / "notes.txt").write_text("no image")
+    report = pretrain(run(leaked), page=True).to_json()
+    assert (report["failed_count"], report["ignored"]) == (0, [{"suffix": ".txt", "reason": NO_IMAGE, "count": 1}])
     assert "3 of 6 test images are training images, too (a/copy.png is a/0.png" in caplog.text
     figures = json.loads((leaked / "run" / REPORT_FILE).read_text())
     assert (figures["test_compared"], figures["test_copies"], figures["test_left_out"]) == (6, 3, 3)
@@ -43,6 +46,19 @@ def test_copies_are_left_out_and_report_and_page_say_so(leaked: Path, caplog: py
     assert "a/copy.png is a/0.png" in page
     assert "the scores leave them out" in page
     assert "not trained on" not in page
+    assert f"1 .txt ({NO_IMAGE})" in page
+
+
+def test_files_that_are_left_out_are_counted_also_when_the_images_are_in_the_cache(leaked: Path) -> None:
+    (leaked / "train" / "a" / "bad.png").write_bytes(b"bad")
+    shutil.copytree(leaked / "train" / "a", leaked / "train" / "@eaDir")
+    expected = {
+        "failed_count": 1,
+        "ignored": [{"suffix": ".png", "reason": SYSTEM, "count": 5}],
+    }
+    for _ in range(2):
+        train, _ = load_data(run(leaked, data_on="cache", cache_dir=leaked / "cache", test=""))
+        assert train.left_out_json() == expected
 
 
 def test_copies_are_counted_when_asked_for(leaked: Path) -> None:
