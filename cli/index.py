@@ -100,7 +100,8 @@ def index(
     ):
         console.say_plan(source.plan)
         total = source.count()
-        left, records = engine.records(source, model, encoder, sink, conflict)
+        load_both = _loader(encoder, pixels)
+        left, records = engine.records(source, model, encoder, sink, conflict, load_both)
         with progress("index", total) as advance:
             done = index_images(
                 left,
@@ -111,7 +112,7 @@ def index(
                 on_conflict=conflict,
                 sync=sync,
                 total=total,
-                load_both=_loader(encoder, pixels),
+                load_both=load_both,
                 on_progress=pace(advance),
                 on_finding=None if table is None else table.add,
             )
@@ -191,10 +192,9 @@ def _loader(encoder: "Encoder | None", pixels: int) -> "LoadBoth | None":
     """Make the function that loads an image with its thumbnail, None where there are no thumbnails."""
     if encoder is None or not pixels:
         return None
-    from imagekin.encoder.decoding.thumbnail import load_with_thumbnail
+    from imagekin.encoder.decoding.thumbnail import LoadWithThumbnail
 
-    preprocess = encoder.metadata.preprocess
-    return lambda data, limits: load_with_thumbnail(data, preprocess, pixels, limits)
+    return LoadWithThumbnail(encoder.metadata.preprocess, pixels)
 
 
 def _wanted(thumbnails: int | None, encoder: "Encoder | None") -> int:

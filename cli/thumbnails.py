@@ -28,7 +28,7 @@ def thumbnails(
         typer.Option("--size", metavar="PIXELS", help="Longer side, for a collection that keeps no thumbnails yet."),
     ] = _PIXELS,
     *,
-    folder: options.Folder,
+    place: options.CollectionsPlace,
     as_json: AsJson = False,
 ) -> None:
     """Make the small pictures that a collection lacks, from the images that it was made from.
@@ -39,16 +39,22 @@ def thumbnails(
 
     from imagekin.cli.shared import console
     from imagekin.encoder.decoding.thumbnail import thumbnail
-    from imagekin.errors import FailedPreconditionError, ImageError
+    from imagekin.errors import FailedPreconditionError, ImageError, InvalidArgumentError
     from imagekin.index.local.collection import LocalCollection
     from imagekin.machine import cores
     from imagekin.progress import progress
     from imagekin.sources.open import open_sources
 
+    if place.here is None:
+        raise InvalidArgumentError(
+            "a server makes thumbnails of images that are written to it; for those that it lacks, stop it and run this "
+            "with its --data-dir",
+            field="address",
+        )
     source = open_sources(sources)
     made = failed = 0
     with (
-        folder.open() as catalog,
+        place.open() as catalog,
         catalog.open(collection) as opened,
         progress("thumbnails", source.count()) as advance,
     ):

@@ -45,6 +45,7 @@ class Record:
         payload: the payload, if the source has one.
         content_hash: SHA-256 of the image that a vector was made from (32 bytes), if the source states it.
         split: the split that the image belongs to, if the source has splits.
+        thumbnail: a small JPEG file of the image that a vector was made from, if one was made with it.
     """
 
     key: str
@@ -53,6 +54,7 @@ class Record:
     payload: Payload | None = None
     content_hash: bytes | None = None
     split: Split | None = None
+    thumbnail: bytes | None = None
 
 
 class VectorInfo(NamedTuple):

@@ -181,7 +181,7 @@ def export_collection(
     folder: options.Folder,
     as_json: AsJson = False,
 ) -> None:
-    """Write a collection to a Parquet file: key, label, payload, content_hash, vector."""
+    """Write a collection to a Parquet file: key, label, payload, content_hash, vector, and its thumbnails."""
     from imagekin.index.ingest.parquet import export_items
     from imagekin.progress import progress
 
@@ -197,7 +197,14 @@ def export_collection(
                 yield item
                 advance(1)
 
-        count = export_items(counted(), out, space=collection.space, dim=collection.dim)
+        count = export_items(
+            counted(),
+            out,
+            space=collection.space,
+            dim=collection.dim,
+            pixels=collection.thumbnail_size(),
+            thumbnails=collection.thumbnails,
+        )
     _say_rate("exported", name, count, time.perf_counter() - started, as_json)
 
 
@@ -226,7 +233,7 @@ def import_collection(
         try:
             collection = catalog.open(name)
         except NotFoundError:
-            collection = catalog.create(name, space=space, dim=source.dim)
+            collection = catalog.create(name, space=space, dim=source.dim, thumbnail_size=source.pixels)
         with collection:
             collection.check_space(space)
             count = import_items(source, collection.upsert, advance)

@@ -15,6 +15,7 @@ from imagekin.settings import check, option
 
 if TYPE_CHECKING:
     from imagekin.encoder.runtime.session import Encoder
+    from imagekin.index.ingest.embed_stage import LoadBoth
     from imagekin.index.ingest.intake import Conflict
     from imagekin.index.ingest.pipeline import Sink
     from imagekin.sources.ignored import Ignored
@@ -84,9 +85,18 @@ class Engine:
         return connected(self.ray_address, RayWorkers(self.ray_workers, self.workers or 1))
 
     def records(
-        self, source: "Source", model: Path | None, encoder: "Encoder | None", sink: "Sink", on_conflict: "Conflict"
+        self,
+        source: "Source",
+        model: Path | None,
+        encoder: "Encoder | None",
+        sink: "Sink",
+        on_conflict: "Conflict",
+        load_both: "LoadBoth | None" = None,
     ) -> tuple["Encoder | None", Records]:
-        """Return the model that this process still has to apply, None for none, and the records."""
+        """Return the model that this process still has to apply, None for none, and the records.
+
+        With `load_both`, see `imagekin.index.ingest.embed_stage`, workers make thumbnails, too.
+        """
         if self.name == "local":
             return encoder, source
         from imagekin.index.ingest.ray_engine import ArtifactBytes, RayRecords, RayWorkers
@@ -96,5 +106,11 @@ class Engine:
         opened = ArtifactBytes(model.read_bytes(), self.device, workers.threads) if model and encoder else None
         known = known_items(sink, on_conflict)
         return None, RayRecords(
-            source, opened, known, on_conflict=on_conflict, workers=workers, batch_size=self.batch_size
+            source,
+            opened,
+            known,
+            on_conflict=on_conflict,
+            workers=workers,
+            batch_size=self.batch_size,
+            load_both=load_both,
         )

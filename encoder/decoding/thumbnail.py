@@ -1,6 +1,7 @@
 """Make thumbnails: small JPEG images in sRGB, upright and without metadata, encoded anew from the pixels."""
 
 import io
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from imagekin.encoder.decoding.decode import DEFAULT_LIMITS, DecodeLimits, decod
 from imagekin.encoder.metadata import Preprocess
 
 _QUALITY = 75
+_END_OF_JPEG = b"\xff\xd9"
 # Pixels are averaged in whole blocks down to twice the size, and resampled from there.
 _GAP = 2.0
 
@@ -26,6 +28,23 @@ def thumbnail(data: bytes, size: int, limits: DecodeLimits = DEFAULT_LIMITS) -> 
         ImageError: see `decode`.
     """
     return _encode(decode(data, limits, least=size), size)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadWithThumbnail:
+    """`load_with_thumbnail` for one model and size, which can be sent to another process.
+
+    Attributes:
+        preprocess: the model's preprocessing.
+        size: length of the thumbnail's longer side in pixels.
+    """
+
+    preprocess: Preprocess
+    size: int
+
+    def __call__(self, data: bytes, limits: DecodeLimits) -> tuple[NDArray[np.uint8], bytes]:
+        """Decode an image file; raises as `load_with_thumbnail` does."""
+        return load_with_thumbnail(data, self.preprocess, self.size, limits)
 
 
 def load_with_thumbnail(
@@ -51,6 +70,26 @@ def load_with_thumbnail(
     if max(image.size) < size:
         image = decode(data, limits, preprocess.background, size)
     return pixels, _encode(image, size)
+
+
+def checked_thumbnail(data: bytes, size: int, limits: DecodeLimits = DEFAULT_LIMITS) -> bytes:
+    """Return a thumbnail that comes from elsewhere as it is, or made anew if it is larger or holds more than pixels.
+
+    Args:
+        data: the file's bytes.
+        size: length of its longer side in pixels, at most.
+        limits: limits of the file.
+
+    Raises:
+        ImageError: see `decode`.
+    """
+    image = decode(data, limits)
+    with Image.open(io.BytesIO(data)) as file:
+        segments = {name for name, _ in getattr(file, "applist", [("", b"")])}
+        bare = file.format == "JPEG" and file.mode in ("RGB", "L") and segments <= {"APP0"}
+    if bare and data.endswith(_END_OF_JPEG) and max(image.size) <= size:
+        return data
+    return _encode(image, size)
 
 
 def _encode(image: Image.Image, size: int) -> bytes:

@@ -73,13 +73,14 @@ class Sink(Protocol):
 
 
 class New(NamedTuple):
-    """A record that has to be stored; data is a file's bytes or a vector."""
+    """A record that has to be stored; data is a file's bytes or a vector, which may come with a thumbnail."""
 
     key: str
     data: bytes | Vector
     label: str | None
     payload: Payload | None
     content_hash: bytes
+    thumbnail: bytes | None = None
 
 
 class Intake:
@@ -122,7 +123,7 @@ class Intake:
             if isinstance(data, ImagekinError):
                 self._tally.failed(record.key, str(data), incomplete=isinstance(data, SourceError))
                 continue
-            yield New(record.key, data, record.label, record.payload, content_hash(record))
+            yield New(record.key, data, record.label, record.payload, content_hash(record), record.thumbnail)
 
     def _unknown(self, chunk: list[New]) -> Iterator[New]:
         """Yield the records of a chunk that have to be stored."""

@@ -167,7 +167,8 @@ class _Run:
                 seen.forget(new.key)
                 self._tally.failed(new.key, str(vector))
             else:
-                items.append(VectorItem(new.key, vector, new.label, new.payload, new.content_hash, thumbnail=thumbnail))
+                picture = thumbnail or new.thumbnail
+                items.append(VectorItem(new.key, vector, new.label, new.payload, new.content_hash, thumbnail=picture))
         return items
 
     def _delete_vanished(self, seen: SeenKeys) -> None:

@@ -29,7 +29,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from imagekin.encoder.decoding.decode import DecodeLimits
 from imagekin.encoder.runtime.session import Encoder
 from imagekin.errors import ImageError, ImagekinError, InternalError, InvalidArgumentError, UnavailableError
-from imagekin.index.ingest.embed_stage import Data, EmbeddingModel, EmbedSettings, embedded
+from imagekin.index.ingest.embed_stage import Data, EmbeddingModel, EmbedSettings, LoadBoth, embedded
 from imagekin.index.ingest.intake import Conflict, content_hash
 from imagekin.index.ingest.ray_known_items import Digests, is_known
 from imagekin.machine import Device, cores
@@ -57,6 +57,7 @@ _SCHEMA = pa.schema(
         ("label", pa.string()),
         ("payload", pa.string()),
         ("content_hash", pa.binary()),
+        ("thumbnail", pa.binary()),
         ("error", pa.string()),
         ("incomplete", pa.bool_()),
         ("ignored", pa.string()),  # kinds and numbers of ignored files as JSON, in a row of its own without a record
@@ -160,6 +161,7 @@ class RayRecords:
         workers: the worker processes.
         batch_size: images that are embedded at once.
         limits: limits of image files.
+        load_both: loads a file's pixels together with its thumbnail, in the workers; None makes no thumbnails.
     """
 
     def __init__(
@@ -172,12 +174,13 @@ class RayRecords:
         workers: RayWorkers = RayWorkers(),
         batch_size: int = 64,
         limits: DecodeLimits | None = None,
+        load_both: LoadBoth | None = None,
     ) -> None:
         self._source = source
         self._open_model = open_model
         self._known = known
         self._workers = workers
-        self._job = _Job(on_conflict, EmbedSettings(batch_size, workers.threads, limits or DecodeLimits()))
+        self._job = _Job(on_conflict, EmbedSettings(batch_size, workers.threads, limits or DecodeLimits(), load_both))
         self._ignored = Ignored()
 
     @property
@@ -243,7 +246,9 @@ class RayRecords:
             else:
                 data = np.frombuffer(row["vector"], np.float32) if row["vector"] else b""
             payload = json.loads(row["payload"]) if row["payload"] else None
-            yield Record(row["key"], data, row["label"], payload, row["content_hash"])
+            yield Record(
+                row["key"], data, row["label"], payload, row["content_hash"], thumbnail=row["thumbnail"] or None
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +274,7 @@ class _Worker:
         for number in batch["chunk"]:
             pieces: list[Piece] = ray.get(self._chunks[number])
             for done in embedded(self._model, self._files(pieces), self._job.pace):
-                yield pa.Table.from_pylist([_row(record, data) for record, data, _ in done], _SCHEMA)
+                yield pa.Table.from_pylist([_row(*one) for one in done], _SCHEMA)
             ignored = [kind for piece in pieces for kind in ignored_in(piece) or ()]
             if ignored:
                 yield pa.Table.from_pylist([{"ignored": json.dumps(ignored)}], _SCHEMA)
@@ -288,7 +293,7 @@ class _Worker:
                 yield named, np.empty(0, np.float32) if known else data
 
 
-def _row(record: Record, data: Vector | ImagekinError) -> dict[str, object]:
+def _row(record: Record, data: Vector | ImagekinError, thumbnail: bytes | None) -> dict[str, object]:
     row: dict[str, object] = {
         "key": record.key,
         "label": record.label,
@@ -297,7 +302,7 @@ def _row(record: Record, data: Vector | ImagekinError) -> dict[str, object]:
     }
     if isinstance(data, ImagekinError):
         return {**row, "error": str(data), "incomplete": isinstance(data, SourceError)}
-    return {**row, "vector": data.astype(np.float32, copy=False).tobytes()}
+    return {**row, "vector": data.astype(np.float32, copy=False).tobytes(), "thumbnail": thumbnail}
 
 
 def _chunks(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:

@@ -1,5 +1,6 @@
 """`imagekin index --thumbnails` and `imagekin thumbnails`."""
 
+import io
 import json
 from pathlib import Path
 
@@ -57,6 +58,53 @@ def test_thumbnails_are_made_afterwards(
     assert kept(data) == (48, 2)
     assert run(["thumbnails", "shop", str(photos), "--data-dir", str(data)]) == 0
     assert capsys.readouterr().out.startswith("0 thumbnails of 48 pixels made")
+
+
+def test_an_export_takes_the_thumbnails_along(model: str, photos: Path, tmp_path: Path) -> None:
+    data, file = str(tmp_path / "data"), str(tmp_path / "shop.parquet")
+    assert run(["index", "shop", str(photos), "--model", model, "--data-dir", data, "--thumbnails", "64"]) == 0
+    assert run(["collection", "export", "shop", "--out", file, "--data-dir", data]) == 0
+    assert run(["collection", "import", "copy", file, "--data-dir", data]) == 0
+    with Catalog(Path(data), read_only=True) as catalog:
+        first, second = catalog.open("shop"), catalog.open("copy")
+        keys = [item.key for item in first.items()]
+        assert second.info().thumbnail_size == 64
+        assert first.thumbnails(keys) == second.thumbnails(keys)
+        assert all(first.thumbnails(keys))
+
+
+def test_an_import_keeps_nothing_but_small_pictures(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from imagekin.index.ingest.parquet import items_schema
+
+    def jpeg(side: int, comment: bytes = b"", more: bytes = b"") -> bytes:
+        file = io.BytesIO()
+        Image.new("RGB", (side, side), (side, 9, 9)).save(file, "JPEG", comment=comment)
+        return file.getvalue() + more
+
+    sent = [jpeg(32), jpeg(300), jpeg(33, b"a secret"), jpeg(34, more=b"a secret"), b"a secret", None]
+    rows = {
+        "key": [str(number) for number in range(len(sent))],
+        "content_hash": [bytes([number]) * 32 for number in range(len(sent))],
+        "vector": [[1.0, 2.0]] * len(sent),
+        "thumbnail": sent,
+    }
+    whole = items_schema("s", 2, 64)
+    schema = pa.schema([whole.field(name) for name in rows], whole.metadata)
+    pq.write_table(pa.table(rows, schema=schema), tmp_path / "x.parquet")
+    assert run(["collection", "import", "shop", str(tmp_path / "x.parquet"), "--data-dir", str(tmp_path / "data")]) == 0
+    with Catalog(tmp_path / "data", read_only=True) as catalog:
+        found = [None if one is None else one.jpeg for one in catalog.open("shop").thumbnails(rows["key"])]
+    assert found[0] == sent[0]
+    assert [None if one is None else Image.open(io.BytesIO(one)).width for one in found] == [32, 64, 33, 34, None, None]
+    assert not any(b"secret" in one for one in found if one)
+
+
+def test_a_server_is_not_asked_to_make_thumbnails_afterwards(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["thumbnails", "shop", str(photos), "--address", "127.0.0.1:1"]) == 2
+    assert "stop it and run this with its --data-dir" in capsys.readouterr().err
 
 
 def test_verify_finds_damaged_thumbnails_and_repair_makes_room_for_new_ones(

@@ -184,10 +184,14 @@ def every_source(folder: Path) -> list[str]:
 
 @contextmanager
 def stored(data: Path) -> Iterator[dict[str, tuple[object, ...]]]:
-    """Yield what a collection holds, vectors rounded."""
+    """Yield what a collection holds, vectors rounded, and the thumbnails."""
     with Catalog(data) as catalog, catalog.open("c") as collection:
         items = collection.scroll(0, 1000)
-        yield {i.key: (i.label, i.payload, i.content_hash, i.vector.round(5).tolist()) for i in items}
+        pictures = collection.thumbnails([item.key for item in items])
+        yield {
+            i.key: (i.label, i.payload, i.content_hash, i.vector.round(5).tolist(), picture)
+            for i, picture in zip(items, pictures, strict=True)
+        }
 
 
 def test_the_command_says_and_stores_the_same_as_without_ray(
@@ -212,6 +216,7 @@ def test_the_command_says_and_stores_the_same_as_without_ray(
     assert (said[0][1]["written"], said[0][1]["failed_count"]) == (20 + 13 + 2 + items, 8 + 3)
     with stored(tmp_path / "local") as local, stored(tmp_path / "ray") as ray:
         assert local == ray
+        assert all(picture is not None for *_, picture in ray.values())
 
 
 def test_another_process_uses_the_cluster_by_its_address(cluster: str, tmp_path: Path) -> None:
