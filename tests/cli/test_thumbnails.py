@@ -85,8 +85,9 @@ def test_an_import_keeps_nothing_but_small_pictures(tmp_path: Path) -> None:
         return file.getvalue() + more
 
     sent = [jpeg(32), jpeg(300), jpeg(33, b"a secret"), jpeg(34, more=b"a secret"), b"a secret", None]
+    keys = [str(number) for number in range(len(sent))]
     rows = {
-        "key": [str(number) for number in range(len(sent))],
+        "key": keys,
         "content_hash": [bytes([number]) * 32 for number in range(len(sent))],
         "vector": [[1.0, 2.0]] * len(sent),
         "thumbnail": sent,
@@ -96,7 +97,7 @@ def test_an_import_keeps_nothing_but_small_pictures(tmp_path: Path) -> None:
     pq.write_table(pa.table(rows, schema=schema), tmp_path / "x.parquet")
     assert run(["collection", "import", "shop", str(tmp_path / "x.parquet"), "--data-dir", str(tmp_path / "data")]) == 0
     with Catalog(tmp_path / "data", read_only=True) as catalog:
-        found = [None if one is None else one.jpeg for one in catalog.open("shop").thumbnails(rows["key"])]
+        found = [None if one is None else one.jpeg for one in catalog.open("shop").thumbnails(keys)]
     assert found[0] == sent[0]
     assert [None if one is None else Image.open(io.BytesIO(one)).width for one in found] == [32, 64, 33, 34, None, None]
     assert not any(b"secret" in one for one in found if one)
