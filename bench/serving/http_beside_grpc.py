@@ -1,6 +1,6 @@
 """Measure HTTP beside gRPC: the server's processor time of a search over each, in turn, and that of thumbnails.
 
-    python bench/http_beside_grpc.py [--model model.onnx --photos SOURCE]
+    python bench/serving/http_beside_grpc.py [--model model.onnx --photos SOURCE]
 
 A search by key and one by vector of ten neighbours in 10,000 items of 128 components go to one server process, some
 hundred at a time over one connection each; with a model, also a search by picture. With photos, decoding for the model
