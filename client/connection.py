@@ -8,10 +8,9 @@ from typing import TypeAlias
 
 import grpc
 
+from imagekin.addresses import complete_address
 from imagekin.client import calls, conversions, retries
 from imagekin.errors import InvalidArgumentError, NotFoundError
-
-DEFAULT_PORT = 50051
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     # The client asked for the answer, however large: k and with_vector bound it.
@@ -103,24 +102,6 @@ def _credentials(tls: TlsLike) -> grpc.ChannelCredentials | None:
     credentials = grpc.ssl_channel_credentials(_read(files.ca), _read(files.key), _read(files.certificate))
     _check_files(files)
     return credentials
-
-
-def complete_address(address: str) -> str:
-    """Return an address without a scheme and with a port: `localhost` is `localhost:50051`.
-
-    Raises:
-        InvalidArgumentError: it is empty, of another scheme, or its port is no port.
-    """
-    bare = address.strip().removeprefix("grpc://").rstrip("/")
-    if bare.startswith(("dns:", "unix:")):
-        return bare
-    if bare.count(":") > 1 and not bare.startswith("["):
-        bare = f"[{bare}]"  # an IPv6 address by itself
-    host_ends = bare.rfind("]") + 1
-    port = bare[host_ends:].rpartition(":")[2] if ":" in bare[host_ends:] else str(DEFAULT_PORT)
-    if not bare or "/" in bare or not (port.isascii() and port.isdecimal() and 0 < int(port) < 65_536):
-        raise InvalidArgumentError(f"{address!r} is no address of a gRPC server: write HOST:PORT", field="address")
-    return bare if ":" in bare[host_ends:] else f"{bare}:{port}"
 
 
 def _check_files(files: Tls) -> None:

@@ -14,6 +14,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from imagekin import files, machine
+from imagekin.addresses import socket_path
 from imagekin.errors import ImagekinError, PermissionDeniedError
 from imagekin.kserve import inference_pb2, inference_pb2_grpc
 from imagekin.serving.collections.data_folder import DataFolder
@@ -34,7 +35,7 @@ from imagekin.serving.services.health import Health
 from imagekin.serving.services.kserve import INFER, InferenceService
 from imagekin.serving.services.reflection import add_reflection
 from imagekin.serving.services.searcher import SearcherService
-from imagekin.serving.settings import Settings, socket_path
+from imagekin.serving.settings import Settings
 from imagekin.serving.transport import listening
 from imagekin.serving.transport.access import Guard, Scope
 from imagekin.serving.transport.calls import Calls

@@ -1,10 +1,10 @@
 """Settings of a server: address, models, data and limits, checked before anything is opened."""
 
-import ipaddress
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from imagekin.addresses import is_loopback, socket_path, split_address
 from imagekin.errors import InvalidArgumentError
 from imagekin.index.milvus.connection import parse_store
 from imagekin.machine import Device
@@ -20,7 +20,6 @@ LIMITS = "Limits"
 HTTP = "HTTP"
 OBSERVABILITY = "Logs, metrics and traces"
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
-_ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.%]+)\]|(?P<host>[^:\[\]/\s]+)):(?P<port>[0-9]{1,5})\Z")
 _ROOT_PATH = re.compile(r"(?:/[A-Za-z0-9_.~-]+)*\Z")
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(?::[0-9]{1,5})?\Z|https?://\[[0-9a-f:]+\](?::[0-9]{1,5})?\Z")
 
@@ -227,29 +226,3 @@ class Settings:
                     "127.0.0.1, protect it with --tls-cert or --tokens-file, or allow it with --allow-insecure",
                     field=name,
                 )
-
-
-def socket_path(address: str) -> Path | None:
-    """Return the path of a Unix socket's address `unix:PATH`, None for other addresses."""
-    path = address.removeprefix("unix:")
-    return Path(path) if path and path != address else None
-
-
-def split_address(address: str, field: str = "address") -> tuple[str, int]:
-    """Split `HOST:PORT` into host and port.
-
-    Raises:
-        InvalidArgumentError: it is not of that form.
-    """
-    match = _ADDRESS.match(address)
-    if match is None or int(match["port"]) > 65_535:
-        raise InvalidArgumentError(f"{address[:200]!r} is no address: give HOST:PORT", field=field)
-    return match["six"] or match["host"], int(match["port"])
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host can be reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

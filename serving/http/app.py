@@ -1,7 +1,6 @@
 """Assemble the application: routes, the checks of `Host` and `Origin`, and what web pages of other origins may do."""
 
 import asyncio
-import ipaddress
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute
 from starlette.routing import Route as StarletteRoute
 
+from imagekin.addresses import is_loopback, socket_path, split_address
 from imagekin.errors import ImagekinError, NotFoundError, PermissionDeniedError, UnimplementedError
 from imagekin.serving.http.described import description_routes
 from imagekin.serving.http.endpoint import TIMEOUT, Endpoint, error_response
@@ -26,7 +26,7 @@ from imagekin.serving.http.routes import ROUTES
 from imagekin.serving.http.sessions import Sessions, session_routes
 from imagekin.serving.observability.logs import REQUEST_ID
 from imagekin.serving.page.files import page_routes
-from imagekin.serving.settings import Settings, is_loopback, socket_path, split_address
+from imagekin.serving.settings import Settings
 from imagekin.serving.transport.access import Guard
 from imagekin.serving.transport.calls import Calls
 from imagekin.serving.transport.status import public_error
@@ -166,12 +166,7 @@ class Gate:
 
     def _is_known(self, host: str) -> bool:
         name = _hostname(host)
-        if name == "localhost" or (self._hosts is not None and name in self._hosts):
-            return True
-        try:
-            return ipaddress.ip_address(name).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(name) or (self._hosts is not None and name in self._hosts)
 
 
 def _endpoint(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from uvicorn.config import Config
 
+from imagekin.addresses import socket_path, split_address
 from imagekin.errors import FailedPreconditionError
 from imagekin.serving.http.app import App
 from imagekin.serving.http.connections import HEAD_BYTES, KEEP_ALIVE_SECONDS, State
-from imagekin.serving.settings import socket_path, split_address
 from imagekin.serving.transport.listening import make_way, private_sockets
 
 _BACKLOG = 1_024

@@ -11,8 +11,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
+from imagekin.addresses import split_address
 from imagekin.errors import FailedPreconditionError, ImagekinError, UnauthenticatedError
-from imagekin.serving.settings import split_address
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment

@@ -11,8 +11,9 @@ from pathlib import Path
 import grpc
 import grpc.aio
 
+from imagekin.addresses import socket_path, split_address
 from imagekin.errors import FailedPreconditionError
-from imagekin.serving.settings import Limits, socket_path, split_address
+from imagekin.serving.settings import Limits
 
 # Room for the framing of a message of exactly the largest size.
 _FRAMING_BYTES = 64 * 1024

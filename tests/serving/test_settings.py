@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from imagekin.errors import InvalidArgumentError
-from imagekin.serving.settings import Limits, Settings, is_loopback, parse_model, split_address
+from imagekin.serving.settings import Limits, Settings, parse_model
 
 MODELS = (("tiny", Path("tiny.onnx")),)
 
@@ -32,12 +32,6 @@ def test_a_unix_socket_needs_no_permission() -> None:
     assert Settings(address="unix:/run/imagekin/socket", models=MODELS).address == "unix:/run/imagekin/socket"
     over_http = Settings(address="127.0.0.1:0", http_address="unix:/run/imagekin/http", models=MODELS)
     assert over_http.http_address == "unix:/run/imagekin/http"
-
-
-def test_an_address_is_split() -> None:
-    assert split_address("[::1]:7") == ("::1", 7)
-    assert split_address("localhost:50051") == ("localhost", 50051)
-    assert not is_loopback("128.0.0.1")
 
 
 def test_a_server_serves_something() -> None:
