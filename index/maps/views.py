@@ -20,7 +20,7 @@ from imagekin.types import FacetCount
 MOST_VALUES, OTHER = 254, 255
 # Items written since the map was made that one call looks at, and that it places by a search each.
 _RECOGNISED, _PLACED = 20_000, 200
-_VERSION = re.compile(r"([0-9A-Za-z.+-]{1,40}):([0-9]{1,18}):([0-9a-f]{12}):([0-9]{1,18})")
+_VERSION = re.compile(r"([0-9A-Za-z.+-]{0,40}):([0-9]{1,18}):([0-9a-f]{12}):([0-9]{1,18})")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,12 +7,13 @@ import { askLabel, askToken, confirm, help } from "./dialogs.js";
 import { button, fill, h, notice } from "./dom.js";
 import { canUndo, changed, undo } from "./edits.js";
 import { itemDialog } from "./item.js";
+import * as map from "./map.js";
 import { picturesOf } from "./pictures.js";
 import * as review from "./review.js";
 import * as search from "./search.js";
 import * as status from "./status.js";
 
-const VIEWS = { search, browse, review, status };
+const VIEWS = { search, browse, map, review, status };
 const NOTE_MS = 8_000;
 const READS = "This token may only read: nothing was changed.";
 const THEME = "imagekin-theme";
@@ -123,7 +124,7 @@ function theme(name) {
 async function show(files) {
   if (!files.length) return;
   if (!app.collection) return say("There is no collection to search: fill one first.", { failed: true });
-  if (view.name !== "search") go({ collection: app.collection }, { view: "search", fresh: true });
+  if (!view.shown.show) go({ collection: app.collection }, { view: "search", fresh: true });
   view.shown.show(files);
 }
 
@@ -175,7 +176,7 @@ addEventListener("keydown", (event) => {
   if (document.querySelector("dialog[open]") || event.altKey) return;
   const command = event.ctrlKey || event.metaKey;
   const acts = command ? { z: () => canUndo() && app.attempt(undo), a: () => selection?.set(selectable()) } : {
-    1: () => visit("search"), 2: () => visit("browse"), 3: () => visit("review"), 4: () => visit("status"), "/": () => view.shown.focus(),
+    1: () => visit("search"), 2: () => visit("browse"), 3: () => visit("map"), 4: () => visit("review"), 5: () => visit("status"), "/": () => view.shown.focus(),
     l: () => selection?.label(), Delete: () => selection?.remove(), t: flip, "?": help, Escape: () => selection?.clear(),
   };
   const act = acts[event.key];

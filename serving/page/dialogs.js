@@ -33,7 +33,7 @@ export function askLabel(title, labels) {
 export const confirm = (title, done) => ask(title, [h("p", {}, "It can be undone as long as this page stays open.")], done, { danger: true });
 
 const KEYS = [
-  ["1 2 3 4", "Search, Browse, Review, Status"], ["/", "go to the key or the filter"], ["arrows", "move in the grid; with Shift: select"],
+  ["1 2 3 4 5", "Search, Browse, Map, Review, Status"], ["/", "go to the key or the filter"], ["arrows", "move in the grid; with Shift: select"],
   ["Enter", "open the item"], ["x", "select the item"], ["Ctrl A", "select all"], ["m n", "more like it, less like it"],
   ["l", "set the label of what is selected"], ["Delete", "delete what is selected"], ["Ctrl Z", "undo"], ["t", "light or dark"], ["Esc", "close, clear the selection"], ["?", "this list"],
 ];

@@ -227,6 +227,8 @@ with Catalog(Path(sys.argv[1]), read_only=True) as catalog:
     catalog.open("groups").make_map(MapSettings(), anew=False, advance=lambda count: None)
 """
 
+pytest.importorskip("umapers", reason="maps need umapers: pip install '.[map]'")
+
 
 def test_a_killed_run_goes_on_from_the_neighbours_that_it_had(
     groups: LocalCollection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

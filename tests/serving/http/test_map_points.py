@@ -15,6 +15,8 @@ from imagekin.serving.settings import Settings
 from tests.serving.http.calling import Answer, Caller, calling
 from tests.serving.running import running
 
+pytest.importorskip("umapers", reason="maps need umapers: pip install '.[map]'")
+
 HOSTILE = '<img src=x onerror="alert(1)">\u202e'
 
 

@@ -13,7 +13,9 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_pla
 CHROMIUM = os.environ.get("IMAGEKIN_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = [
     "--no-sandbox",
-    "--disable-gpu",
+    # WebGL by the processor, as in a machine without a display.
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
     "--disable-dev-shm-usage",
     "--disable-quic",
     "--no-first-run",

@@ -18,12 +18,14 @@ class Served:
     Attributes:
         address: HOST:PORT of gRPC.
         port: of HTTP.
+        data_dir: folder of its collections.
         kill: ends it at once.
         hang_up: has it load everything anew.
     """
 
     address: str
     port: int
+    data_dir: Path
     kill: Callable[[], None]
     hang_up: Callable[[], None]
 
@@ -41,4 +43,4 @@ def serving(model: Path, data_dir: Path, *options: str, port: int = 0) -> Iterat
             server.process.kill()
             server.process.wait(STOP_SECONDS)
 
-        yield Served(server.address, int(found[1]), kill, lambda: server.process.send_signal(signal.SIGHUP))
+        yield Served(server.address, int(found[1]), data_dir, kill, lambda: server.process.send_signal(signal.SIGHUP))

@@ -4,6 +4,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
 from playwright.sync_api import Browser
 
+from imagekin.index.local.catalog import Catalog
+from imagekin.index.maps.settings import MapSettings
 from tests.serving.page.browser import Visit, visiting
 from tests.serving.page.processes import Served
 
@@ -21,6 +23,8 @@ def violations(visit: Visit) -> list[str]:
 def test_no_view_or_dialog_violates_the_guidelines(
     browser: Browser, server: Served, shop: str, scheme: str, width: int
 ) -> None:
+    with Catalog(server.data_dir, read_only=True) as catalog:
+        catalog.open("shop").make_map(MapSettings(), anew=False, advance=lambda count: None)
     size = {"width": width, "height": 800}
     with visiting(browser, server.port, viewport=size, color_scheme=scheme) as visit:
         visit.open()
@@ -33,6 +37,7 @@ def test_no_view_or_dialog_violates_the_guidelines(
             "review?list=duplicates",
             "review?list=next",
             "browse?q=nothing",
+            "map?lasso=0,0,65534,0,65534,65534,0,65534",
         ]
         for view in [*views, *more]:
             visit.open(f"#{view}")

@@ -1,6 +1,7 @@
 """Search on the page: drop, paste, choose or name an item; more and less; one item; the address keeps it."""
 
 import base64
+import re
 from urllib.parse import quote
 
 import pytest
@@ -71,7 +72,7 @@ def test_a_key_is_searched_and_kept_by_the_address(visit: Visit, shop: str, clie
     expect(visit.page.locator("dialog.item h2")).to_have_text(expected[0])
     visit.page.keyboard.press("Escape")
     expect(visit.page.locator("dialog.item")).to_be_hidden()
-    assert "item=" not in visit.page.url
+    expect(visit.page).not_to_have_url(re.compile("item="))
 
 
 def test_more_and_less_of_several_and_back(visit: Visit, shop: str) -> None:
