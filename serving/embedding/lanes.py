@@ -67,7 +67,7 @@ class Lane:
 
 
 def give_way() -> None:
-    """Let other threads have the processor first, from now on; for threads that are busy for long at a time."""
+    """Leave the processor to other threads first, from now on; for threads that are busy for long at a time."""
     if sys.platform == "linux":  # elsewhere niceness is that of the process
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + _NICER, 19))
