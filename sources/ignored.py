@@ -3,6 +3,7 @@
 import posixpath
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from imagekin.encoder.decoding.formats import IMAGE_SUFFIXES, MISSING_EXTRAS
@@ -118,7 +119,11 @@ def is_hidden(path: str) -> bool:
 
 def in_system_folder(path: str) -> bool:
     """Return whether a relative path leads through a folder of what nobody took a photo of."""
-    folder = path.rpartition("/")[0]
+    return _is_system_folder(path.rpartition("/")[0])
+
+
+@lru_cache(maxsize=1024)  # images lie beside others
+def _is_system_folder(folder: str) -> bool:
     return bool(folder) and any(
         part in _OTHER_FOLDERS or part.endswith(_SYSTEM_ENDINGS) for part in folder.lower().split("/")
     )

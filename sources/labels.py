@@ -23,6 +23,7 @@ LOOK_AHEAD = 10_000
 MAX_FOLDERS = 100_000
 """Folders that are kept to judge by, so that a source of a folder for each image does not fill the memory."""
 _MAX_DEPTH = 50
+_MOST_KNOWN = 1_000
 
 FOLDER, PARENT, NO_LABEL = "folder", "parent", "none"
 """Ways to label by a path, besides a regular expression."""
@@ -91,6 +92,7 @@ class FolderLabels:
         self._root = _Folder()
         self._splits_in_classes: dict[str, Split] = {}
         self._wrappers_in_classes: set[str] = set()
+        self._known: dict[str, Named] = {}  # images lie beside others
         folders = 0
         for path in paths:
             folders += self._add(path)
@@ -102,6 +104,15 @@ class FolderLabels:
 
     def __call__(self, path: str) -> Named:
         """Return the label and the split of an image; what is new to the rule goes by its place among the folders."""
+        above = path.rpartition("/")[0]
+        named = self._known.get(above)
+        if named is None:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            named = self._known[above] = self._named(path)
+        return named
+
+    def _named(self, path: str) -> Named:
         folder: _Folder | None = self._root
         label: str | None = None
         split: Split | None = None

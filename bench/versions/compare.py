@@ -242,14 +242,19 @@ def all_parts(
     if section == "serve":
         return serve_parts(versions, options.embeddings, options.images, folder, stack)
     if section == "index":
-        return {
-            "index images, whole command": run_part(
-                versions,
-                folder,
-                lambda version, own: version.command(
-                    "index", "bench", options.images, "--data-dir", own / "data", "--model", version.model
-                ),
+
+        def index(version: Version, own: Path, *more: str) -> list[str]:
+            return version.command(
+                "index", "bench", options.images, "--data-dir", own / "data", "--model", version.model, *more
             )
+
+        # Versions before 0.2 make no thumbnails.
+        none = ("--thumbnails", "0")
+        return {
+            "index images, whole command": run_part(versions, folder, index),
+            "index images, this without thumbnails": run_part(
+                versions, folder, lambda version, own: index(version, own, *(none if version.checkout == ROOT else ()))
+            ),
         }
     return {
         "train an epoch, whole command": run_part(
@@ -271,7 +276,9 @@ def main() -> None:
     parser.add_argument("--embeddings", type=Path, required=True, help="float32 [N, D]")
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--other-model", type=Path, required=True)
-    parser.add_argument("--images", type=Path, required=True, help="folder of class folders of JPEG files")
+    parser.add_argument(
+        "--images", type=Path, required=True, help="folder of class folders of JPEG files; an archive for index"
+    )
     parser.add_argument("--sections", default=",".join(SECTIONS))
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
