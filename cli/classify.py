@@ -43,10 +43,12 @@ def classify(
 ) -> None:
     """Classify images; report the accuracy when they lie in folders named after their classes."""
     from imagekin.cli.shared import console
+    from imagekin.cli.shared.empty_answers import why_all_is_unknown
     from imagekin.cli.shared.image_sources import Tally, answered, reading
     from imagekin.client.calls import ClassifyParameters
     from imagekin.client.conversions import classify_method
 
+    server.check_model()
     chosen: Method = method  # type: ignore[assignment]  # checked on the next line
     classify_method(chosen)
     asked = ClassifyParameters(
@@ -79,6 +81,8 @@ def classify(
                         "nearest_similarity": found.nearest_similarity,
                     }
                 )
+        if tally.served and unknown == tally.served and (reason := why_all_is_unknown(client, collection)):
+            console.say(f"imagekin: {reason}")
     seconds = time.perf_counter() - started
     console.list_failures(tally.failed, tally.failed_count)
     console.say_ignored(tally.ignored)
@@ -91,4 +95,4 @@ def classify(
         if accuracy is not None:
             console.say(f"accuracy {accuracy:.4f} ({correct:,} of {labelled:,} images whose folder names their class)")
         console.say(console.summary("classified", tally, seconds))
-    console.fail_if_nothing(tally)
+    console.fail_if_nothing(tally, images)

@@ -93,7 +93,7 @@ def embed(
         console.print_json({**where, **console.totals(tally, seconds)})
     else:
         console.say(console.summary("embedded", tally, seconds))
-    console.fail_if_nothing(tally)
+    console.fail_if_nothing(tally, images)
 
 
 def _to_file(
@@ -140,7 +140,11 @@ def _to_file(
         console.list_failures(done.failed, done.failed_count)
         console.say_ignored(records.ignored)
         if not done.written:
-            raise ImageError(f"none of the {done.seen:,} images could be embedded" if done.seen else "no images there")
+            raise (
+                ImageError(f"none of the {done.seen:,} images could be embedded")
+                if done.seen
+                else console.no_images(sources)
+            )
     if as_json:
         failed = {"failed_count": done.failed_count, "failed": console.failures_json(done.failed)}
         rate = {"seconds": done.seconds, "images_per_second": done.images_per_second}

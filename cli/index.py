@@ -9,7 +9,7 @@ import typer
 
 from imagekin.cli.shared import engines, options
 from imagekin.command_options import AsJson, with_options
-from imagekin.errors import FailedPreconditionError, ImageError, InvalidArgumentError
+from imagekin.errors import FailedPreconditionError, ImageError, InvalidArgumentError, NotFoundError
 from imagekin.index.local.thumbnails import check_size
 from imagekin.machine import Device
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from imagekin.encoder.runtime.session import Encoder
     from imagekin.index.ingest.embed_stage import LoadBoth
     from imagekin.index.ingest.pipeline import IndexReport, Sink
+    from imagekin.sources.joined import JoinedReaders
     from imagekin.sources.records import VectorInfo
 
 IndexKind = Literal["auto", "flat", "hnsw", "ivf", "pq"]
@@ -86,10 +87,9 @@ def index(
     from imagekin.cli.shared.batch_progress import pace
     from imagekin.index.ingest.pipeline import index_images
     from imagekin.progress import progress
-    from imagekin.sources.open import open_sources
 
     conflict = on_conflict or ("replace" if sync else "update")
-    source = open_sources(sources, label_from=label_from)
+    source = _open(collection, sources, label_from)
     typed = options.typed(ctx, "model")
     engine.refuse_idle(ctx)
     encoder, space, dim = _space_of(source.embedded, model, typed, space, engine.here)
@@ -122,13 +122,29 @@ def index(
         console.print_json({**_figures(collection, done), **console.plan_json(source.plan, records.ignored)})
     else:
         print(_summary(collection, done))
-    _judge(done, sync)
+    _judge(done, sync, sources)
 
 
-def _judge(done: "IndexReport", sync: bool) -> None:
+def _open(collection: str, sources: list[str], label_from: str) -> "JoinedReaders":
+    """Open the sources; the error for one that is not there names two arguments that were confused."""
+    from imagekin.sources.open import open_sources
+
+    try:
+        return open_sources(sources, label_from=label_from)
+    except NotFoundError as error:
+        if len(sources) == 1 and Path(collection).exists():
+            raise NotFoundError(
+                f"{error}: the collection's name comes first, did you mean `imagekin index {sources[0]} {collection}`?"
+            ) from None
+        raise
+
+
+def _judge(done: "IndexReport", sync: bool, sources: list[str]) -> None:
     """Raise an error if the run failed as a whole."""
     if not done.seen:
-        raise ImageError("no images there")
+        from imagekin.cli.shared.console import no_images
+
+        raise no_images(sources)
     if done.failed_count == done.seen and not done.conflicts:
         raise ImageError(f"none of the {done.seen:,} images could be indexed")
     if sync and done.incomplete:

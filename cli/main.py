@@ -158,6 +158,8 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command and return its exit status; errors become one line on standard error."""
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]  # as git has it
     app = typer.Typer(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
     app.callback(help=_HELP)(root)
     try:

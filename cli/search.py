@@ -44,18 +44,24 @@ def search(
 ) -> None:
     """Find the items of a collection that are most like an image."""
     from imagekin.cli.shared import console
+    from imagekin.cli.shared.empty_answers import why_nothing_was_found
     from imagekin.cli.shared.image_sources import Named, Tally, answered, reading
     from imagekin.client.calls import SearchParameters
 
     if bool(images) == bool(key):
         raise InvalidArgumentError("name either images or stored items (--key)")
+    if images:
+        server.check_model()
     asked = SearchParameters(collection, k, condition, min_similarity, with_payload)
     tally = Tally()
+    found_count = 0
     kept: list[dict[str, Any]] = []
     sheet: list[tuple[str, list[Neighbour]]] = []
     started = time.perf_counter()
 
     def show(query: str, neighbours: "list[Neighbour]") -> None:
+        nonlocal found_count
+        found_count += len(neighbours)
         if open_page:
             sheet.append((query, neighbours))
         if as_json:
@@ -85,6 +91,8 @@ def search(
             with reading(images or [], "search", tally) as (records, advance):
                 for named, neighbours in answered(records, lambda i: client.iter_search(i, asked), tally, advance):
                     show(named.key, neighbours)
+        if tally.served and not found_count:
+            console.say(f"imagekin: {why_nothing_was_found(client, collection, condition, min_similarity)}")
         if open_page:
             console.say(_open_page(client, collection, sheet))
     seconds = time.perf_counter() - started
@@ -94,7 +102,7 @@ def search(
         console.print_json({"results": kept, **console.totals(tally, seconds)})
     else:
         console.say(console.summary("searched", tally, seconds))
-    console.fail_if_nothing(tally)
+    console.fail_if_nothing(tally, images or [])
 
 
 def _open_page(client: "Client", collection: str, answers: "list[tuple[str, list[Neighbour]]]") -> str:

@@ -37,10 +37,11 @@ def complete_address(address: str) -> str:
         bare = f"[{bare}]"  # an IPv6 address by itself
     whole = bare if ":" in bare[bare.rfind("]") + 1 :] else f"{bare}:{DEFAULT_PORT}"
     try:
-        _, port = split_address(whole)
+        host, port = split_address(whole)
     except InvalidArgumentError:
-        port = 0
-    if not port:
+        host, port = "", 0
+    # A number by itself is a port without a host, most likely.
+    if not port or host.isdecimal():
         raise InvalidArgumentError(
             f"{address[:200]!r} is no address of a gRPC server: write HOST:PORT", field="address"
         )

@@ -182,6 +182,8 @@ def export_collection(
     as_json: AsJson = False,
 ) -> None:
     """Write a collection to a Parquet file: key, label, payload, content_hash, vector, and its thumbnails."""
+    if out.suffix != ".parquet":
+        raise InvalidArgumentError(f"--out names a .parquet file, not {out}")
     from imagekin.index.ingest.parquet import export_items
     from imagekin.progress import progress
 

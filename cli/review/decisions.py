@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from imagekin.errors import FailedPreconditionError, InvalidArgumentError
+from imagekin.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from imagekin.files import write_text
 from imagekin.index.review.findings import Finding
 from imagekin.types import Item, StoredItem, Thumbnail
@@ -59,8 +59,11 @@ def read_table(path: Path) -> Changes:
     """Read the decisions of a table.
 
     Raises:
+        NotFoundError: there is no such file.
         InvalidArgumentError: it is no table of a review, or a decision is none; the message names the line.
     """
+    if not path.is_file():
+        raise NotFoundError(f"there is no file {path}")
     try:
         rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:

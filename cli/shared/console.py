@@ -141,10 +141,15 @@ def summary(done: str, tally: "Tally", seconds: float) -> str:
     return f"{done} {tally.served:,} {noun}{failed} in {seconds:.1f} s ({rate(tally.images, seconds):,.0f} images/s)"
 
 
-def fail_if_nothing(tally: "Tally") -> None:
-    """End with status 1 when no image was served; raise ImageError when there was none at all."""
+def no_images(sources: Sequence[str]) -> ImageError:
+    """Return the error of sources that hold no image."""
+    return ImageError(f"there are no images in {', '.join(sources[:3])}{' …' if len(sources) > 3 else ''}")
+
+
+def fail_if_nothing(tally: "Tally", sources: Sequence[str]) -> None:
+    """End with status 1 when no image of the sources was served; raise ImageError when there was none at all."""
     if not tally.images:
-        raise ImageError("no images there")
+        raise no_images(sources)
     if not tally.served:
         raise ImageError(f"none of the {tally.images:,} images could be served")
 

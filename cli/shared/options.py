@@ -105,6 +105,14 @@ class ServerOrFolder:
     )
     credentials: Credentials = field(default_factory=Credentials)
 
+    def check_model(self) -> None:
+        """Raise InvalidArgumentError where images cannot be embedded: in a folder without a model."""
+        if self.data_dir is not None and self.model is None:
+            raise InvalidArgumentError(
+                "with --data-dir give --model FILE, too: the model artifact that the collection was made with",
+                field="model",
+            )
+
     def connect(self, timeout: float, *, write: bool = False) -> "Client":
         """Return a client.
 

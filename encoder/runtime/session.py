@@ -33,6 +33,8 @@ _CHUNK_PIXELS = 64 * 224 * 224
 _MAX_CHUNK = 1024
 # With weights of lower precision, lengths deviate from 1 by more than the rounding of float32.
 _UNIT_TOLERANCE = 1e-2
+# Endings of files that hold weights without a graph.
+_WEIGHTS = {".bin", ".pkl", ".pt", ".pth", ".safetensors"}
 _SILENT = 4  # ONNX Runtime's severity "fatal": its errors are raised as well, and reported in one line
 
 
@@ -105,7 +107,9 @@ class Encoder:
         """
         path = Path(path)
         if not path.is_file():
-            raise NotFoundError(f"no model file {path}", field="model")
+            hint = f": {path} is a folder" if path.is_dir() else ""
+            hint += f", name {path / 'model.onnx'}" if (path / "model.onnx").is_file() else ""
+            raise NotFoundError(f"no model file {path}{hint}", field="model")
         for value, field in ((threads, "threads"), (sessions, "sessions")):
             if value is not None and value < 1:
                 raise InvalidArgumentError(f"{field} must be at least 1", field=field)
@@ -238,7 +242,8 @@ def _open_session(path: Path, device: Device, threads: int | None, graphs: bool 
             ort.preload_dlls()
     session = _call_runtime(
         lambda: ort.InferenceSession(path, options, providers=providers),
-        f"{path.name} is not an ONNX model, is damaged, or needs a newer ONNX Runtime; export it again",
+        f"{path.name} is not an ONNX model, is damaged, or needs a newer ONNX Runtime; "
+        + ("`imagekin adopt` makes an artifact of weights" if path.suffix in _WEIGHTS else "export it again"),
     )
     if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
         raise FailedPreconditionError("no usable GPU here; use --device cpu", field="device")

@@ -129,10 +129,10 @@ class _Parser:
             parts.append(self._every(level))
         return parts[0] if len(parts) == 1 else AnyOf(tuple(parts))
 
-    def fail(self, reason: str) -> NoReturn:
+    def fail(self, reason: str, hint: str = "") -> NoReturn:
         token = self.token
         found = "the end" if token.kind == "end" else repr(token.text[:40])
-        raise _error(f"{reason}, found {found}", token.begin)
+        raise _error(f"{reason}, found {found}{hint}", token.begin)
 
     def _every(self, level: int) -> Condition:
         parts = [self._part(level)]
@@ -181,7 +181,8 @@ class _Parser:
     def _field(self) -> str:
         token = self.token
         if token.kind != "word" or token.text not in ("key", "label", "payload"):
-            self.fail("expected a field (key, label or payload.…), NOT or (")
+            known = "" if token.kind != "word" else f"; did you mean payload.{token.text}?"
+            self.fail("expected a field (key, label or payload.…), NOT or (", known)
         self._advance()
         if token.text != "payload":
             return token.text
@@ -218,7 +219,9 @@ class _Parser:
 
     def _expect_value(self, token: _Token) -> None:
         if not (token.kind in ("text", "number") or (token.kind == "word" and token.text.lower() in ("true", "false"))):
-            self.fail("expected a value (a text in quotation marks, a number, true or false)")
+            hint = f'; write "{token.text}" with its quotation marks' if token.kind == "word" else ""
+            hint = "; equality is a single =" if token.text == "=" else hint
+            self.fail("expected a value (a text in quotation marks, a number, true or false)", hint)
 
     def _string(self, token: _Token) -> str:
         if token.text[0] == "'":

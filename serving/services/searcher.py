@@ -158,15 +158,17 @@ class SearcherService(searcher_pb2_grpc.SearcherServicer):
         self, request: searcher_pb2.ClassifyRequest, entry: OpenCollection, context: Context
     ) -> Sequence[searcher_pb2.ClassifyResult | ImagekinError]:
         if request.HasField("min_similarity"):
-            raise InvalidArgumentError("METHOD_LINEAR knows no similarity: use min_confidence", field="min_similarity")
+            raise InvalidArgumentError(
+                "the linear method knows no similarity: use min_confidence", field="min_similarity"
+            )
         if request.HasField("filter"):
-            raise InvalidArgumentError("METHOD_LINEAR asks no items: leave the filter out", field="filter")
+            raise InvalidArgumentError("the linear method asks no items: leave the filter out", field="filter")
         temperature = _temperature(request.temperature) or 1.0
         least = check_range(request.min_confidence, 0, 1, "min_confidence")
         model = model_for(entry, self._models)
         if not model.metadata.class_names:
             raise FailedPreconditionError(
-                f"model {model.name} has no linear head: classify with METHOD_KNN or METHOD_PROTOTYPE", field="method"
+                f"model {model.name} has no linear head: classify by knn or prototype", field="method"
             )
         answers: list[searcher_pb2.ClassifyResult | ImagekinError] = []
         for position, resolution in enumerate(
@@ -176,7 +178,7 @@ class SearcherService(searcher_pb2_grpc.SearcherServicer):
                 answers.append(resolution)
             elif resolution.logits is None:
                 field = f"queries[{position}]"
-                answers.append(InvalidArgumentError("METHOD_LINEAR takes images only", field=field))
+                answers.append(InvalidArgumentError("the linear method takes images only", field=field))
             else:
                 prediction = predict(resolution.logits, model.metadata.class_names, temperature, least)
                 answers.append(searcher_pb2.ClassifyResult(prediction=write_prediction(prediction)))
@@ -244,7 +246,7 @@ def _method(method: int) -> ClassifyMethod:
         return ClassifyMethod.KNN
     if method == Method.METHOD_PROTOTYPE:
         return ClassifyMethod.PROTOTYPE
-    raise InvalidArgumentError(f"no method {method}: use METHOD_KNN, METHOD_PROTOTYPE or METHOD_LINEAR", field="method")
+    raise InvalidArgumentError(f"no method {method}: use knn, prototype or linear", field="method")
 
 
 def _similarity(request: searcher_pb2.SearchRequest | searcher_pb2.ClassifyRequest) -> float | None:

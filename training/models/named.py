@@ -299,4 +299,18 @@ def _one_line(name: Name) -> Iterator[None]:
         raise
     except Exception as error:  # each library has its own exceptions for unknown names, no network and no weights
         reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
-        raise FailedPreconditionError(f"{name.shown} cannot be built: {reason}", field="encoder") from error
+        raise FailedPreconditionError(
+            f"{name.shown} cannot be built: {reason}{_near(name)}", field="encoder"
+        ) from error
+
+
+def _near(name: Name) -> str:
+    """Return a question after the library's encoder of the most similar name, empty where there is none."""
+    if name.kind != "timm":
+        return ""
+    import difflib
+
+    import timm
+
+    near = difflib.get_close_matches(name.rest, timm.list_models(), 1)
+    return f"; did you mean timm:{near[0]}?" if near and near[0] != name.rest.partition(".")[0] else ""

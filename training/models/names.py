@@ -69,9 +69,10 @@ def find_name(text: str) -> Name:
     """Parse the name of an encoder; raises InvalidArgumentError when it has no source."""
     name = parse_name(text)
     if name is None:
+        near = "did you mean efficientnet-lite0? " if text.startswith("efficientnet") else ""
         raise InvalidArgumentError(
-            f"there is no encoder {text!r}; name timm:NAME, torchvision:NAME, efficientnet-lite0, hf-hub:OWNER/MODEL, "
-            "a folder with config.json, MODULE:FUNCTION or a file FILE.onnx",
+            f"there is no encoder {text!r}; {near}name timm:NAME, torchvision:NAME, efficientnet-lite0, "
+            "hf-hub:OWNER/MODEL, a folder with config.json, MODULE:FUNCTION or a file FILE.onnx",
             field="encoder",
         )
     return name
