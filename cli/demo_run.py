@@ -29,6 +29,7 @@ from imagekin.version import install_command
 
 COLLECTION = "digits"
 # A folder that holds this file is the demo's own and may be replaced.
+_PAGE = "127.0.0.1:8080"
 _MARK = ".imagekin-demo"
 # Checked before the training begins, not a minute later.
 _NEEDS = ("faiss", "grpc_health", "onnx", "onnxruntime", "onnxscript", "sklearn", "torch")
@@ -245,7 +246,9 @@ def _show(figures: dict[str, Any], out: Path, test: Path) -> None:
     query = min(test.rglob("*.png"))
     print(
         "\nNext:\n"
-        f"  imagekin serve --model {shlex.quote(figures['model'])} --data-dir {shlex.quote(str(out / 'data'))} &\n"
+        f"  imagekin serve --model {shlex.quote(figures['model'])} --data-dir {shlex.quote(str(out / 'data'))}"
+        f" --http-address {_PAGE} &\n"
         f"  imagekin search --collection {COLLECTION} {shlex.quote(str(query))}\n"
-        "  imagekin train PHOTOS --out runs/photos    # a folder of class folders of your own"
+        "  imagekin train PHOTOS --out runs/photos    # a folder of class folders of your own\n"
+        f"Once it serves, the page is at http://{_PAGE}/: drop a picture, see what is alike."
     )
