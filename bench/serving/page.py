@@ -49,7 +49,9 @@ _WATCH = """() => {
     if (loaded >= COUNT && window.measured.thumbnails === undefined) window.measured.thumbnails = now;
   }).observe(document.body, { subtree: true, childList: true, attributes: true, attributeFilter: ["class"] });
   document.querySelector("input[type=file]").addEventListener(
-    "change", () => { window.began = performance.now(); window.measured = {}; window.asked = false; }, { capture: true });
+    "change",
+    () => Object.assign(window, { began: performance.now(), measured: {}, asked: false }),
+    { capture: true });
 }""".replace("COUNT", str(THUMBNAILS))
 _SCROLL = """async () => {
   const gaps = [];
