@@ -33,9 +33,12 @@ def on_config(config: Any) -> Any:
 def on_files(files: Files, config: Any) -> Files:
     """Add the generated pages, and the files outside `docs/` that pages link to, as they are."""
     from reference.pages import generated_pages
+    from reference.performance import plots
 
     for path, text in generated_pages().items():
         files.append(File.generated(config, path, content=text))
+    for path, drawing in plots().items():
+        files.append(File.generated(config, path, content=drawing))
     for page in list(files.documentation_pages()):
         for target in _outside(page.content_string, page.src_uri):
             place = f"repository/{target.as_posix()}.txt"
