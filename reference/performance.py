@@ -36,9 +36,9 @@ def plots() -> dict[str, bytes]:
 _INTRODUCTION = """# Performance
 
 Every figure has its row here, misses too. A ratio is of contenders that took turns in one run on one machine. Above 1
-imagekin does more; where the target is a bound from above, it takes more. What the figures depend on, what was tried and
-what else was measured is in [the record](../bench/RESULTS.md). What was recorded before 2026-11-29 is of versions before
-0.2, and has not been measured again.
+imagekin does more; where the target is a bound from above, it takes more. What the figures depend on, what was tried
+and what else was measured is in [the record](../bench/RESULTS.md). What was recorded before 2026-11-29 is of versions
+before 0.2, and has not been measured again.
 """
 
 

@@ -14,7 +14,7 @@ _LABELS_SHOWN = 5
 def why_nothing_was_found(
     client: "Client", collection: str, condition: str | None, min_similarity: float | None
 ) -> str:
-    """Return why no query of a search has a neighbour, with what to do."""
+    """Explain that no query of a search has a neighbour, and say what to do."""
     if not client.collection(collection).count:
         return f"{collection} is empty: `imagekin index {collection} SOURCE` puts images into it"
     if condition and not client.count(collection, filter=condition):
@@ -26,14 +26,14 @@ def why_nothing_was_found(
 
 
 def why_all_is_unknown(client: "Client", collection: str) -> str | None:
-    """Return why no image has a class, None where the collection has labels."""
+    """Explain that no image has a class; None where the collection has labels."""
     if client.collection(collection).labelled:
         return None
     return f"no item of {collection} has a label: index folders that are named after their classes"
 
 
 def _hint(client: "Client", collection: str, condition: str) -> str:
-    """Return what is wrong with a filter's labels, empty where nothing is known to be."""
+    """Return a remark on a filter's labels, empty where nothing seems wrong with them."""
     from imagekin.index.filters.parser import parse
 
     asked = [value for one in _comparisons(parse(condition)) if one.field == "label" for value in one.values]
