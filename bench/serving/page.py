@@ -103,7 +103,7 @@ def fill(address: str, pictures: list[Path], items: int) -> None:
     data = [path.read_bytes() for path in pictures]
     small = [thumbnail(one, 160) for one in data]
     with Client(address, timeout=120) as client:
-        vectors = np.stack(client.embed(data))
+        vectors = client.embed(data)
         client.create_collection("many", thumbnail_size=160)
         for at in range(0, items, _AT_ONCE):
             numbers = np.arange(at, min(at + _AT_ONCE, items))

@@ -10,7 +10,9 @@ const MOST_CORNERS = 48;
 /** What a person looks at: the place in the middle, and how large the map is; 1 shows all of it. */
 export class Camera {
   constructor(element, moved) {
-    Object.assign(this, { element, moved, x: SIDE / 2, y: SIDE / 2, zoom: 1 });
+    this.element = element;
+    this.moved = moved;
+    [this.x, this.y, this.zoom] = [SIDE / 2, SIDE / 2, 1];
   }
 
   /** CSS pixels of a unit of the map. */

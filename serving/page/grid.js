@@ -24,6 +24,8 @@ export class Grid {
     this.total = 0;
     this.current = 0;
     this.tiles = new Map();
+    // For whoever fills the grid: from which version of what.
+    this.version = undefined;
     this.element = h("div", { class: "grid", role: "list", onkeydown: (event) => this.#key(event) });
     addEventListener("scroll", this.#redraw, { passive: true });
     this.sizes = new ResizeObserver(this.#redraw);

@@ -160,7 +160,13 @@ export class Cells {
     }
   }
 
-  /** Return the number of the point that is nearest to a place, -1 for none within a distance; `allows(number)` may refuse some. */
+  /**
+   * Return the number of the point that is nearest to a place, -1 for none within a distance; `allows` may refuse some.
+   * @param {number} x
+   * @param {number} y
+   * @param {number} within
+   * @param {(number: number) => boolean} [allows]
+   */
   nearest(x, y, within, allows = () => true) {
     let [found, least] = [-1, within * within];
     this.#each([x - within, y - within, x + within, y + within], (at) => {
