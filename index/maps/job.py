@@ -144,7 +144,7 @@ def _place(
     where = positions.astype(np.float64)
     for begin in range(0, len(fresh), _AT_ONCE):
         part = slice(begin, min(begin + _AT_ONCE, len(fresh)))
-        distances, ids = landmarks.nearest(landmarks.project(fresh[part]), min(NEIGHBOURS, len(positions)))
+        distances, ids = landmarks.nearest(fresh[part], min(NEIGHBOURS, len(positions)))
         means, _ = weighted_means(distances, where[ids], np.ones(ids.shape, np.bool_))
         placed[part] = np.rint(means).astype(np.uint16)
         advance(part.stop - begin)

@@ -16,7 +16,7 @@ def lay_out(vectors: Vector, distances: Distances, ids: Ids, settings: MapSettin
     """Return a position for each vector; the same seed gives the same ones.
 
     Args:
-        vectors: float32 [n, m], the most important components first.
+        vectors: float32 [n, m].
         distances: float32 [n, k] to the neighbours, without itself.
         ids: int32 [n, k], the neighbours' numbers.
         settings: the map's settings.

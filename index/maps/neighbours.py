@@ -1,7 +1,7 @@
 """Find the neighbours of a map's landmarks among themselves, and of other items among the landmarks.
 
-A map shows who is near whom and not how near, so the vectors are projected onto their principal components, and above
-some thousands searched by FAISS's inverted lists, which gives the same neighbours on every run.
+Above some thousands, FAISS's inverted lists over the first principal components propose neighbours, and the vectors
+themselves decide among them. Both give the same neighbours on every run, in one thread or several.
 """
 
 import contextlib
@@ -20,10 +20,12 @@ from imagekin.index.maps.archives import read_arrays, write_arrays
 from imagekin.index.storage.columns import ColumnSnapshot, Slots
 from imagekin.types import Vector
 
-_COMPONENTS = 64
-_SAMPLED = 20_000
+_COMPONENTS = 128
+_SAMPLED, _TURNS = 8_192, 4
 _EXACT_TO = 10_000
 _AT_ONCE = 4_096
+# Neighbours that the components propose for each that is wanted, and how many rows are compared at a time.
+_PROPOSED, _COMPARED_AT_ONCE = 3, 64
 _SAVE_SECONDS = 10.0
 _FAISS: Any = faiss
 
@@ -42,24 +44,51 @@ class Landmarks:
 
     def __init__(self, snapshot: ColumnSnapshot, slots: Slots, seed: int) -> None:
         self._snapshot = snapshot
-        size = min(len(slots), _SAMPLED)
-        sample = snapshot.vectors[np.sort(np.random.default_rng(seed).choice(slots, size, replace=False))]
+        self.slots = slots
+        random = np.random.default_rng(seed)
+        sample = snapshot.vectors[np.sort(random.choice(slots, min(len(slots), _SAMPLED), replace=False))]
         self._mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
-        centred = sample - self._mean
-        _, basis = np.linalg.eigh((centred.T @ centred).astype(np.float64))
-        self._basis = np.ascontiguousarray(basis[:, ::-1][:, :_COMPONENTS], np.float32)
-        self.vectors = self.project(slots)
+        self._basis = _principal_components(sample - self._mean, random)
+        self._whole = self._basis.shape[1] == snapshot.vectors.shape[1]
+        self.vectors = self._project(slots)
         rows, width = self.vectors.shape
         self._index: Any = _FAISS.IndexFlatL2(width)
         if rows > _EXACT_TO:
             lists = int(4 * np.sqrt(rows))
             self._coarse = self._index  # FAISS keeps no reference to it
             self._index = _FAISS.IndexIVFFlat(self._coarse, width, lists)
+            self._index.cp.min_points_per_centroid = 1
             self._index.train(self.vectors)
-            self._index.nprobe = max(16, lists // 40)
+            self._index.nprobe = max(16, lists // 16)
         self._index.add(self.vectors)
 
-    def project(self, slots: Slots) -> Vector:
+    def nearest(self, slots: Slots, k: int) -> tuple[Distances, Ids]:
+        """Return the `k` nearest landmarks of slots by number, and their distances; so many exist."""
+        vectors = self._project(slots)
+        wanted = k if self._whole else min(_PROPOSED * k, len(self.slots))
+        squares, ids = self._index.search(vectors, wanted)
+        # The lists that were searched hold too few, as of vectors that are copies of one another.
+        few = np.flatnonzero((ids < 0).any(axis=1))
+        if len(few):
+            squares[few], ids[few] = _FAISS.knn(vectors[few], self.vectors, wanted)
+        if not self._whole:
+            squares, ids = self._compare(slots, ids, k)
+        return np.sqrt(np.maximum(squares, 0.0)).astype(np.float32), ids.astype(np.int32)
+
+    def _compare(self, slots: Slots, ids: NDArray[np.int64], k: int) -> tuple[Distances, NDArray[np.int64]]:
+        """Return the `k` nearest of the proposed landmarks by the vectors themselves, and their squared distances."""
+        vectors = self._snapshot.vectors
+        squares, found = np.empty((len(ids), k), np.float32), np.empty((len(ids), k), np.int64)
+        for begin in range(0, len(ids), _COMPARED_AT_ONCE):
+            part = slice(begin, begin + _COMPARED_AT_ONCE)
+            others = np.take(vectors, self.slots[ids[part]], axis=0)
+            apart = 2.0 - 2.0 * np.einsum("nmd,nd->nm", others, vectors[slots[part]])
+            order = np.argsort(apart, axis=1, kind="stable")[:, :k]
+            squares[part] = np.take_along_axis(apart, order, axis=1)
+            found[part] = np.take_along_axis(ids[part], order, axis=1)
+        return squares, found
+
+    def _project(self, slots: Slots) -> Vector:
         """Return the principal components of slots, float32 [n, m]."""
         projected = np.empty((len(slots), self._basis.shape[1]), np.float32)
         for begin in range(0, len(slots), _AT_ONCE):
@@ -67,15 +96,16 @@ class Landmarks:
             projected[part] = (self._snapshot.vectors[slots[part]] - self._mean) @ self._basis
         return projected
 
-    def nearest(self, vectors: Vector, k: int) -> tuple[Distances, Ids]:
-        """Return the `k` nearest landmarks of projected vectors by number, and their distances; `k` of them exist."""
-        squares, ids = self._index.search(vectors, k)
-        # The lists that were searched hold too few, as of vectors that are copies of one another.
-        few = np.flatnonzero((ids < 0).any(axis=1))
-        if len(few):
-            squares[few], ids[few] = _FAISS.knn(vectors[few], self.vectors, k)
-        distances: Distances = np.sqrt(np.maximum(squares, 0.0))
-        return distances, ids.astype(np.int32)
+
+def _principal_components(centred: Vector, random: np.random.Generator) -> Vector:
+    """Return an orthonormal basis of the directions of most variance, float32 [D, m], by subspace iteration."""
+    dim = centred.shape[1]
+    if dim <= _COMPONENTS:
+        return np.eye(dim, dtype=np.float32)
+    basis = random.normal(size=(dim, _COMPONENTS)).astype(np.float32)
+    for _ in range(_TURNS):
+        basis = np.linalg.qr(centred.T @ (centred @ basis))[0]
+    return np.ascontiguousarray(basis, np.float32)
 
 
 def of_landmarks(
@@ -98,7 +128,7 @@ def of_landmarks(
     saved = time.monotonic()
     for begin in range(done, rows, _AT_ONCE):
         part = slice(begin, min(begin + _AT_ONCE, rows))
-        distances[part], ids[part] = _without_itself(*landmarks.nearest(landmarks.vectors[part], k + 1), begin)
+        distances[part], ids[part] = _without_itself(*landmarks.nearest(landmarks.slots[part], k + 1), begin)
         advance(part.stop - begin)
         if time.monotonic() - saved > _SAVE_SECONDS or part.stop == rows:
             done = part.stop

@@ -244,8 +244,8 @@ def test_a_killed_run_goes_on_from_the_neighbours_that_it_had(
     assert (folder / saved.NEIGHBOURS).is_file()
     asked: list[int] = []
 
-    def never(landmarks: object, vectors: list[object], k: int) -> None:
-        asked.append(len(vectors))
+    def never(landmarks: object, slots: list[object], k: int) -> None:
+        asked.append(len(slots))
         raise AssertionError("the neighbours were there")
 
     with monkeypatch.context() as patched:
