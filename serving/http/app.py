@@ -17,7 +17,7 @@ from starlette.routing import Route as StarletteRoute
 from imagekin.addresses import is_loopback, socket_path, split_address
 from imagekin.errors import ImagekinError, NotFoundError, PermissionDeniedError, UnimplementedError
 from imagekin.serving.http.described import description_routes
-from imagekin.serving.http.endpoint import TIMEOUT, Endpoint, error_response
+from imagekin.serving.http.endpoint import TIMEOUT, Endpoint, error_response, packed
 from imagekin.serving.http.kserve import kserve_routes
 from imagekin.serving.http.maps import points_route
 from imagekin.serving.http.pictures import thumbnail_route
@@ -80,7 +80,8 @@ def build(
         except ImagekinError as error:
             return error_response(error, "")
         text = await asyncio.to_thread(generate_latest, registry)
-        return Response(text, media_type=CONTENT_TYPE_LATEST)
+        body, headers = packed(request, text)
+        return Response(body, media_type=CONTENT_TYPE_LATEST, headers=headers)
 
     routes: list[BaseRoute] = [
         StarletteRoute(route.path, _endpoint(Endpoint(route, calls)), methods=[route.verb]) for route in ROUTES
@@ -178,10 +179,27 @@ def _endpoint(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    """Answer where there is no route."""
+    """Answer where there is no route, or none with the verb."""
     if isinstance(error, HTTPException) and error.status_code == 405:
-        return error_response(MethodNotAllowedError(f"{request.method} is not for this path"), "")
+        allowed = _allowed(request)
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers={"allow": allowed})
+        refusal = error_response(MethodNotAllowedError(f"{request.method} is not for this path: {allowed} are"), "")
+        refusal.headers["allow"] = allowed
+        return refusal
     return error_response(NotFoundError("there is nothing at this path: see /openapi.json"), "")
+
+
+def _allowed(request: Request) -> str:
+    """Return the verbs of all routes of a request's path."""
+    path = request.scope["path"]
+    verbs = {
+        verb
+        for route in request.app.router.routes
+        if isinstance(route, StarletteRoute) and route.path_regex.match(path)
+        for verb in route.methods or ()
+    }
+    return ", ".join(sorted({*verbs, "OPTIONS"}))
 
 
 async def _failed(request: Request, error: Exception) -> Response:

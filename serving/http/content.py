@@ -16,6 +16,7 @@ from imagekin.serving.transport.bodies import Bodies, unpack
 
 _JSON = ("application/json",)
 _FORM = "multipart/form-data"
+_OF_CURL = "application/x-www-form-urlencoded"
 _RAW = ("image/", "application/octet-stream")
 # Parameters in a form, as many as in a query, and small.
 _MOST_FIELDS = 64
@@ -107,8 +108,11 @@ class Reception:
             return Content(size=self.size)
         if kind not in _JSON:
             known = "application/json, image/*, application/octet-stream or multipart/form-data"
+            # Many are bodies that curl was given without a word on their type.
+            hint = f": curl needs -H 'Content-Type: {'image/jpeg' if pictures else 'application/json'}'"
             raise MediaTypeError(
-                f"send the body as {known if pictures else 'application/json'}, not {kind[:80] or 'without a type'}",
+                f"send the body as {known if pictures else 'application/json'}, not {kind[:80] or 'without a type'}"
+                f"{hint if kind == _OF_CURL else ''}",
                 field="content-type",
             )
         here = len(data) <= _PARSED_HERE_BYTES

@@ -1,13 +1,16 @@
 """Describe HTTP: `/openapi.json`, and a plain page of it at `/docs` that loads nothing and runs nothing."""
 
+import hashlib
 import html
 import json
 from importlib import resources
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
+
+from imagekin.serving.http.endpoint import packed
 
 _FILE = "openapi.json"
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
@@ -24,12 +27,24 @@ def description_routes() -> list[BaseRoute]:
     page = _page(json.loads(text))
 
     async def document(request: Request) -> Response:
-        return Response(text, media_type="application/json")
+        return _file(request, text, "application/json")
 
     async def readable(request: Request) -> Response:
-        return HTMLResponse(page, headers={"content-security-policy": _POLICY})
+        response = _file(request, page.encode(), "text/html")
+        response.headers["content-security-policy"] = _POLICY
+        return response
 
     return [Route(f"/{_FILE}", document), Route("/docs", readable)]
+
+
+def _file(request: Request, body: bytes, kind: str) -> Response:
+    """Return a file that stays the same while the server runs, or 304 to a caller that has it."""
+    tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    headers = {"etag": tag, "cache-control": "no-cache"}
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers=headers)
+    packed_body, more = packed(request, body)
+    return Response(packed_body, media_type=kind, headers={**headers, **more})
 
 
 def _page(document: dict[str, Any]) -> str:

@@ -170,6 +170,12 @@ class Endpoint:
                 raise InvalidArgumentError(f"{name} is given in the query and in the body", field=name)
             else:
                 values[name] = read_parameter(self._forms[name], texts)
+        if self._route.verb == "GET" and not member and self._route.member:
+            raise InvalidArgumentError(
+                f"name an item: ?key=KEY; POST takes a picture, vectors or several {self._route.member}", field="key"
+            )
+        if self._route.verb == "GET" and self._route.aliases and not values.keys() & set(self._route.aliases.values()):
+            raise InvalidArgumentError("name the items: ?key=KEY&key=KEY; …/scroll lists all of them", field="key")
         return self._with_members(values, member, content.pictures)
 
     def _with_members(
@@ -191,7 +197,10 @@ class Endpoint:
         members = [dict(member) for _ in pictures] or [member]
         if "label" in self._route.member_fields:
             for one, picture in zip(members, pictures, strict=False):
-                one.setdefault("key", picture.name)
+                if not one.setdefault("key", picture.name):
+                    raise InvalidArgumentError(
+                        "name the item: ?key=KEY, or send a form with a file's name", field="key"
+                    )
         if self._route.member != "images":
             values[self._route.member] = members
         return values, dict(enumerate(pictures))

@@ -1,5 +1,6 @@
 """The examples of docs/reference/http.md, run by a real shell against a real server."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -9,10 +10,18 @@ import pytest
 from PIL import Image
 
 from imagekin.serving.settings import Settings
+from tests.serving.http.calling import Caller
 from tests.serving.running import running
 
 ROOT = Path(__file__).resolve().parents[3]
 TEXT = (ROOT / "docs" / "reference" / "http.md").read_text(encoding="utf-8")
+
+
+def test_its_error_is_one_that_comes(call: Caller) -> None:
+    call("POST", "/v1/collections", {"name": "documented"})
+    (shown,) = re.findall(r'^(\{"code".*\})$', TEXT, re.MULTILINE)
+    answer = call("GET", "/v1/collections/documented/scroll?filter=lable=1")
+    assert (answer.status, answer.json) == (400, json.loads(shown))
 
 
 def test_every_example_works(model_path: Path, tmp_path: Path) -> None:

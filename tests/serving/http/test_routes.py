@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import numpy as np
@@ -216,6 +217,40 @@ def test_each_collection_has_its_own_of_several_models(call: Caller) -> None:
     assert both[0] != both[1]
     unknown = call("POST", "/v1/embed?model=none", png(4), "image/png")
     assert (unknown.status, unknown.json["code"]) == (404, "NOT_FOUND")
+
+
+def test_a_path_says_its_verbs(call: Caller, shop: str) -> None:
+    verbs = "DELETE, GET, HEAD, OPTIONS, PATCH, POST"
+    answer = call("PUT", f"{shop}/items", {})
+    assert (answer.status, answer.json["code"], answer.headers["allow"]) == (405, "UNIMPLEMENTED", verbs)
+    answer = call("OPTIONS", f"{shop}/items")
+    assert (answer.status, answer.body, answer.headers["allow"]) == (204, b"", verbs)
+    assert (call("OPTIONS", "/v1/nothing").status, call("HEAD", shop).status) == (404, 200)
+
+
+def test_what_a_path_describes_is_sent_once_and_packed(call: Caller) -> None:
+    for path in ("/openapi.json", "/docs"):
+        plain = call("GET", path)
+        tag = {"if-none-match": plain.headers["etag"]}
+        again = call("GET", path, headers=tag)
+        assert (again.status, again.body) == (304, b"")
+        packed = call("GET", path, headers={"accept-encoding": "gzip"})
+        assert gzip.decompress(packed.body) == plain.body
+        assert len(packed.body) < len(plain.body) / 2
+
+
+def test_what_is_forgotten_is_said(call: Caller, shop: str) -> None:
+    def said(*arguments: Any) -> str:
+        answer = call(*arguments)
+        assert answer.status in (400, 415)
+        return str(answer.json["message"])
+
+    form_of_curl = "application/x-www-form-urlencoded"
+    assert "curl needs -H 'Content-Type: image/jpeg'" in said("POST", f"{shop}/items?key=a", png(1), form_of_curl)
+    assert "curl needs -H 'Content-Type: application/json'" in said("PATCH", f"{shop}/items", b"{}", form_of_curl)
+    assert said("POST", f"{shop}/items", png(1), "image/png").startswith("name the item: ?key=KEY")
+    assert said("GET", f"{shop}/items").startswith("name the items: ?key=KEY")
+    assert said("GET", f"{shop}/search?k=3").startswith("name an item: ?key=KEY")
 
 
 def test_a_form_that_is_cut_off_stores_nothing(call: Caller, shop: str) -> None:
