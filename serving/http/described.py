@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from imagekin.serving.http.endpoint import packed
+from imagekin.serving.http.endpoint import has_already, packed
 
 _FILE = "openapi.json"
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
@@ -41,7 +41,7 @@ def _file(request: Request, body: bytes, kind: str) -> Response:
     """Return a file that stays the same while the server runs, or 304 to a caller that has it."""
     tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
     headers = {"etag": tag, "cache-control": "no-cache"}
-    if request.headers.get("if-none-match") == tag:
+    if has_already(request, tag):
         return Response(status_code=304, headers=headers)
     packed_body, more = packed(request, body)
     return Response(packed_body, media_type=kind, headers={**headers, **more})

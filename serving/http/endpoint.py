@@ -238,6 +238,12 @@ def error_response(error: ImagekinError, identity: str) -> Response:
     return response
 
 
+def has_already(request: Request, tag: str) -> bool:
+    """Return whether the caller has what an ETag stands for (`If-None-Match`, RFC 9110)."""
+    given = request.headers.get("if-none-match", "")
+    return given.strip() == "*" or tag in [one.strip().removeprefix("W/") for one in given.split(",")]
+
+
 def packed(request: Request, body: bytes) -> tuple[bytes, dict[str, str]]:
     """Compress an answer if the caller takes gzip and it is worth it; return it with its headers."""
     if len(body) < _PACKED_FROM_BYTES or "gzip" not in request.headers.get("accept-encoding", ""):

@@ -1,5 +1,6 @@
 """Answer with one item's thumbnail as a JPEG file, for an `<img>` of a page."""
 
+import hashlib
 import time
 from typing import Any, cast
 
@@ -8,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from imagekin.errors import InvalidArgumentError, NotFoundError
-from imagekin.serving.http.endpoint import HttpContext, error_response
+from imagekin.serving.http.endpoint import HttpContext, error_response, has_already
 from imagekin.serving.observability.logs import REQUEST_ID, request_id
 from imagekin.serving.transport.bodies import Body
 from imagekin.serving.transport.call_info import CallInfo, Context
@@ -42,9 +43,10 @@ def thumbnail_route(calls: Calls) -> BaseRoute:
                 raise NotFoundError("there is no such item, or no picture of it", field="key")
         except Exception as error:
             return error_response(public_error(error, METHOD, call.request_id), call.request_id)
-        tag = f'"{picture.content_hash.hex()}"'
+        # Of its own bytes: the same image has another thumbnail in a collection of another size.
+        tag = f'"{hashlib.sha256(picture.jpeg).hexdigest()[:32]}"'
         kept = {"etag": tag, "cache-control": _KEPT, REQUEST_ID: call.request_id}
-        if tag in headers.get("if-none-match", ""):
+        if has_already(request, tag):
             return Response(status_code=304, headers=kept)
         return Response(picture.jpeg, media_type="image/jpeg", headers=kept)
 

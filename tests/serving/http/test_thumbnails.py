@@ -52,6 +52,9 @@ def test_a_thumbnail_is_a_file_that_is_sent_once(call: Caller, shop: str) -> Non
     tag = {"if-none-match": answer.headers["etag"]}
     again = call("GET", f"{shop}/thumbnail?key=once", headers=tag)
     assert (again.status, again.body) == (304, b"")
+    for given in (f"W/{answer.headers['etag']}", f'"other", {answer.headers["etag"]}', "*"):
+        assert call("GET", f"{shop}/thumbnail?key=once", headers={"if-none-match": given}).status == 304
+    assert call("GET", f"{shop}/thumbnail?key=once", headers={"if-none-match": '"other"'}).status == 200
     call("POST", f"{shop}/items?key=once", png(6, 100), "image/png")
     assert call("GET", f"{shop}/thumbnail?key=once", headers=tag).status == 200
     assert call("DELETE", f"{shop}/items?key=once").status == 200
