@@ -20,7 +20,7 @@ TEXT = (ROOT / "docs" / "reference" / "http.md").read_text(encoding="utf-8")
 def test_its_error_is_one_that_comes(call: Caller) -> None:
     call("POST", "/v1/collections", {"name": "documented"})
     (shown,) = re.findall(r'^(\{"code".*\})$', TEXT, re.MULTILINE)
-    answer = call("GET", "/v1/collections/documented/scroll?filter=lable=1")
+    answer = call("GET", "/v1/collections/documented/scroll?page_token=mine")
     assert (answer.status, answer.json) == (400, json.loads(shown))
 
 
