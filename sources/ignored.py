@@ -14,6 +14,7 @@ HIDDEN = "hidden"
 SYSTEM = "in a folder of a system, such as thumbnails or a recycle bin"
 NO_IMAGE = "no image by its name"
 NO_READER = "an archive of a kind that is not read: unpack it"
+NESTED = "an archive in an archive: unpack the outer one"
 UNPACKED = "an archive that is unpacked beside it"
 NO_IMAGES_IN_IT = "a table of no images"
 SUBMISSION = "a table of predictions to hand in"
@@ -37,6 +38,7 @@ MASK_FOLDERS = frozenset(("segmentationclass", "segmentationobject", "trimaps", 
 # Folders that are libraries of programs: the thumbnails and previews that Lightroom keeps beside a catalogue.
 _SYSTEM_ENDINGS = (".lrdata",)
 _OTHER_FOLDERS = SYSTEM_FOLDERS | MASK_FOLDERS
+_ARCHIVES = frozenset((".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst"))
 _OTHER_ARCHIVES = frozenset((".7z", ".rar", ".r00", ".z01", ".cab", ".iso", ".dmg", ".lz4", ".lzma", ".lz"))
 
 
@@ -136,4 +138,6 @@ def _in_folder_of(path: str, names: Collection[str]) -> bool:
 def _kind_of(suffix: str) -> Kind:
     if extra := MISSING_EXTRAS.get(suffix):
         return Kind(suffix, f"reading them needs a package more: {install_command(extra)}")
+    if suffix in _ARCHIVES:  # in a folder they are read
+        return Kind(suffix, NESTED)
     return Kind(suffix, NO_READER if suffix in _OTHER_ARCHIVES else NO_IMAGE)

@@ -26,6 +26,7 @@ from imagekin.sources.formats.table_rows import (
     path_column,
     row_metadata,
     split_column,
+    split_in,
 )
 from imagekin.sources.formats.text_lines import json_object, read_lines
 from imagekin.sources.ignored import Ignored, suffix_of
@@ -33,7 +34,6 @@ from imagekin.sources.labels import LOOK_AHEAD, Named
 from imagekin.sources.pieces import Counted, ImageFile, Naming, Piece, Surveyed
 from imagekin.sources.places import LocalPlace, Place, is_url
 from imagekin.sources.records import RowError, SourceError, printable, record_of
-from imagekin.sources.splits import split_named
 from imagekin.types import JSON
 
 _CSV_SUFFIXES = (".csv", ".tsv")
@@ -92,7 +92,7 @@ class ManifestReader:
                 continue
             columns = self._columns(row)
             path = _text(row.values.get(columns.path or ""))
-            split = split_named(row.values.get(columns.split or ""))
+            split = split_in(row.values, columns.split)
             if columns.label or self._classes:
                 origin = f"column {columns.label!r}" if columns.label else "columns of 0 and 1"
                 with contextlib.suppress(InvalidArgumentError):
@@ -269,7 +269,7 @@ class ManifestReader:
             place = self._place.resolve(relative)
         except InvalidArgumentError as error:
             return (record_of(key, str(error)),)
-        split = split_named(row.values.get(columns.split or ""))
+        split = split_in(row.values, columns.split)
         has_label = columns.label or self._classes
         named = naming.told(relative, label, split) if has_label else naming.named(relative)
         return ImageFile(key, place, self._max_bytes, named.label, told.payload, split or named.split)

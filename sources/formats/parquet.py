@@ -22,6 +22,7 @@ from imagekin.sources.formats.table_rows import (
     one_label,
     row_metadata,
     split_column,
+    split_in,
 )
 from imagekin.sources.ignored import Ignored
 from imagekin.sources.labels import LOOK_AHEAD, Named
@@ -36,7 +37,6 @@ from imagekin.sources.records import (
     record_of,
     size_problem,
 )
-from imagekin.sources.splits import split_named
 
 _SPACE = b"imagekin.space"
 _VECTOR_COLUMNS = ("vector", "embedding", "embeddings")
@@ -184,7 +184,9 @@ class ParquetReader:
             splits = cells[names.split] if names.split else [None] * batch.num_rows
             for (label, split), count in Counter(zip(map(_hashable, labels), splits, strict=True)).items():
                 with contextlib.suppress(InvalidArgumentError):
-                    counts[Named(one_label(self._class_name(label)), split_named(split))] += count
+                    counts[
+                        Named(one_label(self._class_name(label)), split_in({names.split or "": split}, names.split))
+                    ] += count
         origin = f"column {names.label!r}" if names.label else ""
         yield from (Counted(named, count, origin) for named, count in counts.items())
 
@@ -221,7 +223,7 @@ class ParquetReader:
             told = row_metadata(values, names.label, ())
         except InvalidArgumentError as error:
             return record_of(key, str(error))
-        split = split_named(values.get(names.split)) if names.split else None
+        split = split_in(values, names.split)
         named = naming.told(path or "", told.label, split) if names.label or not path else naming.named(path)
         digest = digest if isinstance(digest, bytes) and len(digest) == 32 else None
         return record_of(key, data, named.label, told.payload, digest, split or named.split)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from imagekin.errors import InvalidArgumentError
 from imagekin.sources.formats.text_lines import json_object
 from imagekin.sources.records import label_text
+from imagekin.sources.splits import Split, split_named
 from imagekin.types import JSON
 
 # The first name that is there is used.
@@ -39,6 +40,12 @@ _SPLIT_COLUMNS = (
     "usage",
     "fold_name",
 )
+# Columns of truth values: the splits of true and of false. fast.ai's tables have `is_valid`.
+_SPLIT_FLAGS: dict[str, tuple[Split, Split]] = {
+    **dict.fromkeys(("is_valid", "is_val", "is_validation"), ("validation", "train")),
+    "is_test": ("test", "train"),
+    **dict.fromkeys(("is_train", "is_training", "is_training_image"), ("train", "test")),
+}
 PAYLOAD_COLUMN = "payload"
 NO_NAME = "column"
 """Beginning of the name of a column without one."""
@@ -82,7 +89,17 @@ def path_column(names: Collection[str]) -> str | None:
 
 def split_column(names: Collection[str]) -> str | None:
     """Return the column that says to which split an image belongs; None for none."""
-    return first_of(names, _SPLIT_COLUMNS)
+    return first_of(names, (*_SPLIT_COLUMNS, *_SPLIT_FLAGS))
+
+
+def split_in(values: Mapping[str, JSON], column: str | None) -> Split | None:
+    """Return the split that a row's cell in a column of splits names; None for none."""
+    cell = None if column is None else values.get(column)
+    flags = _SPLIT_FLAGS.get(_plain(column or ""))
+    if flags is None:
+        return split_named(cell)
+    flag = None if cell is None else _flag(cell)
+    return None if flag is None else flags[0] if flag else flags[1]
 
 
 def is_named(name: str) -> bool:

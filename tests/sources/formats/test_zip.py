@@ -8,6 +8,7 @@ import pytest
 
 from imagekin.encoder.decoding.decode import DecodeLimits
 from imagekin.errors import InvalidArgumentError
+from imagekin.sources.ignored import NESTED, Kind
 from imagekin.sources.open import open_source
 from imagekin.sources.records import SourceError
 from tests.sources.pictures import FILES, bad, good
@@ -71,3 +72,11 @@ def test_what_is_not_read_is_refused_with_what_to_do(tmp_path: Path, name: str, 
     (tmp_path / name).write_bytes(head + bytes(100))
     with pytest.raises(InvalidArgumentError, match=r"unpack it|save it as \.csv"):
         open_source(tmp_path / name)
+
+
+def test_an_archive_in_an_archive_is_passed_over_and_said(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("train.zip", b"PK")
+    source = open_source(tmp_path / "x.zip")
+    assert list(source) == []
+    assert list(source.ignored) == [(Kind(".zip", NESTED), 1)]
