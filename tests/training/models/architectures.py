@@ -2,10 +2,12 @@
 
     python -m tests.training.models.architectures [NAME…]       without names ten kinds, full size: minutes
 
-Each must pass the export's own gate (|Δ| ≤ 1e-4), embed batches of one and of several alike, and get an int8 twin whose
-answers are the model's. The test suite does the same with timm's smallest.
+Each must pass the export's own gate (|Δ| ≤ 1e-4), embed batches of one and of several alike, be served by a real server
+and answer there as it does here, and get an int8 twin whose answers are the model's. The test suite does the same with
+timm's smallest, without a server.
 """
 
+import io
 import sys
 import tempfile
 import time
@@ -15,7 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
+from imagekin import Client
 from imagekin.encoder.metadata import Preprocess
 from imagekin.encoder.runtime.session import Encoder
 from imagekin.errors import FailedPreconditionError
@@ -24,14 +28,15 @@ from imagekin.training.export.named import adopt_named
 from imagekin.training.export.twins import reduce_artifact
 from imagekin.training.models.named import RANDOM, load_named
 from imagekin.training.models.names import find_name
+from tests.e2e.processes import running_server
 
 FULL_SIZE = (
-    "timm:resnet26",
-    "timm:convnext_atto",
+    "timm:resnet50",
+    "timm:convnext_tiny",
     "timm:efficientnet_b0",
-    "timm:mobilenetv4_conv_small",
-    "timm:regnety_002",
-    "timm:vit_tiny_patch16_224",
+    "timm:mobilenetv4_conv_medium",
+    "timm:regnety_016",
+    "timm:vit_small_patch16_224",
     "timm:vit_small_patch14_reg4_dinov2.lvd142m",
     "timm:swin_tiny_patch4_window7_224",
     "timm:vit_base_patch32_clip_224.openai",
@@ -69,8 +74,11 @@ def drawn(preprocess: Preprocess, count: int = IMAGES) -> NDArray[np.uint8]:
     return np.ascontiguousarray(coarse[:, rows][:, :, columns].astype(np.uint8))
 
 
-def check(text: str, folder: Path) -> Checked:
-    """Adopt an encoder with random weights, run it, and make its twin; raises AssertionError or the gate's errors."""
+def check(text: str, folder: Path, *, serve: bool = False) -> Checked:
+    """Adopt an encoder with random weights, run it, and make its twin; raises AssertionError or the gate's errors.
+
+    With `serve`, the model also answers two batches in a server of its own.
+    """
     started = time.perf_counter()
     torch.manual_seed(0)
     encoder = load_named(find_name(text), weights=Path(RANDOM))
@@ -82,6 +90,12 @@ def check(text: str, folder: Path) -> Checked:
     alone = np.concatenate([served.embed_pixels(image[None]) for image in pixels[:6]])
     assert np.abs(together - alone).max() <= 1e-4
     assert np.ptp(together, axis=0).max() > 1e-4, "all images have one embedding"
+    if serve:
+        # Files are decoded on the way, resized and cropped as the model's own rule says.
+        pictures = [_png(image) for image in pixels[:6]]
+        with running_server(adopted.model, folder / "data") as server, Client(server.address) as client:
+            answers = np.concatenate([client.embed(pictures[:1]), client.embed(pictures[1:])])
+        assert np.abs(answers - served.embed(pictures)).max() <= 1e-4, "served embeddings differ"
     everything = ImageSet(pixels, np.full(IMAGES, -1), (), tuple(map(str, range(IMAGES))), "drawn", preprocess)
     half = np.arange(IMAGES // 2)
     twin: float | None = None
@@ -97,11 +111,17 @@ def check(text: str, folder: Path) -> Checked:
     return Checked(served.metadata.dim, preprocess.height, adopted.parity.max_abs_diff, twin, seconds)
 
 
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
 def main(names: list[str]) -> None:
     """Check each and print a line."""
     for name in names or FULL_SIZE:
         with tempfile.TemporaryDirectory() as folder:
-            found = check(name, Path(folder))
+            found = check(name, Path(folder), serve=True)
         twin = "no int8 twin" if found.twin is None else f"int8 agrees {found.twin:.1%}"
         print(
             f"{name:46} {found.dim:5} of {found.size} px  |Δ| {found.max_abs_diff:.1e}  {twin}  {found.seconds:.0f} s",
