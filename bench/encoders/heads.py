@@ -8,6 +8,9 @@ Everything is embedded once, and each row is a head on the same embeddings, so s
 of `--train` are the test images. Unknown classes: every fourth class, by name, is taken out of the training images; the
 head is trained anew without it, and the figure is the AUROC of test images of the other classes against these.
 Corrupted images: some of the 15 corruptions, at severity 3, on `--corrupted` of the test images, evenly chosen.
+
+Instead of a model and images, `--embedded X.npy,LABELS.npy,TEST.npy,LABELS.npy` takes embeddings; heads learn without
+crops then, and no image is corrupted.
 """
 
 import argparse
@@ -71,6 +74,7 @@ class Embedded:
 
 def embed_all(options: argparse.Namespace) -> Embedded:
     """Embed both sets and the corrupted images, or read what an earlier call embedded."""
+    options.out.mkdir(parents=True, exist_ok=True)
     encoder = Encoder.open(options.model, device="cpu")
     train, test = _load(options, encoder)
     train_labels, test_labels = train.labels, align_labels(train, test)
@@ -97,6 +101,16 @@ def embed_all(options: argparse.Namespace) -> Embedded:
     return Embedded(x, labels, test_x, test_labels, harmed, test_labels[some], spent)
 
 
+def read_embedded(options: argparse.Namespace) -> Embedded:
+    """Read embeddings and labels of test images and of training images, the first `--limit` of each class."""
+    x, labels, test, test_labels = (np.load(path, allow_pickle=False) for path in options.embedded.split(","))
+    names, labels = np.unique(labels, return_inverse=True)
+    test_labels = np.searchsorted(names, test_labels)
+    rows = _first_of_each(labels, options.limit)
+    x, test = (np.ascontiguousarray(part, dtype=np.float32) for part in (x[rows], test))
+    return Embedded(x[None], labels[rows], test, test_labels, {}, np.empty(0, np.int64), 0.0)
+
+
 def measure(data: Embedded, objective: AdaptObjective | None, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train a head, or none, and return its figures, 0 to 1, and the CPU seconds of its training."""
     known_classes = np.flatnonzero(np.arange(data.train_labels.max() + 1) % 4 != 3)
@@ -107,6 +121,7 @@ def measure(data: Embedded, objective: AdaptObjective | None, seed: int, options
     errors = calibration(x, data.train_labels, test, data.test_labels, penalty=penalty)
     harmed = {name: adapted(vectors) for name, vectors in data.corrupted.items()}
     near = [knn_accuracy(x, data.train_labels, each, data.corrupted_labels) for each in harmed.values()]
+    probed = [probe.accuracy(each, data.corrupted_labels) for each in harmed.values()]
     told = _unknown(data, known_classes, objective, seed, penalty, options.views)
     return {
         "knn": knn_accuracy(x, data.train_labels, test, data.test_labels),
@@ -115,8 +130,8 @@ def measure(data: Embedded, objective: AdaptObjective | None, seed: int, options
         "linear_ece": errors.linear_ece_scaled,
         "knn_unknown": told[0],
         "linear_unknown": told[1],
-        "knn_corrupted": mean(near),
-        "linear_corrupted": mean(probe.accuracy(each, data.corrupted_labels) for each in harmed.values()),
+        "knn_corrupted": mean(near) if near else None,
+        "linear_corrupted": mean(probed) if probed else None,
         "head_cpu_seconds": seconds,
     }
 
@@ -124,41 +139,56 @@ def measure(data: Embedded, objective: AdaptObjective | None, seed: int, options
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure all rows, print the table, then one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--train", required=True)
+    parser.add_argument("model", type=Path, nargs="?")
+    parser.add_argument("--train", default="")
     parser.add_argument("--test", default="")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("heads"))
+    parser.add_argument("--embedded", default="")
     parser.add_argument("--objectives", type=lambda text: tuple(text.split(",")), default=get_args(AdaptObjective))
     parser.add_argument("--seeds", type=lambda text: tuple(map(int, text.split(","))), default=(0,))
-    parser.add_argument("--limit", type=int, default=0, help="images of each class, in both sets; 0 is all")
+    parser.add_argument("--limit", type=int, default=0, help="training images of each class; 0 is all")
     parser.add_argument("--corrupted", type=int, default=500)
     parser.add_argument("--views", type=int, default=2)
     options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
-    data = embed_all(options)
+    if options.embedded:
+        options.views = 0
+    elif options.model is None or not options.train:
+        parser.error("name a model and --train, or --embedded")
+    data = read_embedded(options) if options.embedded else embed_all(options)
     shape = f"{len(data.train_labels)} + {len(data.test)} images, {data.train_labels.max() + 1} classes"
     print(f"{shape}, embedding the training images and crops: {data.cpu_seconds:.0f} CPU seconds", flush=True)
     table = Table("head", *SHOWN, "CPU seconds")
     results = []
     for objective in (None, *options.objectives):
         rows = [measure(data, objective, seed, options) for seed in (options.seeds if objective else (0,))]
-        figures = {name: [100 * row[name] for row in rows] for name in SHOWN}
         seconds = f"{mean(row['head_cpu_seconds'] for row in rows):.0f}"
-        cells = [f"{mean(each):.1f}" + (f" ± {pstdev(each):.1f}" if len(each) > 1 else "") for each in figures.values()]
-        table.add_row(objective or "none", *cells, seconds)
+        table.add_row(objective or "none", *(_cell([row[name] for row in rows]) for name in SHOWN), seconds)
         results += [{"head": objective or "none", "run": place, **row} for place, row in enumerate(rows)]
         print(json.dumps(results[-len(rows) :]), flush=True)
     Console(width=160).print(table)
     print(json.dumps(results))
 
 
+def _cell(values: Sequence[float | None]) -> str:
+    """Return the mean of the seeds in percent, and their standard deviation where there are several."""
+    known = [100 * value for value in values if value is not None]
+    spread = f" ± {pstdev(known):.1f}" if len(known) > 1 else ""
+    return f"{mean(known):.1f}{spread}" if known else ""
+
+
 def _load(options: argparse.Namespace, encoder: Encoder) -> tuple[ImageSet, ImageSet]:
     preprocess = encoder.metadata.preprocess
     train = load_images(options.train, preprocess=preprocess, limit=options.limit)
     if options.test:
-        return train, load_images(options.test, preprocess=preprocess, limit=options.limit)
+        return train, load_images(options.test, preprocess=preprocess)
     rest, held_out = stratified_split(train.labels, 0.3, 0)
     return train.take(rest), train.take(held_out)
+
+
+def _first_of_each(labels: Labels, limit: int) -> Labels:
+    """Return the rows of the first `limit` of each class, ascending; 0 is all of them."""
+    rows = [np.flatnonzero(labels == label)[: limit or None] for label in np.unique(labels)]
+    return np.sort(np.concatenate(rows))
 
 
 def _head(
