@@ -41,6 +41,8 @@ _CSV_SUFFIXES = (".csv", ".tsv")
 _JUDGED_ROWS = 20
 # Rows by which a column `id` is found to repeat, so that it names no image.
 _KEY_ROWS = 1_000
+# Sets of columns that are kept in mind.
+_MOST_NAMES = 1_000
 
 
 class _Columns(NamedTuple):
@@ -78,6 +80,7 @@ class ManifestReader:
         self._beside = beside
         self._names: tuple[str, ...] = ()
         self._found = _Columns(None, None, None, None)
+        self._known: dict[tuple[str, ...], _Columns] = {}
 
     def survey(self, *, whole: bool = False) -> Iterator[Surveyed]:
         """Yield the number of images of each label, or the paths where folders are labels, see `Reader`."""
@@ -215,8 +218,12 @@ class ManifestReader:
 
     def _columns(self, row: Row) -> _Columns:
         names = tuple(row.values) if not isinstance(row.values, str) else ()
-        if names != self._names:  # the same in every row of a table
-            self._names, self._found = names, self._columns_of(names)
+        if names != self._names:  # the same in every row of a table, and few in other files
+            if names not in self._known:
+                if len(self._known) >= _MOST_NAMES:
+                    self._known.clear()
+                self._known[names] = self._columns_of(names)
+            self._names, self._found = names, self._known[names]
         return self._found
 
     def _columns_of(self, names: tuple[str, ...]) -> _Columns:

@@ -4,6 +4,7 @@ Columns are found by the names that people and exporters give them, in any case 
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from imagekin.errors import InvalidArgumentError
@@ -181,6 +182,7 @@ def _is_short(text: str) -> bool:
     return len(text) <= _MAX_LABEL and len(text.split()) <= _MAX_WORDS and "://" not in text and "/" not in text
 
 
+@lru_cache(maxsize=1024)  # a table's cells have the names of few columns
 def _plain(name: str) -> str:
     return name.strip().lower().replace(" ", "_").replace("-", "_")
 
