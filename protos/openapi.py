@@ -149,7 +149,7 @@ def document() -> dict[str, Any]:
     binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     paths[POINTS] = {
         "get": {
-            "operationId": "mapPoints",
+            "operationId": "map_points",
             "summary": "Returns the map as a browser draws it, with an ETag.",
             "parameters": [
                 _parameter("collection", "path", {"type": "string"}, "The collection's name."),
