@@ -33,10 +33,11 @@ _COMMANDS = (
 def interpreters() -> dict[tuple[int, int], Path]:
     """Return an interpreter of each minor version that is here, without this one's."""
     named = [Path(name) for name in sys.argv[1:]]
-    for place in _PLACES:
-        root, _, pattern = os.path.expanduser(place).partition("/*/")
-        named += sorted(Path(root).glob(f"*/{pattern}"))
-    named += [Path(one) for minor in range(11, 20) if (one := shutil.which(f"python3.{minor}"))]
+    if not named:
+        for place in _PLACES:
+            root, _, pattern = os.path.expanduser(place).partition("/*/")
+            named += sorted(Path(root).glob(f"*/{pattern}"))
+        named += [Path(one) for minor in range(11, 20) if (one := shutil.which(f"python3.{minor}"))]
     found: dict[tuple[int, int], Path] = {}
     for path in named:
         asked = subprocess.run([path, "--version"], capture_output=True, text=True)
