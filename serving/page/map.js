@@ -60,7 +60,14 @@ export function mount(root, app) {
   const draws = renderer(canvas);
   const remember = later(300, () => go({ at: camera.zoom === 1 && camera.x === SIDE / 2 && camera.y === SIDE / 2 ? null : [camera.x, camera.y, camera.zoom * 100].map(Math.round).join(",") }, { replace: true }));
   let moving = false;
-  const camera = new Camera(stage, () => (draw(), moving || remember()));
+  let quick = false;
+  const settle = later(160, () => ((quick = false), draw()));
+  const camera = new Camera(stage, () => {
+    // What moves is drawn by some of its points, so that it moves as fast as the hand.
+    quick = !moving;
+    draw();
+    if (quick) settle(), remember();
+  });
   handle(stage, camera, { lassoing: () => drawing, drawn, over: (place) => hover(place && nearest(place)), clicked });
   const sizes = new ResizeObserver(() => draw());
   sizes.observe(stage);
@@ -174,7 +181,7 @@ export function mount(root, app) {
     frame = 0;
     if (!map || !stage.clientWidth) return;
     const base = map.count < 2_000 ? 7 : map.count < 20_000 ? 5 : map.count < 200_000 ? 3 : 2;
-    draws.draw(camera, Math.min(16, base * Math.max(1, camera.zoom ** 0.4)), colours, params.has("only"));
+    draws.draw(camera, Math.min(16, base * Math.max(1, camera.zoom ** 0.4)), colours, params.has("only"), quick);
     const context = above.getContext("2d");
     const ratio = devicePixelRatio || 1;
     Object.assign(above, { width: Math.round(stage.clientWidth * ratio), height: Math.round(stage.clientHeight * ratio) });

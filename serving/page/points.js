@@ -2,16 +2,18 @@
 
 export const SIDE = 65_534;
 const MOST_DPR = 2;
+// Points that are drawn while the map moves.
+const SOME = 40_000;
 
 const VERTEX = `#version 300 es
-in vec2 place; in float code;
+in vec4 point;
 uniform vec4 view; uniform float size; uniform int pass; uniform sampler2D colours;
 out vec4 colour;
 void main() {
-  vec4 found = texelFetch(colours, ivec2(int(code), 0), 0);
+  vec4 found = texelFetch(colours, ivec2(int(point.z), 0), 0);
   colour = vec4(found.rgb, pass == 0 ? 0.16 : 0.9);
-  bool drawn = place.x <= ${SIDE}.0 && (pass == 2 || (found.a > 0.5) == (pass == 1));
-  gl_Position = drawn ? vec4((place - view.xy) * view.zw, 0.0, 1.0) : vec4(2.0, 2.0, 2.0, 1.0);
+  bool drawn = point.x <= ${SIDE}.0 && (pass == 2 || (found.a > 0.5) == (pass == 1));
+  gl_Position = drawn ? vec4((point.xy - view.xy) * view.zw, 0.0, 1.0) : vec4(2.0, 2.0, 2.0, 1.0);
   gl_PointSize = size;
 }`;
 const FRAGMENT = `#version 300 es
@@ -22,7 +24,7 @@ void main() {
   shown = vec4(colour.rgb, 1.0) * colour.a * edge;
 }`;
 
-/** Return a renderer for a canvas: `set(positions, codes)`, `draw({x, y, scale}, size, colours, dims)`, `close()`. */
+/** Return a renderer for a canvas: `set(positions, codes)`, `draw({x, y, scale}, size, colours, dims, quick)`, `close()`. */
 export function renderer(canvas) {
   const gl = canvas.getContext("webgl2", { antialias: false, premultipliedAlpha: true, powerPreference: "low-power" });
   return gl ? onGl(canvas, gl) : onPixels(canvas);
@@ -56,22 +58,32 @@ function onGl(canvas, gl) {
     gl.enable(gl.BLEND);
     gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
     const uniforms = Object.fromEntries(["view", "size", "pass"].map((name) => [name, gl.getUniformLocation(program, name)]));
-    made = { program, uniforms, buffers: {} };
+    made = { program, uniforms };
     if (data) upload();
   }
 
+  /** Hand the points over, all of them and one in so many: eight bytes each, which is how graphics processors like them. */
   function upload() {
-    for (const [name, values, size, kind] of [["place", data.positions, 2, gl.UNSIGNED_SHORT], ["code", data.codes, 1, gl.UNSIGNED_BYTE]]) {
-      const place = gl.getAttribLocation(made.program, name);
-      made.buffers[name] ??= gl.createBuffer();
-      gl.bindBuffer(gl.ARRAY_BUFFER, made.buffers[name]);
-      gl.bufferData(gl.ARRAY_BUFFER, values, gl.STATIC_DRAW);
+    for (const [name, step] of [["all", 1], ["some", Math.ceil(data.codes.length / SOME)]]) {
+      const count = Math.floor(data.codes.length / step);
+      const packed = new Uint16Array(4 * count);
+      for (let at = 0; at < count; at += 1) {
+        packed[4 * at] = data.positions[2 * at * step];
+        packed[4 * at + 1] = data.positions[2 * at * step + 1];
+        packed[4 * at + 2] = data.codes[at * step];
+      }
+      const known = (made[name] ??= { array: gl.createVertexArray(), buffer: gl.createBuffer() });
+      known.count = count;
+      gl.bindVertexArray(known.array);
+      gl.bindBuffer(gl.ARRAY_BUFFER, known.buffer);
+      gl.bufferData(gl.ARRAY_BUFFER, packed, gl.STATIC_DRAW);
+      const place = gl.getAttribLocation(made.program, "point");
       gl.enableVertexAttribArray(place);
-      gl.vertexAttribPointer(place, size, kind, false, 0, 0);
+      gl.vertexAttribPointer(place, 4, gl.UNSIGNED_SHORT, false, 0, 0);
     }
   }
 
-  function draw(camera, size, colours, dims) {
+  function draw(camera, size, colours, dims, quick = false) {
     last = [camera, size, colours, dims];
     if (!made || !data) return;
     const ratio = fit(canvas);
@@ -82,10 +94,12 @@ function onGl(canvas, gl) {
     const scale = 2 * camera.scale * ratio;
     gl.uniform4f(made.uniforms.view, camera.x, camera.y, scale / canvas.width, scale / canvas.height);
     gl.uniform1f(made.uniforms.size, size * ratio);
+    const { array, count } = quick ? made.some : made.all;
+    gl.bindVertexArray(array);
     // What is not chosen lies below what is.
     for (const pass of dims ? [0, 1] : [2]) {
       gl.uniform1i(made.uniforms.pass, pass);
-      gl.drawArrays(gl.POINTS, 0, data.codes.length);
+      gl.drawArrays(gl.POINTS, 0, count);
     }
   }
 
@@ -107,8 +121,9 @@ function onPixels(canvas) {
   let data = null;
   return {
     set: (positions, codes) => (data = { positions, codes }),
-    draw(camera, size, colours, dims) {
+    draw(camera, size, colours, dims, quick = false) {
       if (!data) return;
+      const step = quick ? Math.ceil(data.codes.length / SOME) : 1;
       const ratio = fit(canvas);
       const { width, height } = canvas;
       const image = context.createImageData(width, height);
@@ -116,7 +131,7 @@ function onPixels(canvas) {
       const scale = camera.scale * ratio;
       const side = Math.max(1, Math.round(size * ratio * 0.8));
       for (const pass of dims ? [0, 1] : [2]) {
-        for (let at = 0; at < data.codes.length; at += 1) {
+        for (let at = 0; at < data.codes.length; at += step) {
           const code = 4 * data.codes[at];
           if (pass !== 2 && (colours[code + 3] > 127) !== (pass === 1)) continue;
           const left = Math.round(width / 2 + (data.positions[2 * at] - camera.x) * scale - side / 2);

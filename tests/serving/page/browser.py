@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 CHROMIUM = os.environ.get("IMAGEKIN_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = [
@@ -25,6 +25,7 @@ ARGUMENTS = [
 ]
 # A generous limit that ends what hangs.
 WAIT_MS = 30_000
+expect.set_options(timeout=WAIT_MS)
 
 
 @contextmanager
