@@ -42,6 +42,7 @@ NOT_RUN = {
     ("docker.md", "cp run/model.onnx"): "needs Docker; tests/project/test_compose.py checks the file",
     ("gpu.md", "pip install"): "needs a GPU",
     ("kubernetes.md", "kubectl create secret"): "needs a cluster; tests/project/test_deploy.py checks the manifests",
+    ("map.md", "curl --data-binary"): "asks a server that the page does not start; tests/serving/http asks for places",
     ("milvus.md", "pip install"): "needs Milvus; tests/index/milvus runs on its embedded engine",
     ("operations.md", "from imagekin import Client, Tls"): (
         "asks a server elsewhere; tests/e2e/test_client_certificates.py"
@@ -65,6 +66,7 @@ NOT_RUN = {
 # Lines that other tests run, and what takes their place here.
 LINES = {
     "pip install '.[cpu,train]'": "true",  # .ci/run
+    "pip install '.[map]'": "true",  # .ci/run installs what it brings
     "imagekin adopt efficientnet-lite0 --out model.onnx": "true",  # test_readme.py
     "imagekin adopt efficientnet-lite0 --out lite0.onnx": "cp model.onnx lite0.onnx",
     "imagekin adapt lite0.onnx photos --out adapted.onnx": "cp model.onnx adapted.onnx",  # tests/examples
@@ -166,7 +168,8 @@ def as_line(line: str) -> str:
         line = _PORT.sub(lambda found: f"{found[1]}:${PORTS[found[2]]}", line)
     if command.startswith("imagekin serve") and "--print-config" not in command:
         address = "" if command == "imagekin serve &" else " --address 127.0.0.1:0"
-        return f"{command.removesuffix('&').strip()}{address} &".replace(":8080", ":0") + _WAIT
+        started = f"{command.removesuffix('&').strip()}{address} &".replace(":8080", ":0")
+        return f"rm -f port http-port metrics-port\n{started}{_WAIT}"
     return line
 
 
@@ -195,7 +198,7 @@ def run_bash(script: str, folder: Path, settings: dict[str, str]) -> tuple[int, 
         start_new_session=True,
     )
     try:
-        said, _ = process.communicate(timeout=300)
+        said, _ = process.communicate(timeout=900)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
