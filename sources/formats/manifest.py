@@ -39,7 +39,7 @@ from imagekin.types import JSON
 _CSV_SUFFIXES = (".csv", ".tsv")
 # Rows by which classes that are columns, and the folder of the images, are found.
 _JUDGED_ROWS = 20
-# Rows by which a column `id` is found to repeat, so that it names no image.
+# Rows by which a column of keys is found to repeat, so that it names no image.
 _KEY_ROWS = 1_000
 # Sets of columns that are kept in mind.
 _MOST_NAMES = 1_000
@@ -228,7 +228,8 @@ class ManifestReader:
 
     def _columns_of(self, names: tuple[str, ...]) -> _Columns:
         path, key, label, split = self._path_of(names), first_of(names, KEY_COLUMNS), None, split_column(names)
-        if key == path or (key is not None and key.strip().lower() == "id" and self._repeats(key)):
+        # Of two columns, names that repeat are the classes, whatever they are called.
+        if key == path or (key is not None and len(names) == 2 and self._has_repeating_names(key)):
             key = None
         label = first_of([name for name in names if name != path], LABEL_COLUMNS)
         if label is None and self._is_csv and path:
@@ -250,9 +251,9 @@ class ManifestReader:
                 return name
         return named
 
-    def _repeats(self, name: str) -> bool:
-        values = [row.values.get(name) for row in self._first if not isinstance(row.values, str)]
-        return len(set(map(str, values))) < len(values)
+    def _has_repeating_names(self, column: str) -> bool:
+        cells = [str(row.values.get(column) or "") for row in self._first if not isinstance(row.values, str)]
+        return len(set(cells)) < len(cells) and not any(cell.isdecimal() for cell in cells)
 
     def _label(self, row: Row, columns: _Columns) -> str | None:
         if isinstance(row.values, str):
