@@ -5,7 +5,7 @@ import { go, toggle } from "./address.js";
 import { Camera, handle } from "./camera.js";
 import { button, count, field, fill, h, later, notice, plural, told } from "./dom.js";
 import { Grid } from "./grid.js";
-import { OTHER, parsed, rgb } from "./palette.js";
+import { cornersOf, OTHER, pairs, parsed, rgb } from "./palette.js";
 import { embedding, hold, picture } from "./pictures.js";
 import { Cells, renderer, SIDE } from "./points.js";
 import { Selection } from "./selection.js";
@@ -58,7 +58,11 @@ export function mount(root, app) {
   fill(root, empty, columns, selection.bar);
 
   const draws = renderer(canvas);
-  const remember = later(300, () => go({ at: camera.zoom === 1 && camera.x === SIDE / 2 && camera.y === SIDE / 2 ? null : [camera.x, camera.y, camera.zoom * 100].map(Math.round).join(",") }, { replace: true }));
+  let remembered = "";
+  const remember = later(300, () => {
+    remembered = camera.zoom === 1 && camera.x === SIDE / 2 && camera.y === SIDE / 2 ? "" : [camera.x, camera.y, camera.zoom * 100].map(Math.round).join(",");
+    go({ at: remembered }, { replace: true });
+  });
   let moving = false;
   let quick = false;
   const settle = later(160, () => ((quick = false), draw()));
@@ -82,7 +86,12 @@ export function mount(root, app) {
   let hovered = -1;
 
   async function update(now) {
+    const before = new URLSearchParams(params);
     params = new URLSearchParams(now);
+    const unmoved = (now.get("at") ?? "") === remembered;
+    [before, now].forEach((one) => ["at", "item"].forEach((name) => one.delete(name)));
+    // The address has only followed the hand.
+    if (map && asked && unmoved && before.toString() === now.toString()) return;
     columns.hidden = !collection();
     if (!collection()) return;
     if (collection() !== selection.of) selection.clear();
@@ -98,6 +107,7 @@ export function mount(root, app) {
     if (at.length === 3 && at.every(Number.isFinite)) camera.set(at[0], at[1], at[2] / 100);
     else camera.set(SIDE / 2, SIDE / 2, 1);
     moving = false;
+    remembered = params.get("at") ?? "";
     coloured();
     listed();
     lasso();
@@ -288,11 +298,7 @@ export function mount(root, app) {
     stage.classList.toggle("drawing", on);
   }
 
-  /** Return the corners of the lasso that the address holds. */
-  function polygon() {
-    const numbers = (params.get("lasso") ?? "").split(",").map(Number);
-    return numbers.length >= 6 && numbers.length % 2 === 0 && numbers.every(Number.isFinite) ? numbers : [];
-  }
+  const polygon = () => cornersOf(params.get("lasso") ?? "");
 
   /** Show what is within the lasso in the grid. */
   function lasso() {
@@ -392,5 +398,3 @@ export function mount(root, app) {
     },
   };
 }
-
-const pairs = (numbers) => Array.from({ length: numbers.length / 2 }, (_, at) => [numbers[2 * at], numbers[2 * at + 1]]);

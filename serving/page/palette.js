@@ -1,4 +1,4 @@
-// Read a map as the server sends it, and give its values their colours.
+// Read a map and a lasso, and give values their colours.
 
 export const OTHER = 255;
 
@@ -21,3 +21,11 @@ export function rgb(code, dark) {
     return Math.round(255 * (light - chroma * Math.max(-1, Math.min(part - 3, 9 - part, 1))));
   });
 }
+
+/** Return the corners [x, y, x, y, …] that an address holds, none where they make no polygon. */
+export function cornersOf(text) {
+  const numbers = text.split(",").map(Number);
+  return numbers.length >= 6 && numbers.length % 2 === 0 && numbers.every(Number.isFinite) ? numbers : [];
+}
+
+export const pairs = (numbers) => Array.from({ length: numbers.length / 2 }, (_, at) => [numbers[2 * at], numbers[2 * at + 1]]);
