@@ -64,7 +64,7 @@ function onGl(canvas, gl) {
 
   /** Hand the points over, all of them and one in so many: eight bytes each, which is how graphics processors like them. */
   function upload() {
-    for (const [name, step] of [["all", 1], ["some", Math.ceil(data.codes.length / SOME)]]) {
+    for (const [name, step] of Object.entries({ all: 1, some: Math.ceil(data.codes.length / SOME) })) {
       const count = Math.floor(data.codes.length / step);
       const packed = new Uint16Array(4 * count);
       for (let at = 0; at < count; at += 1) {
