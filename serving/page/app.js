@@ -2,16 +2,16 @@
 
 import { go, read } from "./address.js";
 import { ApiError, call, hooks, of, send } from "./api.js";
-import * as browse from "./browse.js";
+import * as browse from "./views/browse.js";
 import { askLabel, askToken, confirm, help } from "./dialogs.js";
 import { button, fill, h, notice } from "./dom.js";
 import { canUndo, changed, undo } from "./edits.js";
-import { itemDialog } from "./item.js";
-import * as map from "./map.js";
+import { itemDialog } from "./views/item.js";
+import * as map from "./views/map.js";
 import { picturesOf } from "./pictures.js";
-import * as review from "./review.js";
-import * as search from "./search.js";
-import * as status from "./status.js";
+import * as review from "./views/review.js";
+import * as search from "./views/search.js";
+import * as status from "./views/status.js";
 
 const VIEWS = { search, browse, map, review, status };
 const NOTE_MS = 8_000;

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 INDEX = "index.html"
+VIEWS = "views"
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -60,8 +61,11 @@ class _File:
 
 
 def page_routes() -> list[BaseRoute]:
-    """Return the routes of the page: `/` and `/page/NAME`."""
-    held = {file.name: _read(file.read_bytes(), file.name) for file in files(__package__).iterdir() if _type(file.name)}
+    """Return the routes of the page: `/`, `/page/NAME` and `/page/views/NAME`."""
+    folder = files(__package__)
+    found = {file.name: file for file in folder.iterdir()}
+    found |= {f"{VIEWS}/{file.name}": file for file in (folder / VIEWS).iterdir()}
+    held = {name: _read(file.read_bytes(), name) for name, file in found.items() if _type(name)}
 
     async def index(request: Request) -> Response:
         return _answer(request, held[INDEX])

@@ -12,7 +12,7 @@ from tests.serving.http.calling import Caller, calling
 from tests.serving.page.processes import Served
 
 FOLDER = Path(str(files("imagekin.serving.page")))
-SCRIPTS = sorted(FOLDER.glob("*.js"))
+SCRIPTS = sorted(FOLDER.rglob("*.js"))
 
 
 @pytest.fixture
@@ -22,7 +22,8 @@ def call(server: Served) -> Iterator[Caller]:
 
 
 def test_every_file_is_answered_packed_and_by_its_tag(call: Caller) -> None:
-    paths = ["/", *(f"/page/{file.name}" for file in FOLDER.iterdir() if file.suffix in (".js", ".css", ".svg"))]
+    served = [file for file in FOLDER.rglob("*") if file.suffix in (".js", ".css", ".svg")]
+    paths = ["/", *(f"/page/{file.relative_to(FOLDER)}" for file in served)]
     packed = 0
     for path in paths:
         name = path.removeprefix("/page/") if path != "/" else "index.html"
@@ -61,7 +62,7 @@ def test_the_scripts_are_short_and_write_no_html() -> None:
 
 
 def test_the_files_name_no_other_origin() -> None:
-    for file in FOLDER.iterdir():
+    for file in FOLDER.rglob("*"):
         if file.suffix in (".js", ".css", ".html"):
             addresses = set(re.findall(r"(?:https?:)?//[\w.]+\.\w+[^\s\"'`]*", file.read_text()))
             assert addresses <= {"http://www.w3.org/2000/svg"}, file

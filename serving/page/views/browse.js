@@ -1,10 +1,10 @@
 // Browse: every item of a collection by its label or another field; select, put right, take away.
 
-import { call, of } from "./api.js";
-import { go, toggle } from "./address.js";
-import { bar, button, count, field, fill, h, later, notice, plural, told } from "./dom.js";
-import { Grid } from "./grid.js";
-import { Selection } from "./selection.js";
+import { call, of } from "../api.js";
+import { go, toggle } from "../address.js";
+import { bar, button, count, field, fill, h, later, notice, plural, told } from "../dom.js";
+import { Grid } from "../grid.js";
+import { Selection } from "../selection.js";
 
 const PAGE = 500;
 const FAR_PAGE = 5_000;

@@ -1,10 +1,10 @@
 // One item: its picture, its fields, what is alike, and what can be done with it.
 
-import { call, of } from "./api.js";
-import { go } from "./address.js";
-import { remove, setLabel } from "./edits.js";
-import { bar, button, fill, h, notice, told } from "./dom.js";
-import { thumbnail } from "./thumbnails.js";
+import { call, of } from "../api.js";
+import { go } from "../address.js";
+import { remove, setLabel } from "../edits.js";
+import { bar, button, fill, h, notice, told } from "../dom.js";
+import { thumbnail } from "../thumbnails.js";
 
 const NEIGHBOURS = 12;
 

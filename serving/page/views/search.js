@@ -1,12 +1,12 @@
 // Search: by pictures, by keys, by more and less of both; what is alike, and what it therefore is.
 
-import { call, of } from "./api.js";
-import { go, toggle } from "./address.js";
-import { bar, button, field, fill, h, later, notice, percent, plural, told } from "./dom.js";
-import { Grid } from "./grid.js";
-import { embedding, hold, picture } from "./pictures.js";
-import { Selection } from "./selection.js";
-import { thumbnail } from "./thumbnails.js";
+import { call, of } from "../api.js";
+import { go, toggle } from "../address.js";
+import { bar, button, field, fill, h, later, notice, percent, plural, told } from "../dom.js";
+import { Grid } from "../grid.js";
+import { embedding, hold, picture } from "../pictures.js";
+import { Selection } from "../selection.js";
+import { thumbnail } from "../thumbnails.js";
 
 const COUNTS = [12, 24, 48, 96, 200];
 const DEFAULT_COUNT = "24";

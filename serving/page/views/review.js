@@ -1,11 +1,11 @@
 // Review: likely wrong labels, near-duplicates, outliers and what to label next; accept what is proposed, delete, set labels.
 
-import { lines, of } from "./api.js";
-import { go } from "./address.js";
-import { button, count, field, fill, h, plural } from "./dom.js";
-import { setLabels } from "./edits.js";
-import { Grid } from "./grid.js";
-import { Selection } from "./selection.js";
+import { lines, of } from "../api.js";
+import { go } from "../address.js";
+import { button, count, field, fill, h, plural } from "../dom.js";
+import { setLabels } from "../edits.js";
+import { Grid } from "../grid.js";
+import { Selection } from "../selection.js";
 
 const LISTS = { labels: "Likely wrong labels", duplicates: "Near-duplicates", outliers: "Outliers", next: "Label next" };
 const EMPTY = {

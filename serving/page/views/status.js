@@ -1,8 +1,8 @@
 // Status: models, collections, and what the server's own measurements say.
 
-import { call, send } from "./api.js";
-import { go } from "./address.js";
-import { bytes, count, fill, h, notice, percent } from "./dom.js";
+import { call, send } from "../api.js";
+import { go } from "../address.js";
+import { bytes, count, fill, h, notice, percent } from "../dom.js";
 
 const EVERY_MS = 2_000;
 const KEPT = 60;

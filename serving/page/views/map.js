@@ -1,15 +1,15 @@
 // Map: every item as a point, the alike near one another; colour, look closer, draw round some and see them in the grid.
 
-import { call, of, send } from "./api.js";
-import { go, toggle } from "./address.js";
-import { Camera, handle } from "./camera.js";
-import { button, count, field, fill, h, later, notice, plural, told } from "./dom.js";
-import { Grid } from "./grid.js";
-import { cornersOf, OTHER, pairs, parsed, rgb } from "./palette.js";
-import { embedding, hold, picture } from "./pictures.js";
-import { Cells, renderer, SIDE } from "./points.js";
-import { Selection } from "./selection.js";
-import { thumbnail } from "./thumbnails.js";
+import { call, of, send } from "../api.js";
+import { go, toggle } from "../address.js";
+import { Camera, handle } from "../camera.js";
+import { button, count, field, fill, h, later, notice, plural, told } from "../dom.js";
+import { Grid } from "../grid.js";
+import { cornersOf, OTHER, pairs, parsed, rgb } from "../palette.js";
+import { embedding, hold, picture } from "../pictures.js";
+import { Cells, renderer, SIDE } from "../points.js";
+import { Selection } from "../selection.js";
+import { thumbnail } from "../thumbnails.js";
 
 const PAGE = 200;
 const KEYS_AT_ONCE = 10_000;
