@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from imagekin.errors import InvalidArgumentError
-from imagekin.serving.http.endpoint import HttpContext, error_response
+from imagekin.serving.http.endpoint import HttpContext, error_response, has_already
 from imagekin.serving.observability.logs import REQUEST_ID, request_id
 from imagekin.serving.searching.filters import read_value
 from imagekin.serving.transport.bodies import Body
@@ -49,7 +49,7 @@ def points_route(calls: Calls) -> BaseRoute:
             return error_response(public_error(error, METHOD, call.request_id), call.request_id)
         tag = f'"{_mark(request.query_params.get("field", ""))}/{found.version}"'
         kept = {"etag": tag, "cache-control": _KEPT, REQUEST_ID: call.request_id}
-        if tag == headers.get("if-none-match", "").removeprefix("W/"):
+        if has_already(request, tag):
             return Response(status_code=304, headers=kept)
         return Response(_write(found), media_type="application/octet-stream", headers=kept)
 
