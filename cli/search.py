@@ -1,6 +1,9 @@
 """`imagekin search`."""
 
 import json
+import os
+import shutil
+import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,8 +14,13 @@ from imagekin.command_options import AsJson, with_options
 from imagekin.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
+    from imagekin.cli.shared.terminal_pictures import Protocol
     from imagekin.client.sync_client import Client
     from imagekin.types import Neighbour
+
+# Queries and neighbours of each whose pictures a terminal shows.
+_STRIPS = 8
+_STRIP_PICTURES = 12
 
 
 @with_options
@@ -37,13 +45,16 @@ def search(
     open_page: Annotated[
         bool, typer.Option("--open", help="Show the neighbours' pictures on a page in the browser.")
     ] = False,
+    pictures: Annotated[
+        bool, typer.Option(help="Show them in the terminal too, if it is one that can (kitty, iTerm2, sixel).")
+    ] = True,
     *,
     server: options.ServerOrFolder,
     timeout: options.Timeout = 60.0,
     as_json: AsJson = False,
 ) -> None:
     """Find the items of a collection that are most like an image."""
-    from imagekin.cli.shared import console
+    from imagekin.cli.shared import console, terminal_pictures
     from imagekin.cli.shared.empty_answers import why_nothing_was_found
     from imagekin.cli.shared.image_sources import Named, Tally, answered, reading
     from imagekin.client.calls import SearchParameters
@@ -57,12 +68,13 @@ def search(
     found_count = 0
     kept: list[dict[str, Any]] = []
     sheet: list[tuple[str, list[Neighbour]]] = []
+    by = terminal_pictures.protocol(os.environ) if pictures and not as_json and sys.stdout.isatty() else None
     started = time.perf_counter()
 
     def show(query: str, neighbours: "list[Neighbour]") -> None:
         nonlocal found_count
         found_count += len(neighbours)
-        if open_page:
+        if open_page or by is not None:
             sheet.append((query, neighbours))
         if as_json:
             kept.append({"query": query, "neighbours": [_as_json(one, with_payload) for one in neighbours]})
@@ -71,28 +83,28 @@ def search(
             rows.add(query, rank, one.key, one.similarity, one.label, *payload)
 
     headings = ["query", "rank", "key", "similarity", "label", *(["payload"] if with_payload else [])]
-    with (
-        server.connect(timeout) as client,
-        console.Rows(headings, silent=as_json) as rows,
-    ):
-        if key:
-            found = client.search(
-                keys=key,
-                collection=collection,
-                k=k,
-                filter=condition,
-                min_similarity=min_similarity,
-                with_payload=with_payload,
-            )
-            for name, neighbours in zip(key, found, strict=True):
-                tally.images += 1
-                show(Named(name, None).key, neighbours)
-        else:
-            with reading(images or [], "search", tally) as (records, advance):
-                for named, neighbours in answered(records, lambda i: client.iter_search(i, asked), tally, advance):
-                    show(named.key, neighbours)
+    with server.connect(timeout) as client:
+        with console.Rows(headings, silent=as_json) as rows:
+            if key:
+                found = client.search(
+                    keys=key,
+                    collection=collection,
+                    k=k,
+                    filter=condition,
+                    min_similarity=min_similarity,
+                    with_payload=with_payload,
+                )
+                for name, neighbours in zip(key, found, strict=True):
+                    tally.images += 1
+                    show(Named(name, None).key, neighbours)
+            else:
+                with reading(images or [], "search", tally) as (records, advance):
+                    for named, neighbours in answered(records, lambda i: client.iter_search(i, asked), tally, advance):
+                        show(named.key, neighbours)
         if tally.served and not found_count:
             console.say(f"imagekin: {why_nothing_was_found(client, collection, condition, min_similarity)}")
+        if by is not None:
+            _draw(client, collection, sheet, by)
         if open_page:
             console.say(_open_page(client, collection, sheet))
     seconds = time.perf_counter() - started
@@ -103,6 +115,20 @@ def search(
     else:
         console.say(console.summary("searched", tally, seconds))
     console.fail_if_nothing(tally, images or [])
+
+
+def _draw(client: "Client", collection: str, answers: "list[tuple[str, list[Neighbour]]]", by: "Protocol") -> None:
+    """Print a strip of the neighbours' pictures for each of the first queries."""
+    from imagekin.cli.shared import terminal_pictures
+
+    # A cell of a terminal's font has some nine pixels of width.
+    columns = 9 * shutil.get_terminal_size().columns
+    for _, neighbours in answers[:_STRIPS]:
+        keys = [one.key for one in neighbours[:_STRIP_PICTURES]]
+        found = client.thumbnails(collection, keys) if keys else []
+        strip = terminal_pictures.strip([one.jpeg for one in found if one is not None], columns)
+        if strip is not None:
+            print(terminal_pictures.drawn(strip, by))
 
 
 def _open_page(client: "Client", collection: str, answers: "list[tuple[str, list[Neighbour]]]") -> str:
