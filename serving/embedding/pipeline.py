@@ -33,7 +33,7 @@ _LARGE = 2
 _LEAST_LARGE_SECONDS = 0.02
 # Of large pictures a batch waits for so many at most: with more it gains little, and a small one may come meanwhile.
 _MOST_LARGE = 8
-# However many small ones wait, this part of a batch is for large ones.
+# However many small ones wait, one of so many images is a large one.
 _FOR_LARGE = 4
 
 
@@ -95,12 +95,14 @@ class Pipeline:
         self._lease = Lease()
         self._requests = itertools.count()
         self._large_from = max(_LARGE * image_seconds, _LEAST_LARGE_SECONDS)
-        # Guards the five attributes below and `Work.left`.
+        # Guards the attributes below and `Work.left`.
         self._lock = threading.Lock()
         self._small, self._large = Lane(), Lane()
         self._sessions = self._all_sessions = sessions
         self._closing = False
         self._all_decoded = False
+        # Places of batches that large pictures may have before small ones.
+        self._for_large = 0.0
         self._arrived = 0
         workers = max(workers, sessions)
         self._threads = [
@@ -289,6 +291,8 @@ class Pipeline:
                 if large.waiting and len(large.decoded) < self._max_batch:
                     return large.pop()
                 if self._closing and not large.waiting:
+                    # Those that waited for room among the decoded ones.
+                    large.wake(len(self._large_threads))
                     return None
                 large.rest()
             large.wait()
@@ -314,8 +318,12 @@ class Pipeline:
     def _batch(self) -> list[DecodedImage]:
         """Take decoded images, small ones first."""
         small, large = self._small.decoded, self._large.decoded
-        most_large = max(self._max_batch - len(small), self._max_batch // _FOR_LARGE)
+        # Saved up over several batches when they are small, else nothing would be left for large ones.
+        share = self._max_batch / _FOR_LARGE
+        self._for_large = min(self._for_large + share, max(share, 1.0)) if large else 0.0
+        most_large = max(self._max_batch - len(small), int(self._for_large))
         batch = [large.popleft() for _ in range(min(len(large), most_large))]
+        self._for_large = max(self._for_large - len(batch), 0.0)
         return [small.popleft() for _ in range(min(len(small), self._max_batch - len(batch)))] + batch
 
     def _enough(self, images: int) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import hashlib
+import itertools
 import threading
 import time
 import weakref
@@ -241,6 +242,30 @@ def test_small_images_are_served_while_large_ones_are_decoded(first: Caller, sec
         asyncio.run(both(pipeline))
 
 
+@pytest.mark.parametrize("max_batch", [1, 4])
+def test_large_images_have_their_part_of_the_batches_however_many_small_ones_wait(max_batch: int) -> None:
+    runner = GatedRunner()
+    pipeline = Pipeline(runner, Limits(), workers=1, max_batch=max_batch)
+
+    async def both() -> None:
+        runner.running.clear()
+        plug = asyncio.create_task(pipeline.embed(files(1)))
+        await until(runner.run_began)
+        small = asyncio.create_task(pipeline.embed(files(*[2] * 40)))
+        large = asyncio.create_task(pipeline.embed([huge(3)]))
+        # It is decoded while the only other thread is held up in the encoder.
+        while not pipeline._large.decoded:
+            await asyncio.sleep(0.005)
+        runner.running.set()
+        await asyncio.gather(plug, small, large)
+
+    asyncio.run(both())
+    pipeline.close()
+    order = list(itertools.chain.from_iterable(runner.batches))
+    # One of four, besides the one in hand and the rest of its own batch.
+    assert order.index(huge(3)[0]) <= 1 + 4 + max_batch
+
+
 def test_a_patient_caller_waits_for_room_and_leaves_some(pipeline: Pipeline, runner: GatedRunner) -> None:
     async def stream() -> None:
         runner.running.clear()
@@ -399,6 +424,30 @@ def test_closing_waits_for_what_is_queued_and_ends_every_thread(runner: GatedRun
 
         asyncio.run(leave())
         assert threading.active_count() == before
+
+
+def test_closing_ends_the_threads_that_wait_for_room_among_the_decoded_large_ones(runner: GatedRunner) -> None:
+    before = threading.active_count()
+    pipeline = Pipeline(runner, Limits(), workers=4, max_batch=1)
+
+    async def leave() -> None:
+        runner.running.clear()
+        call = asyncio.create_task(pipeline.embed([huge(value) for value in range(8)]))
+        # One is in the encoder's hands, and there is room for one more at least.
+        await until(runner.run_began)
+        while len(runner.decoded) < 2:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.05)
+        closing = threading.Thread(target=pipeline.close, daemon=True)
+        closing.start()
+        await asyncio.sleep(0.05)
+        runner.running.set()
+        assert len(await call) == 8
+        await asyncio.to_thread(closing.join, 10)
+        assert not closing.is_alive()
+
+    asyncio.run(leave())
+    assert threading.active_count() == before
 
 
 def test_a_cancelled_request_does_not_keep_others_of_its_batch_from_their_answers(
