@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import importlib
 import os
 import socket
@@ -112,7 +113,7 @@ def make_way(path: Path, field: str = "address") -> None:
     """Check that a Unix socket can be made at a path, where a killed server may have left one.
 
     Raises:
-        FailedPreconditionError: a server listens there, or it is another kind of file, or there is no such folder.
+        FailedPreconditionError: another program uses it, or it is another kind of file, or there is no such folder.
     """
     reason = None
     if not path.parent.is_dir():
@@ -121,7 +122,12 @@ def make_way(path: Path, field: str = "address") -> None:
         reason = "there is another file"
     elif path.exists():
         with socket.socket(socket.AF_UNIX) as probe:
-            if probe.connect_ex(str(path)) == 0:
-                reason = "a server listens there"
+            probe.setblocking(False)  # a busy server may not take connections at the moment
+            error = probe.connect_ex(str(path))
+        if error in (0, errno.EAGAIN):
+            reason = "a server listens there"
+        elif error not in (errno.ECONNREFUSED, errno.ENOENT):
+            # Not a socket that was left: another user's, or of another kind.
+            reason = os.strerror(error).lower()
     if reason is not None:
         raise FailedPreconditionError(f"cannot listen on unix:{path} ({reason}): choose another address", field=field)

@@ -18,6 +18,7 @@ from imagekin.errors import InvalidArgumentError
         ("::1", "[::1]:50051"),
         ("[::1]", "[::1]:50051"),
         ("[::1]:9", "[::1]:9"),
+        ("fe80::1%eth0", "[fe80::1%eth0]:50051"),
         ("dns:///shop:9", "dns:///shop:9"),
         ("unix:/run/imagekin.sock", "unix:/run/imagekin.sock"),
     ],

@@ -48,6 +48,20 @@ def test_a_file_is_never_taken_for_a_socket(tmp_path: Path) -> None:
         make_way(tmp_path / "missing" / "socket")
 
 
+def test_the_socket_that_another_program_uses_is_left_to_it(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        busy.bind(str(tmp_path / "busy"))
+        busy.listen(0)
+        with socket.socket(socket.AF_UNIX) as first:
+            first.connect(str(tmp_path / "busy"))
+            # No more connections are taken until that one is.
+            with pytest.raises(FailedPreconditionError, match="a server listens there"):
+                make_way(tmp_path / "busy")
+        other.bind(str(tmp_path / "other"))
+        with pytest.raises(FailedPreconditionError, match="wrong type"):
+            make_way(tmp_path / "other")
+
+
 def test_an_old_connection_is_told_to_go_and_its_client_notices_nothing(model_path: Path) -> None:
     settings = Settings(models=(("tiny", model_path),), address="127.0.0.1:0", max_connection_age=0.5)
     with running(settings) as server:
