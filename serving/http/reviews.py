@@ -8,7 +8,7 @@ import asyncio
 import dataclasses
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
 
 from imagekin.errors import InvalidArgumentError, ResourceExhaustedError
 from imagekin.index.review.opinions import Vectors
@@ -49,6 +50,7 @@ def review_route(calls: Calls) -> BaseRoute:
     running = 0
 
     async def answer(request: Request) -> Response:
+        nonlocal running
         asker = _Asker(request, calls)
         try:
             options = _options(request)
@@ -58,22 +60,41 @@ def review_route(calls: Calls) -> BaseRoute:
                 raise ResourceExhaustedError("other reviews are in progress: try again later", retry_after=5.0)
         except Exception as error:
             return error_response(public_error(error, PATH, asker.identity), asker.identity)
-        headers = {"cache-control": "no-store", REQUEST_ID: asker.identity}
-        return StreamingResponse(lines(asker, options, total), media_type=MEDIA_TYPE, headers=headers)
-
-    async def lines(asker: "_Asker", options: Options, total: int) -> AsyncIterator[bytes]:
-        nonlocal running
+        # Before anything else is awaited: requests that came together would all find room.
         running += 1
-        try:
-            async for said in _review(asker, options, total):
-                yield msgspec.json.encode(said) + b"\n"
-        except Exception as error:
-            public = public_error(error, PATH, asker.identity)
-            yield msgspec.json.encode({"error": {"code": public.code, "message": str(public)}}) + b"\n"
-        finally:
-            running -= 1
+        headers = {"cache-control": "no-store", REQUEST_ID: asker.identity}
+        return _Counted(_lines(asker, options, total), leave, media_type=MEDIA_TYPE, headers=headers)
+
+    def leave() -> None:
+        nonlocal running
+        running -= 1
 
     return Route(PATH, answer)
+
+
+class _Counted(StreamingResponse):
+    """An answer that calls a function at its end, however it ends."""
+
+    def __init__(
+        self, lines: AsyncIterator[bytes], leave: Callable[[], None], *, media_type: str, headers: Mapping[str, str]
+    ) -> None:
+        super().__init__(lines, media_type=media_type, headers=headers)
+        self._leave = leave
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._leave()
+
+
+async def _lines(asker: "_Asker", options: Options, total: int) -> AsyncIterator[bytes]:
+    try:
+        async for said in _review(asker, options, total):
+            yield msgspec.json.encode(said) + b"\n"
+    except Exception as error:
+        public = public_error(error, PATH, asker.identity)
+        yield msgspec.json.encode({"error": {"code": public.code, "message": str(public)}}) + b"\n"
 
 
 async def _review(asker: "_Asker", options: Options, total: int) -> AsyncIterator[dict[str, Any]]:

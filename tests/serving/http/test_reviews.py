@@ -1,6 +1,10 @@
 """`GET …/review`: lines of progress and then the findings, for those who may read; refusals before anything begins."""
 
+import asyncio
 import json
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -8,7 +12,8 @@ import pytest
 from imagekin import Client, Item
 from imagekin.cli.review.driver import run
 from imagekin.index.review.review import Options
-from tests.serving.http.calling import Caller
+from imagekin.serving.http import reviews
+from tests.serving.http.calling import Caller, calling
 from tests.serving.running import Running
 
 
@@ -60,3 +65,30 @@ def test_what_cannot_be_is_refused_before_it_begins(
     answer = call("GET", f"/v1/collections/{path}")
     assert answer.status == status
     assert said in answer.json["message"]
+
+
+def test_only_so_many_run_at_one_time_even_of_those_that_begin_together(
+    server: Running, checked: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, refused = threading.Event(), threading.Semaphore(0)
+
+    async def held(*_: object) -> AsyncIterator[dict[str, Any]]:
+        await asyncio.to_thread(gate.wait, 20)
+        yield {}
+
+    def ask(_: int) -> int:
+        with calling(server.server.http_port) as call:
+            status = call("GET", "/v1/collections/checked/review").status
+            if status == 429:
+                refused.release()
+            return status
+
+    monkeypatch.setattr(reviews, "_review", held)
+    for _ in range(2):  # what has ended leaves its place
+        gate.clear()
+        with ThreadPoolExecutor(10) as threads:
+            asked = threads.map(ask, range(10))
+            for _ in range(8):
+                assert refused.acquire(timeout=20)
+            gate.set()
+            assert sorted(asked) == [200, 200, *[429] * 8]
