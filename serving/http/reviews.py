@@ -101,11 +101,12 @@ async def _review(asker: "_Asker", options: Options, total: int) -> AsyncIterato
     """Drive a review; yield the progress, and at last the findings."""
     course = Course(options)
     step: Question | Found = course.question
-    done, told = 0, 0.0
+    total = total if options.items is None else min(total, options.items)
+    read, told = 0, 0.0
     while not isinstance(step, Found):
         if isinstance(step, NextItems):
             given: Any = await asker.items(step)
-            done = len(given) + (0 if step.anew else done)
+            read += len(given)
         elif isinstance(step, NeighboursOf):
             given = await asker.neighbours(step)
         else:
@@ -113,7 +114,8 @@ async def _review(asker: "_Asker", options: Options, total: int) -> AsyncIterato
         step = await asyncio.to_thread(course.answer, given)
         if (now := time.monotonic()) >= told + 0.2:
             told = now
-            yield {"done": done, "total": total}
+            # All items are read twice: to learn from their labels, and to judge them.
+            yield {"done": min(read // 2, total), "total": total}
     yield dataclasses.asdict(step)
 
 

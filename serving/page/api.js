@@ -92,7 +92,8 @@ export async function lines(path, { params, signal }, heard) {
       return;
     } catch (error) {
       const broken = error.name === "TypeError" || error.code === "UNAVAILABLE";
-      if (!broken || Date.now() > until) throw error;
+      if (!broken) throw error;
+      if (Date.now() > until) throw new ApiError(0, { code: "OFFLINE", message: "the server's answer broke off: is it running?" });
       await new Promise((resolve) => setTimeout(resolve, 700));
       signal?.throwIfAborted();
     }

@@ -1,6 +1,8 @@
 // Read a map and a lasso, and give values their colours.
 
 export const OTHER = 255;
+// How an address names the points without a value of their own: as no JSON value is written.
+export const WITHOUT_VALUE = { 0: "none", [OTHER]: "other" };
 
 /** Read the answer of `map/points`: the length of a JSON object, the object, the positions, the codes. */
 export function parsed(body) {

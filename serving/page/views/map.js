@@ -5,7 +5,7 @@ import { go, toggle } from "../address.js";
 import { Camera, handle } from "../camera.js";
 import { button, count, field, fill, h, later, notice, plural, told } from "../dom.js";
 import { Grid } from "../grid.js";
-import { cornersOf, OTHER, pairs, parsed, rgb } from "../palette.js";
+import { cornersOf, OTHER, pairs, parsed, rgb, WITHOUT_VALUE } from "../palette.js";
 import { embedding, hold, picture } from "../pictures.js";
 import { Cells, renderer, SIDE } from "../points.js";
 import { Selection } from "../selection.js";
@@ -42,7 +42,7 @@ export function mount(root, app) {
   const side = h("aside", { class: "facets", "aria-label": "Colours" }, field("Colour by", by), legend);
   const said = h("p", { class: "said", role: "status" });
   const found = h("p", { class: "said", role: "status" });
-  const all = button("Select all", () => selectAll(), {});
+  const all = button("Select all", () => selectAll().catch((error) => failed(error, found)), {});
   const results = h("section", { class: "results", "aria-label": "Items" }, said, stage);
   const grid = new Grid({
     collection, open: (item) => go({ item: item.key }), isSelected: (item) => selection.has(item),
@@ -72,13 +72,13 @@ export function mount(root, app) {
     draw();
     if (quick) settle(), remember();
   });
-  handle(stage, camera, { lassoing: () => drawing, drawn, over: (place) => hover(place && nearest(place)), clicked });
+  handle(stage, camera, { lassoing: () => drawing, drawn, over: (place) => hover(place && nearest(place)), clicked: (place) => openItem(nearest(place)) });
   const sizes = new ResizeObserver(() => draw());
   sizes.observe(stage);
-  const themes = new MutationObserver(() => (coloured(), draw()));
+  const flipped = () => map && (coloured(), listed(), draw());
+  const themes = new MutationObserver(flipped);
   themes.observe(document.documentElement, { attributeFilter: ["data-theme"] });
   const system = matchMedia("(prefers-color-scheme: dark)");
-  const flipped = () => (coloured(), draw());
   system.addEventListener("change", flipped);
 
   const colours = new Uint8Array(4 * 256);
@@ -161,11 +161,10 @@ export function mount(root, app) {
 
   /** Fill in the colour of each code; one that is dimmed has no opacity. */
   function coloured() {
-    if (!map) return;
     const dark = getComputedStyle(stage).getPropertyValue("--dark").trim() === "1";
     const only = params.getAll("only");
     for (let code = 0; code < 256; code += 1) {
-      const test = code && code <= map.values.length ? JSON.stringify(map.values[code - 1].value) : String(code);
+      const test = code && code <= map.values.length ? JSON.stringify(map.values[code - 1].value) : WITHOUT_VALUE[code];
       colours.set([...rgb(code, dark), !only.length || only.includes(test) ? 255 : 0], 4 * code);
     }
   }
@@ -176,8 +175,8 @@ export function mount(root, app) {
     const further = map.codes.reduce((sum, code) => sum + (code === OTHER), 0);
     const rows = map.values.slice(0, LISTED).map(({ value, count: number }, at) => ({ name: String(value), number, code: at + 1, test: JSON.stringify(value) }));
     if (map.values.length > LISTED) rows.push({ name: `${count(map.values.length - LISTED)} more values`, number: "" });
-    if (further) rows.push({ name: "other values", number: further, code: OTHER, test: String(OTHER), none: true });
-    if (without) rows.push({ name: "none", number: without, code: 0, test: "0", none: true });
+    if (further) rows.push({ name: "other values", number: further, code: OTHER, test: WITHOUT_VALUE[OTHER], none: true });
+    if (without) rows.push({ name: "none", number: without, code: 0, test: WITHOUT_VALUE[0], none: true });
     fill(legend, rows.map(({ name, number, code, test, none }) => (test === undefined ? h("li", { class: "said" }, name)
       : h("li", {}, h("button", { type: "button", class: "value swatched", "aria-pressed": String(only.has(test)), onclick: () => toggle("only", test, !only.has(test)),
         vars: { "--swatch": `rgb(${colours.slice(4 * code, 4 * code + 3).join(" ")})` } }, h("span", { class: "swatch", "aria-hidden": "true" }), told(name, none ? { class: "none" } : {}), h("span", { class: "number" }, count(number)))))));
@@ -222,7 +221,8 @@ export function mount(root, app) {
   }
 
   const allows = (number) => !params.has("only") || colours[4 * map.codes[number] + 3] > 0;
-  const nearest = ([x, y]) => (map ? map.cells.nearest(x, y, NEAR_PX / camera.scale, allows) : -1);
+  const nearest = ([x, y], within = NEAR_PX) => (map ? map.cells.nearest(x, y, within / camera.scale, allows) : -1);
+  const middle = () => nearest([camera.x, camera.y], 4 * NEAR_PX);
 
   /** Show which item is under the pointer, or in the middle for the keyboard. */
   function hover(number) {
@@ -273,8 +273,7 @@ export function mount(root, app) {
 
   const failed = (error, where = said) => error.name !== "AbortError" && fill(where, h("span", { class: "error" }, error.message));
 
-  async function clicked(place) {
-    const number = nearest(place);
+  async function openItem(number) {
     if (number < 0) return;
     try {
       go({ item: (await keysOf([number], running.signal))[0] });
@@ -370,14 +369,14 @@ export function mount(root, app) {
     const acts = {
       ArrowLeft: () => camera.pan(-step, 0), ArrowRight: () => camera.pan(step, 0), ArrowUp: () => camera.pan(0, -step), ArrowDown: () => camera.pan(0, step),
       "+": () => camera.grow(1.4), "=": () => camera.grow(1.4), "-": () => camera.grow(1 / 1.4), 0: () => camera.set(SIDE / 2, SIDE / 2, 1), Home: () => camera.set(SIDE / 2, SIDE / 2, 1),
-      Enter: () => clicked([camera.x, camera.y]), Escape: () => go({ lasso: null }),
+      Enter: () => openItem(hovered >= 0 ? hovered : middle()), Escape: () => go({ lasso: null }),
       s: () => drawn([[1, 1], [stage.clientWidth - 1, 1], [stage.clientWidth - 1, stage.clientHeight - 1], [1, stage.clientHeight - 1]], true),
     };
     if (!acts[event.key]) return;
     event.preventDefault();
     event.stopPropagation();
     acts[event.key]();
-    if (event.key !== "Enter") hover(map.cells.nearest(camera.x, camera.y, (4 * NEAR_PX) / camera.scale, allows));
+    if (event.key !== "Enter") hover(middle());
   }
 
   const changed = later(200, () => ((asked = ""), void update(params)));

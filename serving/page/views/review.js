@@ -73,7 +73,7 @@ export function mount(root, app) {
     if (!found) return grid.set([]);
     const notes = { labels: proposal, duplicates: (one) => `group ${one.group}`, outliers: () => "", next: proposal };
     grid.set(found[list].map((one) => ({ ...one, similarity: one.score, note: notes[list](one) })));
-    fill(said, found[list].length ? `${plural(found[list].length, "item")}; ${meaning(list)}` : EMPTY[list],
+    fill(said, found[list].length ? `${plural(found[list].length, "item")}; ${meaning(list)}` : found.items ? EMPTY[list] : "The collection is empty.",
       !found.complete && ` Only the first ${count(found.items)} items were asked: imagekin review takes all.`);
   }
 

@@ -38,6 +38,7 @@ def checked(server: Running) -> None:
 def test_it_finds_what_the_command_finds(call: Caller, server: Running, checked: None) -> None:
     *progress, found = reviewed(call)
     assert all(0 <= line["done"] <= line["total"] == 300 for line in progress)
+    assert progress == sorted(progress, key=lambda line: line["done"])
     assert (found["items"], found["complete"]) == (300, True)
     assert [(one["key"], one["proposed"]) for one in found["labels"]] == [("odd", "b")]
     with Client(f"127.0.0.1:{server.server.port}") as client:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import struct
 from collections.abc import Iterator
 
@@ -110,14 +111,21 @@ def stage(visit: Visit, mapped: Caller) -> Stage:
 
 def test_points_are_drawn_in_the_colours_of_the_legend(stage: Stage) -> None:
     expect(stage.page.locator(".swatched")).to_have_count(4)
-    swatches = stage.page.locator(".swatch").evaluate_all(
-        "all => all.map(one => getComputedStyle(one).backgroundColor)"
-    )
-    wanted = [tuple(map(int, swatch[4:-1].split(","))) for swatch in swatches]
-    shown = stage.colours()
-    assert sum(shown.values()) > 500
-    for colour in wanted:
-        assert any(sum(abs(a - b) for a, b in zip(colour, one, strict=True)) < 70 for one in shown), colour
+    first = stage.page.locator(".swatch").first
+    for theme in ("light", "dark"):
+        background = first.evaluate("one => getComputedStyle(one).backgroundColor")
+        if theme == "dark":
+            stage.page.keyboard.press("t")
+            # The legend follows the theme as the points do.
+            expect(first).not_to_have_css("background-color", background)
+            stage.page.wait_for_timeout(200)
+        swatches = stage.page.locator(".swatch").evaluate_all(
+            "all => all.map(one => getComputedStyle(one).backgroundColor)"
+        )
+        shown = stage.colours()
+        assert sum(shown.values()) > 500
+        for colour in (tuple(map(int, swatch[4:-1].split(","))) for swatch in swatches):
+            assert any(sum(abs(a - b) for a, b in zip(colour, one, strict=True)) < 70 for one in shown), colour
     before = sum(shown.values())
     stage.page.locator(".swatched", has_text="picture").click()
     stage.page.wait_for_timeout(200)
@@ -174,7 +182,28 @@ def test_a_lasso_fills_the_grid_and_the_address_keeps_all_of_it(stage: Stage, ma
     expect(stage.page.locator(".tile")).to_have_count(0)
 
 
-def test_keys_move_select_and_open(stage: Stage) -> None:
+def test_a_value_of_zero_is_not_taken_for_none(stage: Stage, visit: Visit) -> None:
+    # The pictures have no group.
+    visit.open("#map?collection=mapped&by=payload.group")
+    values = visit.page.locator(".swatched")
+    expect(values).to_have_count(4)
+    values.filter(has=visit.page.locator("bdi", has_text=re.compile("^0$"))).click()
+    expect(visit.page.locator('.swatched[aria-pressed="true"]')).to_have_count(1)
+    visit.page.locator(".stage").focus()
+    visit.page.keyboard.press("s")
+    expect(visit.page.locator(".said", has_text="within the lasso")).to_have_text("20 items within the lasso")
+
+
+def test_a_collection_that_is_dropped_under_its_map_is_told(stage: Stage, mapped: Caller) -> None:
+    stage.element.focus()
+    stage.page.keyboard.press("s")
+    expect(stage.page.locator(".said", has_text="within the lasso")).to_have_text("68 items within the lasso")
+    assert mapped("DELETE", "/v1/collections/mapped").status == 200
+    stage.page.get_by_role("button", name="Select all").click()
+    expect(stage.page.locator(".said .error")).to_contain_text("no collection")
+
+
+def test_keys_move_select_and_open(stage: Stage, visit: Visit) -> None:
     stage.element.focus()
     stage.page.keyboard.press("s")
     expect(stage.page.locator(".said", has_text="within the lasso")).to_have_text("68 items within the lasso")
@@ -184,6 +213,17 @@ def test_keys_move_select_and_open(stage: Stage) -> None:
         stage.page.keyboard.press("+")
     stage.page.keyboard.press("s")
     expect(stage.page.locator(".said", has_text="within the lasso")).not_to_have_text("68 items within the lasso")
+    # An item lies a little off the middle: it is shown, and it is the one that opens.
+    (x, y), (beside, _) = stage.positions[stage.keys.index(stage.clearest("p"))], stage.at(0, 0)
+    x += 30 * 1_000 / (stage.at(1_000, 0)[0] - beside)
+    visit.open(f"#map?collection=mapped&at={x:.0f},{y:.0f},71")
+    visit.page.wait_for_selector(".stage:not(.busy)")
+    stage.element.focus()
+    stage.page.keyboard.press("+")
+    expect(stage.page.locator(".card-over")).to_be_visible()
+    key = stage.page.locator(".card-over .key").inner_text()
+    stage.page.keyboard.press("Enter")
+    expect(stage.page.locator("dialog.item h2")).to_have_text(key)
 
 
 def test_a_dropped_picture_is_shown_in_its_place(stage: Stage, visit: Visit) -> None:
