@@ -145,11 +145,14 @@ class Connection(H11Protocol):
 
     async def _run(self, scope: Any, receive: Any, send: Any) -> None:
         """Run the application for one request; it is cancelled when the connection is lost."""
-        self._running = asyncio.current_task()
+        # The connection's next request may begin before this has ended, as soon as its answer is complete.
+        cycle, task = self.cycle, asyncio.current_task()
+        self._running = task
         try:
             await self._inner(scope, receive, send)
         except asyncio.CancelledError:
-            if not self.cycle.disconnected:
+            if not (cycle.disconnected or cycle.response_complete):
                 raise
         finally:
-            self._running = None
+            if self._running is task:
+                self._running = None

@@ -49,6 +49,18 @@ def test_it_finds_what_the_command_finds(call: Caller, server: Running, checked:
     assert len(few["duplicates"]) == 3
 
 
+def test_a_connection_that_ends_with_it_is_no_error(
+    server: Running, checked: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        with calling(server.server.http_port) as call:
+            path = "/v1/collections/checked/review"
+            assert call("GET", path, headers={"connection": "close"}).body.endswith(b"}\n")
+    with calling(server.server.http_port) as call:
+        assert call("GET", "/healthz").status == 200  # by now the server is done with those
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 @pytest.mark.parametrize(
     ("path", "status", "said"),
     [
