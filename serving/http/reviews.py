@@ -6,6 +6,7 @@ own, under the caller's token: limits, fairness and metrics are those of any sea
 
 import asyncio
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -134,6 +135,11 @@ class _Asker:
         self._ended = False
         self.identity = request_id(request.headers.items())
 
+    @functools.cached_property
+    def _context(self) -> Context:
+        """Context of all calls, so that the caller's time is that of the review."""
+        return cast(Context, HttpContext(self._request))
+
     async def count(self) -> int:
         answer: Any = await self._call(_COUNT, collections_pb2.CountRequest(collection=self._collection))
         return int(answer.count)
@@ -177,7 +183,6 @@ class _Asker:
     async def _call(self, method: str, request: Message) -> Message | bytes:
         """Make a call; where there is too much to do, wait a while."""
         headers = self._request.headers.items()
-        context = cast(Context, HttpContext(self._request))
 
         async def read() -> Body:
             return Body(request, 0)
@@ -186,7 +191,7 @@ class _Asker:
         while True:
             try:
                 call = CallInfo(method, self.identity, time.monotonic(), headers)
-                return await self._calls.call(call, context, read)
+                return await self._calls.call(call, self._context, read)
             except ResourceExhaustedError as error:
                 if time.monotonic() > until:
                     raise

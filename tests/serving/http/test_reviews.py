@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from imagekin import Client, Item
 from imagekin.cli.review.driver import run
-from imagekin.index.review.review import Options
+from imagekin.index.review.review import Course, Found, Options, Question
 from imagekin.serving.http import reviews
 from tests.serving.http.calling import Caller, calling
 from tests.serving.running import Running
@@ -47,6 +48,20 @@ def test_it_finds_what_the_command_finds(call: Caller, server: Running, checked:
     assert here.totals == found["totals"]
     few = reviewed(call, "?limit=3&duplicates=0.9999&neighbours=5&next=1")[-1]
     assert len(few["duplicates"]) == 3
+
+
+def test_the_callers_time_is_that_of_the_whole_review(
+    call: Caller, checked: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = Course.answer
+
+    def slow(course: Course, given: Any) -> Question | Found:
+        time.sleep(0.3)
+        return answer(course, given)
+
+    monkeypatch.setattr(Course, "answer", slow)
+    said = call("GET", "/v1/collections/checked/review", headers={"x-timeout-seconds": "0.2"}).body.splitlines()
+    assert json.loads(said[-1])["error"]["code"] == "DEADLINE_EXCEEDED"
 
 
 def test_a_connection_that_ends_with_it_is_no_error(
