@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -81,11 +82,20 @@ class LocalServer:
 
     def _wait(self) -> None:
         """Return once the server listens; raise its error if it ends."""
-        while not (self._folder / _SOCKET).exists():
+        while not self._listens():
             status = self._process.poll()
             if status is not None:
                 raise self._failure(status)
             time.sleep(_POLL_SECONDS)
+
+    def _listens(self) -> bool:
+        """Return whether the server takes connections: its socket is there a moment before it does."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(os.fsencode(self._folder / _SOCKET))
+            except OSError:
+                return False
+            return True
 
     def _failure(self, status: int) -> ImagekinError:
         lines = (self._folder / "log").read_text(encoding="utf-8", errors="replace").strip().splitlines()

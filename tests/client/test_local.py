@@ -3,8 +3,10 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from PIL import Image
 
 from imagekin import AsyncClient, Client, Item
 from imagekin.cli import main as cli
+from imagekin.client.local import LocalServer
 from imagekin.errors import FailedPreconditionError, ImagekinError, NotFoundError
 from tests.artifacts import tiny_artifact
 from tests.waiting import wait_until
@@ -114,3 +117,27 @@ def test_vectors_need_no_model(tmp_path: Path) -> None:
         client.create_collection("shop", space="own", dim=2)
         client.upsert("shop", [Item(key="a", vector=np.array([1.0, 0.0], np.float32))])
         assert client.search(vectors=np.array([[1.0, 0.1]], np.float32), collection="shop")[0][0].key == "a"
+
+
+def test_a_server_whose_socket_is_there_is_waited_for_until_it_listens(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path_factory.mktemp("s")
+    monkeypatch.chdir(folder)  # because the address of a socket is short
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    server = LocalServer(process, Path())
+    waited = threading.Event()
+
+    def wait() -> None:
+        server._wait()
+        waited.set()
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as bound:
+        bound.bind("socket")
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        assert not waited.wait(0.3)
+        bound.listen()
+        assert waited.wait(60)
+        waiting.join()
+    process.communicate(b"\n", timeout=60)
