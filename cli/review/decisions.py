@@ -26,6 +26,8 @@ from imagekin.types import Item, StoredItem, Thumbnail
 
 COLUMNS = ("decision", "kind", "key", "label", "proposed", "score", "group", "nearest")
 _DECISIONS = ("", "ignore", "relabel", "delete", "keep first")
+# Spreadsheets of languages that write 0,5 put a semicolon between cells.
+_SEPARATORS = (",", ";", "\t")
 _UNDO = "imagekin review undo"
 
 
@@ -65,7 +67,9 @@ def read_table(path: Path) -> Changes:
     if not path.is_file():
         raise NotFoundError(f"there is no file {path}")
     try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
+        text = path.read_text(encoding="utf-8-sig")
+        separator = max(_SEPARATORS, key=text.partition("\n")[0].count)
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InvalidArgumentError(f"{path}: cannot be read as CSV ({error})") from None
     labels: dict[str, str] = {}
@@ -127,8 +131,11 @@ def read_undo(path: Path, collection: str) -> tuple[dict[str, tuple[str, str]], 
     """Return the labels to restore as key → (label before, label that was applied), and the items to bring back.
 
     Raises:
-        InvalidArgumentError: it is no such file, or that of another collection.
+        NotFoundError: there is no such file.
+        InvalidArgumentError: it is no undo file, or that of another collection.
     """
+    if not path.is_file():
+        raise NotFoundError(f"there is no file {path}")
     try:
         first, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         if first["what"] != _UNDO:

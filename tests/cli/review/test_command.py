@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from imagekin import Client, Item
-from imagekin.cli.review.decisions import COLUMNS, read_table
-from imagekin.errors import InvalidArgumentError
+from imagekin.cli.review.decisions import COLUMNS, read_table, read_undo
+from imagekin.errors import InvalidArgumentError, NotFoundError
 from tests.e2e.processes import run
 
 WRONG = 'odd, "key"\u202e/é'
@@ -116,3 +116,19 @@ def test_a_table_that_is_none_is_refused_in_one_line(tmp_path: Path, text: str, 
     path.write_text(text)
     with pytest.raises(InvalidArgumentError, match=said):
         read_table(path)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_table_may_have_the_separators_of_any_spreadsheet(tmp_path: Path, separator: str) -> None:
+    path = tmp_path / "table.csv"
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, COLUMNS, delimiter=separator, restval="")
+        writer.writeheader()
+        writer.writerow({"decision": "relabel", "key": "a;b,c\td", "label": "cat, big", "proposed": "dog; small"})
+    changes = read_table(path)
+    assert (changes.labels, changes.expected) == ({"a;b,c\td": "dog; small"}, {"a;b,c\td": "cat, big"})
+
+
+def test_an_undo_file_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no file"):
+        read_undo(tmp_path / "undo.jsonl", "pets")
