@@ -10,7 +10,7 @@ import posixpath
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Protocol
 from urllib.parse import parse_qs, urlsplit
 
@@ -75,19 +75,18 @@ class PackedFiles:
     def __init__(self, paths: Sequence[str], folder: str) -> None:
         below = f"{folder}/" if folder else ""
         self._paths = {path.removeprefix(below) for path in paths if path.startswith(below)}
+        # No more than two levels are asked for, and a hostile path may have ten thousand.
         self._folders: dict[str, set[str]] = {}
         for path in self._paths:
-            above, _, name = path.rpartition("/")[0].rpartition("/")
-            while name:
+            for above, name in pairwise(["", *path.split("/", 2)[:-1]]):
                 self._folders.setdefault(above, set()).add(name)
-                above, _, name = above.rpartition("/")
 
     def is_file(self, path: str) -> bool:
         """Return whether a path is that of a member; see `Beside`."""
         return posixpath.normpath(path) in self._paths
 
     def folders(self, path: str) -> Sequence[str]:
-        """Return the names of the folders in a folder; see `Beside`."""
+        """Return the names of the folders in the table's folder, or in one of these; see `Beside`."""
         return sorted(self._folders.get(path, ()))[: 10 * _MAX_FOLDERS]
 
 

@@ -25,6 +25,7 @@ LABEL_COLUMNS = (
     *("label_name", "class_name", "category_name", "label_names", "class_names", "label_text"),
     *("label", "labels", "class", "classes", "cls", "category", "categories", "target", "targets", "classname"),
     *("ground_truth", "annotation", "tag", "choice", "breed", "species", "variety", "diagnosis", "dx"),
+    *("kategorie", "klasse", "catégorie", "classe", "categoría", "clase", "categoria", "etiqueta", "etichetta"),
     *("label_id", "class_id", "category_id", "target_id", "class_label", "label_idx", "class_idx", "class_index", "y"),
 )
 _SPLIT_COLUMNS = (

@@ -1,11 +1,13 @@
 """Tables are read as people have them: whatever wrote them, on whatever machine, for files here or in an archive."""
 
+import tracemalloc
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from imagekin.sources.formats.table_paths import PackedFiles
 from imagekin.sources.open import open_source
 from tests.sources.pictures import bad, write_files
 
@@ -27,6 +29,7 @@ def labels(root: Path, table: Mapping[str, bytes], images: str = "") -> dict[str
         "Filename\tClass\r\n1.jpg\tcat\r\n2.jpg\tdog\r\n".encode("utf-16-le"),
         "Filename\tClass\r\n1.jpg\tcat\r\n2.jpg\tdog\r\n".encode("utf-16-be"),
         b"sep=;\nFilename;Class\n1.jpg;cat\n2.jpg;dog\n",
+        "Datei;Kategorie;Preis\n1.jpg;cat;1,50\n2.jpg;dog;0,80\n".encode("cp1252"),
         b"Filename,Class,,\n1.jpg,cat,,\n2.jpg,dog,,\n",
         b",Unnamed: 0,Filename,Class\n0,0,1.jpg,cat\n1,1,2.jpg,dog\n",
         b"Bild,Art\n1,cat\n2.jpg,dog\n".replace(b"1,", b"1.jpg,"),
@@ -95,3 +98,14 @@ def test_a_table_in_a_zip_archive_reports_what_is_missing_or_wrong_in_it(tmp_pat
         "the row has 2 cells, the table 3 columns",
         "a table in an archive names a URL, which is not fetched",
     ]
+
+
+def test_a_path_of_many_folders_in_an_archive_takes_little_memory() -> None:
+    deep = "a/" * 20_000 + "1.jpg"
+    tracemalloc.start()
+    packed = PackedFiles([deep, "a/b/2.jpg", "c/3.jpg"], "")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * 2**20
+    assert (packed.folders(""), packed.folders("a"), packed.folders("c")) == (["a", "c"], ["a", "b"], [])
+    assert packed.is_file(deep)
