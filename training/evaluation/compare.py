@@ -21,6 +21,7 @@ _COMPARED = ("knn_accuracy", "linear_accuracy", "recall_at_1", "map_at_r")
 # Scores that some artifacts bring along, or get where they have a head.
 _BROUGHT = ("held_out_knn_before", "held_out_knn", "head_held_out", "head_accuracy")
 _NOT_COMPARED = frozenset({"out"})
+_DEFAULTS: dict[str, JSON] = {field.name: field.default for field in dataclasses.fields(TrainSettings)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,8 @@ class RunComparison:
 
     Attributes:
         runs: their folders or files.
-        settings: settings in which at least two differ, by name; None where one has no such setting.
+        settings: settings in which at least two differ, by name; None where one has no such setting. What only runs
+            have, and have by default, is left out.
         scores: by name, fractions from 0 to 1; None where one has none.
         losses: of the last epoch; None for an untrained run or an artifact.
         train_seconds: spent in training steps; None for an artifact.
@@ -85,16 +87,22 @@ def compare(runs: Sequence[Path], *, data: str = "", test: str = "") -> RunCompa
         ones = [
             dataclasses.replace(one, scores=scores) for one, scores in zip(ones, _judged(runs, data, test), strict=True)
         ]
-    known = [name for one in ones for name in one.settings if name not in _NOT_COMPARED]
-    columns = {name: tuple(one.settings.get(name) for one in ones) for name in dict.fromkeys(known)}
+    names = dict.fromkeys(name for one in ones for name in one.settings if name not in _NOT_COMPARED)
+    differing = [name for name in names if _tells_apart(name, ones)]
     brought = [name for name in _BROUGHT if any(name in one.scores for one in ones)]
     return RunComparison(
         runs=tuple(str(run) for run in runs),
-        settings={name: values for name, values in columns.items() if any(value != values[0] for value in values)},
+        settings={name: tuple(one.settings.get(name) for one in ones) for name in differing},
         scores={name: tuple(one.scores.get(name) for one in ones) for name in (*_COMPARED, *brought)},
         losses=tuple(one.loss for one in ones),
         train_seconds=tuple(one.seconds for one in ones),
     )
+
+
+def _tells_apart(name: str, ones: Sequence[_One]) -> bool:
+    """Return whether a setting differs among those that have it, or some have it and not by default."""
+    said = [one.settings[name] for one in ones if name in one.settings]
+    return any(value != said[0] for value in said) or (len(said) < len(ones) and said[0] != _DEFAULTS.get(name))
 
 
 def load_both(data: str, test: str, preprocess: Preprocess) -> tuple[ImageSet, ImageSet]:

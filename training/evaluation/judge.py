@@ -64,6 +64,17 @@ def judge(
             raise InvalidArgumentError(
                 f"{test.name} has no class folders; an evaluation needs labelled images", field="test"
             )
+        if not tasks and not (_head_labels(encoder, test) >= 0).any():
+            shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+            raise InvalidArgumentError(
+                f"{test.name} has no images of the classes that the model's head knows ({shown}); name images to "
+                "compare with (--train)",
+                field="test",
+            )
+        # There are none to compare with, but the model's run may have kept which ones it was trained on.
+        nothing, known = test.take(np.arange(0)), trained_digests(model)
+        test, overlap = without_overlap(nothing, test, allowed=settings.allow_overlap, trained_on=known)
+        figures |= overlap.to_json()
         test_x, logits = outputs(encoder, test.pixels)
     else:
         check_prepared(encoder, train, test)
@@ -166,12 +177,17 @@ def _scores(
 
 def _head_figures(encoder: Encoder, test: ImageSet, logits: NDArray[np.float32]) -> dict[str, Any]:
     """Return the figures of the model's own head; none when it knows no class of the test images."""
-    places = {name: place for place, name in enumerate(encoder.metadata.class_names)}
-    numbers = [places.get(test.class_names[label], -1) if label >= 0 else -1 for label in test.labels]
-    labels = np.array(numbers, dtype=np.int64)
+    labels = _head_labels(encoder, test)
     if not (labels >= 0).any():
         return {}
     return dataclasses.asdict(head_scores(logits, labels, encoder.metadata.scores.get("head_min_confidence")))
+
+
+def _head_labels(encoder: Encoder, test: ImageSet) -> NDArray[np.int64]:
+    """Return the classes of the test images as the model's head numbers them, int64 [N]; -1 for others."""
+    places = {name: place for place, name in enumerate(encoder.metadata.class_names)}
+    numbers = [places.get(test.class_names[label], -1) if label >= 0 else -1 for label in test.labels]
+    return np.array(numbers, dtype=np.int64)
 
 
 def _corrupted(encoder: Encoder, train: ImageSet, test: ImageSet, settings: JudgeSettings, seed: int) -> Robustness:

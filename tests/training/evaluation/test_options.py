@@ -11,9 +11,11 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from imagekin.encoder.artifact import write
+from imagekin.encoder.artifact import read_metadata, write
 from imagekin.encoder.metadata import Preprocess
 from imagekin.errors import InvalidArgumentError
+from imagekin.training.data.identity import Identity
+from imagekin.training.data.images import load_images
 from imagekin.training.evaluation.options import evaluate_command, export_command
 from imagekin.training.loop.checkpoint import Checkpoint, Position, save
 from imagekin.training.models.encoders import Normalisation, build_encoder
@@ -202,6 +204,23 @@ def test_a_head_is_scored_with_and_without_images_to_compare_with(model: Path) -
     assert beside["knn_accuracy"] > 0.9
     with pytest.raises(InvalidArgumentError, match="a model with a head do without"):
         run("evaluate", model, "--test", "digits")
+
+
+def test_a_head_is_not_scored_on_images_that_say_nothing_of_it(model: Path, tmp_path: Path) -> None:
+    images, others = tmp_path / "images", tmp_path / "others"
+    class_folders(images, per_class=12, side=8)
+    assert run("export", model, "--head", "linear", "--images", images).exit_code == 0
+    headed = model.with_name("model-linear.onnx")
+    for place, folder in enumerate(sorted(images.iterdir())):
+        shutil.copytree(folder, others / f"other{place}")
+    with pytest.raises(InvalidArgumentError, match=r"no images of the classes .* \(--train\)"):
+        run("evaluate", headed, "--test", others)
+    # The run beside the model knows which images it was trained on.
+    Identity.of(load_images(str(images), split="all", preprocess=read_metadata(model).preprocess)).write(tmp_path)
+    with pytest.raises(InvalidArgumentError, match="trained on"):
+        run("evaluate", headed, "--test", images)
+    told = run("evaluate", headed, "--test", images, "--allow-overlap", "--json")
+    assert json.loads(told.stdout.splitlines()[-1])["test_copies"] > 0
 
 
 def test_unknown_classes_are_told_from_known_ones_and_leave_the_scores_alone(model: Path, tmp_path: Path) -> None:

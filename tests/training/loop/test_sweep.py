@@ -11,6 +11,7 @@ from imagekin.errors import InvalidArgumentError, NotFoundError
 from imagekin.training.evaluation.compare import compare
 from imagekin.training.loop.sweep import SweepReport, SweepRow, parse_variation, sweep
 from imagekin.training.settings import TrainSettings
+from tests.artifacts import tiny_artifact
 
 SMALL = ("--set", "limit=6", "--set", "epochs=1", "--set", "batch-size=30", "--set", "warmup-epochs=0")
 
@@ -33,6 +34,14 @@ def test_compare_shows_the_settings_that_differ_and_no_others(tmp_path: Path) ->
     assert comparison.scores["knn_accuracy"] == (0.5, 0.75)
     assert comparison.scores["linear_accuracy"] == (None, None)
     assert comparison.train_seconds == (3.0, 3.0)
+
+
+def test_of_a_run_beside_an_artifact_defaults_are_not_shown(tmp_path: Path) -> None:
+    run = saved_run(tmp_path / "run", 0.5, temperature=0.3)
+    shown = compare([tiny_artifact(tmp_path / "model.onnx"), run]).settings
+    assert shown["temperature"] == (None, 0.3)
+    assert "data" in shown
+    assert not {"epochs", "batch_size", "threads", "resume"} & shown.keys()
 
 
 def test_compare_refuses_one_run_strange_folders_and_unfinished_runs(tmp_path: Path) -> None:
