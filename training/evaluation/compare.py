@@ -21,7 +21,7 @@ _COMPARED = ("knn_accuracy", "linear_accuracy", "recall_at_1", "map_at_r")
 # Scores that some artifacts bring along, or get where they have a head.
 _BROUGHT = ("held_out_knn_before", "held_out_knn", "head_held_out", "head_accuracy")
 _NOT_COMPARED = frozenset({"out"})
-_DEFAULTS: dict[str, JSON] = {field.name: field.default for field in dataclasses.fields(TrainSettings)}
+_DEFAULTS: dict[str, object] = {field.name: field.default for field in dataclasses.fields(TrainSettings)}
 
 
 @dataclass(frozen=True, slots=True)
