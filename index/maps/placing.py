@@ -11,12 +11,14 @@ from imagekin.types import Vector
 NEIGHBOURS = 15
 # How fast a neighbour's weight falls with its distance, in mean distances beyond the nearest one.
 _DECAY = 3.0
+# Distance below which two vectors are the same, but for rounding.
+_SAME = 1e-6
 
 
 def weighted_means(
     distances: NDArray[np.float32], positions: NDArray[np.float64], known: Mask
 ) -> tuple[NDArray[np.float64], Mask]:
-    """Return the mean of each item's neighbours' positions, near ones counting most.
+    """Return the mean of each item's neighbours' positions, near ones counting most, equal ones all but alone.
 
     Args:
         distances: float32 [n, k] of each neighbour.
@@ -27,10 +29,11 @@ def weighted_means(
         float64 [n, 2], and which items have such a neighbour, bool [n].
     """
     some: Mask = np.asarray(known.any(axis=1))
-    beyond = distances.astype(np.float64) - np.where(known, distances, np.inf).min(axis=1, initial=np.inf)[:, None]
-    beyond = np.where(known & some[:, None], beyond, 0.0)
+    far = np.where(known, np.maximum(distances, 0.0), 0.0) + _SAME
+    least = np.where(known, far, np.inf).min(axis=1, initial=np.inf)[:, None]
+    beyond = np.where(known, far - least, 0.0)
     mean = beyond.sum(axis=1) / np.maximum(known.sum(axis=1), 1)
-    weights = np.where(known, np.exp(-_DECAY * beyond / (mean[:, None] + 1e-9)), 0.0)
+    weights = np.where(known, np.exp(-_DECAY * beyond / (mean[:, None] + 1e-9)) * np.minimum(least, far) / far, 0.0)
     weights /= np.maximum(weights.sum(axis=1), 1e-300)[:, None]
     return (weights[:, :, None] * positions).sum(axis=1), some
 

@@ -64,7 +64,7 @@ const tabs = h("nav", { "aria-label": "Views" }, Object.keys(VIEWS).map((name) =
 const away = h("p", { class: "away", role: "status", hidden: true }, "The server does not answer. This page goes on as soon as it does.");
 const notes = h("div", { class: "notes", role: "status", "aria-live": "polite" });
 const veil = h("div", { class: "veil", "aria-hidden": "true" }, h("span", {}, "Drop to search"));
-const leave = button("Log out", () => app.attempt(end), { kind: "quiet", hidden: true });
+const leave = button("Log out", () => app.attempt(end), { kind: "quiet leave", hidden: true });
 const header = h("header", {}, h("a", { class: "brand", href: "#search", onclick: (event) => (event.preventDefault(), visit("search")) }, h("span", { class: "mark", "aria-hidden": "true" }), "imagekin"),
   tabs, chosen, h("div", { class: "row end" }, h("span", { class: "read-only" }, "read only"), leave, button("Light or dark", flip, { drawing: "sun", kind: "quiet" }), button("Keys", help, { drawing: "help", kind: "quiet" })));
 document.body.append(h("a", { class: "skip", href: "#main", onclick: (event) => (event.preventDefault(), main.querySelector("input, button, a")?.focus()) }, "Skip to the content"), header, away, main, notes, veil);

@@ -91,6 +91,11 @@ def test_a_token_that_may_only_read_shows_a_page_that_only_reads(browser: Browse
         give_token(visit, READER)
         visit.tiles()
         expect(visit.page.get_by_text("read only")).to_be_visible()
+        # Two rows of the header hold all of it on a telephone, too.
+        visit.page.set_viewport_size({"width": 390, "height": 800})
+        box = visit.page.locator("header").bounding_box()
+        assert box is not None and box["height"] < 110
+        visit.page.set_viewport_size({"width": 1280, "height": 800})
         visit.page.locator(f"{visit.tile('one')} .choose").click()
         expect(visit.page.get_by_role("button", name="Export")).to_be_visible()
         expect(visit.page.get_by_role("button", name="Delete")).to_be_hidden()
