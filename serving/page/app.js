@@ -144,6 +144,8 @@ hooks.ask = askToken;
 hooks.begun = () => void access();
 hooks.away = (is) => (away.hidden = !is);
 changed.addEventListener("change", (/** @type {any} */ { detail }) => {
+  // Only the last change can be taken back: an older note's button would take back another than it says.
+  notes.querySelectorAll(".undo").forEach((one) => one.remove());
   if (detail.collection !== app.collection) return;
   view.shown?.changed?.(detail);
   if (detail.undone && item.isOpen()) item.again();

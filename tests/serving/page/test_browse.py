@@ -70,6 +70,9 @@ def test_what_was_deleted_comes_back_whole(visit: Visit, shop: str, client: Clie
         assert client.count("shop") == 5
         visit.page.keyboard.press("Control+z")
         expect(visit.page.locator(".said").first).to_have_text("6 items")
+        # What has been taken back is not offered to be once more: that would take back another change.
+        expect(visit.page.locator(".note", has_text="undone")).to_have_count(1)
+        expect(visit.page.locator(".note .undo")).to_have_count(0)
         after = call("GET", "/v1/collections/shop/items?key=k1&with_vector=true").json["items"][0]
     assert {**after, "sequence": 0} == {**before, "sequence": 0}
 
