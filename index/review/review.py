@@ -30,6 +30,7 @@ class Options:
         limit: findings of each kind, at most.
         questions: items to label next, at most.
         items: items to look at, at most; None for all.
+        at_once: items, queries and thumbnails of one step.
     """
 
     neighbours: int = 30
@@ -37,6 +38,7 @@ class Options:
     limit: int = 1_000
     questions: int = 50
     items: int | None = None
+    at_once: int = AT_ONCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ def _steps(options: Options) -> Generator[Question, Any, Found]:
     for learns in (True, False):
         seen, complete = 0, False
         while not complete and (options.items is None or seen < options.items):
-            count = AT_ONCE if options.items is None else min(AT_ONCE, options.items - seen)
+            count = options.at_once if options.items is None else min(options.at_once, options.items - seen)
             items: Items = yield NextItems(count, anew=seen == 0)
             seen, complete = seen + len(items), not items
             if not items:
@@ -140,7 +142,7 @@ def _steps(options: Options) -> Generator[Question, Any, Found]:
                 gatherer.add(key, label, neighbours, opinion)
                 pairs.add(key, label, neighbours)
                 questions.add(key, label, neighbours, opinion)
-    pictures = yield from _pictures(pairs.keys())
+    pictures = yield from _pictures(pairs.keys(), options.at_once)
     labels, duplicates, outliers = gatherer.labels(), pairs.findings(pictures), gatherer.outliers()
     return Found(
         items=seen,
@@ -155,11 +157,11 @@ def _steps(options: Options) -> Generator[Question, Any, Found]:
     )
 
 
-def _pictures(keys: list[str]) -> Generator[Question, Any, dict[str, Crops]]:
+def _pictures(keys: list[str], at_once: int) -> Generator[Question, Any, dict[str, Crops]]:
     """Ask for the thumbnails of items and return their crops by key."""
     held: dict[str, Crops] = {}
-    for at in range(0, len(keys), AT_ONCE):
-        some = keys[at : at + AT_ONCE]
+    for at in range(0, len(keys), at_once):
+        some = keys[at : at + at_once]
         found: Sequence[bytes | None] | None = yield PicturesOf(some)
         if found is None:
             break

@@ -89,7 +89,7 @@ def build(
     routes += [StarletteRoute("/healthz", health), StarletteRoute("/metrics", metrics)]
     routes += [
         thumbnail_route(calls),
-        review_route(calls),
+        review_route(calls, settings.limits),
         points_route(calls),
         *description_routes(),
         *kserve_routes(calls),

@@ -25,6 +25,7 @@ from imagekin.index.review.opinions import Vectors
 from imagekin.index.review.review import Course, Found, NeighboursOf, NextItems, Options, Question
 from imagekin.serving.http.endpoint import HttpContext, error_response
 from imagekin.serving.observability.logs import REQUEST_ID, request_id
+from imagekin.serving.settings import Limits
 from imagekin.serving.transport.bodies import Body
 from imagekin.serving.transport.call_info import CallInfo, Context
 from imagekin.serving.transport.calls import Calls
@@ -46,7 +47,7 @@ _SEARCH = "/imagekin.v1.Searcher/Search"
 _THUMBNAILS = "/imagekin.v1.Collections/GetThumbnails"
 
 
-def review_route(calls: Calls) -> BaseRoute:
+def review_route(calls: Calls, limits: Limits) -> BaseRoute:
     """Return the route of a review: `GET …/review`."""
     running = 0
 
@@ -54,7 +55,7 @@ def review_route(calls: Calls) -> BaseRoute:
         nonlocal running
         asker = _Asker(request, calls)
         try:
-            options = _options(request)
+            options = _options(request, limits)
             # Refuses whoever may not read the collection, before anything is begun.
             total = await asker.count()
             if running >= _MOST_REVIEWS:
@@ -198,8 +199,8 @@ class _Asker:
                 await asyncio.sleep(min(error.retry_after or 1.0, 5.0))
 
 
-def _options(request: Request) -> Options:
-    """Read the parameters.
+def _options(request: Request, limits: Limits) -> Options:
+    """Read the parameters; the steps are within the limits of the calls.
 
     Raises:
         InvalidArgumentError: one is unknown, given twice, or out of its range.
@@ -221,10 +222,13 @@ def _options(request: Request) -> Options:
             raise InvalidArgumentError(f"{name} must be a number from {low} to {high:,}", field=name)
         given[name] = number
     base = Options()
+    neighbours = int(given.get("neighbours", base.neighbours))
+    at_once = min(base.at_once, limits.max_batch_items, limits.max_keys, limits.max_neighbours // neighbours)
     return Options(
-        neighbours=int(given.get("neighbours", base.neighbours)),
+        neighbours=neighbours,
         duplicates=given.get("duplicates"),
         limit=int(given.get("limit", base.limit)),
         questions=int(given.get("next", base.questions)),
         items=MOST_ITEMS,
+        at_once=max(at_once, 1),
     )

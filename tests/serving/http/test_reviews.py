@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from imagekin import Client, Item
 from imagekin.cli.review.driver import run
 from imagekin.index.review.review import Course, Found, Options, Question
 from imagekin.serving.http import reviews
+from imagekin.serving.settings import Limits, Settings
 from tests.serving.http.calling import Caller, calling
-from tests.serving.running import Running
+from tests.serving.running import Running, running
 
 
 def reviewed(call: Caller, query: str = "") -> list[dict[str, Any]]:
@@ -48,6 +50,18 @@ def test_it_finds_what_the_command_finds(call: Caller, server: Running, checked:
     assert here.totals == found["totals"]
     few = reviewed(call, "?limit=3&duplicates=0.9999&neighbours=5&next=1")[-1]
     assert len(few["duplicates"]) == 3
+
+
+def test_it_keeps_within_smaller_limits(tmp_path: Path) -> None:
+    limits = Limits(max_batch_items=7, max_keys=6, max_neighbours=100)
+    settings = Settings(address="127.0.0.1:0", http_address="127.0.0.1:0", data_dir=tmp_path, limits=limits)
+    with running(settings) as small, Client(f"127.0.0.1:{small.server.port}") as client:
+        client.create_collection("few", space="s", dim=2)
+        for at in range(0, 20, 5):
+            client.upsert("few", [Item(str(n), vector=[1.0, n * 1e-3], label="a") for n in range(at, at + 5)])
+        with calling(small.server.http_port) as call:
+            found = json.loads(call("GET", "/v1/collections/few/review").body.splitlines()[-1])
+    assert (found["items"], found["complete"], len(found["duplicates"])) == (20, True, 20)
 
 
 def test_the_callers_time_is_that_of_the_whole_review(
