@@ -228,7 +228,7 @@ def test_adopt_takes_a_name_and_the_options_that_go_with_it(tmp_path: Path, caps
         ([TIMM, "--pool", "mean"], "--pool is for FILE.onnx"),
         ([TIMM, "--output", "x"], "--output is for FILE.onnx"),
         (["model.onnx", "--weights", "w.pth"], "an ONNX file has its weights inside"),
-        (["efficientnet-lite7"], "there is no encoder 'efficientnet-lite7'; name timm:NAME"),
+        (["efficientnet-lite7"], "there is no encoder 'efficientnet-lite7'; did you mean efficientnet-lite0?"),
         ([TIMM, "--weights", "w.pth"], "there is no file of weights w.pth"),
     ],
 )
