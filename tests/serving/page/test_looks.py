@@ -1,8 +1,8 @@
 """Looks of each view in both themes, against pictures that were looked at: at most a thousandth of the pixels differs.
 
 `IMAGEKIN_NEW_LOOKS=1 python -m pytest tests/serving/page/test_looks.py` makes the pictures anew; look at them before
-they are committed. Letters differ between machines, so the pictures are compared where the browser and the fonts are
-those that made them.
+they are committed. Letters differ between machines, and so may last digits: the pictures are compared where the
+browser, the fonts and the processor are those that made them.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 from playwright.sync_api import Browser
 
 from imagekin import Client, Item
+from imagekin.machine import processor
 from tests.serving.page.browser import Visit, visiting
 from tests.serving.page.processes import Served
 
@@ -86,11 +87,12 @@ def fruit(server: Served) -> Iterator[str]:
 
 
 def machine(browser: Browser) -> dict[str, str]:
-    """Return what letters look like depends on: the version of the browser, and the fonts."""
+    """Return what letters and rounded figures depend on: the version of the browser, the fonts and the processor."""
     lister = shutil.which("fc-list")
-    fonts = "" if lister is None else subprocess.run([lister, ":", "file"], capture_output=True, text=True).stdout
-    names = sorted(Path(line.rstrip(": ")).name for line in fonts.splitlines())
-    return {"browser": browser.version, "fonts": hashlib.sha256("\n".join(names).encode()).hexdigest()}
+    listed = "" if lister is None else subprocess.run([lister, ":", "file"], capture_output=True, text=True).stdout
+    names = sorted(Path(line.rstrip(": ")).name for line in listed.splitlines())
+    fonts = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    return {"browser": browser.version, "fonts": fonts, "processor": processor()}
 
 
 def look(visit: Visit, view: str) -> Image.Image:
@@ -116,7 +118,7 @@ def test_the_views_look_as_they_did_when_somebody_looked(
 ) -> None:
     here = machine(browser)
     if not NEW and here != json.loads((FOLDER / "machine.json").read_text()):
-        pytest.skip(f"the pictures were made with another browser or other fonts than here ({here['browser']})")
+        pytest.skip(f"the pictures were made with another browser, fonts or processor than here ({here['browser']})")
     if NEW:
         FOLDER.mkdir(exist_ok=True)
         (FOLDER / "machine.json").write_text(json.dumps(here, indent=1) + "\n")
