@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from imagekin.errors import ResourceExhaustedError
 from imagekin.serving.settings import Limits
+from imagekin.serving.transport.callers import most_of_one
 from imagekin.serving.transport.turns import Path
 
 # The wait is only guessed; a call let in that is then too late costs an answer that somebody else could have had.
@@ -15,8 +16,6 @@ _CAUTION = 1.3
 _LONG_QUEUE_SECONDS = 0.1
 _LEAST_RETRY_SECONDS = 0.05
 _MOST_RETRY_SECONDS = 30.0
-# One caller leaves this part of the queue to the others.
-_LEFT_TO_OTHERS = 4
 
 
 class Load(NamedTuple):
@@ -199,8 +198,6 @@ class Admission:
         caller = self._all.members.get(path[0])
         if caller is None:
             return True
-        images, size = self._limits.max_queue, self._limits.max_queue_bytes
-        return (
-            caller.images + load.images <= images - images // _LEFT_TO_OTHERS
-            and caller.size + load.size <= size - size // _LEFT_TO_OTHERS
-        )
+        return caller.images + load.images <= most_of_one(
+            self._limits.max_queue
+        ) and caller.size + load.size <= most_of_one(self._limits.max_queue_bytes)

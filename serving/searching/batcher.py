@@ -19,13 +19,11 @@ from numpy.typing import NDArray
 
 from imagekin.errors import DeadlineExceededError, ResourceExhaustedError
 from imagekin.serving.observability.metrics import Metrics
-from imagekin.serving.transport.callers import CALLER, Caller
+from imagekin.serving.transport.callers import CALLER, Caller, most_of_one
 
 Vectors = NDArray[np.float32]
 Exclusion = TypeVar("Exclusion")
 Answer = TypeVar("Answer")
-# One caller leaves this part of the queue to the others.
-_LEFT_TO_OTHERS = 4
 # Callers of whom nothing waits are forgotten when there are so many beside twice as many of whom something does.
 _MOST_ABSENT = 64
 
@@ -123,7 +121,7 @@ class SearchBatcher:
         """
         caller, count = CALLER.get(), len(queries)
         line = self._line(caller.name)
-        most = self._max_queued - self._max_queued // _LEFT_TO_OTHERS
+        most = most_of_one(self._max_queued)
         if (self._queued and self._queued + count > self._max_queued) or (line.queued and line.queued + count > most):
             if self._metrics is not None:
                 self._metrics.rejected("searches_full")

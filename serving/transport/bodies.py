@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 
 from imagekin.errors import InvalidArgumentError, ResourceExhaustedError
 from imagekin.serving.settings import Limits
-from imagekin.serving.transport.callers import CALLER
+from imagekin.serving.transport.callers import CALLER, most_of_one
 
 # Requests of names, numbers and short lists, for methods that are not named below.
 _SMALL_BYTES = 64 * 1024
@@ -42,9 +42,6 @@ _ALWAYS_UNPACKED_BYTES = 2**20
 # zlib's code for gzip's framing, and gzip's first bytes. No message begins with them: 7 is no wire type.
 _GZIP_FRAMING = 31
 _GZIP = b"\x1f\x8b"
-
-# One caller leaves this part of all bytes to the others.
-_LEFT_TO_OTHERS = 4
 
 _FILTERING = ("Scroll", "Count", "Facet")
 _BY_KEYS = ("Get", "GetThumbnails", "Delete")
@@ -167,7 +164,7 @@ class Bodies:
             )
         name = CALLER.get().name
         own = self._held_by.get(name, 0)
-        if own and own + size > self._limits.max_held_bytes - self._limits.max_held_bytes // _LEFT_TO_OTHERS:
+        if own and own + size > most_of_one(self._limits.max_held_bytes):
             raise ResourceExhaustedError(
                 "your requests in flight are too large together: try again later", retry_after=1
             )

@@ -35,6 +35,11 @@ class Caller(NamedTuple):
 CALLER: ContextVar[Caller] = ContextVar("caller", default=Caller())  # noqa: B039 (a tuple never changes)
 
 
+def most_of_one(whole: int) -> int:
+    """Return how much of a whole one caller may have: it leaves a quarter to the others."""
+    return whole - whole // 4
+
+
 def caller(peer: str, token: Token | None) -> Caller:
     """Return who makes a call.
 
@@ -69,8 +74,7 @@ class CallsInProgress:
     def __init__(self, most: int) -> None:
         self.count = 0
         self._most = most
-        # One caller leaves a quarter to the others.
-        self._most_of_one = most - most // 4
+        self._most_of_one = most_of_one(most)
         self._of_each: dict[str, int] = {}
 
     def enter(self, caller: Caller) -> None:
