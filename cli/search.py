@@ -54,7 +54,7 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Find the items of a collection that are most like an image."""
-    from imagekin.cli.shared import console, terminal_pictures
+    from imagekin.cli.shared import console
     from imagekin.cli.shared.empty_answers import why_nothing_was_found
     from imagekin.cli.shared.image_sources import Named, Tally, answered, reading
     from imagekin.client.calls import SearchParameters
@@ -68,7 +68,7 @@ def search(
     found_count = 0
     kept: list[dict[str, Any]] = []
     sheet: list[tuple[str, list[Neighbour]]] = []
-    by = terminal_pictures.protocol(os.environ) if pictures and not as_json and sys.stdout.isatty() else None
+    by = _protocol() if pictures and not as_json and sys.stdout.isatty() else None
     started = time.perf_counter()
 
     def show(query: str, neighbours: "list[Neighbour]") -> None:
@@ -115,6 +115,13 @@ def search(
     else:
         console.say(console.summary("searched", tally, seconds))
     console.fail_if_nothing(tally, images or [])
+
+
+def _protocol() -> "Protocol | None":
+    # Loaded here, because it loads Pillow, which a search without pictures does not need.
+    from imagekin.cli.shared import terminal_pictures
+
+    return terminal_pictures.protocol(os.environ)
 
 
 def _draw(client: "Client", collection: str, answers: "list[tuple[str, list[Neighbour]]]", by: "Protocol") -> None:
