@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -62,6 +63,15 @@ def interleave(contenders: Mapping[str, Callable[[], float]], rounds: int) -> di
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
     """Return the median of the ratios of two contenders' figures, round by round."""
     return statistics.median(over / under for over, under in zip(numerator, denominator, strict=True))
+
+
+def resident_megabytes(process: str = "self") -> float:
+    """Return the resident memory of a process, MiB; 0 when it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")), 0.0)
 
 
 def hardware() -> dict[str, str | int]:

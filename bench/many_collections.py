@@ -22,8 +22,9 @@ import numpy as np
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.harness import Target, report
+from bench.harness import Target, report, resident_megabytes
 from bench.searching.common import unit_vectors
+from bench.serving.load import cpu_seconds
 from bench.serving.process import imagekin
 from imagekin import Client, Item
 from imagekin.errors import ImagekinError
@@ -48,28 +49,20 @@ def fill(folder: Path, collections: int, items: int) -> None:
     broken.write_bytes(b"not a database" * 1000)
 
 
-def cpu(pid: int) -> float:
-    """Return the processor seconds that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def resident(pid: int) -> float:
-    """Return the resident memory of a process in MiB."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-
-
 def serve(folder: Path, data: Path, collections: int) -> dict[str, float]:
     """Start a server, use every collection, end the server, and return what that took."""
     figures: dict[str, float] = {}
     begun = time.perf_counter()
     with imagekin(folder, "many", ["--data-dir", str(data)]) as served:
         figures["start_seconds"] = time.perf_counter() - begun
-        figures["start_cpu_seconds"] = cpu(served.pid)
+        figures["start_cpu_seconds"] = cpu_seconds((served.pid,))
         with Client(served.address) as client:
-            begun, used = time.perf_counter(), cpu(served.pid)
+            begun, used = time.perf_counter(), cpu_seconds((served.pid,))
             listed = client.collections()
-            figures |= {"list_seconds": time.perf_counter() - begun, "list_cpu_seconds": cpu(served.pid) - used}
+            figures |= {
+                "list_seconds": time.perf_counter() - begun,
+                "list_cpu_seconds": cpu_seconds((served.pid,)) - used,
+            }
             figures["listed"] = len(listed)
             times, refused = [], set[str]()
             query = np.ones(DIM, np.float32)
@@ -87,7 +80,7 @@ def serve(folder: Path, data: Path, collections: int) -> dict[str, float]:
                 client.upsert(f"c{number:05}", [Item("new", vector=query)])
             figures["write_milliseconds"] = 1000 * (time.perf_counter() - begun) / (min(WRITES, collections) - 1)
         figures["descriptors"] = len(os.listdir(f"/proc/{served.pid}/fd"))
-        figures["megabytes"] = resident(served.pid)
+        figures["megabytes"] = resident_megabytes(str(served.pid))
         os.kill(served.pid, signal.SIGTERM)
         begun = time.perf_counter()
         while Path(f"/proc/{served.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":

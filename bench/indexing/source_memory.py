@@ -27,7 +27,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from bench.harness import Target, report
+from bench.harness import Target, report, resident_megabytes
 
 STEPS = 10
 
@@ -107,28 +107,19 @@ KINDS: dict[str, tuple[str, Callable[[Path, int], None]]] = {
 }
 
 
-def resident(process: str = "self") -> float:
-    """Return the resident memory of a process, MiB; 0 when it has ended."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")), 0.0)
-
-
 def read(source: Path, count: int) -> dict[str, object]:
     """Read a source to its end in this process; return its memory at the beginning, at each step and at its peak."""
     from imagekin.sources.open import open_source
 
     opened = open_source(source)
-    before, started = resident(), time.perf_counter()
+    before, started = resident_megabytes(), time.perf_counter()
     classes = len(opened.plan.classes)
-    planned, steps, seen = resident(), [], 0
+    planned, steps, seen = resident_megabytes(), [], 0
     for record in opened:
         assert isinstance(record.data, bytes), record.data
         seen += 1
         if seen % (count // STEPS) == 0:
-            steps.append(resident())
+            steps.append(resident_megabytes())
     assert (seen, classes) == (count, 100), (seen, classes)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds = time.perf_counter() - started
@@ -145,7 +136,7 @@ def index(source: Path, count: int, folder: Path) -> dict[str, object]:
     seen: list[float] = []
     with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
-            seen.append(resident(str(process.pid)))
+            seen.append(resident_megabytes(str(process.pid)))
             time.sleep(0.5)
         output, errors = process.communicate()
     assert process.returncode == 0, errors
