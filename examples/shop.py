@@ -57,7 +57,7 @@ async def similar_to_photo(photo: UploadFile, k: int = 5) -> list[dict[str, Any]
 
 
 def shown(neighbours: list[Neighbour]) -> list[dict[str, Any]]:
-    """Return what a page of the shop shows."""
+    """Return the products that a page of the shop shows."""
     return [
         {"number": one.key, "kind": one.label, "similarity": one.similarity, **(one.payload or {})}
         for one in neighbours

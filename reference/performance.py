@@ -15,7 +15,7 @@ _COLOURS = ("#00796b", "#e65100", "#5e35b1", "#546e7a")
 
 
 def files() -> dict[str, dict[str, Any]]:
-    """Return what was measured, by the name of its file."""
+    """Return the rows of each file of results by the name of the file."""
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
 
 

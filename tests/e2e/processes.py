@@ -32,13 +32,18 @@ class Server:
 
     def resident_megabytes(self) -> float:
         """Return the resident memory of the process in MiB."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) / 1024
+        return resident_megabytes(self.process.pid)
 
     def stop(self) -> int:
         """Ask it to finish as an operator would, and return its exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(STOP_SECONDS)
+
+
+def resident_megabytes(pid: int) -> float:
+    """Return the resident memory of a process in MiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) / 1024
 
 
 @contextlib.contextmanager

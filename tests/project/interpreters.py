@@ -47,7 +47,7 @@ def interpreters() -> dict[tuple[int, int], Path]:
 
 
 def tried(python: Path, wheel: Path, folder: Path) -> str:
-    """Return what went wrong with an interpreter, empty when nothing did."""
+    """Return the failure of an interpreter, empty when it had none."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "IMAGEKIN_"))}
     venv = folder / "venv"
     environment["PATH"] = f"{venv / 'bin'}:{environment['PATH']}"

@@ -6,13 +6,10 @@ with its reason. Servers take free ports: each number of a page becomes that of 
 """
 
 import contextlib
-import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -23,8 +20,8 @@ from imagekin.cli.main import run as run_command
 from imagekin.serving.transport.access import read_tokens
 from tests.artifacts import tiny_artifact
 from tests.e2e.pictures import class_folders, picture
-from tests.e2e.processes import quiet_environment
 from tests.project.fences import Fence, fences, pages, text
+from tests.project.shell import run_bash
 
 # Pages whose blocks another test runs.
 ELSEWHERE = {
@@ -131,7 +128,7 @@ def test_what_a_page_shows_runs(page: str, prepared: Path, tmp_path: Path) -> No
         settings["IMAGEKIN_SERVE_HTTP_PORT_FILE"] = "http-port"
     if ":9090" in text(page):
         settings["IMAGEKIN_SERVE_METRICS_PORT_FILE"] = "metrics-port"
-    status, said = run_bash(script, folder, settings)
+    status, said = run_bash(script, folder, settings, traced=True)
     assert status == 0, f"{page}:\n{said}"
 
 
@@ -181,29 +178,6 @@ def check_settings(fence: Fence, path: Path) -> None:
         assert read_tokens(path)
     else:
         assert run_command(["--config", str(path), "version"]) == 0
-
-
-def run_bash(script: str, folder: Path, settings: dict[str, str]) -> tuple[int, str]:
-    """Run a script as a reader's shell would, stopping at the first failure; return its status and what it said."""
-    environment = quiet_environment() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"} | settings
-    end = "trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n"
-    process = subprocess.Popen(
-        ["bash", "-euxo", "pipefail", "-c", end + script],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        said, _ = process.communicate(timeout=900)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    return process.returncode, said
 
 
 def test_what_is_not_run_is_there_and_has_a_reason() -> None:

@@ -1,9 +1,7 @@
 """README and guide keep their word: every command in them runs, in its order, on smaller data of the same kind."""
 
-import contextlib
 import os
 import re
-import signal
 import subprocess
 import sys
 import tarfile
@@ -15,6 +13,7 @@ from reference.pages import generated_paths
 from tests.data import shared_data
 from tests.e2e.processes import quiet_environment, running_server
 from tests.project.fences import ROOT, fences, text
+from tests.project.shell import run_bash
 
 README = "README.md"
 # The pages that a reader follows after the tour, with what it has left in the folder.
@@ -91,28 +90,9 @@ def on_a_free_port(script: str) -> str:
 
 
 def bash(script: str, folder: Path) -> tuple[int, str]:
-    """Run a script as a reader's shell would, stopping at the first failure; return its status and what it said."""
-    environment = quiet_environment() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    """Run a script as a reader's shell would; return its status and what it said."""
     # Two threads that wait for each other lose tenfold on a machine that is busy with other things.
-    environment["IMAGEKIN_TRAIN_THREADS"] = "1"
-    end = "trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n"
-    command = ["bash", "-euo", "pipefail", "-c", end + script]
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        said, _ = process.communicate(timeout=900)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    return process.returncode, said
+    return run_bash(script, folder, {"IMAGEKIN_TRAIN_THREADS": "1"})
 
 
 def test_the_first_commands_give_an_encoder_a_service_and_a_better_encoder(workplace: Path) -> None:

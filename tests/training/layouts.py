@@ -49,7 +49,7 @@ def written(root: Path, files: list[str]) -> Path:
 
 
 def expected(root: Path) -> Expected:
-    """Return what the page says that training does with the images that the source has."""
+    """Return how training treats the images that the source has, as the page says."""
     records = list(open_source(root))
     found: dict[str | None, list[Record]] = {}
     for record in records:

@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.artifacts import tiny_artifact
-from tests.e2e.processes import quiet_environment
+from tests.e2e.processes import quiet_environment, resident_megabytes
 from tests.sources.pictures import png
 
 COLLECTION = "fuzz"
@@ -144,12 +144,6 @@ def send(port: int, count: int, seed: int) -> Counter[str]:
         assert status != "500", (data, answer)
         assert b"internal error" not in answer, (data, answer)
     return statuses
-
-
-def resident_megabytes(pid: int) -> float:
-    """Return the memory that a process holds."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 
 
 def violations(visit: Visit) -> list[str]:
-    """Return what axe objects to on the page as it is, each with the elements."""
+    """Return axe's objections to the page as it is, each with its elements."""
     visit.page.wait_for_timeout(250)  # colours change over a moment, and what is half-way has too little contrast
     found = Axe().run(visit.page, options={"runOnly": RULES, "resultTypes": ["violations"]})
     return [f"{one['id']}: {[node['html'][:200] for node in one['nodes']]}" for one in found.response["violations"]]

@@ -87,7 +87,7 @@ def fruit(server: Served) -> Iterator[str]:
 
 
 def machine(browser: Browser) -> dict[str, str]:
-    """Return what letters and rounded figures depend on: the version of the browser, the fonts and the processor."""
+    """Return the browser's version, the fonts and the processor: letters and rounded figures depend on them."""
     lister = shutil.which("fc-list")
     listed = "" if lister is None else subprocess.run([lister, ":", "file"], capture_output=True, text=True).stdout
     names = sorted(Path(line.rstrip(": ")).name for line in listed.splitlines())
