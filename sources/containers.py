@@ -42,7 +42,7 @@ from imagekin.sources.records import Record, SourceError, VectorInfo, record_of
 from imagekin.sources.splits import Split
 
 _SPREADSHEETS = (".xlsx", ".xls", ".ods")
-_PARQUET_MAGIC = b"PAR1"
+_PARQUET_MAGIC = b"PAR1"  # files of Arrow are known by their names
 _OTHER_ARCHIVES = {b"7z\xbc\xaf\x27\x1c": "a 7z archive", b"Rar!\x1a\x07": "a RAR archive"}
 
 

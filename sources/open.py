@@ -36,9 +36,9 @@ def open_source(
     """Open a source; images are read when it is iterated.
 
     Args:
-        path: a folder, which is searched recursively; a tar or zip archive; a .parquet file of images or vectors; a
-            .csv, .tsv or .jsonl manifest; an image file; a pattern such as `shards/*.tar`; `-` for a list of images on
-            standard input; or the s3://, gs:// or http(s):// URL of any of these.
+        path: a folder, which is searched recursively; a tar or zip archive; a .parquet or .arrow file of images or
+            vectors; a .csv, .tsv or .jsonl manifest; an image file; a pattern such as `shards/*.tar`; `-` for a list
+            of images on standard input; or the s3://, gs:// or http(s):// URL of any of these.
         limits: files of more bytes than `max_bytes` are not read, and become records with an error.
         label_from: how paths name labels, see `LabelRule`.
 
@@ -145,7 +145,7 @@ def _file_part(place: Place, name: str, max_bytes: int, *, repeatable: bool = Tr
     reader = open_container(place, max_bytes, repeatable=repeatable)
     if reader is None:
         raise InvalidArgumentError(
-            f"{place.shown} is no folder, no tar or zip archive, no .parquet, .csv or .jsonl table and no image by its"
+            f"{place.shown} is no folder, no tar or zip archive, no .parquet, .arrow, .csv or .jsonl table and no image by its"
             " name",
             field="source",
         )

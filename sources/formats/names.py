@@ -7,7 +7,8 @@ from imagekin.sources.splits import Split, splits_among
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 ZIP_SUFFIXES = (".zip",)
 ARCHIVE_SUFFIXES = (*TAR_SUFFIXES, *ZIP_SUFFIXES)
-PARQUET_SUFFIXES = (".parquet", ".pq")
+ARROW_SUFFIXES = (".arrow",)
+PARQUET_SUFFIXES = (".parquet", ".pq", *ARROW_SUFFIXES)
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 MANIFEST_SUFFIXES = (*TABLE_SUFFIXES, ".json")
 

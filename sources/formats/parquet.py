@@ -1,19 +1,18 @@
-"""Read Parquet files of images or vectors, row group by row group."""
+"""Read Parquet and Arrow files of images or vectors, row group by row group."""
 
 import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from imagekin.errors import ImagekinError, InvalidArgumentError
+from imagekin.sources.formats.arrow_rows import Rows, opened
 from imagekin.sources.formats.table_rows import (
     KEY_COLUMNS,
     LABEL_COLUMNS,
@@ -68,10 +67,10 @@ class _Columns(NamedTuple):
 
 
 class ParquetReader:
-    """The rows of a Parquet file.
+    """The rows of a Parquet or an Arrow file.
 
     Images are in a column of bytes (`image`, `bytes`, …) or of `{bytes, path}`, as in data sets of the Hugging Face
-    Hub; vectors in a column `vector` or `embedding` of lists of floats. The columns `key`, `label`, `payload` (JSON)
+    Hub, whose metadata tell images and classes by any name; vectors in a column `vector` or `embedding` of lists of floats. The columns `key`, `label`, `payload` (JSON)
     and `content_hash` are optional; other columns of texts, numbers and truth values become members of the payload.
 
     A row without a key of its own has the file's name and its number, because paths beside images are often names
@@ -90,14 +89,12 @@ class ParquetReader:
         self._rows: int | None = None
         self._firsts: list[int] = []
         try:
-            with closing(place.open()) as file:
-                parquet = _open(file)
-                self._rows = parquet.metadata.num_rows
-                sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
-                self._firsts = list(accumulate(sizes[:-1], initial=0)) if sizes else []
-                self._columns = _columns(parquet)
+            with opened(place) as rows:
+                self._rows = sum(rows.sizes)
+                self._firsts = list(accumulate(rows.sizes[:-1], initial=0)) if rows.sizes else []
+                self._columns = _columns(rows)
                 if self._columns.dim is not None:
-                    space = (parquet.schema_arrow.metadata or {}).get(_SPACE, b"").decode(errors="replace")
+                    space = (rows.schema.metadata or {}).get(_SPACE, b"").decode(errors="replace")
                     self._embedded = VectorInfo(self._columns.dim, space)
         except _DAMAGE as error:
             self._problem = error if isinstance(error, InvalidArgumentError) else SourceError(first_line(error))
@@ -125,8 +122,8 @@ class ParquetReader:
             yield Counted(Named(None, None), self._rows or 0)
             return
         try:
-            with closing(self._place.open()) as file:
-                yield from self._surveyed(_open(file), whole)
+            with opened(self._place) as rows:
+                yield from self._surveyed(rows, whole)
         except _DAMAGE:
             yield None
 
@@ -143,8 +140,8 @@ class ParquetReader:
         size = _IMAGES_AT_ONCE if self._embedded is None else _VECTORS_AT_ONCE
         place = f"{naming.key.rstrip('/')}#{group}"
         try:
-            with closing(self._place.open()) as file:
-                batches = _open(file).iter_batches(size, row_groups=[group], columns=self._columns.all)
+            with opened(self._place) as rows:
+                batches = rows.batches(size, self._columns.all, group)
                 while True:
                     try:
                         batch = next(batches, None)
@@ -164,11 +161,11 @@ class ParquetReader:
         """Name of the column of paths beside the images, by which they may be labelled."""
         return self._columns.data if self._columns.has_paths else None
 
-    def _surveyed(self, parquet: Any, whole: bool) -> Iterator[Surveyed]:
+    def _surveyed(self, rows: Rows, whole: bool) -> Iterator[Surveyed]:
         names = self._columns
         if names.label is None and names.split is None:
             seen = 0
-            for batch in parquet.iter_batches(LOOK_AHEAD, columns=[f"{names.data}.path"]):
+            for batch in rows.batches(LOOK_AHEAD, [f"{names.data}.path"]):
                 for path in _values(batch.column(0).field("path")):
                     yield path if isinstance(path, str) else Counted(Named(None, None), 1)
                 seen += batch.num_rows
@@ -178,7 +175,7 @@ class ParquetReader:
             return
         columns = [name for name in (names.label, names.split) if name is not None]
         counts: Counter[Named] = Counter()
-        for batch in parquet.iter_batches(_LABELS_AT_ONCE, columns=columns):
+        for batch in rows.batches(_LABELS_AT_ONCE, columns):
             cells = {name: _values(batch.column(name)) for name in columns}
             labels = cells[names.label] if names.label else [None] * batch.num_rows
             splits = cells[names.split] if names.split else [None] * batch.num_rows
@@ -256,19 +253,14 @@ class _RowGroup:
         return self.reader.read_group(self.naming, self.group, self.first)
 
 
-def _open(file: IO[bytes]) -> Any:
-    return pq.ParquetFile(
-        pa.PythonFile(file, mode="r"), pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
-    )
-
-
-def _columns(parquet: Any) -> _Columns:
+def _columns(rows: Rows) -> _Columns:
     """Determine the columns' meanings; raises InvalidArgumentError when there are neither images nor vectors."""
-    schema = parquet.schema_arrow
-    fields = {field.name: field.type for field in schema}
+    fields = {field.name: field.type for field in rows.schema}
+    features = _features(rows.schema)
     data = next((name for name in _VECTOR_COLUMNS if name in fields and _is_vector(fields[name])), None)
-    dim = None if data is None else _dim(parquet, data, fields[data])
-    data = data or next((name for name in _IMAGE_COLUMNS if name in fields and _is_image(fields[name])), None)
+    dim = None if data is None else _dim(rows, data, fields[data])
+    images = (*_IMAGE_COLUMNS, *(name for name, feature in features.items() if feature.get("_type") == "Image"))
+    data = data or next((name for name in images if name in fields and _is_image(fields[name])), None)
     if data is None:
         shown = printable(", ".join(f"{name}: {kind}" for name, kind in fields.items()))[:200]
         raise InvalidArgumentError(
@@ -277,6 +269,7 @@ def _columns(parquet: Any) -> _Columns:
         )
     key = first_of(fields, KEY_COLUMNS)
     label = first_of(fields, LABEL_COLUMNS)
+    label = label or next((name for name in features if name in fields and _class_names(features[name])), None)
     split = split_column(fields)
     split = split if split and pa.types.is_string(fields[split]) else None
     digest = _HASH_COLUMN if _HASH_COLUMN in fields else None
@@ -288,7 +281,8 @@ def _columns(parquet: Any) -> _Columns:
         if name not in used and (name == PAYLOAD_COLUMN or pa.types.is_boolean(kind) or any(is_(kind) for is_ in plain))
     ]
     has_paths = pa.types.is_struct(fields[data]) and any(field.name == "path" for field in fields[data])
-    return _Columns(data, dim, key, label, split, digest, tuple(others), _class_names(schema, label), has_paths)
+    classes = _class_names(features.get(label or "", {}))
+    return _Columns(data, dim, key, label, split, digest, tuple(others), classes, has_paths)
 
 
 def _is_vector(kind: Any) -> bool:
@@ -302,11 +296,11 @@ def _is_image(kind: Any) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _dim(parquet: Any, name: str, kind: Any) -> int:
+def _dim(rows: Rows, name: str, kind: Any) -> int:
     """Return the number of components, from the type or from the first vector."""
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size)
-    for batch in parquet.iter_batches(64, columns=[name]):
+    for batch in rows.batches(64, [name]):
         for value in batch.column(0):
             if value.is_valid:
                 return len(value)
@@ -338,14 +332,19 @@ def _values(column: Any) -> list[Any]:
         return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
 
 
-def _class_names(schema: Any, label: str | None) -> list[str] | None:
-    """Return the class names of an integer label from the metadata of the Hugging Face Hub's data sets."""
+def _features(schema: Any) -> dict[str, dict[str, Any]]:
+    """Return the columns' descriptions in the metadata of the Hugging Face Hub's data sets; empty for other files."""
     try:
-        told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        feature = told["info"]["features"][label]
-        names = (feature.get("feature") or feature)["names"]  # a list of classes for each image has them one deeper
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
     except (ValueError, KeyError, TypeError, AttributeError):
-        return None
+        return {}
+
+
+def _class_names(feature: dict[str, Any]) -> list[str] | None:
+    """Return the class names of a column of whole numbers, or of lists of them; None for another column."""
+    inner = feature.get("feature")
+    names = (inner if isinstance(inner, dict) else feature).get("names")
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 

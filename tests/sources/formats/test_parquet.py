@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,67 @@ def test_cut_off_or_no_parquet_at_all_is_one_error(tmp_path: Path) -> None:
         records = list(open_source(tmp_path / "x.parquet"))
         assert records
         assert all(isinstance(record.data, SourceError) for record in records)
+
+
+def hub_metadata(**features: Mapping[str, object]) -> dict[bytes, bytes]:
+    """Return the metadata that `datasets` writes into the files of a data set."""
+    return {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+
+
+def test_columns_of_any_name_are_found_by_the_metadata_of_the_hugging_face_hub(tmp_path: Path) -> None:
+    columns = {"fine": [1, -1], "scan": [{"bytes": b"1", "path": None}, {"bytes": b"2", "path": None}], "n": [7, 8]}
+    features = {"fine": {"names": ["cat", "dog"], "_type": "ClassLabel"}, "scan": {"_type": "Image"}}
+    path = write(tmp_path / "x.parquet", columns, hub_metadata(**features))
+    assert [(record.label, record.payload, record.data) for record in open_source(path)] == [
+        ("dog", {"n": 7}, b"1"),
+        (None, {"n": 8}, b"2"),
+    ]
+
+
+def write_arrow(path: Path, *, stream: bool = True) -> Path:
+    """Write 5 images in batches of 2, as `datasets` (a stream) or polars (a file) save them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [{"bytes": str(number).encode(), "path": f"{number}.png"} for number in range(5)]
+    features = {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    table = pa.table({"image": images, "label": [0, 1, 0, 1, 0]}).replace_schema_metadata(hub_metadata(**features))
+    new = pa.ipc.new_stream if stream else pa.ipc.new_file
+    with pa.OSFile(str(path), "wb") as file, new(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    return path
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_arrow_files_are_read_as_parquet_files_are(tmp_path: Path, stream: bool) -> None:
+    path = write_arrow(tmp_path / "data-00000-of-00001.arrow", stream=stream)
+    source = open_source(path)
+    assert source.plan.classes == {"cat": 3, "dog": 2}
+    assert source.count() == 5
+    assert [(record.key, record.data, record.label, record.payload) for record in source][3:] == [
+        (f"{path.name}/3", b"3", "dog", {"path": "3.png"}),
+        (f"{path.name}/4", b"4", "cat", {"path": "4.png"}),
+    ]
+
+
+def test_a_folder_that_datasets_saved_has_its_splits(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_arrow(tmp_path / split / "data-00000-of-00001.arrow")
+        for name in ("dataset_info.json", "state.json"):
+            (tmp_path / split / name).write_text(json.dumps({"_split": split, "_data_files": [{"filename": "data"}]}))
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    source = open_source(tmp_path)
+    assert source.plan.splits == {"train": 5, "test": 5}
+    assert {(record.key.split("/")[0], record.split) for record in source} == {("train", "train"), ("test", "test")}
+    assert sum(not isinstance(record.data, bytes) for record in source) == 0
+
+
+def test_of_a_damaged_arrow_file_the_rows_before_the_damage_are_read(tmp_path: Path) -> None:
+    path = write_arrow(tmp_path / "x.arrow")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-300])
+    records = list(open_source(path))
+    assert [record.data for record in records[:-1]] == [b"0", b"1", b"2", b"3"][: len(records) - 1]
+    assert len(records) > 1
+    assert isinstance(records[-1].data, SourceError)
+    for start in range(0, len(whole), 40):  # whatever is damaged ends in records
+        path.write_bytes(whole[:start] + b"\xff" * 16 + whole[start + 16 :])
+        list(open_source(path))
