@@ -145,8 +145,8 @@ def _file_part(place: Place, name: str, max_bytes: int, *, repeatable: bool = Tr
     reader = open_container(place, max_bytes, repeatable=repeatable)
     if reader is None:
         raise InvalidArgumentError(
-            f"{place.shown} is no folder, no tar or zip archive, no .parquet, .arrow, .csv or .jsonl table and no image by its"
-            " name",
+            f"{place.shown} is no folder, no tar or zip archive, no .parquet, .arrow, .csv or .jsonl table and no image"
+            " by its name",
             field="source",
         )
     return part_of(reader, place.name, name)

@@ -70,8 +70,9 @@ class ParquetReader:
     """The rows of a Parquet or an Arrow file.
 
     Images are in a column of bytes (`image`, `bytes`, …) or of `{bytes, path}`, as in data sets of the Hugging Face
-    Hub, whose metadata tell images and classes by any name; vectors in a column `vector` or `embedding` of lists of floats. The columns `key`, `label`, `payload` (JSON)
-    and `content_hash` are optional; other columns of texts, numbers and truth values become members of the payload.
+    Hub, whose metadata tell images and classes by any name; vectors in a column `vector` or `embedding` of lists of
+    floats. The columns `key`, `label`, `payload` (JSON) and `content_hash` are optional; other columns of texts,
+    numbers and truth values become members of the payload.
 
     A row without a key of its own has the file's name and its number, because paths beside images are often names
     that repeat; such a path becomes `path` in the payload.

@@ -123,7 +123,7 @@ def test_cut_off_or_no_parquet_at_all_is_one_error(tmp_path: Path) -> None:
         assert all(isinstance(record.data, SourceError) for record in records)
 
 
-def hub_metadata(**features: Mapping[str, object]) -> dict[bytes, bytes]:
+def hub_metadata(features: Mapping[str, object]) -> dict[bytes, bytes]:
     """Return the metadata that `datasets` writes into the files of a data set."""
     return {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
 
@@ -131,7 +131,7 @@ def hub_metadata(**features: Mapping[str, object]) -> dict[bytes, bytes]:
 def test_columns_of_any_name_are_found_by_the_metadata_of_the_hugging_face_hub(tmp_path: Path) -> None:
     columns = {"fine": [1, -1], "scan": [{"bytes": b"1", "path": None}, {"bytes": b"2", "path": None}], "n": [7, 8]}
     features = {"fine": {"names": ["cat", "dog"], "_type": "ClassLabel"}, "scan": {"_type": "Image"}}
-    path = write(tmp_path / "x.parquet", columns, hub_metadata(**features))
+    path = write(tmp_path / "x.parquet", columns, hub_metadata(features))
     assert [(record.label, record.payload, record.data) for record in open_source(path)] == [
         ("dog", {"n": 7}, b"1"),
         (None, {"n": 8}, b"2"),
@@ -143,7 +143,7 @@ def write_arrow(path: Path, *, stream: bool = True) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     images = [{"bytes": str(number).encode(), "path": f"{number}.png"} for number in range(5)]
     features = {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
-    table = pa.table({"image": images, "label": [0, 1, 0, 1, 0]}).replace_schema_metadata(hub_metadata(**features))
+    table = pa.table({"image": images, "label": [0, 1, 0, 1, 0]}).replace_schema_metadata(hub_metadata(features))
     new = pa.ipc.new_stream if stream else pa.ipc.new_file
     with pa.OSFile(str(path), "wb") as file, new(file, table.schema) as writer:
         writer.write_table(table, max_chunksize=2)
