@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from imagekin.cli.shared import settings_file
-from imagekin.errors import ImagekinError, InvalidArgumentError
+from imagekin.errors import ImagekinError, InvalidArgumentError, NotFoundError
 from imagekin.version import VERSION, install_command
 
 # Name → where the function or the Typer app is. The order is that of `imagekin --help`.
@@ -206,6 +206,11 @@ def described(error: Exception) -> tuple[str, int]:
     """Return an error's message and exit status."""
     if isinstance(error, _StoppedError):
         return str(error), _INTERRUPTED
+    if isinstance(error, NotFoundError):
+        from imagekin.index.unknown import UnknownCollectionError
+
+        # A collection in a folder here: whoever can read the folder may know all names in it.
+        error = error.suggesting() if isinstance(error, UnknownCollectionError) else error
     if isinstance(error, ImagekinError):
         return str(error), error.exit_status
     if isinstance(error, ModuleNotFoundError) and (extra := _extra_of(error.name or "")):

@@ -32,6 +32,7 @@ from imagekin.index.storage.connection import connect, vacuum
 from imagekin.index.storage.schema import read_identity, read_state, storage_errors
 from imagekin.index.storage.segments import FOLDER
 from imagekin.index.types import Progress, SnapshotDescription, VerifyReport
+from imagekin.index.unknown import UnknownCollectionError
 from imagekin.types import CollectionInfo, unreadable
 
 _FOLDER = "collections"
@@ -118,7 +119,7 @@ class Catalog:
             known = self._open.get(name)
             if known is None or known.closed:
                 known = LocalCollection(
-                    self._folder / name,
+                    self._existing(name),
                     name,
                     read_only=self._read_only,
                     device=self._device,
@@ -316,7 +317,7 @@ class Catalog:
         if not (folder / DATABASE).is_file():
             if folder.is_dir():
                 raise DataLossError(f"collection {name!r} is damaged: its database is missing")
-            raise NotFoundError(f"there is no collection {name!r}: make it first, or check the data folder")
+            raise UnknownCollectionError(name, self.names())
         return folder
 
     def _check_free(self, name: str, replace: bool) -> None:

@@ -5,13 +5,14 @@ import time
 from types import TracebackType
 from typing import Self
 
-from imagekin.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from imagekin.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError
 from imagekin.index import validation
 from imagekin.index.milvus.clock import Clock
 from imagekin.index.milvus.collection import MilvusCollection
 from imagekin.index.milvus.connection import MilvusConnection, StoreAddress
 from imagekin.index.storage.schema import new_id
 from imagekin.index.types import Progress, SnapshotDescription, VerifyReport
+from imagekin.index.unknown import UnknownCollectionError
 from imagekin.types import CollectionInfo
 
 _PREFIX = "imagekin_"
@@ -165,7 +166,7 @@ class MilvusCatalog:
         """Return a collection's name in Milvus, its space, its dimension, its time of creation and its id."""
         table = _table(validation.collection_name(name))
         if not self._connection.call("has_collection", table):
-            raise NotFoundError(f"there is no collection {name!r}: make it first, or check the store's address")
+            raise UnknownCollectionError(name, self.names(), "check the store's address")
         found = self._connection.call("describe_collection", table).get("properties", {})
         try:
             if found["imagekin.version"] != _VERSION:

@@ -16,10 +16,12 @@ from imagekin.errors import FailedPreconditionError, ImagekinError, NotFoundErro
 from imagekin.index.interface import Collection, Collections
 from imagekin.index.open import open_collections
 from imagekin.index.types import SnapshotDescription
+from imagekin.index.unknown import UnknownCollectionError
 from imagekin.machine import cores
 from imagekin.serving.observability.metrics import Metrics
 from imagekin.serving.searching.batcher import SearchBatcher
 from imagekin.serving.settings import Settings
+from imagekin.serving.transport.callers import CALLER
 from imagekin.serving.transport.fair_threads import FairThreads
 from imagekin.types import CollectionInfo
 
@@ -347,7 +349,16 @@ class CollectionStore:
         return OpenCollection(collection, info, self._readers, self._writers, self._settings, self._metrics)
 
     async def _in_thread(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self._writers, lambda: call(*args, **kwargs))
+        """Call a method of the catalog; for an unknown name, its error suggests one that the caller may see."""
+        caller = CALLER.get()
+
+        def suggesting() -> R:
+            try:
+                return call(*args, **kwargs)
+            except UnknownCollectionError as error:
+                raise error.suggesting(caller.may_see) from None
+
+        return await asyncio.get_running_loop().run_in_executor(self._writers, suggesting)
 
 
 def _unknown_collection(name: str) -> NotFoundError:

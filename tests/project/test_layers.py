@@ -44,7 +44,7 @@ INSIDE = {
     ),
     "index": (
         ("filters.conditions",),
-        ("types", "validation"),
+        ("types", "unknown", "validation"),
         ("filters.parser",),
         ("vectors",),
         ("storage",),

@@ -11,7 +11,13 @@ import pytest
 from google.protobuf import descriptor_pool
 
 from imagekin import Client, Item
-from imagekin.errors import InvalidArgumentError, PermissionDeniedError, ResourceExhaustedError, UnauthenticatedError
+from imagekin.errors import (
+    InvalidArgumentError,
+    NotFoundError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    UnauthenticatedError,
+)
 from imagekin.serving.settings import Settings
 from imagekin.serving.transport.access import read_tokens
 from imagekin.serving.transport.subjects import _BY_NAME
@@ -104,6 +110,18 @@ def test_a_token_for_certain_collections_sees_and_touches_no_other(server: Runni
             assert code(failed.value) == grpc.StatusCode.PERMISSION_DENIED
         assert operator.count("secret") == 1
         assert listed(server, OPERATOR) == ["secret", "shop", "shop-new"]
+
+
+def test_a_misspelt_name_is_answered_by_the_nearest_that_the_caller_may_see(server: Running) -> None:
+    with client(server, OPERATOR) as operator, client(server, SHOP) as shop:
+        for name in ("shop-red", "shoq-new"):
+            operator.create_collection(name)
+        with pytest.raises(NotFoundError, match=r"there is no collection 'shop-new'; did you mean 'shop-red'\?"):
+            shop.count("shop-new")
+        with pytest.raises(NotFoundError, match=r"there is no collection 'shop-new'; did you mean 'shoq-new'\?"):
+            operator.count("shop-new")
+        with pytest.raises(NotFoundError, match="there is no collection 'zebra': make it first"):
+            operator.drop_collection("zebra")
 
 
 def test_every_request_that_names_a_collection_is_known_to_do_so() -> None:

@@ -1,0 +1,36 @@
+"""Answer for a collection that does not exist, with the name that was probably meant."""
+
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Self
+
+from imagekin.errors import NotFoundError
+
+# Looking for a near name takes about 10 µs for each that there is.
+_MOST_COMPARED = 1_000
+
+
+class UnknownCollectionError(NotFoundError):
+    """There is no collection of that name.
+
+    The message names no other collection until `suggesting` says which ones the caller may know of.
+
+    Args:
+        name: the name that was asked for.
+        names: the collections that exist.
+        advice: what to do when no name is near.
+    """
+
+    def __init__(self, name: str, names: Sequence[str] = (), advice: str = "check the data folder") -> None:
+        super().__init__(f"there is no collection {name!r}: make it first, or {advice}", field="collection")
+        self._name = name
+        self._names = names
+        self._advice = advice
+
+    def suggesting(self, may_see: Callable[[str], bool] = lambda _: True) -> Self:
+        """Return the error with the nearest name among the first thousand that the caller may see, if one is near."""
+        seen = [name for name in self._names if may_see(name)][:_MOST_COMPARED]
+        copy = type(self)(self._name, (), self._advice)
+        if near := difflib.get_close_matches(self._name, seen, 1):
+            copy.args = (f"there is no collection {self._name!r}; did you mean {near[0]!r}?",)
+        return copy
