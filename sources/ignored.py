@@ -17,10 +17,11 @@ NO_READER = "an archive of a kind that is not read: unpack it"
 NESTED = "an archive in an archive: unpack the outer one"
 UNPACKED = "an archive that is unpacked beside it"
 NO_IMAGES_IN_IT = "a table of no images"
+MISSING_IMAGES = "a table of images of which most are not there"
 SUBMISSION = "a table of predictions to hand in"
-TABLE_IN_TAR = "a table in a tar archive: unpack the archive to label images by it"
+TABLE_IN_TAR = "a table or list in a tar archive: unpack the archive, and its labels and splits are used"
 MASK = "in a folder of masks, not of photos"
-SEVERAL_TABLES = "one of several tables that list the images beside them: name the one to read"
+SEVERAL_TABLES = "one of several tables or lists of the same images: name the one to read"
 
 # Folders in which systems keep what nobody took a photo of, in lower case, and who makes them.
 SYSTEM_FOLDERS = frozenset(

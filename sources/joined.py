@@ -9,7 +9,7 @@ from typing import NamedTuple
 from imagekin.errors import InvalidArgumentError
 from imagekin.sources.ignored import Ignored
 from imagekin.sources.labels import MAX_FOLDERS, NO_LABEL, FolderLabels, LabelRule, Named
-from imagekin.sources.pieces import Counted, Naming, Piece, Reader, ignored_in, joined
+from imagekin.sources.pieces import Counted, Naming, Piece, Placed, Reader, ignored_in, joined
 from imagekin.sources.records import Record, VectorInfo, printable
 from imagekin.sources.splits import SPLITS, Split, split_of
 
@@ -139,6 +139,8 @@ class JoinedReaders:
         # Label by a rule without folders, folder and split of the part: what is counted before the folders are judged.
         seen: Counter[tuple[str | None, str, Split | None]] = Counter()
         told: list[tuple[Part, Counted]] = []
+        # Folders of tables whose images are elsewhere: they hold none, and are no classes.
+        of_tables: set[str] = set()
         is_whole = True
 
         def paths() -> Iterator[str]:
@@ -150,13 +152,18 @@ class JoinedReaders:
                         break
                     if isinstance(found, Counted):
                         told.append((part, found))
+                        if found.folder.startswith("../"):
+                            of_tables.add(part.path)
                         continue
-                    path = joined(part.path, printable(found))
-                    seen[self._rule.without_folders(path), path.rpartition("/")[0], part.split] += 1
+                    named, split = found if isinstance(found, Placed) else (found, None)
+                    if named.startswith("../"):
+                        of_tables.add(part.path)
+                    path = joined(part.path, printable(named))
+                    seen[self._rule.without_folders(path), path.rpartition("/")[0], split or part.split] += 1
                     yield path
 
         def shape() -> Iterator[str]:
-            yield from (part.path for part in self._parts)
+            yield from (part.path for part in self._parts if part.path not in of_tables)
             yield from (joined(part.path, f"{one.folder}/") for part, one in told if one.folder)
 
         folders = FolderLabels(paths(), shape())
@@ -166,7 +173,13 @@ class JoinedReaders:
             counts[Named(named.label if self._rule.is_default else label, split or named.split)] += count
         for part, (own, count, _, folder) in told:
             split = own.split or part.split or folders(joined(part.path, f"{folder}/")).split
-            counts[Named(own.label if self._rule.is_default else None, split)] += count
+            counts[Named(own.label if self._rule.asks_tables else None, split)] += count
+        if self._rule.column is not None and is_whole and seen and not any(one.origin for _, one in told):
+            raise InvalidArgumentError(
+                f"--label-from {self._rule.source}: no table of these images has a column"
+                f" {self._rule.column!r}; name one of its header, with the case that it has there",
+                field="label_from",
+            )
         origins = [*(["folder"] if seen else []), *(counted.origin for _, counted in told if counted.origin)]
         hints = any(split_of(name) for _, folder, _ in seen for name in folder.split("/"))
         return Plan(self._rule.over(folders), counts, tuple(dict.fromkeys(origins)), is_whole), hints

@@ -27,6 +27,7 @@ _MOST_KNOWN = 1_000
 
 FOLDER, PARENT, NO_LABEL = "folder", "parent", "none"
 """Ways to label by a path, besides a regular expression."""
+_COLUMN = "column:"
 
 # Names of folders that only say that there are images in them, when they lie alone.
 _WRAPPERS = frozenset(
@@ -189,21 +190,28 @@ class LabelRule:
     Args:
         source: `folder` (see `FolderLabels`), `parent` (the name of an image's folder), `none`, or a regular expression
             that is searched in the path: its group `label`, else its first group, else what it matches is the label.
+            `column:NAME` is the column of that name in tables; an image that is in none has no label.
 
     Raises:
-        InvalidArgumentError: the regular expression is none.
+        InvalidArgumentError: the regular expression is none, or the name of the column is empty.
     """
 
     def __init__(self, source: str = FOLDER, folders: FolderLabels | None = None) -> None:
         self.source = source
         self.folders = folders or FolderLabels()
         self._pattern: re.Pattern[str] | None = None
-        if source not in (FOLDER, PARENT, NO_LABEL):
+        self.column: str | None = None
+        if source.startswith(_COLUMN):
+            self.column = source.removeprefix(_COLUMN).strip()
+            if not self.column:
+                raise InvalidArgumentError(f"--label-from {_COLUMN}NAME names no column", field="label_from")
+        elif source not in (FOLDER, PARENT, NO_LABEL):
             try:
                 self._pattern = re.compile(source)
             except (re.error, RecursionError, OverflowError) as error:
                 raise InvalidArgumentError(
-                    f"--label-from takes folder, parent, none or a regular expression, not {source!r} ({error})",
+                    f"--label-from takes folder, parent, none, column:NAME or a regular expression, not {source!r}"
+                    f" ({error})",
                     field="label_from",
                 ) from None
 
@@ -213,8 +221,13 @@ class LabelRule:
 
     @property
     def is_default(self) -> bool:
-        """True for the rule that also goes by what tables say."""
+        """True for the rule of folders that also goes by what tables say."""
         return self.source == FOLDER
+
+    @property
+    def asks_tables(self) -> bool:
+        """True for a rule that takes the labels of tables."""
+        return self.is_default or self.column is not None
 
     def __call__(self, path: str) -> Named:
         """Return the label and the split of an image."""
@@ -223,7 +236,7 @@ class LabelRule:
 
     def without_folders(self, path: str) -> str | None:
         """Return the label of an image by a rule that needs no other images; None for the rule of folders."""
-        if self.source in (FOLDER, NO_LABEL):
+        if self.source in (FOLDER, NO_LABEL) or self.column is not None:
             return None
         if self._pattern is None:
             return (folders_of(path) or ("",))[-1] or None

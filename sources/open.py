@@ -16,7 +16,7 @@ from imagekin.errors import InvalidArgumentError, NotFoundError
 from imagekin.sources.containers import listed_parts, open_container, part_of
 from imagekin.sources.formats.file_list import FilesReader, ListReader, below
 from imagekin.sources.formats.folder import folder_listing
-from imagekin.sources.formats.names import splits_of_files
+from imagekin.sources.formats.manifest import ManifestReader
 from imagekin.sources.ignored import is_image_name
 from imagekin.sources.joined import JoinedReaders, Part
 from imagekin.sources.labels import FOLDER, LabelRule
@@ -24,6 +24,7 @@ from imagekin.sources.patterns import fixed_part, has_wildcard, local_listing
 from imagekin.sources.places import LocalPlace, Place, RemotePlace, is_url
 from imagekin.sources.records import Record, Source, printable
 from imagekin.sources.remote import remote_listing
+from imagekin.sources.suffixes import splits_of_files
 
 __all__ = ["JoinedReaders", "Record", "Source", "count_records", "open_source", "open_sources"]
 
@@ -37,8 +38,8 @@ def open_source(
 
     Args:
         path: a folder, which is searched recursively; a tar or zip archive; a .parquet or .arrow file of images or
-            vectors; a .csv, .tsv or .jsonl manifest; an image file; a pattern such as `shards/*.tar`; `-` for a list
-            of images on standard input; or the s3://, gs:// or http(s):// URL of any of these.
+            vectors; a .csv, .tsv or .jsonl manifest; a .txt list; an image file; a pattern such as `shards/*.tar`; `-`
+            for a list of images on standard input; or the s3://, gs:// or http(s):// URL of any of these.
         limits: files of more bytes than `max_bytes` are not read, and become records with an error.
         label_from: how paths name labels, see `LabelRule`.
 
@@ -62,7 +63,7 @@ def open_sources(
     max_bytes = (limits or DecodeLimits()).max_bytes
     given = [os.fspath(path) for path in paths]
     if len(given) == 1:
-        return JoinedReaders(_parts(given[0], "", max_bytes), rule)
+        return JoinedReaders(_parts(given[0], "", max_bytes, rule.column), rule)
     names = names_below_shared(given)
     # A folder that is given beside files only is no class: its own folders are.
     are_classes = sum(os.path.isdir(path) for path in given) > 1
@@ -75,7 +76,7 @@ def open_sources(
             parts.append(Part(_image_files(list(some), max_bytes)))
             continue
         for path, name in some:
-            opened = _parts(path, name, max_bytes, is_class=are_classes)
+            opened = _parts(path, name, max_bytes, rule.column, is_class=are_classes)
             parts += [replace(part, split=splits[name]) for part in opened] if name in splits else opened
     return JoinedReaders(parts, rule)
 
@@ -90,51 +91,55 @@ def count_records(path: str | os.PathLike[str]) -> int | None:
     return open_source(path).count()
 
 
-def _parts(path: str, name: str, max_bytes: int, *, is_class: bool = False) -> list[Part]:
+def _parts(path: str, name: str, max_bytes: int, label_column: str | None, *, is_class: bool = False) -> list[Part]:
     """Open one source.
 
     Args:
         path: what the user named.
         name: its path below the folder that holds all sources; empty when it is the only one.
         max_bytes: larger images are not read.
+        label_column: the tables' column of labels, if the user named it.
         is_class: whether a folder's own name is part of its images' paths for the rule of labels.
     """
     if path == _STANDARD_INPUT:
         return [Part(ListReader(max_bytes))]
     inside = f"{name}/" if name else ""
     if "://" in path:
-        return _url_parts(path, name, max_bytes)
+        return _url_parts(path, name, max_bytes, label_column)
     if _is_pattern(path):
         root, parts = fixed_part(path)
         if not os.path.isdir(root):
             raise NotFoundError(f"no folder {printable(root)}", field="source")
-        return listed_parts(local_listing(root, parts), partial(below, root), max_bytes, key=inside)
+        return listed_parts(local_listing(root, parts), partial(below, root), max_bytes, label_column, key=inside)
     if not os.path.exists(path):
         raise NotFoundError(f"no file or folder {printable(path)}", field="source")
     if os.path.isdir(path):
         prefix = inside if is_class else ""
-        return listed_parts(folder_listing(path), partial(below, path), max_bytes, key=inside, path=prefix)
-    return [_file_part(LocalPlace(path), name, max_bytes, repeatable=os.path.isfile(path))]
+        return listed_parts(
+            folder_listing(path), partial(below, path), max_bytes, label_column, key=inside, path=prefix
+        )
+    return [_file_part(LocalPlace(path), name, max_bytes, label_column, repeatable=os.path.isfile(path))]
 
 
-def _url_parts(url: str, name: str, max_bytes: int) -> list[Part]:
+def _url_parts(url: str, name: str, max_bytes: int, label_column: str | None) -> list[Part]:
     place = RemotePlace(url)
     if url.lower().startswith("http"):  # HTTP cannot list files, and "?" begins a query
-        return [_file_part(place, name, max_bytes)]
+        return [_file_part(place, name, max_bytes, label_column)]
     if not has_wildcard(url):
         with contextlib.suppress(InvalidArgumentError):  # raised for a folder
-            return [_file_part(place, name, max_bytes)]
+            return [_file_part(place, name, max_bytes, label_column)]
     listing, place_of = remote_listing(url)
-    return listed_parts(listing, place_of, max_bytes, key=f"{name}/" if name else "")
+    return listed_parts(listing, place_of, max_bytes, label_column, key=f"{name}/" if name else "")
 
 
-def _file_part(place: Place, name: str, max_bytes: int, *, repeatable: bool = True) -> Part:
+def _file_part(place: Place, name: str, max_bytes: int, label_column: str | None, *, repeatable: bool = True) -> Part:
     """Open one file.
 
     Args:
         place: the file.
         name: as for `_parts`.
         max_bytes: larger images are not read.
+        label_column: as for `_parts`.
         repeatable: False for a file that can be opened only once, such as a pipe.
 
     Raises:
@@ -142,11 +147,16 @@ def _file_part(place: Place, name: str, max_bytes: int, *, repeatable: bool = Tr
     """
     if is_image_name(place.name.lstrip(".")):
         return Part(_image_files([(place, name or place.name)], max_bytes))
-    reader = open_container(place, max_bytes, repeatable=repeatable)
+    reader = open_container(place, max_bytes, label_column, repeatable=repeatable)
     if reader is None:
         raise InvalidArgumentError(
-            f"{place.shown} is no folder, no tar or zip archive, no .parquet, .arrow, .csv or .jsonl table and no image"
-            " by its name",
+            f"{place.shown} is no folder, no tar or zip archive, no .parquet, .arrow, .csv or .jsonl table, no .txt"
+            " list and no image by its name",
+            field="source",
+        )
+    if repeatable and isinstance(reader, ManifestReader) and reader.is_other_text():
+        raise InvalidArgumentError(
+            f"{place.shown} is no folder, no archive and no table, and its lines name no images beside it",
             field="source",
         )
     return part_of(reader, place.name, name)

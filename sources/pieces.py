@@ -64,8 +64,20 @@ class Counted(NamedTuple):
     folder: str = ""
 
 
-# A path that names a class, images with labels of their own, or None where there are more than were looked at.
-Surveyed: TypeAlias = str | Counted | None
+class Placed(NamedTuple):
+    """An image whose path names its class, and whose split is in the source itself.
+
+    Attributes:
+        path: the path.
+        split: the split.
+    """
+
+    path: str
+    split: Split
+
+
+# A path that names a class, images with labels or splits of their own, or None where more is there than was seen.
+Surveyed: TypeAlias = str | Placed | Counted | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +104,7 @@ class Naming:
     def told(self, path: str, label: str | None, split: Split | None = None) -> Named:
         """Return the label and the split of an image whose label stands in a table; the user may choose otherwise."""
         named = self.named(path)
-        return Named(label if self.rule.is_default else named.label, split or named.split)
+        return Named(label if self.rule.asks_tables else named.label, split or named.split)
 
     def moved(self, record: Record) -> Record:
         """Return a record whose key is relative to the reader's root with the key that it has in the source."""

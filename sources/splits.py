@@ -30,7 +30,7 @@ _FILLERS = frozenset(
     [
         *("set", "sets", "split", "splits", "data", "dataset", "datasets", "folder", "folders", "dir", "files", "file"),
         *("image", "images", "img", "imgs", "photo", "photos", "pic", "pics", "picture", "pictures"),
-        *("jpg", "jpeg", "png", "of", "the", "final"),
+        *("jpg", "jpeg", "png", "of", "the", "final", "list", "lists"),
     ]
 )
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")

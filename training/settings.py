@@ -97,9 +97,9 @@ class TrainSettings:
     resize: Resize = option("crop", "How an image becomes a square.", panel=IMAGES)
     label_from: str = option(
         "folder",
-        "What names an image's class: its folders (and tables), its own folder only (parent), nothing (none), or the"
-        " group of a regular expression that is searched in its path.",
-        metavar="folder|parent|none|REGEX",
+        "What names an image's class: its folders (and tables), its own folder only (parent), nothing (none), a column"
+        " of tables, or the group of a regular expression that is searched in its path.",
+        metavar="folder|parent|none|column:NAME|REGEX",
         panel=IMAGES,
     )
     interpolation: Interpolation = option(

@@ -31,9 +31,9 @@ LabelFrom = Annotated[
     str,
     typer.Option(
         "--label-from",
-        metavar="folder|parent|none|REGEX",
-        help="What names an image's class: its folders (and tables), its own folder only, nothing, or the group of a"
-        " regular expression that is searched in its path.",
+        metavar="folder|parent|none|column:NAME|REGEX",
+        help="What names an image's class: its folders (and tables), its own folder only, nothing, a column of"
+        " tables, or the group of a regular expression that is searched in its path.",
     ),
 ]
 Filter = Annotated[

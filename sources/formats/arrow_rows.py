@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imagekin.errors import InvalidArgumentError
-from imagekin.sources.formats.names import ARROW_SUFFIXES
 from imagekin.sources.places import LocalPlace, Place
+from imagekin.sources.suffixes import ARROW_SUFFIXES
 
 _ARROW_FILE_MAGIC = b"ARROW1"
 

@@ -10,9 +10,11 @@ from functools import cached_property
 from itertools import islice
 from typing import IO, NamedTuple
 
+from imagekin.encoder.decoding.formats import IMAGE_SUFFIXES
 from imagekin.errors import InvalidArgumentError
 from imagekin.sources.formats.annotations import json_rows
 from imagekin.sources.formats.csv_rows import csv_rows
+from imagekin.sources.formats.split_lists import LIST_SUFFIX, NUMBERED_PATHS, NUMBERED_SPLITS, list_rows, numbered_rows
 from imagekin.sources.formats.table_paths import Beside, LocalFiles, PathTemplate, find_template
 from imagekin.sources.formats.table_rows import (
     KEY_COLUMNS,
@@ -31,7 +33,7 @@ from imagekin.sources.formats.table_rows import (
 from imagekin.sources.formats.text_lines import json_object, read_lines
 from imagekin.sources.ignored import Ignored, suffix_of
 from imagekin.sources.labels import LOOK_AHEAD, Named
-from imagekin.sources.pieces import Counted, ImageFile, Naming, Piece, Surveyed
+from imagekin.sources.pieces import Counted, ImageFile, Naming, Piece, Placed, Surveyed
 from imagekin.sources.places import LocalPlace, Place, is_url
 from imagekin.sources.records import RowError, SourceError, printable, record_of
 from imagekin.types import JSON
@@ -60,23 +62,26 @@ class ManifestReader:
     The columns are `path` (required), `key` (by default the path), `label` (by default from the path's folders),
     `split` and `payload` (a JSON object), by any of the names that `imagekin.sources.formats.table_rows` knows; all
     others become members of the payload. Without a column of labels, columns of 0 and 1 are classes. In CSV, a cell
-    with a JSON number, `true` or `false` has that value, and an empty cell has none.
+    with a JSON number, `true` or `false` has that value, and an empty cell has none. Text files are lists, see
+    `imagekin.sources.formats.split_lists`.
 
     Args:
         place: the manifest.
         max_bytes: larger images are not read.
+        label_column: the column of labels, if the user named it; None to find it.
         beside: the files beside it; by default those of its folder on this machine.
     """
 
     embedded = None
 
-    def __init__(self, place: Place, max_bytes: int, beside: Beside | None = None) -> None:
+    def __init__(
+        self, place: Place, max_bytes: int, label_column: str | None = None, beside: Beside | None = None
+    ) -> None:
         self._place = place
         self._max_bytes = max_bytes
-        self._folder = ""
+        self._label_column = label_column
         if isinstance(place, LocalPlace):
-            self._folder = os.path.dirname(os.path.abspath(place.path))
-            beside = LocalFiles(self._folder)
+            beside = LocalFiles(os.path.dirname(os.path.abspath(place.path)))
         self._beside = beside
         self._names: tuple[str, ...] = ()
         self._found = _Columns(None, None, None, None)
@@ -102,7 +107,8 @@ class ManifestReader:
                     folder = posixpath.dirname(self._relative(path)) if path and not is_url(path) else ""
                     counts[Named(self._label(row, columns), split), folder] += 1
             elif path:
-                yield self._relative(path)
+                relative = self._relative(path)
+                yield relative if split is None else Placed(relative, split)
         yield from (Counted(named, count, origin, folder) for (named, folder), count in counts.items())
         if not is_whole:
             yield None
@@ -121,7 +127,7 @@ class ManifestReader:
 
     def count(self) -> int | None:
         """Estimate the number of records by the lines of the manifest."""
-        if suffix_of(self._place.name) == ".json":
+        if suffix_of(self._place.name) in (".json", LIST_SUFFIX):
             return sum(1 for _ in self._safe_rows())
         try:
             with closing(self._place.open()) as file:
@@ -151,6 +157,16 @@ class ManifestReader:
         found = sum(not is_url(path) and beside.is_file(path) for path in paths)
         return bool(paths) and 2 * found >= len(paths)
 
+    def is_other_text(self) -> bool:
+        """Return whether it is a text file of this machine that is no list of images."""
+        is_text = suffix_of(self._place.name) == LIST_SUFFIX
+        return is_text and isinstance(self._place, LocalPlace) and not self.labels_files_beside_it()
+
+    @property
+    def names_images(self) -> bool:
+        """True when its first rows name image files, be these there or not."""
+        return any(suffix_of(path) in IMAGE_SUFFIXES and not is_url(path) for path in self._first_paths)
+
     @property
     def has_no_images(self) -> bool:
         """True for a JSON file of something else; a table that cannot be used is an error."""
@@ -165,7 +181,15 @@ class ManifestReader:
     def _rows(self, file: IO[bytes]) -> Iterator[Row]:
         if self._is_csv:
             return csv_rows(file, "\t" if self._place.name.lower().endswith(".tsv") else None)
+        if self._place.name.lower() == NUMBERED_SPLITS:
+            return self._numbered(file)
+        if suffix_of(self._place.name) == LIST_SUFFIX:
+            return list_rows(file)
         return json_rows(file) if suffix_of(self._place.name) == ".json" else _json_lines(file)
+
+    def _numbered(self, file: IO[bytes]) -> Iterator[Row]:
+        with closing(self._place.resolve(NUMBERED_PATHS).open()) as paths:
+            yield from numbered_rows(file, paths)
 
     def _safe_rows(self) -> Iterator[Row | SourceError]:
         try:
@@ -198,7 +222,7 @@ class ManifestReader:
     @cached_property
     def _classes(self) -> tuple[str, ...]:
         """Columns that are classes, where no column has labels."""
-        if not self._judged or not self._is_csv or self._columns(self._first[0]).label:
+        if self._label_column or not self._judged or not self._is_csv or self._columns(self._first[0]).label:
             return ()
         return one_hot_columns(self._judged, self._columns(self._first[0]))
 
@@ -210,7 +234,7 @@ class ManifestReader:
     def _template_of(self, paths: Sequence[str]) -> PathTemplate | None:
         if self._beside is None:
             return None
-        return find_template(paths, self._beside, f"{posixpath.basename(self._folder)}/{self._place.name}")
+        return find_template(paths, self._beside, f"{posixpath.basename(self._beside.folder)}/{self._place.name}")
 
     def _relative(self, path: str) -> str:
         """Return a path as a key, without empty and `.` parts."""
@@ -231,6 +255,9 @@ class ManifestReader:
         # Of two columns, names that repeat are the classes, whatever they are called.
         if key == path or (key is not None and len(names) == 2 and self._has_repeating_names(key)):
             key = None
+        if self._label_column is not None:
+            named = next((name for name in names if name.strip() == self._label_column), None)
+            return _Columns(path, None if key == named else key, named, None if split == named else split)
         label = first_of([name for name in names if name != path], LABEL_COLUMNS)
         if label is None and self._is_csv and path:
             used = (path, key, split)

@@ -80,9 +80,10 @@ class ParquetReader:
     Args:
         place: the file.
         max_bytes: larger images are not read.
+        label_column: the column of labels, if the user named it; None to find it.
     """
 
-    def __init__(self, place: Place, max_bytes: int) -> None:
+    def __init__(self, place: Place, max_bytes: int, label_column: str | None = None) -> None:
         self._place = place
         self._max_bytes = max_bytes
         self._embedded: VectorInfo | None = None
@@ -93,7 +94,7 @@ class ParquetReader:
             with opened(place) as rows:
                 self._rows = sum(rows.sizes)
                 self._firsts = list(accumulate(rows.sizes[:-1], initial=0)) if rows.sizes else []
-                self._columns = _columns(rows)
+                self._columns = _columns(rows, label_column)
                 if self._columns.dim is not None:
                     space = (rows.schema.metadata or {}).get(_SPACE, b"").decode(errors="replace")
                     self._embedded = VectorInfo(self._columns.dim, space)
@@ -254,7 +255,7 @@ class _RowGroup:
         return self.reader.read_group(self.naming, self.group, self.first)
 
 
-def _columns(rows: Rows) -> _Columns:
+def _columns(rows: Rows, label_column: str | None) -> _Columns:
     """Determine the columns' meanings; raises InvalidArgumentError when there are neither images nor vectors."""
     fields = {field.name: field.type for field in rows.schema}
     features = _features(rows.schema)
@@ -271,6 +272,9 @@ def _columns(rows: Rows) -> _Columns:
     key = first_of(fields, KEY_COLUMNS)
     label = first_of(fields, LABEL_COLUMNS)
     label = label or next((name for name in features if name in fields and _class_names(features[name])), None)
+    if label_column is not None:
+        label = label_column if label_column in fields else None
+        key = None if key == label else key
     split = split_column(fields)
     split = split if split and pa.types.is_string(fields[split]) else None
     digest = _HASH_COLUMN if _HASH_COLUMN in fields else None

@@ -10,7 +10,7 @@ import posixpath
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Protocol
 from urllib.parse import parse_qs, urlsplit
 
@@ -22,8 +22,12 @@ from imagekin.sources.splits import split_of
 # Folders beside a table in which its images are looked for.
 _MAX_FOLDERS = 100
 # Folders of tables only, beside which the images have folders of their own.
-_TABLE_FOLDERS = frozenset(("annotations", "annotation", "anno", "labels", "meta", "metadata", "lists"))
+_TABLE_FOLDERS = frozenset(
+    ("annotations", "annotation", "anno", "labels", "meta", "metadata", "lists", "imagesets", "imagesplits", "splits")
+)
 _TRIED_PATHS = 3
+# Folders above a table in an archive, below which its images are looked for.
+_MAX_LEVELS = 20
 # Label Studio puts eight characters and a hyphen before the name of a file that is uploaded.
 _UPLOADED = re.compile(r"^/?data/upload/(?:\d+/)?(?:[0-9a-f]{8}-)?")
 _DRIVE = re.compile(r"^[A-Za-z]:(?=[\\/])")
@@ -31,6 +35,11 @@ _DRIVE = re.compile(r"^[A-Za-z]:(?=[\\/])")
 
 class Beside(Protocol):
     """The files beside a table."""
+
+    @property
+    def folder(self) -> str:
+        """Path of the table's folder; empty for the root of an archive."""
+        ...
 
     def is_file(self, path: str) -> bool:
         """Return whether a path, relative to the table's folder, is that of a file."""
@@ -49,16 +58,16 @@ class LocalFiles:
     """
 
     def __init__(self, folder: str) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def is_file(self, path: str) -> bool:
         """Return whether a path is that of a file; see `Beside`."""
-        return os.path.isfile(os.path.join(self._folder, path))
+        return os.path.isfile(os.path.join(self.folder, path))
 
     def folders(self, path: str) -> Sequence[str]:
         """Return the names of the folders in a folder; see `Beside`."""
         try:
-            with os.scandir(os.path.join(self._folder, path)) as entries:
+            with os.scandir(os.path.join(self.folder, path)) as entries:
                 return sorted(entry.name for entry in islice(entries, 10 * _MAX_FOLDERS) if entry.is_dir())
         except OSError:
             return ()
@@ -73,21 +82,27 @@ class PackedFiles:
     """
 
     def __init__(self, paths: Sequence[str], folder: str) -> None:
-        below = f"{folder}/" if folder else ""
-        self._paths = {path.removeprefix(below) for path in paths if path.startswith(below)}
-        # No more than two levels are asked for, and a hostile path may have ten thousand.
+        self.folder = folder
+        self._paths = set(paths)
+        # No more than two levels below the table's folder are asked for, and a hostile path may have ten thousand.
+        levels = min(folder.count("/") + 1 if folder else 0, _MAX_LEVELS) + 2
         self._folders: dict[str, set[str]] = {}
-        for path in self._paths:
-            for above, name in pairwise(["", *path.split("/", 2)[:-1]]):
-                self._folders.setdefault(above, set()).add(name)
+        for above in {tuple(path.split("/", levels)[:-1]) for path in self._paths}:
+            for level, name in enumerate(above):
+                self._folders.setdefault("/".join(above[:level]), set()).add(name)
 
     def is_file(self, path: str) -> bool:
         """Return whether a path is that of a member; see `Beside`."""
-        return posixpath.normpath(path) in self._paths
+        return self._whole(path) in self._paths
 
     def folders(self, path: str) -> Sequence[str]:
-        """Return the names of the folders in the table's folder, or in one of these; see `Beside`."""
-        return sorted(self._folders.get(path, ()))[: 10 * _MAX_FOLDERS]
+        """Return the names of the folders in the table's folder, beside it, or in one of these; see `Beside`."""
+        return sorted(self._folders.get(self._whole(path), ()))[: 10 * _MAX_FOLDERS]
+
+    def _whole(self, path: str) -> str:
+        """Return a path below the archive's root, which is empty; one that leads out of it has `..`."""
+        whole = posixpath.normpath(posixpath.join(self.folder, path))
+        return "" if whole == "." else whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from dataclasses import replace
 from typing import IO
 
 from imagekin.errors import InvalidArgumentError
-from imagekin.sources.formats.names import TABLE_SUFFIXES
 from imagekin.sources.formats.sidecars import SIDECAR_SUFFIXES, Sidecars
+from imagekin.sources.formats.split_lists import is_split_list
 from imagekin.sources.formats.tar_members import DAMAGE, Archive, is_compressed, key_of, opened, problem_of
 from imagekin.sources.ignored import (
     NO_IMAGE,
@@ -32,6 +32,7 @@ from imagekin.sources.labels import LOOK_AHEAD, Named
 from imagekin.sources.pieces import Counted, Naming, Piece, Surveyed, WholeArchive
 from imagekin.sources.places import Place
 from imagekin.sources.records import Record, SourceError, printable
+from imagekin.sources.suffixes import TABLE_SUFFIXES
 from imagekin.sources.values import MAX_PAYLOAD_BYTES
 
 # Members of a group that are buffered until all of its sidecars have been read.
@@ -140,7 +141,7 @@ class TarReader:
         def finished(group: "_Group") -> Iterator[Record]:
             if not group.images:
                 for name in group.sidecars.names:
-                    ignored.add(Kind(suffix_of(name), NO_IMAGE))
+                    ignored.add(Kind(suffix_of(name), TABLE_IN_TAR if is_split_list(name) else NO_IMAGE))
             for key, data in group.images:
                 label, split = naming.named(key)
                 record = group.sidecars.record(naming.key + key, key, data, label, split)

@@ -16,14 +16,14 @@ from typing import IO, NamedTuple, cast
 from imagekin.errors import ImagekinError, InvalidArgumentError
 from imagekin.sources.formats.labelling import is_table_name, labelling_tables, listed_in
 from imagekin.sources.formats.manifest import ManifestReader
-from imagekin.sources.formats.names import splits_of_files
 from imagekin.sources.formats.table_paths import PackedFiles
 from imagekin.sources.formats.tar_members import leads_outside
 from imagekin.sources.ignored import NO_IMAGE, Ignored, Kind, ignored_kind, is_image_name, suffix_of
-from imagekin.sources.pieces import Counted, ImageFile, Naming, Piece, Surveyed, WholeArchive, joined
+from imagekin.sources.pieces import Counted, ImageFile, Naming, Piece, Placed, Surveyed, WholeArchive, joined
 from imagekin.sources.places import Place, is_url
 from imagekin.sources.records import Record, SourceError, printable, record_of, size_problem
 from imagekin.sources.splits import Split
+from imagekin.sources.suffixes import splits_of_files
 
 MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 """First bytes of a zip archive, and of an empty one."""
@@ -42,13 +42,15 @@ class ZipReader:
     Args:
         place: the archive; it must be seekable, because the directory is at its end.
         max_bytes: larger members are not read.
+        label_column: the tables' column of labels, if the user named it; None to find it.
     """
 
     embedded = None
 
-    def __init__(self, place: Place, max_bytes: int) -> None:
+    def __init__(self, place: Place, max_bytes: int, label_column: str | None = None) -> None:
         self.place = place
         self.max_bytes = max_bytes
+        self.label_column = label_column
         self._counted: int | None = None
 
     def survey(self, *, whole: bool = False) -> Iterator[Surveyed]:
@@ -61,7 +63,8 @@ class ZipReader:
             self._counted = len(found)
             yield from found
             for name, table in tables.readers.items():
-                yield from (_below(posixpath.dirname(name), one) for one in table.survey(whole=True))
+                split = tables.splits.get(name)
+                yield from (_moved(one, posixpath.dirname(name), split) for one in table.survey(whole=True))
                 self._counted += table.count() or 0
         except _DAMAGE:
             yield None
@@ -119,7 +122,9 @@ class ZipReader:
             data = self._read(archive, names[name], name, room) if room else ""
             room -= len(data) if isinstance(data, bytes) else 0
             place = _Packed(name, data if isinstance(data, bytes) else b"")
-            return ManifestReader(place, self.max_bytes, PackedFiles(images, posixpath.dirname(name)))
+            return ManifestReader(
+                place, self.max_bytes, self.label_column, PackedFiles(images, posixpath.dirname(name))
+            )
 
         found = labelling_tables(list(names), reader_of)
         readers = {name: reader for name, (_, reader) in found.items() if reader is not None}
@@ -216,13 +221,18 @@ class _Packed:
         return _Packed(posixpath.normpath(posixpath.join(posixpath.dirname(self.path), path)))
 
 
-def _below(folder: str, found: Surveyed) -> Surveyed:
-    """Put the folder that a table is in before the paths that it gives."""
-    if not folder or found is None:
-        return found
+def _moved(found: Surveyed, folder: str, split: Split | None) -> Surveyed:
+    """Put the folder that a table is in before the paths that it gives, and add the split that its name states."""
+    inside = f"{folder}/" if folder else ""
+    if found is None:
+        return None
     if isinstance(found, Counted):
-        return found._replace(folder=joined(f"{folder}/", found.folder).rstrip("/"))
-    return joined(f"{folder}/", found)
+        named = found.named._replace(split=found.named.split or split)
+        return found._replace(named=named, folder=joined(inside, found.folder).rstrip("/"))
+    if isinstance(found, Placed):
+        return found._replace(path=joined(inside, found.path))
+    path = joined(inside, found)
+    return path if split is None else Placed(path, split)
 
 
 def _image(member: zipfile.ZipInfo) -> str | None:

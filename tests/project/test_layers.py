@@ -34,7 +34,7 @@ INSIDE = {
     ),
     "sources": (
         ("values", "splits", "ignored"),
-        ("records", "labels"),
+        ("records", "labels", "suffixes"),
         ("places",),
         ("pieces",),
         ("formats", "patterns"),

@@ -73,7 +73,7 @@ def make(root: Path, files: list[str], image: Images = lambda name: IMAGE) -> Pa
             path.write_bytes(image(name) if path.suffix.lower() in IMAGE_SUFFIXES else b"")
         elif opening != "(":
             path.write_text(opening + inside)
-        elif name.endswith((".csv", ".tsv")):
+        elif name.endswith((".csv", ".tsv", ".txt")):
             path.write_text(inside[:-1].replace(";", "\n") + "\n")
         elif name.endswith(".parquet"):
             path.write_bytes(parquet(name, inside[:-1].split(";"), image))

@@ -1,5 +1,6 @@
 """One rule names classes by folders, so that training and indexing agree and no two classes become one."""
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,26 @@ def test_folders_archives_patterns_and_compressed_archives_agree(tmp_path: Path)
     expected = {key: key[4:-6] for key in files}
     for source in (root, tmp_path / "x.tar", tmp_path / "x.tgz", f"{tmp_path}/root/*/*/*/*.png"):
         assert {record.key: record.label for record in open_source(source)} == expected
+
+
+def test_a_column_of_tables_names_classes_when_the_user_says_so(tmp_path: Path) -> None:
+    root = write_files(tmp_path / "birds", {"a/1.jpg": b"1", "a/2.jpg": b"2", "b/3.jpg": b"3"})
+    table = "path,label,Latin name\na/1.jpg,eagle,Aquila\na/2.jpg,owl,Strix\n"
+    (root / "list.csv").write_text(table)
+    with zipfile.ZipFile(tmp_path / "birds.zip", "w") as packed:
+        for path in ("a/1.jpg", "a/2.jpg", "b/3.jpg", "list.csv"):
+            packed.write(root / path, path)
+    for source in (root, tmp_path / "birds.zip"):
+        opened = open_source(source, label_from="column:Latin name")
+        records = {record.key: record for record in opened}
+        assert {key: record.label for key, record in records.items()} == {
+            "a/1.jpg": "Aquila",
+            "a/2.jpg": "Strix",
+            "b/3.jpg": None,
+        }
+        assert records["a/1.jpg"].payload == {"label": "eagle"}
+        assert next(opened.plan.lines()).startswith("labels by --label-from column:Latin name: 2 classes")
+        with pytest.raises(InvalidArgumentError, match="no table of these images has a column 'latin'"):
+            list(open_source(source, label_from="column:latin"))
+    with pytest.raises(InvalidArgumentError, match="names no column"):
+        open_source(root, label_from="column:")

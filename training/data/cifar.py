@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagekin.errors import InvalidArgumentError, NotFoundError
-from imagekin.sources.formats.names import TAR_SUFFIXES
 from imagekin.sources.formats.tar_members import read_members
+from imagekin.sources.suffixes import TAR_SUFFIXES
 from imagekin.training.data.arrays import Arrays, Split
 
 MAX_BYTES = 256 * 2**20

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from imagekin.encoder.decoding.decode import fit, from_array
 from imagekin.encoder.metadata import JSON, Preprocess, Resize
 from imagekin.errors import InvalidArgumentError
-from imagekin.sources.formats.names import ARCHIVE_SUFFIXES
 from imagekin.sources.joined import Plan
 from imagekin.sources.labels import FOLDER
 from imagekin.sources.open import open_source
 from imagekin.sources.splits import Split as FileSplit
+from imagekin.sources.suffixes import ARCHIVE_SUFFIXES
 from imagekin.training.data.arrays import Split
 from imagekin.training.data.decoding import arrange, decode_source
 from imagekin.training.data.pixel_cache import (

@@ -30,7 +30,7 @@ from imagekin import files
 from imagekin.encoder.metadata import Preprocess
 from imagekin.errors import FailedPreconditionError
 from imagekin.progress import progress
-from imagekin.sources.formats.names import ARCHIVE_SUFFIXES, PARQUET_SUFFIXES
+from imagekin.sources.suffixes import ARCHIVE_SUFFIXES, PARQUET_SUFFIXES
 
 PIXELS_FILE, SET_FILE, ROWS_FILE = "pixels.bin", "set.json", "rows.jsonl"
 _BLOCK_BYTES = 4 * 2**20

@@ -86,9 +86,9 @@ def evaluate_command(
     label_from: Annotated[
         str,
         typer.Option(
-            metavar="folder|parent|none|REGEX",
-            help="What names an image's class, as for train: its folders (and tables), its own folder only, nothing, or"
-            " the group of a regular expression that is searched in its path.",
+            metavar="folder|parent|none|column:NAME|REGEX",
+            help="What names an image's class, as for train: its folders (and tables), its own folder only, nothing, a"
+            " column of tables, or the group of a regular expression that is searched in its path.",
         ),
     ] = "folder",
     settings: JudgeSettings,

@@ -185,3 +185,10 @@ def test_of_a_damaged_arrow_file_the_rows_before_the_damage_are_read(tmp_path: P
     for start in range(0, len(whole), 40):  # whatever is damaged ends in records
         path.write_bytes(whole[:start] + b"\xff" * 16 + whole[start + 16 :])
         list(open_source(path))
+
+
+def test_a_column_that_the_user_names_has_the_labels(tmp_path: Path) -> None:
+    table = pa.table({"image": [b"1", b"2"], "label": [0, 1], "species": ["owl", "crow"]})
+    pq.write_table(table, tmp_path / "birds.parquet")
+    records = list(open_source(tmp_path / "birds.parquet", label_from="column:species"))
+    assert [(record.label, record.payload) for record in records] == [("owl", {"label": 0}), ("crow", {"label": 1})]

@@ -8,7 +8,7 @@ import pytest
 
 from imagekin.encoder.decoding.decode import DecodeLimits
 from imagekin.errors import InvalidArgumentError
-from imagekin.sources.ignored import NESTED, Kind
+from imagekin.sources.ignored import MISSING_IMAGES, NESTED, Kind
 from imagekin.sources.open import open_source
 from imagekin.sources.records import SourceError
 from tests.sources.pictures import FILES, bad, good
@@ -80,3 +80,13 @@ def test_an_archive_in_an_archive_is_passed_over_and_said(tmp_path: Path) -> Non
     source = open_source(tmp_path / "x.zip")
     assert list(source) == []
     assert list(source.ignored) == [(Kind(".zip", NESTED), 1)]
+
+
+def test_a_table_of_images_that_are_not_in_the_archive_is_passed_over_with_that_reason(tmp_path: Path) -> None:
+    path = tmp_path / "part.zip"
+    path.write_bytes(
+        zip_bytes({"cat/1.jpg": b"1", "all.csv": b"path,label\ncat/1.jpg,tom\ncat/2.jpg,a\ncat/3.jpg,b\n"})
+    )
+    source = open_source(path)
+    assert good(source) == {"cat/1.jpg": b"1"}
+    assert list(source.ignored) == [(Kind(".csv", MISSING_IMAGES), 1)]

@@ -24,8 +24,8 @@ def splits_of_files(names: list[str]) -> dict[str, Split]:
 
 
 def stem_of(name: str) -> str:
-    """Return a file's name without the suffix of an archive or a table."""
-    suffixes = (*ARCHIVE_SUFFIXES, *PARQUET_SUFFIXES, *MANIFEST_SUFFIXES)
+    """Return a file's name without the suffix of an archive, a table or a list."""
+    suffixes = (*ARCHIVE_SUFFIXES, *PARQUET_SUFFIXES, *MANIFEST_SUFFIXES, ".txt")
     return next(
         (name[: -len(end)] for end in sorted(suffixes, key=len, reverse=True) if name.lower().endswith(end)), name
     )
