@@ -29,6 +29,8 @@ ELSEWHERE = {
     "docs/tutorials/tour.md": "tests/project/test_readme.py",
     "docs/reference/sources.md": "tests/project/test_readme.py",
     "docs/how-to/encoders.md": "tests/project/test_readme.py",
+    "docs/how-to/data-sets.md": "tests/client/bridges/test_pages.py",
+    "docs/how-to/bridges.md": "tests/client/bridges/test_pages.py",
     "docs/reference/python.md": "tests/project/test_readme.py",
     "docs/reference/http.md": "tests/serving/http/test_documents.py",
     "docs/how-to/proxies.md": "tests/serving/transport/test_proxies.py",

@@ -83,6 +83,8 @@ INSIDE = {
         ("sync_transport", "async_transport"),
         ("sync_collections", "async_collections"),
         ("sync_client", "async_client"),
+        ("bridges.queries",),
+        ("bridges",),
     ),
     "cli": (
         ("shared",),
