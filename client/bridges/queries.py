@@ -1,4 +1,4 @@
-"""What the retrievers share: the search that a query stands for, and the text that stands for an image."""
+"""Search by a retriever's query, and say in words which images were found; shared by the retrievers."""
 
 import base64
 import binascii
@@ -12,8 +12,11 @@ from imagekin.errors import ImageError, InvalidArgumentError, UnavailableError
 from imagekin.types import Neighbour
 
 By: TypeAlias = Literal["image", "data", "key"]
-"""What a query is: an image by its path, its URL or its bytes; an image in the query itself (bytes or a `data:` URL)
-alone, for queries that come from strangers or a language model; or the key of an item."""
+"""Kinds of queries: `image`, `data` or `key`.
+
+An image by its path, its URL or its bytes; an image in the query itself (bytes or a `data:` URL) alone, for queries
+that come from strangers or a language model; the key of an item.
+"""
 
 _FETCH_SECONDS = 30.0
 _MAX_BYTES = 64 * 1024 * 1024
