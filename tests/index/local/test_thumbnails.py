@@ -235,6 +235,18 @@ def test_the_model_sees_the_same_pixels_with_a_thumbnail_or_without(data: bytes,
         assert (small.width > small.height) == (large.width < large.height)
 
 
+@pytest.mark.parametrize("side", [330, 500, 900])
+def test_a_thumbnail_averages_what_is_finer_than_its_pixels(side: int) -> None:
+    file = io.BytesIO()
+    stripes = np.zeros((side, side), np.uint8)
+    stripes[:, ::2] = 255
+    Image.fromarray(stripes).save(file, "PNG")
+    with Image.open(io.BytesIO(thumbnail(file.getvalue(), 160))) as small:
+        pixels = np.asarray(small.convert("L"), np.float64)[4:-4, 4:-4]
+    assert np.abs(pixels - 127.5).max() < 60
+    assert abs(pixels.mean() - 127.5) < 2
+
+
 def test_what_is_no_image_has_no_thumbnail() -> None:
     with pytest.raises(ImageError):
         thumbnail(b"no image", 160)
