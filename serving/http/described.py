@@ -1,6 +1,5 @@
 """Describe HTTP: `/openapi.json`, and a plain page of it at `/docs` that loads nothing and runs nothing."""
 
-import hashlib
 import html
 import json
 from importlib import resources
@@ -10,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from imagekin.serving.http.endpoint import has_already, packed
+from imagekin.serving.fixed_answers import FixedAnswer
 
 _FILE = "openapi.json"
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
@@ -24,27 +23,16 @@ _STYLE = (
 def description_routes() -> list[BaseRoute]:
     """Return the routes of the description and of its page."""
     text = (resources.files("imagekin") / "serving" / "http" / _FILE).read_bytes()
-    page = _page(json.loads(text))
+    description = FixedAnswer(text, "application/json")
+    page = FixedAnswer(_page(json.loads(text)).encode(), "text/html")
 
     async def document(request: Request) -> Response:
-        return _file(request, text, "application/json")
+        return description.to(request)
 
     async def readable(request: Request) -> Response:
-        response = _file(request, page.encode(), "text/html")
-        response.headers["content-security-policy"] = _POLICY
-        return response
+        return page.to(request, {"content-security-policy": _POLICY})
 
     return [Route(f"/{_FILE}", document), Route("/docs", readable)]
-
-
-def _file(request: Request, body: bytes, kind: str) -> Response:
-    """Return a file that stays the same while the server runs, or 304 to a caller that has it."""
-    tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-    headers = {"etag": tag, "cache-control": "no-cache"}
-    if has_already(request, tag):
-        return Response(status_code=304, headers=headers)
-    packed_body, more = packed(request, body)
-    return Response(packed_body, media_type=kind, headers={**headers, **more})
 
 
 def _page(document: dict[str, Any]) -> str:

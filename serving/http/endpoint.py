@@ -22,6 +22,7 @@ from imagekin.errors import (
     UnauthenticatedError,
     error_classes,
 )
+from imagekin.serving.fixed_answers import takes_gzip
 from imagekin.serving.http.content import Content, Picture, Reception
 from imagekin.serving.http.forms import forms, json_path
 from imagekin.serving.http.reading import fill, read_parameter
@@ -238,15 +239,9 @@ def error_response(error: ImagekinError, identity: str) -> Response:
     return response
 
 
-def has_already(request: Request, tag: str) -> bool:
-    """Return whether the caller has what an ETag stands for (`If-None-Match`, RFC 9110)."""
-    given = request.headers.get("if-none-match", "")
-    return given.strip() == "*" or tag in [one.strip().removeprefix("W/") for one in given.split(",")]
-
-
 def packed(request: Request, body: bytes) -> tuple[bytes, dict[str, str]]:
     """Compress an answer if the caller takes gzip and it is worth it; return it with its headers."""
-    if len(body) < _PACKED_FROM_BYTES or "gzip" not in request.headers.get("accept-encoding", ""):
+    if len(body) < _PACKED_FROM_BYTES or not takes_gzip(request):
         return body, {}
     return gzip.compress(body, _PACKING), {"content-encoding": "gzip", "vary": "accept-encoding"}
 

@@ -11,7 +11,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from imagekin.errors import InvalidArgumentError
-from imagekin.serving.http.endpoint import HttpContext, error_response, has_already
+from imagekin.serving.fixed_answers import has_already
+from imagekin.serving.http.endpoint import HttpContext, error_response
 from imagekin.serving.observability.logs import REQUEST_ID, request_id
 from imagekin.serving.searching.filters import read_value
 from imagekin.serving.transport.bodies import Body

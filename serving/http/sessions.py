@@ -12,7 +12,7 @@ another origin cannot send.
 
 import binascii
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from starlette.requests import Request
@@ -24,8 +24,9 @@ from imagekin.serving.http.endpoint import error_response
 from imagekin.serving.transport.access import Guard, Scope
 
 PATH = "/v1/session"
-COOKIE = "imagekin-session"
+_COOKIE = "imagekin-session"
 PAGE_HEADER = "x-imagekin-page"
+_MAX_DIGITS = 5
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _NOT_STORED = {"cache-control": "no-store"}
 
@@ -50,7 +51,7 @@ class Sessions:
         cookies = [value for name, value in scope["headers"] if name == b"cookie"]
         if cookies:
             headers = [(name, value) for name, value in scope["headers"] if name != b"cookie"]
-            token = _token(b";".join(cookies))
+            token = _token(b";".join(cookies), _cookie(headers))
             if token and not any(name == b"authorization" for name, _ in headers):
                 if scope["method"] not in _SAFE and (refusal := _refusal(dict(headers))):
                     await error_response(refusal, "")(scope, receive, send)
@@ -86,12 +87,14 @@ def session_routes(guard: Guard | None, root: str) -> list[BaseRoute]:
             given = urlsafe_b64encode(request.headers["authorization"].partition(" ")[2].strip().encode()).decode()
             # A proxy may have taken TLS off; the browser says under which scheme it sees the page.
             secure = request.headers["origin"].lower().startswith("https://")
-            answer.set_cookie(COOKIE, given, path=f"{root}/", secure=secure, httponly=True, samesite="strict")
+            answer.set_cookie(
+                _cookie(request.headers.raw), given, path=f"{root}/", secure=secure, httponly=True, samesite="strict"
+            )
         return answer
 
     async def end(request: Request) -> Response:
         answer = Response(status_code=204, headers=_NOT_STORED)
-        answer.delete_cookie(COOKIE, path=f"{root}/", httponly=True, samesite="strict")
+        answer.delete_cookie(_cookie(request.headers.raw), path=f"{root}/", httponly=True, samesite="strict")
         return answer
 
     return [
@@ -115,11 +118,21 @@ def _refusal(headers: dict[bytes, bytes]) -> ImagekinError | None:
     )
 
 
-def _token(cookies: bytes) -> bytes:
+def _cookie(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """Return the cookie's name at the port that the browser sees.
+
+    A browser has one cookie of a name for all ports of a host: logging in to one server would log out of another.
+    """
+    host = next((value for name, value in headers if name == b"host"), b"")
+    port = host.rpartition(b":")[2]
+    return f"{_COOKIE}-{port.decode()}" if b":" in host and port.isdigit() and len(port) <= _MAX_DIGITS else _COOKIE
+
+
+def _token(cookies: bytes, wanted: str) -> bytes:
     """Return the token of the session, empty when there is none or it cannot be read."""
     for cookie in cookies.split(b";"):
         name, _, value = cookie.strip().partition(b"=")
-        if name.decode("latin-1") == COOKIE:
+        if name.decode("latin-1") == wanted:
             try:
                 return urlsafe_b64decode(value)
             except binascii.Error:

@@ -67,7 +67,7 @@ INSIDE = {
         ("collections.open_collections", "messages"),
         ("searching",),
         ("collections",),
-        ("reload",),
+        ("reload", "fixed_answers"),
         ("page",),
         ("services", "http"),
         ("server",),

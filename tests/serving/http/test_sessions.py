@@ -103,8 +103,31 @@ def test_no_session_begins_without_a_token_that_is_known(call: Caller, protected
     for given in ({}, {"authorization": "Bearer unknown-unknown-unknown"}):
         refused = call("POST", "/v1/session", headers=page(protected, **given))
         assert (refused.status, "set-cookie" in refused.headers) == (401, False)
-    for cookie in ("imagekin-session=", "imagekin-session=%%%", "imagekin-session=a", "imagekin-session=/w=="):
+    for value in ("", "%%%", "a", "/w=="):
+        cookie = f"imagekin-session-{protected.server.http_port}={value}"
         assert call("GET", "/v1/session", headers={"cookie": cookie}).status == 401
+
+
+def test_servers_at_two_ports_of_a_host_have_sessions_of_their_own(call: Caller, protected: Running) -> None:
+    def at(host: str, **more: str) -> dict[str, str]:
+        return page(protected, **more) | {"host": host, "origin": f"http://{host}"}
+
+    hosts = {
+        "localhost": "imagekin-session",
+        "localhost:8080": "imagekin-session-8080",
+        "localhost:8081": "imagekin-session-8081",
+        "[::1]:8082": "imagekin-session-8082",
+        "[::1]": "imagekin-session",
+    }
+    for host, name in hosts.items():
+        begun = call("POST", "/v1/session", headers=at(host, authorization=f"Bearer {READER}"))
+        assert begun.status == 200
+        cookie = begun.headers["set-cookie"].partition(";")[0]
+        assert cookie.partition("=")[0] == name
+        ended = call("DELETE", "/v1/session", headers=at(host, cookie=cookie))
+        assert ended.headers["set-cookie"].partition("=")[0] == name
+        known = {other for other in hosts if call("GET", "/v1/session", headers=at(other, cookie=cookie)).status == 200}
+        assert known == {other for other in hosts if hosts[other] == name}
 
 
 def test_over_tls_the_cookie_goes_over_tls_alone(call: Caller, protected: Running) -> None:

@@ -72,7 +72,7 @@ def test_a_token_is_asked_for_until_it_is_right_and_no_script_reads_it(browser: 
         kept = "() => JSON.stringify([localStorage, sessionStorage, document.cookie])"
         assert visit.page.evaluate(kept) == '[{},{},"imagekin-theme=dark"]'
         assert WRITER not in visit.page.content() + visit.page.url
-        (cookie,) = [one for one in visit.page.context.cookies() if one["name"] == "imagekin-session"]
+        (cookie,) = [one for one in visit.page.context.cookies() if one["name"] == f"imagekin-session-{protected.port}"]
         assert (cookie["httpOnly"], cookie["sameSite"], cookie["expires"]) == (True, "Strict", -1)
         # What was begun with the cookie is a write that is accepted.
         visit.page.locator(f"{visit.tile('one')} .choose").click()
