@@ -108,7 +108,7 @@ def _hint(message: str) -> str:
         return "its certificate is expired, for another name, or of an authority that is not trusted here"
     if "Socket closed" in message:
         # The only sign of a server that requires TLS, or another certificate of the client.
-        return "does it want TLS, or a client's certificate, or another one?"
+        return "does it want TLS (--tls, or --ca FILE), or a client's certificate (--client-cert), or another one?"
     return "is `imagekin serve` running there?"
 
 

@@ -313,7 +313,7 @@ class Snapshot:
     """A snapshot of a collection.
 
     Attributes:
-        name: `COLLECTION/TIME-SEQUENCE`, relative to the data folder's `snapshots`.
+        name: `COLLECTION/TIME-SEQUENCE-ID`, relative to the data folder's `snapshots`.
         disk_bytes: size on disk.
         sequence: sequence number of the last write in it.
     """

@@ -153,7 +153,9 @@ def list_snapshots(
 
 @with_options
 def restore(
-    snapshot: Annotated[str, typer.Argument(metavar="SNAPSHOT", help="The snapshot's name, see `snapshots`.")],
+    snapshot: Annotated[
+        str, typer.Argument(metavar="SNAPSHOT", help="The snapshot, see `snapshots`; a collection's name: its latest.")
+    ],
     name: Annotated[
         str | None, typer.Option("--as", metavar="NAME", help="Name of the collection; default that of the copied one.")
     ] = None,

@@ -1,5 +1,6 @@
 """`imagekin review`."""
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,7 +60,7 @@ def review(
         raise InvalidArgumentError("give either --apply or --undo")
     with server.connect(timeout, write=bool(apply or undo)) as client:
         if apply:
-            kept = undo_file or apply.with_name(apply.name + ".undo.jsonl")
+            kept = undo_file or _free_undo_file(apply)
             said = _apply(client, collection, apply, kept)
         elif undo:
             said = _undo(client, collection, undo)
@@ -71,6 +72,24 @@ def review(
         console.print_json(said)
     else:
         console.say(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in said.items()))
+        console.say(_next_step(collection, server.data_dir, said))
+
+
+def _free_undo_file(table: Path) -> Path:
+    """Return a name beside the table that no file has: an earlier one may be the only copy of what was deleted."""
+    first = table.with_name(f"{table.name}.undo.jsonl")
+    others = (table.with_name(f"{table.name}.undo-{number}.jsonl") for number in itertools.count(2))
+    return next(path for path in itertools.chain([first], others) if not path.exists())
+
+
+def _next_step(collection: str, folder: Path | None, said: dict[str, object]) -> str:
+    """Advise on the next step after a review, or after its decisions were applied or taken back."""
+    if table := said.get("written"):
+        return (
+            f"next: write relabel, delete or keep first under decision in {table}, then `imagekin review {collection} "
+            f"{'' if folder is None else f'--data-dir {folder} '}--apply {table}`"
+        )
+    return "files and folders are as they were: `imagekin index` takes labels from them, or from a table beside them"
 
 
 def _find(client: "Client", collection: str, table: Path, options: "Options", *, silent: bool) -> dict[str, object]:

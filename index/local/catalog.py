@@ -239,7 +239,7 @@ class Catalog:
         before = schema.disk_bytes(folder)
         with self._exclusive():
             self._close_open(name)
-            with contextlib.closing(WriterLock(folder / LOCK, name)), storage_errors(name):
+            with contextlib.closing(WriterLock(folder / LOCK, name, " first")), storage_errors(name):
                 vacuum(folder / DATABASE)
             with LocalCollection(folder, name) as collection:
                 collection.compact()
@@ -264,7 +264,7 @@ class Catalog:
         """Create a collection from a snapshot.
 
         Args:
-            snapshot: the snapshot's name.
+            snapshot: the snapshot's name; that of a collection means its latest one.
             name: the new collection's name; None for the snapshot's own.
             replace: replace an existing collection.
 
@@ -290,7 +290,8 @@ class Catalog:
                 self._check_free(name, replace)
                 if (self._folder / name).is_dir():
                     self._close_open(name)
-                    stack.enter_context(contextlib.closing(WriterLock(self._folder / name / LOCK, name)))
+                    lock = WriterLock(self._folder / name / LOCK, name, ", or restore under another name with --as")
+                    stack.enter_context(contextlib.closing(lock))
                 files.put_folder(made, self._folder / name)
         return self.describe(name)
 
@@ -322,7 +323,9 @@ class Catalog:
 
     def _check_free(self, name: str, replace: bool) -> None:
         if (self._folder / name).exists() and not replace:
-            raise AlreadyExistsError(f"there is a collection {name!r}: replace it, or restore under another name")
+            raise AlreadyExistsError(
+                f"there is a collection {name!r}: replace it (--replace), or restore under another name (--as)"
+            )
 
     def _close_open(self, name: str) -> None:
         """Close the collection where it is open here."""

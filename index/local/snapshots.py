@@ -129,7 +129,7 @@ def all_snapshots(folder: Path) -> list[SnapshotDescription]:
 
 
 def find(folder: Path, name: str) -> SnapshotDescription:
-    """Find a snapshot by its name.
+    """Find a snapshot by its name, or a collection's latest one by the collection's.
 
     Raises:
         InvalidArgumentError: the name is invalid.
@@ -137,8 +137,16 @@ def find(folder: Path, name: str) -> SnapshotDescription:
     """
     collection, _, own = name.partition("/")
     validation.collection_name(collection)
+    if name == collection:
+        if not (taken := [one for one in all_snapshots(folder) if one.name.startswith(f"{collection}/")]):
+            raise NotFoundError(f"there is no snapshot of {collection!r}: see `imagekin collection snapshots`")
+        return taken[-1]
     if not own or "/" in own or not own[0].isdigit():
-        raise InvalidArgumentError("a snapshot's name is COLLECTION/TIME-SEQUENCE-ID", field="snapshot")
+        raise InvalidArgumentError(
+            "a snapshot's name is COLLECTION/TIME-SEQUENCE-ID, as `imagekin collection snapshots` lists them;"
+            " COLLECTION alone is its latest",
+            field="snapshot",
+        )
     try:
         return SnapshotDescription(**json.loads((folder / name / _DESCRIPTION).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

@@ -54,7 +54,7 @@ def verify(folder: Path, name: str, *, repair: bool = False, on_progress: Progre
     """
     with contextlib.ExitStack() as stack:
         if repair:
-            stack.enter_context(contextlib.closing(WriterLock(folder / LOCK, name)))
+            stack.enter_context(contextlib.closing(WriterLock(folder / LOCK, name, " first")))
         stack.enter_context(storage_errors(name))
         connection = stack.enter_context(contextlib.closing(connect(folder / DATABASE, read_only=not repair)))
         identity = read_identity(connection, name)

@@ -7,12 +7,23 @@ from pathlib import Path
 from imagekin.errors import FailedPreconditionError, NotFoundError
 
 LOCK = "lock"
+_BY_SERVER = ", or, when it is a server, go through it with --address"
 
 
 class WriterLock:
-    """The file lock of the only process that may write."""
+    """The file lock of the only process that may write.
 
-    def __init__(self, path: Path, collection: str) -> None:
+    Args:
+        path: the file.
+        collection: the collection's name, for messages.
+        instead: what else to do than to stop the process that has it, for messages.
+
+    Raises:
+        NotFoundError: there is no such collection.
+        FailedPreconditionError: another process has it.
+    """
+
+    def __init__(self, path: Path, collection: str, instead: str = _BY_SERVER) -> None:
         while True:
             try:
                 self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -28,8 +39,7 @@ class WriterLock:
             except OSError:
                 self.close()
                 raise FailedPreconditionError(
-                    f"collection {collection!r} is open for writing elsewhere: stop that process, or, when it is a"
-                    " server, go through it with --address"
+                    f"collection {collection!r} is open for writing elsewhere: stop that process{instead}"
                 ) from None
             self.close()
 

@@ -48,8 +48,8 @@ def model_for(entry: OpenCollection, models: Models) -> ServedModel:
     if model is None:
         loaded = ", ".join(model.metadata.space for model in models.all) or "none"
         raise FailedPreconditionError(
-            f"collection {entry.name} holds embeddings of the space {entry.space}, the server's models make those of "
-            f"{loaded}: serve the model that made it, or send vectors",
+            f"collection {entry.name} holds embeddings of the space {entry.space}, what is loaded makes those of "
+            f"{loaded}: give the model that made it, or vectors",
             field="collection",
         )
     return model

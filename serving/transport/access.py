@@ -159,7 +159,9 @@ class Guard:
     def check_header(self, header: str, needed: Scope) -> Token:
         """Check that the value of an authorization header grants a scope, and return its token; raise as `check`."""
         if header[: len(_BEARER)].lower() != _BEARER:
-            raise UnauthenticatedError("no token: send it as `authorization: Bearer TOKEN`")
+            raise UnauthenticatedError(
+                "no token: send it as `authorization: Bearer TOKEN`; the command takes it from IMAGEKIN_TOKEN"
+            )
         token = self._find(header[len(_BEARER) :].strip())
         if token is None:
             raise UnauthenticatedError("unknown token: ask the server's operator for a new one")

@@ -74,6 +74,7 @@ export function mount(root, app) {
     const notes = { labels: proposal, duplicates: (one) => `group ${one.group}`, outliers: () => "", next: proposal };
     grid.set(found[list].map((one) => ({ ...one, similarity: one.score, note: notes[list](one) })));
     fill(said, found[list].length ? `${plural(found[list].length, "item")}; ${meaning(list)}` : found.items ? EMPTY[list] : "The collection is empty.",
+      list === "labels" && found.items && found.next.length && " Items without a label are under Label next.",
       !found.complete && ` Only the first ${count(found.items)} items were asked: imagekin review takes all.`);
   }
 

@@ -98,6 +98,9 @@ def test_decisions_are_applied_and_taken_back(filled: Path, table: Path) -> None
     assert picture.content_hash == b"t" * 32
     assert [item and item.label for item in restored] == ["cat", "cat", "cat"]
     vectors = [item.vector for item in restored if item is not None and item.vector is not None]
+    again = run("review", "pets", "--apply", str(table), *place)
+    said = json.loads(again.stdout.splitlines()[-1])
+    assert (said["relabelled"], said["undo"]) == (1, f"{table}.undo-2.jsonl"), "the first undo file stays"
     np.testing.assert_allclose(vectors[1], vectors[2], atol=1e-6)
 
 

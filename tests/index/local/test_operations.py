@@ -316,12 +316,24 @@ def test_restoring_replaces_only_when_asked_and_only_by_what_is_whole(data: Path
         with pytest.raises(DataLossError, match="SHA-256"):
             catalog.restore(taken.name, replace=True)
         assert contents(catalog.open("shop")) == expected
-        for name in ("shop/../shop", "../x", "shop", "/etc", "shop/.new-1", "shop/"):
+        for name in ("shop/../shop", "../x", "/etc", "shop/.new-1", "shop/"):
             with pytest.raises(InvalidArgumentError):
                 catalog.restore(name)
         with pytest.raises(NotFoundError):
             catalog.restore("shop/20000101T000000Z-1")
     assert sorted(path.name for path in (data / "collections").iterdir()) == [".lock", "shop"]
+
+
+def test_a_collections_name_stands_for_its_latest_snapshot(data: Path) -> None:
+    with Catalog(data) as catalog:
+        catalog.snapshot("shop")
+        catalog.open("shop").delete(["k0001"])
+        latest = catalog.snapshot("shop")
+        catalog.open("shop").delete(["k0002"])
+        assert catalog.restore("shop", "then").count == latest.count
+        assert catalog.restore("shop", replace=True).count == latest.count
+        with pytest.raises(NotFoundError, match="no snapshot of 'shoq'"):
+            catalog.restore("shoq", "then")
 
 
 def test_what_a_killed_snapshot_left_is_removed(data: Path) -> None:
