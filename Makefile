@@ -4,6 +4,7 @@
 #                most four cores, as each may hold a training run's memory
 #   make check   ruff and mypy
 #   make docs    the documentation as a site, build/site/index.html, from docs/ and what reference/ generates
+#   make notebooks  generate the notebooks of examples/ from its scripts
 #   make proto   generate imagekin/v1 and imagekin/kserve from protos/
 #   make client  generate the sync client from the async one
 PYTHON ?= python3
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 DEMO_STAMP := $(VENV)/.installed-demo
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: demo test check docs proto client clean
+.PHONY: demo test check docs notebooks proto client clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/imagekin demo
@@ -28,6 +29,9 @@ check: $(DEV_STAMP)
 
 docs: $(DEV_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+notebooks: $(DEV_STAMP)
+	$(BIN)/python -m reference.notebooks
 
 proto: $(DEV_STAMP)
 	$(BIN)/python protos/generate.py

@@ -1,6 +1,3 @@
-# ---
-# jupyter: {jupytext: {text_representation: {extension: .py, format_name: percent}}}
-# ---
 # %% [markdown]
 # # First search
 #
@@ -8,13 +5,14 @@
 
 # %%
 import subprocess
+import sys
 from pathlib import Path
 
 from imagekin import Client, Item
 
 photos, model = Path("photos"), Path("model.onnx")
 if not model.exists():  # an encoder that has learned from a million photos; its weights came with [train]
-    subprocess.run(["imagekin", "adopt", "efficientnet-lite0", "--out", str(model)], check=True)
+    subprocess.run([sys.executable, "-m", "imagekin", "adopt", "efficientnet-lite0", "--out", str(model)], check=True)
 
 # %% [markdown]
 # A client of a folder has the methods of a client of a server. The path of a photo becomes its key, its folder its label.

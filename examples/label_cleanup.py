@@ -1,6 +1,3 @@
-# ---
-# jupyter: {jupytext: {text_representation: {extension: .py, format_name: percent}}}
-# ---
 # %% [markdown]
 # # Label clean-up
 #
@@ -10,13 +7,15 @@
 import csv
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 
 def imagekin(*arguments: str) -> Any:
     """Run the command and return its last line, which is JSON."""
-    done = subprocess.run(["imagekin", *arguments, "--json"], check=True, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "imagekin", *arguments, "--json"]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

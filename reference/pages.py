@@ -7,6 +7,8 @@ from reference.commands import command_names, command_page, commands_page
 from reference.errors import errors_page
 from reference.grpc_services import grpc_page
 from reference.http_routes import http_page
+from reference.notebooks import FOLDER as NOTEBOOKS
+from reference.notebooks import notebook_page, scripts
 from reference.performance import PAGE, performance_page
 
 FOLDER = "reference/commands"
@@ -26,6 +28,7 @@ def _writers() -> dict[str, Callable[[], str]]:
     return {
         f"{FOLDER}/index.md": commands_page,
         **{f"{FOLDER}/{name}.md": partial(command_page, name) for name in command_names()},
+        **{f"{NOTEBOOKS}/{script.stem}.md": partial(notebook_page, script) for script in scripts()},
         PAGE: performance_page,
         "reference/errors.md": errors_page,
         "reference/grpc.md": grpc_page,

@@ -16,11 +16,25 @@ from typing import Any
 
 import pytest
 
+from reference import notebooks
 from tests.artifacts import tiny_artifact
 from tests.e2e.pictures import class_folders, picture
 from tests.e2e.processes import quiet_environment, running_server
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.mark.parametrize("script", notebooks.scripts(), ids=lambda script: script.stem)
+def test_a_notebook_has_the_cells_of_its_script(script: Path) -> None:
+    pytest.importorskip("jupytext", reason="jupytext is not installed")
+    made = script.with_suffix(".ipynb").read_text(encoding="utf-8")
+    assert made == notebooks.notebook_text(script), "run `make notebooks`"
+    cells = [cell for cell in json.loads(made)["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) == script.read_text(encoding="utf-8").count("# %%\n") > 2
+
+
+def test_every_notebook_has_a_script() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.ipynb")} == {path.stem for path in notebooks.scripts()}
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ FETCHED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "lin
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built site."""
-    for module in ("mkdocs", "material", "mkdocstrings", "matplotlib", "grpc_tools"):
+    for module in ("mkdocs", "material", "mkdocstrings", "matplotlib", "grpc_tools", "jupytext"):
         if find_spec(module) is None:
             pytest.skip(f"{module} is not installed: pip install '.[docs]'")
     folder = tmp_path_factory.mktemp("site")
