@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from imagekin.command_options import AsJson
+from imagekin.counting import counted
 from imagekin.errors import ImageError, InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -263,7 +264,7 @@ def _report(model: Path, metadata: "Metadata", difference: float, count: int, *,
         return
     print(
         f"{model} written: {metadata.dim} components of {side.height}×{side.width} pixels, space "
-        f"{metadata.space} (checked on {count} images: max |Δ| {difference:.1e})"
+        f"{metadata.space} (checked on {counted(count, 'image')}: max |Δ| {difference:.1e})"
     )
 
 

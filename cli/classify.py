@@ -7,6 +7,7 @@ import typer
 
 from imagekin.cli.shared import options
 from imagekin.command_options import AsJson, with_options
+from imagekin.counting import counted
 
 if TYPE_CHECKING:
     from imagekin.types import Method
@@ -93,6 +94,8 @@ def classify(
         console.print_json({"predictions": kept, **figures, **console.totals(tally, seconds)})
     else:
         if accuracy is not None:
-            console.say(f"accuracy {accuracy:.4f} ({correct:,} of {labelled:,} images whose folder names their class)")
+            console.say(
+                f"accuracy {accuracy:.4f} ({correct:,} of {counted(labelled, 'image')} whose folder names their class)"
+            )
         console.say(console.summary("classified", tally, seconds))
     console.fail_if_nothing(tally, images)

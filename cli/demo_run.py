@@ -24,6 +24,7 @@ import numpy as np
 
 from imagekin.cli.shared import console
 from imagekin.client.sync_client import Client
+from imagekin.counting import counted
 from imagekin.errors import FailedPreconditionError, ImagekinError, UnavailableError
 from imagekin.version import install_command
 
@@ -237,8 +238,8 @@ def _show(figures: dict[str, Any], out: Path, test: Path) -> None:
             ["linear probe accuracy", f"{figures['linear_accuracy']:.2%}", ""],
             ["ONNX against torch, max |Δ|", f"{figures['onnx_max_abs_diff']:.1e}", ""],
             ["embeddings/s over gRPC", f"{figures['embeddings_per_second']:,.0f}", seconds["embed"]],
-            ["training, export and its check", f"{figures['train_count']:,} images", seconds["train"]],
-            ["indexing", f"{figures['train_count']:,} images", seconds["index"]],
+            ["training, export and its check", counted(figures["train_count"], "image"), seconds["train"]],
+            ["indexing", counted(figures["train_count"], "image"), seconds["index"]],
             ["starting the server", "", seconds["serve"]],
             ["everything", "", f"{figures['seconds']:.1f}"],
         ],

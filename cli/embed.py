@@ -11,6 +11,7 @@ import typer
 from imagekin import files
 from imagekin.cli.shared import engines, options
 from imagekin.command_options import AsJson, with_options
+from imagekin.counting import counted
 from imagekin.errors import ImageError, InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def _to_file(
         console.say_ignored(records.ignored)
         if not done.written:
             raise (
-                ImageError(f"none of the {done.seen:,} images could be embedded")
+                ImageError(f"of {counted(done.seen, 'image')}, none could be embedded")
                 if done.seen
                 else console.no_images(sources)
             )
@@ -151,10 +152,10 @@ def _to_file(
         figures = {"out": str(out), "images": done.written, "duplicates": done.duplicates, **failed, **rate}
         console.print_json({**figures, **console.plan_json(source.plan, records.ignored)})
     else:
-        duplicates = f", {done.duplicates:,} duplicates by content" if done.duplicates else ""
+        duplicates = f", {counted(done.duplicates, 'duplicate')} by content" if done.duplicates else ""
         failures = f", {done.failed_count:,} failed" if done.failed_count else ""
         speed = f"{done.seconds:.1f} s ({done.images_per_second:,.0f} images/s)"
-        print(f"{done.written:,} images embedded to {out}{duplicates}{failures}; {speed}")
+        print(f"{counted(done.written, 'image')} embedded to {out}{duplicates}{failures}; {speed}")
 
 
 class _NpyWriter:

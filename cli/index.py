@@ -9,6 +9,7 @@ import typer
 
 from imagekin.cli.shared import engines, options
 from imagekin.command_options import AsJson, with_options
+from imagekin.counting import counted
 from imagekin.errors import FailedPreconditionError, ImageError, InvalidArgumentError, NotFoundError
 from imagekin.index.local.thumbnails import check_size
 from imagekin.machine import Device
@@ -146,13 +147,13 @@ def _judge(done: "IndexReport", sync: bool, sources: list[str]) -> None:
 
         raise no_images(sources)
     if done.failed_count == done.seen and not done.conflicts:
-        raise ImageError(f"none of the {done.seen:,} images could be indexed")
+        raise ImageError(f"of {counted(done.seen, 'image')}, none could be indexed")
     if sync and done.incomplete:
         raise FailedPreconditionError("nothing was deleted, because part of the source could not be read: see above")
     if done.conflicts:
         raise FailedPreconditionError(
-            f"{done.conflicts:,} keys exist with other content: use --on-conflict skip or replace, or index sources of"
-            " equal names by one command, which puts the names of their folders into the keys"
+            f"{counted(done.conflicts, 'key')} had other content before: use --on-conflict skip or replace, or index"
+            " sources of equal names by one command, which puts the names of their folders into the keys"
         )
 
 
@@ -246,7 +247,7 @@ def _figures(collection: str, done: "IndexReport") -> dict[str, object]:
 
 
 def _summary(collection: str, done: "IndexReport") -> str:
-    parts = [f"{done.written:,} images written to {collection}"]
+    parts = [f"{counted(done.written, 'image')} written to {collection}"]
     if done.replaced:
         parts.append(f"{done.replaced:,} of them replaced others")
     if done.updated:
@@ -256,7 +257,7 @@ def _summary(collection: str, done: "IndexReport") -> str:
     if done.deleted:
         parts.append(f"{done.deleted:,} deleted")
     if done.duplicates:
-        parts.append(f"{done.duplicates:,} duplicates by content")
+        parts.append(f"{counted(done.duplicates, 'duplicate')} by content")
     if done.failed_count:
         parts.append(f"{done.failed_count:,} failed")
     return f"{', '.join(parts)}; {done.seconds:.1f} s ({done.images_per_second:,.0f} images/s)"

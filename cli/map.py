@@ -8,6 +8,7 @@ import typer
 
 from imagekin.cli.shared import options
 from imagekin.command_options import AsJson, with_options
+from imagekin.counting import counted
 from imagekin.errors import FailedPreconditionError, InvalidArgumentError
 from imagekin.index.maps.settings import MapSettings
 
@@ -55,4 +56,4 @@ def make(
         )
     else:
         said = f"{report.laid_out:,} laid out, " if report.laid_out else ""
-        print(f"map of {report.items:,} items: {said}{report.placed:,} placed by their neighbours")
+        print(f"map of {counted(report.items, 'item')}: {said}{report.placed:,} placed by their neighbours")

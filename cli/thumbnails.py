@@ -9,6 +9,7 @@ import typer
 
 from imagekin.cli.shared import options
 from imagekin.command_options import AsJson, with_options
+from imagekin.counting import counted
 
 if TYPE_CHECKING:
     from imagekin.sources.records import Record
@@ -85,7 +86,10 @@ def thumbnails(
     if as_json:
         console.print_json({"collection": collection, "made": made, "failed": failed, "size": pixels})
     else:
-        print(f"{made:,} thumbnails of {pixels} pixels made" + (f", {failed:,} images failed" if failed else ""))
+        print(
+            f"{counted(made, 'thumbnail')} of {pixels} pixels made"
+            + (f", {counted(failed, 'image')} failed" if failed else "")
+        )
 
 
 def _batches(records: "Iterable[Record]") -> "Iterator[list[Record]]":

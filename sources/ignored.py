@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
+from imagekin.counting import counted
 from imagekin.encoder.decoding.formats import IMAGE_SUFFIXES, MISSING_EXTRAS
 from imagekin.types import JSON
 from imagekin.version import install_command
@@ -89,8 +90,7 @@ class Ignored:
     def lines(self) -> Iterator[str]:
         """Yield a sentence about each kind."""
         for kind, count in self:
-            what = f"{kind.suffix} " if kind.suffix else ""
-            yield f"passed over {count:,} {what}{'file' if count == 1 else 'files'}: {kind.reason}"
+            yield f"passed over {counted(count, f'{kind.suffix} file'.lstrip())}: {kind.reason}"
 
 
 def ignored_kind(path: str) -> Kind | None:

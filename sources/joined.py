@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from imagekin.counting import counted
 from imagekin.errors import InvalidArgumentError
 from imagekin.sources.ignored import Ignored
 from imagekin.sources.labels import MAX_FOLDERS, NO_LABEL, FolderLabels, LabelRule, Named
@@ -75,8 +76,7 @@ class Plan(NamedTuple):
         if classes:
             shown = [f"{printable(name)} {count:,}" for name, count in classes.most_common(_SHOWN_CLASSES)]
             more = f", and {len(classes) - len(shown):,} more" if len(classes) > len(shown) else ""
-            noun = "class" if len(classes) == 1 else "classes"
-            yield f"labels by {self._origin}: {len(classes):,} {noun}{some} ({', '.join(shown)}{more})"
+            yield f"labels by {self._origin}: {counted(len(classes), 'class')}{some} ({', '.join(shown)}{more})"
         elif self.counts:
             yield (
                 f"no labels by {self._origin}{some}"

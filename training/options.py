@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from imagekin.command_options import AsJson, Given, with_options
+from imagekin.counting import counted
 from imagekin.errors import InvalidArgumentError
 from imagekin.machine import is_first
 from imagekin.training.data.published import resolve_data
@@ -138,7 +139,7 @@ def summary(report: Mapping[str, Any]) -> str:
     lines = [f"model            {report['model']} (checked: max |Δ| {report['onnx_max_abs_diff']:.1e})"]
     if report["epochs"]:
         lines.append(
-            f"trained          {report['epochs']} epochs of {report['images']:,} images in "
+            f"trained          {counted(report['epochs'], 'epoch')} of {counted(report['images'], 'image')} in "
             f"{report['train_seconds']:.0f} s, {report['images_per_second']:,.0f} images/s, loss {report['loss']:.3f}"
         )
     if "knn_accuracy" in report:

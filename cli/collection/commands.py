@@ -11,6 +11,7 @@ import typer
 from imagekin.cli.collection import maintenance, queries
 from imagekin.cli.shared import options
 from imagekin.command_options import AsJson, with_options
+from imagekin.counting import counted
 from imagekin.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -150,15 +151,17 @@ def drop_collection(
         info = collections.info(name)
         if not yes:
             if not sys.stdin.isatty():
-                raise InvalidArgumentError(f"this removes {name} and its {info.count:,} items for good: say --yes")
-            typer.confirm(f"Remove {name} and its {info.count:,} items for good?", abort=True, err=True)
+                raise InvalidArgumentError(
+                    f"this removes {name} and its {counted(info.count, 'item')} for good: say --yes"
+                )
+            typer.confirm(f"Remove {name} and its {counted(info.count, 'item')} for good?", abort=True, err=True)
         count = collections.drop(name)
     finally:
         collections.close()
     if as_json:
         console.print_json({"dropped": name, "count": count})
     else:
-        print(f"dropped {name} with {count:,} items")
+        print(f"dropped {name} with {counted(count, 'item')}")
 
 
 queries.register(app)

@@ -10,6 +10,7 @@ import typer
 
 from imagekin.cli.shared import options
 from imagekin.command_options import AsJson, with_options
+from imagekin.counting import counted
 from imagekin.errors import DataLossError, InvalidArgumentError
 from imagekin.types import Snapshot
 
@@ -40,11 +41,12 @@ def verify(
     for problem in report.problems:
         console.say(f"imagekin: {problem}")
     if report.missing_writes:
-        console.say(f"imagekin: {report.missing_writes:,} acknowledged writes are missing")
+        console.say(f"imagekin: {counted(report.missing_writes, 'acknowledged write')} missing")
     if report.damaged_thumbnails:
         done = "removed" if report.repaired else "damaged"
         console.say(
-            f"imagekin: {report.damaged_thumbnails:,} thumbnails {done}: `imagekin thumbnails` makes them again"
+            f"imagekin: {counted(report.damaged_thumbnails, 'thumbnail')} {done}:"
+            " `imagekin thumbnails` makes them again"
         )
     if report.damaged_map:
         done = "removed" if report.repaired else "damaged"
@@ -53,8 +55,8 @@ def verify(
         console.print_json(dataclasses.asdict(report) | {"intact": report.intact, "seconds": seconds})
     else:
         print(
-            f"{report.items:,} items intact, {len(report.damaged):,} damaged, {len(report.restored):,} restored,"
-            f" segments: {report.segments}; {seconds:.1f} s"
+            f"{counted(report.items, 'item')} intact, {len(report.damaged):,} damaged,"
+            f" {len(report.restored):,} restored, segments: {report.segments}; {seconds:.1f} s"
         )
     if not report.intact and not report.repaired:
         raise DataLossError(f"collection {name!r} is damaged: restore a snapshot, or verify it with --repair")
@@ -110,7 +112,10 @@ def duplicates(
     ]
     if rows:
         console.print_table(["group", "key", "label", "similarity", ""], rows)
-    print(f"{spare:,} of {items:,} items nearly repeat another one, in {len(groups):,} groups; {seconds:.1f} s")
+    print(
+        f"{spare:,} of {counted(items, 'item')} nearly repeat another one, in {counted(len(groups), 'group')};"
+        f" {seconds:.1f} s"
+    )
 
 
 @with_options
@@ -172,7 +177,7 @@ def restore(
     if as_json:
         console.print_json({"restored": info.name, "count": info.count, "sequence": info.sequence})
     else:
-        print(f"restored {info.name} with {info.count:,} items")
+        print(f"restored {info.name} with {counted(info.count, 'item')}")
 
 
 @with_options
@@ -263,4 +268,5 @@ def _say_rate(done: str, name: str, count: int, seconds: float, as_json: bool) -
         rate = console.rate(count, seconds)
         console.print_json({done: name, "count": count, "seconds": seconds, "items_per_second": rate})
     else:
-        print(f"{done} {count:,} items of {name} in {seconds:.1f} s ({console.rate(count, seconds):,.0f} items/s)")
+        per_second = console.rate(count, seconds)
+        print(f"{done} {counted(count, 'item')} of {name} in {seconds:.1f} s ({per_second:,.0f} items/s)")

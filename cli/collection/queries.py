@@ -8,6 +8,7 @@ import typer
 
 from imagekin.cli.shared import options
 from imagekin.command_options import AsJson, with_options
+from imagekin.counting import counted
 from imagekin.errors import InvalidArgumentError
 from imagekin.index.types import EvaluateOptions
 
@@ -87,8 +88,8 @@ def delete(
             else:
                 matching = opened.count(parsed(condition))
             if not sys.stdin.isatty():
-                raise InvalidArgumentError(f"this deletes {matching:,} items of {name} for good: say --yes")
-            typer.confirm(f"Delete {matching:,} items of {name} for good?", abort=True, err=True)
+                raise InvalidArgumentError(f"this deletes {counted(matching, 'item')} of {name} for good: say --yes")
+            typer.confirm(f"Delete {counted(matching, 'item')} of {name} for good?", abort=True, err=True)
         if isinstance(opened, _Remote):
             deleted = opened.client.delete(name, key or None, filter=condition)
         elif (tree := parsed(condition)) is not None:
@@ -98,7 +99,7 @@ def delete(
     if as_json:
         console.print_json({"deleted": deleted})
     else:
-        print(f"deleted {deleted:,} items of {name}")
+        print(f"deleted {counted(deleted, 'item')} of {name}")
 
 
 @with_options

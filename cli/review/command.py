@@ -8,6 +8,7 @@ import typer
 
 from imagekin.cli.shared import options
 from imagekin.command_options import AsJson, with_options
+from imagekin.counting import counted
 from imagekin.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _find(client: "Client", collection: str, table: Path, options: "Options", *,
                 rows.add(one.kind, one.key, one.label, one.proposed, one.score, one.nearest)
     if found.by_embeddings and not silent:
         console.say(
-            f"{found.by_embeddings:,} pairs were compared by their embeddings, for want of thumbnails: "
+            f"compared {counted(found.by_embeddings, 'pair')} by their embeddings, for want of thumbnails: "
             "imagekin thumbnails makes them, and pixels tell copies more surely"
         )
     return {

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from imagekin.counting import counted
 from imagekin.errors import ImageError
 
 if TYPE_CHECKING:
@@ -137,8 +138,8 @@ def totals(tally: "Tally", seconds: float) -> dict[str, Any]:
 def summary(done: str, tally: "Tally", seconds: float) -> str:
     """Return the closing line of a stream of images."""
     failed = f", {tally.failed_count:,} failed" if tally.failed_count else ""
-    noun = "image" if tally.served == 1 else "images"
-    return f"{done} {tally.served:,} {noun}{failed} in {seconds:.1f} s ({rate(tally.images, seconds):,.0f} images/s)"
+    served = counted(tally.served, "image")
+    return f"{done} {served}{failed} in {seconds:.1f} s ({rate(tally.images, seconds):,.0f} images/s)"
 
 
 def no_images(sources: Sequence[str]) -> ImageError:
@@ -151,7 +152,7 @@ def fail_if_nothing(tally: "Tally", sources: Sequence[str]) -> None:
     if not tally.images:
         raise no_images(sources)
     if not tally.served:
-        raise ImageError(f"none of the {tally.images:,} images could be served")
+        raise ImageError(f"of {counted(tally.images, 'image')}, none could be served")
 
 
 def _text(cell: object) -> str:

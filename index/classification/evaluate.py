@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from imagekin.counting import counted
 from imagekin.errors import FailedPreconditionError
 from imagekin.index.classification.classify import class_sums, prototypes, voters
 from imagekin.index.search.nearest import nearest
@@ -57,8 +58,7 @@ def evaluate(snapshot: ColumnSnapshot, options: EvaluateOptions) -> Evaluation:
     classes = len(np.unique(snapshot.labels[labelled]))
     if classes < 2:
         raise FailedPreconditionError(
-            f"the collection has labelled items of {classes} class{'' if classes == 1 else 'es'}: an evaluation needs"
-            " two classes or more"
+            f"the collection has labelled items of {counted(classes, 'class')}: an evaluation needs two classes or more"
         )
     chosen = labelled
     if len(labelled) > options.sample:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
+from imagekin.counting import counted
 from imagekin.types import UpsertResult
 
 # Called with the number of records processed, their total number (None when unknown) and the number of failed ones.
@@ -79,7 +80,7 @@ class IndexInterruptedError(KeyboardInterrupt):
     """Ctrl-C ended a run: the records that `report` counts as written are on disk, and another run does the rest."""
 
     def __init__(self, report: IndexReport) -> None:
-        super().__init__(f"stopped after {report.seen} images; run the same again to go on")
+        super().__init__(f"stopped after {counted(report.seen, 'image')}; run the same again to go on")
         self.report = report
 
 

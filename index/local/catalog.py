@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ from imagekin.index.unknown import UnknownCollectionError
 from imagekin.types import CollectionInfo, unreadable
 
 _FOLDER = "collections"
+
+log = logging.getLogger("imagekin.index")
 
 
 class Catalog:
@@ -280,7 +283,10 @@ class Catalog:
         self._check_free(name, replace)
         # Without the lock, so that other collections go on being opened and made meanwhile.
         with storage_errors(name), files.new_folder(self._folder) as made:
-            snapshots.put_back(self._snapshots, info, made)
+            if not snapshots.put_back(self._snapshots, info, made):
+                log.warning(
+                    "the map in snapshot %r is damaged, and left out: `imagekin map %s` makes it again", info.name, name
+                )
             schema.give_new_id(made / DATABASE, name)
             with contextlib.closing(connect(made / DATABASE, read_only=True)) as connection:
                 maps.give_id(made, read_identity(connection, name).id)

@@ -11,6 +11,7 @@ Segments are not copied: they are made again from the database when a snapshot i
 import contextlib
 import hashlib
 import json
+import logging
 import secrets
 import shutil
 import sqlite3
@@ -33,6 +34,8 @@ SNAPSHOTS = "snapshots"
 _DESCRIPTION = "snapshot.json"
 _PAGES_AT_ONCE = 2000
 _TRIES = 200
+
+log = logging.getLogger("imagekin.index")
 
 
 def take(database: Path, collection: str, folder: Path) -> SnapshotDescription:
@@ -59,6 +62,10 @@ def take(database: Path, collection: str, folder: Path) -> SnapshotDescription:
             if pictures is not None:
                 _copy(pictures, temporary / thumbnails.FILE)
         mapped = maps.copy(database.parent, temporary, state.sequence)
+        if not mapped and (database.parent / maps.FILE).exists():
+            log.warning(
+                "the map is damaged, and left out of the snapshot: `imagekin map %s` makes it again", collection
+            )
         digest = _sha256(temporary / DATABASE)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(created_at))
         info = SnapshotDescription(
@@ -153,29 +160,39 @@ def find(folder: Path, name: str) -> SnapshotDescription:
         raise NotFoundError(f"there is no snapshot {name[:200]!r}: see `imagekin collection snapshots`") from None
 
 
-def put_back(folder: Path, info: SnapshotDescription, target: Path) -> None:
-    """Copy a snapshot's files into a new folder, and verify their SHA-256.
+def put_back(folder: Path, info: SnapshotDescription, target: Path) -> bool:
+    """Copy a snapshot's files into a new folder, and verify their SHA-256; return whether its map is intact, if any.
+
+    A damaged map is left out, because it can be made again from the items.
 
     Raises:
         DataLossError: the snapshot is damaged.
     """
-    parts = (
-        (DATABASE, "database", info.sha256),
-        (thumbnails.FILE, "thumbnails", info.thumbnails_sha256),
-        (maps.FILE, "map", info.map_sha256),
-    )
-    for name, what, sha256 in parts:
-        if not sha256:
-            continue
-        copy = target / name
+    _put_back(folder / info.name / DATABASE, target, info.sha256, info.name)
+    if info.thumbnails_sha256:
+        _put_back(folder / info.name / thumbnails.FILE, target, info.thumbnails_sha256, info.name)
+    map_is_intact = True
+    if info.map_sha256:
         try:
-            shutil.copyfile(folder / info.name / name, copy)
-        except FileNotFoundError:
-            raise DataLossError(f"snapshot {info.name!r} is damaged: its {what} is missing") from None
-        if _sha256(copy) != sha256:
-            raise DataLossError(f"snapshot {info.name!r} is damaged: it fails its SHA-256; use another one")
-        files.sync_file(copy)
+            _put_back(folder / info.name / maps.FILE, target, info.map_sha256, info.name)
+        except DataLossError:
+            (target / maps.FILE).unlink(missing_ok=True)
+            map_is_intact = False
     files.sync_folder(target)
+    return map_is_intact
+
+
+def _put_back(source: Path, target: Path, sha256: str, snapshot: str) -> None:
+    copy = target / source.name
+    try:
+        shutil.copyfile(source, copy)
+    except FileNotFoundError:
+        raise DataLossError(
+            f"snapshot {snapshot!r} is damaged: its {source.name} is missing; use another one"
+        ) from None
+    if _sha256(copy) != sha256:
+        raise DataLossError(f"snapshot {snapshot!r} is damaged: {source.name} fails its SHA-256; use another one")
+    files.sync_file(copy)
 
 
 def _sha256(path: Path) -> str:

@@ -317,7 +317,7 @@ def test_search_shows_tab_separated_rows_off_a_terminal(
 
 def test_nothing_served_is_a_failure(address: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["embed", str(photos / "hat" / "d.png"), "--address", address]) == 1
-    assert "none of the 1 images" in capsys.readouterr().err
+    assert "of 1 image, none could be served" in capsys.readouterr().err
     (photos / "empty").mkdir()
     assert cli.run(["embed", str(photos / "empty"), "--address", address]) == 1
     assert "there are no images in " in capsys.readouterr().err

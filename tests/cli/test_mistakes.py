@@ -48,7 +48,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["index", "photos", "shop", *HERE], 1, "did you mean `imagekin index shop photos`?"),
         (["index", "Shop", "photos", *HERE], 2, "use 1 to 64 of a-z, 0-9, '_' and '-'"),
         (["index", "shop", "empty", *HERE], 1, "there are no images in empty"),
-        (["index", "shop", "notes.txt", *HERE], 2, "no image by its name"),
+        (["index", "shop", "notes.txt", *HERE], 2, "its lines name no images beside it"),
         (["index", "shop", "photos", "-m", "weights.pt", "-d", "data"], 2, "`imagekin adopt` makes an artifact"),
         (["index", "shop", "photos", "-m", "run", "-d", "data"], 1, "run is a folder, name run/model.onnx"),
         (["index", "shop", "photos", "-m", "other.onnx", "-d", "data"], 1, "use the model that made it"),

@@ -116,7 +116,7 @@ def test_verify_finds_damaged_thumbnails_and_repair_makes_room_for_new_ones(
     path = data / "collections" / "shop" / FILE
     path.write_bytes(path.read_bytes().replace(b"JFIF", b"JFIX", 1))
     assert run(["collection", "verify", "shop", "--data-dir", str(data)]) == 1
-    assert "1 thumbnails damaged" in capsys.readouterr().err
+    assert "1 thumbnail damaged" in capsys.readouterr().err
     assert run(["collection", "verify", "shop", "--repair", "--data-dir", str(data)]) == 0
     assert run(["collection", "verify", "shop", "--data-dir", str(data)]) == 0
     assert kept(data) == (160, 2)

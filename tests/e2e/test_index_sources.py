@@ -94,7 +94,7 @@ def test_an_incomplete_reading_deletes_nothing_and_conflicts_can_be_errors(tmp_p
     write_files(tmp_path, {"x.tar": tar_bytes(files | {"0.png": png(50)})})
     done = run("index", "shop", str(tmp_path / "x.tar"), *options, "--on-conflict", "error")
     assert done.returncode == 1
-    assert "1 keys exist with other content" in done.stderr
+    assert "1 key had other content before" in done.stderr
     assert answer("index", "shop", str(tmp_path / "x.tar"), *options, "--on-conflict", "skip")["skipped"] == 9
     assert len(items(tmp_path / "data", "shop")) == 9
 
@@ -141,7 +141,7 @@ def test_two_folders_with_the_same_names_do_not_replace_one_anothers_images_unle
     answer("index", "shop", str(tmp_path / "a"), *options)
     done = run("index", "shop", str(tmp_path / "b"), *options)
     assert done.returncode == 1
-    assert "1 keys exist with other content: use --on-conflict skip or replace" in done.stderr
+    assert "1 key had other content before: use --on-conflict skip or replace" in done.stderr
     assert answer("index", "shop", str(tmp_path / "a"), *options)["skipped"] == 1
     assert "or index sources of equal names by one command" in done.stderr
     assert answer("index", "both", str(tmp_path / "a"), str(tmp_path / "b"), *options)["written"] == 2

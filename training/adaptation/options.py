@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from imagekin.command_options import AsJson, with_options
+from imagekin.counting import counted
 from imagekin.training.adaptation.settings import AdaptSettings
 
 
@@ -54,7 +55,7 @@ def adapt_command(
         f"kNN accuracy     {report.knn_before:.2%} before, {report.knn_after:.2%} after, of "
         f"{report.held_out_count:,} held-out images\n"
         f"linear accuracy  {report.linear_before:.2%} before, {report.linear_after:.2%} after\n"
-        f"time             {report.embed_seconds:.0f} s to embed {report.image_count:,} images, "
+        f"time             {report.embed_seconds:.0f} s to embed {counted(report.image_count, 'image')}, "
         f"{report.head_seconds:.0f} s for the head\n"
         f"next             imagekin index NAME IMAGES --model {report.model} (a new collection: its space is new)"
     )

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagekin import files
+from imagekin.counting import counted
 from imagekin.encoder.artifact import read_metadata
 from imagekin.encoder.metadata import JSON
 from imagekin.errors import NotFoundError
@@ -135,7 +136,7 @@ def page(
     labels = align_labels(train, test)
     sections = [
         f"<h1>{escape(title)}</h1>",
-        f"<p>{escape(about)}, judged on {len(test):,} images of {escape(test.name)}.</p>",
+        f"<p>{escape(about)}, judged on {counted(len(test), 'image')} of {escape(test.name)}.</p>",
         *(f"<p>{escape(sentence)}</p>" for sentence in _claims(scores, overlap)),
         "<h2>Scores</h2>",
         _table([(name, format(scores[key], form)) for key, (name, form) in _SHOWN_SCORES.items() if scores.get(key)]),
@@ -173,7 +174,7 @@ def _claims(scores: Mapping[str, Any], overlap: Overlap | None) -> list[str]:
     sentences = []
     if scores.get("finished") is False:
         done, planned = scores.get("epochs_done", 0), scores.get("epochs_planned", 0)
-        sentences.append(f"The run is unfinished: {done} of {planned} epochs.")
+        sentences.append(f"The run is unfinished: {done} of {counted(planned, 'epoch')}.")
     if scores.get("data_as_recorded") is False:
         sentences.append("The training images given are not those that the run recorded, so it may know others.")
     if not scores.get("test_id"):
@@ -233,7 +234,7 @@ def _origin(
     for kind, images, identity in (("training", train, "data_id"), ("test", test, "test_id")):
         id_ = f", id {scores[identity]}" if scores.get(identity) else ""
         present = len(np.unique(images.labels))
-        rows.append((f"{kind} images", f"{images.name}: {len(images):,} of {present:,} classes{id_}"))
+        rows.append((f"{kind} images", f"{images.name}: {len(images):,} of {counted(present, 'class')}{id_}"))
         reasons = [f"{count:,} {suffix} ({reason})" for suffix, reason, count in images.ignored]
         unread = [f"{len(images.failed):,} that could not be used"] if images.failed else []
         if unread or reasons:

@@ -185,6 +185,22 @@ def test_it_goes_with_snapshots_and_leaves_with_the_collection(
     assert not (tmp_path / "collections/groups").exists()
 
 
+def test_a_damaged_map_is_left_out_of_snapshots_and_of_what_is_restored_with_a_word(
+    groups: LocalCollection, catalog: Catalog, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(groups)
+    taken = catalog.snapshot("groups")
+    file = tmp_path / "snapshots" / taken.name / saved.FILE
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    assert catalog.restore(taken.name, "copy").count == GROUPS * EACH
+    assert "`imagekin map copy` makes it again" in caplog.text
+    assert saved.read(tmp_path / "collections/copy") is None
+    (tmp_path / "collections/groups" / saved.FILE).write_bytes(b"damage")
+    caplog.clear()
+    assert not catalog.snapshot("groups").map_sha256
+    assert "`imagekin map groups` makes it again" in caplog.text
+
+
 def test_a_damaged_map_is_found_and_made_again(groups: LocalCollection, catalog: Catalog, tmp_path: Path) -> None:
     make(groups)
     file = tmp_path / "collections/groups" / saved.FILE

@@ -98,4 +98,4 @@ def test_the_command_reports_them(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (said["items"], said["duplicates"]) == (4, 1)
     assert [one["key"] for one in said["groups"][0]] == ["a", "b"]
     assert cli.run([*arguments, "--min-similarity", "0.8"]) == 0
-    assert "2 of 4 items nearly repeat another one, in 1 groups" in capsys.readouterr().out
+    assert "2 of 4 items nearly repeat another one, in 1 group" in capsys.readouterr().out
