@@ -2,8 +2,10 @@
 
 import base64
 import binascii
+import http.client
 import json
 import os
+import urllib.error
 import urllib.request
 from typing import Any, Literal, TypeAlias
 
@@ -90,7 +92,9 @@ def _fetched(url: str) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=_FETCH_SECONDS) as answer:  # noqa: S310 (begins with http)
             data: bytes = answer.read(_MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         raise UnavailableError(f"{url} cannot be fetched: {error}") from error
     if len(data) > _MAX_BYTES:
         raise ImageError(f"{url} has more than {_MAX_BYTES:,} bytes")

@@ -208,7 +208,12 @@ class ParquetReader:
             yield self._record(naming, str(key), paths[place], data[place], values)
 
     def _record(
-        self, naming: Naming, key: str, path: str | None, data: bytes | Vector | str, values: dict[str, Any]
+        self,
+        naming: Naming,
+        key: str,
+        path: str | None,
+        data: bytes | Vector | str | ImagekinError,
+        values: dict[str, Any],
     ) -> Record:
         names = self._columns
         digest = values.pop(names.hash, None) if names.hash else None
@@ -227,8 +232,8 @@ class ParquetReader:
         digest = digest if isinstance(digest, bytes) and len(digest) == 32 else None
         return record_of(key, data, named.label, told.payload, digest, split or named.split)
 
-    def _data(self, batch: Any) -> tuple[list[bytes | Vector | str], list[str | None]]:
-        """Return the images or vectors of a batch (or messages why there is none), and the paths beside images."""
+    def _data(self, batch: Any) -> tuple[list[bytes | Vector | str | ImagekinError], list[str | None]]:
+        """Return the images or vectors of a batch (or reasons why there is none), and the paths beside images."""
         column = batch.column(self._columns.data)
         if self._columns.dim is not None:
             return _vectors(column, self._columns.dim), [None] * batch.num_rows
@@ -239,7 +244,21 @@ class ParquetReader:
             names = {struct.type.field(place).name for place in range(struct.type.num_fields)}
             if "path" in names:
                 paths = [path if isinstance(path, str) else None for path in _values(struct.field("path"))]
-        return ["it holds no bytes" if value is None else value for value in column.to_pylist()], paths
+        values = zip(column.to_pylist(), paths, strict=True)
+        return [self._file(path) if value is None else value for value, path in values], paths
+
+    def _file(self, path: str | None) -> bytes | str | ImagekinError:
+        """Read the file that a row without bytes names, absolutely or from the table's folder, as in a manifest.
+
+        `Dataset.to_parquet` writes images so that `datasets` has by their paths.
+        """
+        if not path:
+            return "it holds no bytes"
+        try:
+            data = self._place.resolve(path).read(self._max_bytes)
+        except ImagekinError as error:
+            data = error
+        return data if isinstance(data, bytes) else type(data)(f"it holds no bytes, and of {printable(path)}: {data}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,9 +331,9 @@ def _dim(rows: Rows, name: str, kind: Any) -> int:
     return 0
 
 
-def _vectors(column: Any, dim: int) -> list[bytes | Vector | str]:
+def _vectors(column: Any, dim: int) -> list[bytes | Vector | str | ImagekinError]:
     """Return the vectors of a column, float32 [D] each, or messages why there is none."""
-    found: list[bytes | Vector | str] = []
+    found: list[bytes | Vector | str | ImagekinError] = []
     for value in column:
         values = value.values.to_numpy(zero_copy_only=False) if value.is_valid else np.empty(0, np.float32)
         if len(values) != dim:

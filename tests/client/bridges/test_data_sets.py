@@ -13,7 +13,7 @@ from imagekin.client.bridges.data_sets import items_of, save_items
 from imagekin.errors import ImageError, InvalidArgumentError
 from imagekin.sources.open import open_source
 from tests.artifacts import tiny_artifact
-from tests.e2e.pictures import picture
+from tests.e2e.pictures import class_folders, picture
 
 RED, BLUE = (220, 40, 40), (40, 60, 220)
 
@@ -64,6 +64,20 @@ def test_what_datasets_writes_is_read_without_it(tmp_path: Path) -> None:
         assert [one.label for one in records] == ["cat", "dog", "cat", None]
         assert records[1].data == picture(BLUE, 1, format="JPEG")
         assert records[1].payload == {"price": 1.0, "name": "n1"}
+
+
+def test_images_that_datasets_has_as_paths_are_read_from_there(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed: python -m tests.client.bridges")
+    photos = class_folders(tmp_path / "photos", per_class=2)
+    load = {"data_dir": str(photos), "split": "train", "cache_dir": str(tmp_path / "cache")}
+    dataset = datasets.load_dataset("imagefolder", **load)
+    dataset.to_parquet(tmp_path / "saved.parquet")
+    files = [path.read_bytes() for path in sorted(photos.rglob("*.png"))]
+    assert [record.data for record in open_source(tmp_path / "saved.parquet")] == files
+    for given in (dataset, datasets.load_dataset("imagefolder", streaming=True, **load)):
+        items = list(items_of(given))
+        assert [Path(str(item.image)).read_bytes() for item in items] == files
+        assert [item.label for item in items] == ["blue"] * 2 + ["green"] * 2 + ["red"] * 2
 
 
 class Pairs:

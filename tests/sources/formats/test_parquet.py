@@ -138,6 +138,23 @@ def test_columns_of_any_name_are_found_by_the_metadata_of_the_hugging_face_hub(t
     ]
 
 
+def test_a_row_without_bytes_names_a_file(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.png").write_bytes(b"1")
+    whole = str(tmp_path / "photos" / "1.png")
+    paths = [whole, "photos/1.png", "photos/none.png", None, "hf://photos/1.png", "a\0b"]
+    images = [{"bytes": None, "path": path} for path in paths] + [{"bytes": b"own", "path": whole}]
+    path = write(tmp_path / "x.parquet", {"image": images, "label": ["a"] * 7})
+    records = list(open_source(path))
+    assert good(records) == {"x.parquet/0": b"1", "x.parquet/1": b"1", "x.parquet/6": b"own"}
+    assert records[0].label == "a"
+    reasons = bad(records)
+    assert "of photos/none.png: it cannot be read" in reasons["x.parquet/2"]
+    assert reasons["x.parquet/3"] == "it holds no bytes"
+    assert set(reasons) == {f"x.parquet/{number}" for number in (2, 3, 4, 5)}
+    assert bad(open_source(path, DecodeLimits(max_bytes=1)))["x.parquet/6"].startswith("it has 3 bytes")
+
+
 def write_arrow(path: Path, *, stream: bool = True) -> Path:
     """Write 5 images in batches of 2, as `datasets` (a stream) or polars (a file) save them."""
     path.parent.mkdir(parents=True, exist_ok=True)
