@@ -29,7 +29,7 @@ from imagekin.index.maps import saved as maps
 from imagekin.index.search import ann
 from imagekin.index.search.gpu.open import open_device
 from imagekin.index.storage import schema
-from imagekin.index.storage.connection import connect, vacuum
+from imagekin.index.storage.connection import connect, read_settled, vacuum
 from imagekin.index.storage.schema import read_identity, read_state, storage_errors
 from imagekin.index.storage.segments import FOLDER
 from imagekin.index.types import Progress, SnapshotDescription, VerifyReport
@@ -169,9 +169,8 @@ class Catalog:
             with contextlib.suppress(ImagekinError):
                 return known.info()
         path = self._existing(name) / DATABASE
-        with storage_errors(name), contextlib.closing(connect(path, read_only=True)) as connection:
-            identity = read_identity(connection, name)
-            state = read_state(connection, name)
+        with storage_errors(name):
+            identity, state = read_settled(path, lambda one: (read_identity(one, name), read_state(one, name)))
         index = ann.describe(path.parent / FOLDER)
         return CollectionInfo(
             name=name,
@@ -194,8 +193,8 @@ class Catalog:
         if known is not None and known.is_current():
             return known.id
         path = self._existing(name) / DATABASE
-        with storage_errors(name), contextlib.closing(connect(path, read_only=True)) as connection:
-            return read_identity(connection, name).id
+        with storage_errors(name):
+            return read_settled(path, lambda one: read_identity(one, name).id)
 
     def drop(self, name: str) -> int:
         """Delete a collection, and return the number of its items.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from imagekin import files
 from imagekin.errors import InvalidArgumentError
-from imagekin.index.storage.connection import close_writing, connect
+from imagekin.index.storage.connection import close_writing, connect, read_settled
 from imagekin.index.storage.schema import storage_errors
 
 FILE = "thumbs.sqlite"
@@ -70,11 +70,10 @@ def reading(folder: Path) -> Iterator[sqlite3.Connection | None]:
 
 def size_of(folder: Path, name: str) -> int:
     """Return the size of the thumbnails of the collection in a folder, 0 for none; raises as `Thumbnails` does."""
-    thumbnails = Thumbnails(folder, name, read_only=True)
-    try:
-        return thumbnails.size
-    finally:
-        thumbnails.close()
+    if not (folder / FILE).is_file():
+        return 0
+    with storage_errors(name):
+        return int(read_settled(folder / FILE, lambda one: one.execute("SELECT size FROM setting").fetchone()[0]))
 
 
 def verify_thumbnails(folder: Path, name: str, *, repair: bool) -> int:
