@@ -41,7 +41,7 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, path, content=drawing))
     for page in list(files.documentation_pages()):
         for target in _outside(page.content_string, page.src_uri):
-            place = f"repository/{target.as_posix()}.txt"
+            place = _copy_of(target)
             if target_is_file(target) and files.get_file_from_path(place) is None:
                 files.append(File.generated(config, place, content=(ROOT / target).read_bytes()))
     return files
@@ -57,8 +57,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             return match[0]
         if not target_is_file(target):
             return text if "`" in text or "/" not in target.as_posix() else f"{text} (`{target.as_posix()}`)"
-        up = posixpath.relpath("repository", posixpath.dirname(page.file.src_uri) or ".")
-        return f"[{text}]({up}/{target.as_posix()}.txt)"
+        return f"[{text}]({posixpath.relpath(_copy_of(target), posixpath.dirname(page.file.src_uri) or '.')})"
 
     pieces = []
     at = 0
@@ -82,6 +81,11 @@ def on_post_template(output_content: str, **_: Any) -> str:
 def target_is_file(target: Path) -> bool:
     """Return whether a target is shown as a copy: files are, except pages of Markdown."""
     return (ROOT / target).is_file() and target.suffix != ".md"
+
+
+def _copy_of(target: Path) -> str:
+    """Return the place in the site of a file's copy: a text to be read there, but a notebook to be saved."""
+    return f"repository/{target.as_posix()}{'' if target.suffix == '.ipynb' else '.txt'}"
 
 
 def _outside(markdown: str, source: str) -> set[Path]:

@@ -291,6 +291,7 @@ def test_the_client_loads_nothing_of_the_house_but_the_ground_floor() -> None:
         ("import imagekin.encoder.decoding.decode", {"torch", "faiss", "onnxruntime", "onnx", "grpc"}),
         ("import imagekin.sources.open", {"torch", "faiss", "onnxruntime", "onnx", "grpc", "pyarrow", "fsspec"}),
         ("import imagekin.index.types", {"faiss", "torch", "onnxruntime"}),
+        ("import imagekin.client.bridges.data_sets", {"torch", "datasets", "pyarrow", "PIL"}),
     ],
 )
 def test_a_light_import_loads_nothing_heavy(statement: str, unwanted: set[str]) -> None:
