@@ -18,9 +18,14 @@ def command_names() -> tuple[str, ...]:
     return tuple(COMMANDS)
 
 
+def page_name(name: str) -> str:
+    """Return the file name of a subcommand's page; a page index.md would be that of the whole folder."""
+    return f"imagekin-{name}.md"
+
+
 def commands_page() -> str:
     """Return the page that lists the subcommands."""
-    rows = [(f"[{code(name)}]({name}.md)", prose(_first_line(load_command(name)))) for name in COMMANDS]
+    rows = [(f"[{code(name)}]({page_name(name)})", prose(_first_line(load_command(name)))) for name in COMMANDS]
     return (
         "# Commands\n\nEvery option may also stand in the environment or in `imagekin.toml`: see"
         " [settings](../settings.md). Exit statuses are in the table of [errors](../errors.md).\n\n"

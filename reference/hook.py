@@ -12,7 +12,6 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 _LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|mailto:|#|<)([^)\s#]+)(#[^)\s]*)?\)")
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -20,10 +19,12 @@ _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 def on_config(config: Any) -> Any:
     """List the pages of the commands in the navigation, in the order of the command's help."""
-    from reference.commands import command_names
+    # Not when this file is loaded: MkDocs puts the path back after that.
+    sys.path.insert(0, str(ROOT))
+    from reference.commands import command_names, page_name
     from reference.pages import FOLDER
 
-    pages = [f"{FOLDER}/index.md", *({f"imagekin {name}": f"{FOLDER}/{name}.md"} for name in command_names())]
+    pages = [f"{FOLDER}/index.md", *({f"imagekin {name}": f"{FOLDER}/{page_name(name)}"} for name in command_names())]
     for section in config.nav:
         if entries := section.get("Reference") if isinstance(section, dict) else None:
             entries.insert(0, {"Commands": pages})

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from reference.commands import command_names, command_page, commands_page
+from reference.commands import command_names, command_page, commands_page, page_name
 from reference.errors import errors_page
 from reference.grpc_services import grpc_page
 from reference.http_routes import http_page
@@ -27,7 +27,7 @@ def generated_paths() -> set[str]:
 def _writers() -> dict[str, Callable[[], str]]:
     return {
         f"{FOLDER}/index.md": commands_page,
-        **{f"{FOLDER}/{name}.md": partial(command_page, name) for name in command_names()},
+        **{f"{FOLDER}/{page_name(name)}": partial(command_page, name) for name in command_names()},
         **{f"{NOTEBOOKS}/{script.stem}.md": partial(notebook_page, script) for script in scripts()},
         PAGE: performance_page,
         "reference/errors.md": errors_page,

@@ -27,7 +27,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pytest.skip(f"{module} is not installed: pip install '.[docs]'")
     folder = tmp_path_factory.mktemp("site")
     built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
+        # As `make docs` runs it; with -m the folder would be where modules are looked for.
+        [Path(sys.executable).with_name("mkdocs"), "build", "--strict", "--quiet", "--site-dir", folder],
         cwd=ROOT,
         env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
         stdout=subprocess.PIPE,
@@ -69,18 +70,25 @@ def test_no_page_fetches_anything_from_another_origin(site: Path) -> None:
 
 def test_the_search_of_the_site_needs_no_server(site: Path) -> None:
     index = (site / "search" / "search_index.js").read_text(encoding="utf-8")
-    for page in ("tutorials/first-search.html", "reference/commands/train.html", "explanation/durability.html"):
-        assert page in index
+    for page in ("tutorials/first-search", "reference/commands/imagekin-train", "explanation/durability"):
+        assert f"{page}.html" in index
 
 
 def test_every_option_of_every_command_has_its_line(site: Path) -> None:
     for name in COMMANDS:
-        page = (site / "reference" / "commands" / f"{name}.html").read_text(encoding="utf-8")
+        page = (site / "reference" / "commands" / f"imagekin-{name}.html").read_text(encoding="utf-8")
         command = load_command(name)
         for one in getattr(command, "commands", {name: command}).values():
             options = [option for option in one.params if option.param_type_name == "option" and not option.hidden]
             missing = [option.opts[0] for option in options if f"<code>{option.opts[0]}" not in page]
             assert not missing, f"imagekin {name}"
+
+
+def test_every_command_is_in_the_list_of_commands(site: Path) -> None:
+    page = (site / "reference" / "commands" / "index.html").read_text(encoding="utf-8")
+    assert "<h1" in page
+    assert ">Commands" in page
+    assert all(page.count(f'"imagekin-{name}.html"') >= 2 for name in COMMANDS), "in the navigation and in the table"
 
 
 def test_the_contract_the_routes_and_the_errors_are_told(site: Path) -> None:
