@@ -44,6 +44,8 @@ def items_of(
     """
     if isinstance(dataset, Mapping):
         raise InvalidArgumentError(f"give one split of the data set: one of {', '.join(map(repr, dataset))}")
+    if hasattr(dataset, "batch_sampler"):
+        raise InvalidArgumentError("give the data set itself, not a DataLoader of batches: loader.dataset")
     if hasattr(dataset, "cast_column"):
         return _from_columns(dataset, image, label, key, classes)
     return _from_members(dataset, key if callable(key) else str, classes or _class_names(dataset))
@@ -90,13 +92,13 @@ def _from_columns(
     """Yield the rows of a data set of Hugging Face."""
     features = dataset.features or {}
     image = image or next((name for name, kind in features.items() if type(kind).__name__ == "Image"), "")
-    label = label or next((name for name, kind in features.items() if hasattr(kind, "names")), "")
+    label = label or next((name for name, kind in features.items() if _names(kind)), "")
     for column in filter(None, (image, label, key if isinstance(key, str) else "")):
         if column not in features:
             raise InvalidArgumentError(f"the data set has no column {column!r}; it has {', '.join(features) or 'none'}")
     if type(features.get(image)).__name__ != "Image":
         raise InvalidArgumentError("the data set has no column of images: make one with cast_column(…, Image())")
-    classes = classes or getattr(features.get(label), "names", ())
+    classes = classes or _names(features.get(label))
     rows = dataset.with_format(None).cast_column(image, type(features[image])(decode=False))
     for number, row in enumerate(rows):
         stored = row.pop(image) or {}
@@ -116,6 +118,12 @@ def _from_members(dataset: Any, key: Callable[[int], str], classes: Sequence[str
         yield Item(key(number), image=_picture(image), label=_label(label, classes))
 
 
+def _names(feature: Any) -> Sequence[str]:
+    """Return the names of a column of classes, or of lists of them; of other columns none."""
+    found = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
+    return found or ()
+
+
 def _class_names(dataset: Any) -> Sequence[str]:
     """Return the names of a torch data set's classes; of a subset, those of the whole."""
     while dataset is not None and not hasattr(dataset, "classes"):
@@ -129,7 +137,7 @@ def _label(label: Any, classes: Sequence[str]) -> str | None:
         label = label[0] if label else None
     if label is None or isinstance(label, str):
         return label or None
-    number = getattr(label, "item", lambda: label)()  # an array or tensor of no dimensions
+    number = label.item() if getattr(label, "ndim", None) == 0 else label
     if not isinstance(number, int):
         raise InvalidArgumentError(f"a label is a text or a whole number, this one is {type(label).__name__}")
     if number < 0:

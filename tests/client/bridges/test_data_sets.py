@@ -39,6 +39,13 @@ def hugging_face_set() -> Any:
     return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
 
 
+def with_lists(features: Any) -> Any:
+    """Return the columns with a list of breeds for each photo."""
+    import datasets
+
+    return datasets.Features({**features, "breed": datasets.List(features["breed"])})
+
+
 def test_a_data_set_of_hugging_face_keeps_files_classes_and_columns() -> None:
     dataset = hugging_face_set()
     for given in (dataset, dataset.to_iterable_dataset(), dataset.with_format("numpy")):
@@ -49,6 +56,8 @@ def test_a_data_set_of_hugging_face_keeps_files_classes_and_columns() -> None:
         assert items[1].image == picture(BLUE, 1, format="JPEG")
     assert [one.key for one in items_of(dataset, key="name")] == ["n0", "n1", "n2", "n3"]
     assert next(items_of(dataset, label="name", key=lambda number: f"hub/{number}")).label == "n0"
+    several = dataset.map(lambda row: {"breed": [1, 0]}, features=with_lists(dataset.features))
+    assert {one.label for one in items_of(several)} == {"dog"}
     with pytest.raises(InvalidArgumentError, match="no column 'breeds'; it has scan, breed"):
         list(items_of(dataset, label="breeds"))
     with pytest.raises(InvalidArgumentError, match="one split of the data set: one of 'train'"):
@@ -113,8 +122,11 @@ def test_a_data_set_of_torch_gives_pictures_or_tensors_with_labels() -> None:
     assert next(items_of(dataset, key=lambda number: f"pets/{number}")).key == "pets/0"
     with pytest.raises(InvalidArgumentError, match="leave Normalize out"):
         list(items_of(Pairs([(planes / 255 - 0.5, 0)])))
-    with pytest.raises(InvalidArgumentError, match="a text or a whole number"):
-        list(items_of(Pairs([(whole, 0.5)])))
+    for label in (0.5, torch.tensor([0, 1])):
+        with pytest.raises(InvalidArgumentError, match="a text or a whole number"):
+            list(items_of(Pairs([(whole, label)])))
+    with pytest.raises(InvalidArgumentError, match=r"loader\.dataset"):
+        list(items_of(torch.utils.data.DataLoader(dataset)))
     with pytest.raises(InvalidArgumentError, match="no data set"):
         list(items_of(3))
 
