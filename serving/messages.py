@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from imagekin.errors import InvalidArgumentError
 from imagekin.index import validation
 from imagekin.index.types import IndexedItem
-from imagekin.types import CollectionInfo, ItemUpdate, Neighbour, Prediction
+from imagekin.sources.values import CheckedPayload
+from imagekin.types import CollectionInfo, ItemUpdate, Neighbour, Payload, Prediction
 from imagekin.v1 import collections_pb2, common_pb2, searcher_pb2
 
 Vector = NDArray[np.float32]
@@ -45,8 +46,8 @@ def _write_vector(vector: Vector) -> common_pb2.Vector:
     return common_pb2.Vector(data=vector.astype("<f4", copy=False).tobytes(), dim=len(vector))
 
 
-def read_payload(text: str) -> dict[str, Any] | None:
-    """Parse the JSON object of a payload; None when it is empty.
+def read_payload(text: str) -> CheckedPayload | None:
+    """Check the JSON object of a payload; None when it is empty.
 
     Raises:
         InvalidArgumentError: it is too long or no JSON object.
@@ -61,8 +62,8 @@ def read_payload(text: str) -> dict[str, Any] | None:
         raise InvalidArgumentError("the payload is no valid JSON (RFC 8259)") from None
     if not isinstance(payload, dict):
         raise InvalidArgumentError("the payload is no JSON object")
-    validation.payload_text(payload)
-    return payload
+    checked = validation.payload_text(payload)
+    return None if checked is None else CheckedPayload(checked)
 
 
 def _write_payload(payload: Mapping[str, Any] | None) -> str:
@@ -168,7 +169,7 @@ def read_updates(messages: Sequence[collections_pb2.ItemUpdate]) -> list[ItemUpd
         label = message.label if message.HasField("label") else None
         with located(f"updates[{position}].label"):
             validation.label(label)
-        payload: dict[str, Any] | None = None
+        payload: Payload | None = None
         if message.HasField("payload_json"):
             with located(f"updates[{position}].payload_json"):
                 payload = read_payload(message.payload_json) or {}

@@ -5,16 +5,20 @@ Every function returns the value in the form in which it is stored, or raises In
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 
 from imagekin.errors import InvalidArgumentError
-from imagekin.types import Payload
+from imagekin.types import JSON, Payload
 
 MAX_KEY_BYTES = 1024
 MAX_LABEL_BYTES = 1024
 MAX_PAYLOAD_BYTES = 64 * 1024
 _MAX_PAYLOAD_DEPTH = 64
 
+_STRINGS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
+_NO_BRACKETS = re.compile(r"[^\[\]{}]+")
+_STEPS = {"[": 1, "{": 1, "]": -1, "}": -1}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -41,8 +45,42 @@ def label(value: str | None) -> str | None:
     return value
 
 
+class CheckedPayload(Mapping[str, JSON]):
+    """A payload that can be stored, kept as its JSON text and parsed when it is looked into.
+
+    A batch of payloads as objects would be millions of them, all of which Python's garbage collector walks at once.
+
+    Args:
+        text: the JSON text, as `payload_text` returns it.
+    """
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __getitem__(self, name: str) -> JSON:
+        return self._parsed()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parsed())
+
+    def __len__(self) -> int:
+        return len(self._parsed())
+
+    def __bool__(self) -> bool:
+        """Return True, because an empty payload is none."""
+        return True
+
+    def _parsed(self) -> dict[str, JSON]:
+        parsed: dict[str, JSON] = json.loads(self.text)
+        return parsed
+
+
 def payload_text(value: Payload | None) -> str | None:
     """Return a payload as JSON text of at most 64 KiB; None for an empty one."""
+    if isinstance(value, CheckedPayload):
+        return value.text
     if not value:
         return None
     if not isinstance(value, dict):
@@ -56,7 +94,7 @@ def payload_text(value: Payload | None) -> str | None:
         raise InvalidArgumentError(
             f"a payload has at most {MAX_PAYLOAD_BYTES} bytes as JSON, this one has {size}", field="payload"
         )
-    if text.count("{") + text.count("[") > _MAX_PAYLOAD_DEPTH and _depth(value) > _MAX_PAYLOAD_DEPTH:
+    if text.count("{") + text.count("[") > _MAX_PAYLOAD_DEPTH and _depth(text) > _MAX_PAYLOAD_DEPTH:
         raise InvalidArgumentError(f"a payload is nested at most {_MAX_PAYLOAD_DEPTH} deep", field="payload")
     return text
 
@@ -83,17 +121,7 @@ def _reason(error: Exception) -> str:
     return str(error).splitlines()[0][:200]
 
 
-def _depth(value: object) -> int:
-    deepest, open_nodes = 0, [(value, 1)]
-    while open_nodes:
-        node, level = open_nodes.pop()
-        children: list[object] = []
-        if isinstance(node, dict):
-            children = list(node.values())
-        elif isinstance(node, (list, tuple)):
-            children = list(node)
-        else:
-            continue
-        deepest = max(deepest, level)
-        open_nodes.extend((child, level + 1) for child in children)
-    return deepest
+def _depth(text: str) -> int:
+    """Return how deep the objects and lists of a JSON text are nested."""
+    brackets = _NO_BRACKETS.sub("", _STRINGS.sub("", text))
+    return max(accumulate(map(_STEPS.__getitem__, brackets)))

@@ -11,6 +11,7 @@ from imagekin.errors import DataLossError
 from imagekin.index.storage.schema import payload_checksum, row_checksum
 from imagekin.index.storage.transactions import as_json
 from imagekin.index.types import IndexedItem
+from imagekin.sources.values import CheckedPayload
 from imagekin.types import Payload
 
 _CHECKED_AT_ONCE = 1000
@@ -18,15 +19,15 @@ _Joined = tuple[int, str, str | None, bytes | None, int, str | None, int, bytes]
 
 
 def read_items(
-    connection: sqlite3.Connection, keys: Sequence[str], dim: int, collection: str
+    connection: sqlite3.Connection, keys: Sequence[str], dim: int, collection: str, *, parsed: bool = True
 ) -> dict[str, IndexedItem]:
-    """Read the items of those of `keys` that exist."""
+    """Read the items of those of `keys` that exist; their payloads as text unless `parsed`."""
     rows = connection.execute(
         "SELECT i.sequence, key, label, content_hash, checksum, payload, payload_checksum, data"
         " FROM item i JOIN vector v USING (sequence) WHERE key IN (SELECT value FROM json_each(?))",
         (as_json(keys),),
     )
-    items = (_stored_item(row, dim, collection) for row in rows.fetchall())
+    items = (_stored_item(row, dim, collection, parsed=parsed) for row in rows.fetchall())
     return {item.key: item for item in items}
 
 
@@ -94,15 +95,19 @@ def read_payloads(connection: sqlite3.Connection, sequences: Sequence[int], coll
     }
 
 
-def decode_payload(text: str, checksum: int, key: str, collection: str) -> Payload:
-    """Return a stored payload; raises DataLossError, naming the item, if it fails its checksum."""
+def decode_payload(text: str, checksum: int, key: str, collection: str, *, parsed: bool = True) -> Payload:
+    """Return a stored payload, as text unless `parsed`.
+
+    Raises:
+        DataLossError: it fails its checksum; the message names the item.
+    """
     if payload_checksum(text) != checksum:
         raise DataLossError(f"collection {collection!r} is damaged: the payload of item {key!r} fails its checksum")
-    payload: Payload = json.loads(text)
+    payload: Payload = json.loads(text) if parsed else CheckedPayload(text)
     return payload
 
 
-def _stored_item(row: _Joined, dim: int, collection: str) -> IndexedItem:
+def _stored_item(row: _Joined, dim: int, collection: str, *, parsed: bool = True) -> IndexedItem:
     """Return the item of a joined row; raises DataLossError, naming the item, if it fails its checksum."""
     sequence, key, label, content_hash, checksum, payload, check, data = row
     intact = row_checksum(key.encode(), None if label is None else label.encode(), content_hash, data) == checksum
@@ -112,7 +117,7 @@ def _stored_item(row: _Joined, dim: int, collection: str) -> IndexedItem:
         key,
         np.frombuffer(data, np.float32).copy(),
         label,
-        None if payload is None else decode_payload(payload, check, key, collection),
+        None if payload is None else decode_payload(payload, check, key, collection, parsed=parsed),
         content_hash,
         sequence,
     )

@@ -159,7 +159,7 @@ def _reads() -> Iterator[tuple[str, Message]]:
 
 def _writes() -> Iterator[tuple[str, Message]]:
     flat = json.dumps({f"key {number}": number for number in range(3_000)})
-    nested = "{" + '"a":[' * 30 + ",".join("[[]]" for _ in range(10_000)) + "]" * 30 + "}"
+    nested = '{"a":' + "[" * 30 + ",".join("[[]]" for _ in range(10_000)) + "]" * 30 + "}"
     for name, payload in (("flat", flat), ("nested", nested)):
         items = [
             common_pb2.Item(key=f"p{number}", payload_json=payload, vector=vector([1.0] * DIM)) for number in range(256)
