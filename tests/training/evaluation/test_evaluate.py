@@ -175,6 +175,18 @@ def test_a_feature_that_never_changes_does_no_harm() -> None:
     assert linear_probe.linear_accuracy(x, y, x, y) == 1.0
 
 
+def test_a_feature_that_hardly_varied_on_the_training_images_does_not_decide_alone() -> None:
+    x, y = clusters(1, count=100, classes=3, spread=0.1)
+    quiet, loud = x.copy(), x.copy()
+    quiet[:, 3], loud[:, 3] = 0.0, 0.1
+    quiet[y == 0, 3] = 1e-6
+    probe = linear_probe.LinearProbe.fit(quiet, y, 1.0)
+    assert probe.accuracy(loud, y) == 1.0
+    assert np.abs(probe.logits(loud) - probe.logits(quiet)).max() < 0.1
+    weight, bias = probe.layer()
+    np.testing.assert_allclose(loud @ weight.T + bias, probe.logits(loud), atol=1e-4)
+
+
 @settings(deadline=None, max_examples=50)
 @given(labels=st.lists(st.integers(0, 5), min_size=1, max_size=60), seed=st.integers(0, 3))
 def test_a_split_is_stratified_and_repeatable(labels: list[int], seed: int) -> None:
