@@ -73,7 +73,7 @@ def train_command(
 
     Options that are not given follow the data: strokes of 16 pixels for `digits`, small natural images for CIFAR,
     photos of 64 pixels and 100 epochs for anything else. An encoder by name, which has learned from other images
-    already, is fine-tuned at its own size for 8 epochs.
+    already, is fine-tuned at its own size for 20 epochs.
     """
     if resume and overwrite:
         raise InvalidArgumentError("--resume and --overwrite exclude each other", field="resume")
@@ -127,7 +127,8 @@ def resolve_settings(data: str, out: Path, given: Mapping[str, Any], *, resume: 
     refuse_ignored(objective, options)
     base = dataclasses.replace(recommended(data, out, objective), objective=objective)
     if is_named(encoder):
-        base = fine_tuning(dataclasses.replace(base, encoder=encoder), options.get("image_size", 0))
+        named = dataclasses.replace(base, encoder=encoder, weights=options.get("weights"))
+        base = fine_tuning(named, options.get("image_size", 0))
     settings = dataclasses.replace(base, **options)
     if "images_per_class" in options and settings.sampler != "pk":
         raise InvalidArgumentError("--images-per-class belongs to --sampler pk; add it", field="images_per_class")

@@ -157,6 +157,7 @@ class TrainSettings:
         0,
         "Leave the first stages of the encoder as they are: 1 is the stem, each further one a block of layers.",
         panel=FINE_TUNING,
+        default_help=FOLLOWS_ENCODER,
         least=0,
     )
     layer_decay: float = option(
@@ -282,7 +283,7 @@ class TrainSettings:
     )
     tensorboard: bool = option(False, "Also write the metrics for TensorBoard, to RUN/tensorboard.", panel=RECORDS)
     precision: Precision = option(
-        "auto", "Of the encoder's forward pass; auto: bfloat16 where it is native.", panel=MACHINE
+        "auto", "Of the encoder's forward pass; auto: bfloat16 where it is native and faster.", panel=MACHINE
     )
     data_on: DataOn = option(
         "auto",

@@ -39,7 +39,7 @@ from imagekin.training.loop.checkpoint import Checkpoint, Position
 from imagekin.training.loop.devices import (
     failures_explained,
     find_device,
-    has_native_bfloat16,
+    gains_by_bfloat16,
     to_device,
     torch_settings,
 )
@@ -294,7 +294,7 @@ class Trainer:
         self.optimiser: Optimizer = build_optimiser(settings, self.encoder, self.objective)
         self.sampler = _build_sampler(settings, self.data)
         self.autocast = settings.precision == "bfloat16" or (
-            settings.precision == "auto" and has_native_bfloat16(device)
+            settings.precision == "auto" and gains_by_bfloat16(self.encoder, device)
         )
         self.position = Position()
         self.last_loss: float | None = last_loss(settings.out)
