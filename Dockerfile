@@ -4,7 +4,8 @@
 #   docker build --target serve-gpu -t imagekin:gpu .    # the same on an NVIDIA GPU (run with --gpus all)
 #   docker build --target serve-milvus -t imagekin:milvus .  # the CPU service with what --store milvus://… takes
 #   docker build --target train -t imagekin:train .      # training, on a GPU where there is one
-# docker run -p 127.0.0.1:50051:50051 -v ./data:/data imagekin serves /data/model.onnx and the collections in /data.
+# docker run -p 127.0.0.1:50051:50051 -p 127.0.0.1:8080:8080 -v ./data:/data imagekin serves /data/model.onnx and the
+# collections in /data.
 # Models and collections live in the volume /data, which belongs to the user that the container runs as.
 ARG PYTHON_IMAGE=python:3.12.12-slim-bookworm
 
@@ -50,13 +51,14 @@ VOLUME /data
 USER 10001:10001
 
 FROM runtime AS serve-base
-EXPOSE 50051
+EXPOSE 50051 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["imagekin", "health", "--address", "127.0.0.1:50051"]
 ENTRYPOINT ["imagekin"]
 # A container's port is reached only through what its operator publishes; hence the explicit --allow-insecure.
-CMD ["serve", "--model", "/data/model.onnx", "--data-dir", "/data", "--address", "0.0.0.0:50051", "--allow-insecure"]
+CMD ["serve", "--model", "/data/model.onnx", "--data-dir", "/data", "--address", "0.0.0.0:50051", \
+     "--http-address", "0.0.0.0:8080", "--allow-insecure"]
 
 FROM serve-base AS serve-gpu
 COPY --from=build-serve-gpu /opt/imagekin /opt/imagekin

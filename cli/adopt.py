@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from imagekin import files
 from imagekin.command_options import AsJson
 from imagekin.counting import counted
 from imagekin.errors import ImageError, InvalidArgumentError
@@ -92,6 +93,7 @@ def adopt(
     as_json: AsJson = False,
 ) -> None:
     """Make a model artifact of an image encoder from elsewhere, checked against the original."""
+    files.check_no_folder(out)
     onnx = Path(encoder).is_file() or encoder.endswith(".onnx")
     overlay: dict[str, Any] = {"resize": resize, "interpolation": interpolation, "crop_fraction": crop_fraction}
     overlay |= {"mean": _triple("mean", mean), "std": _triple("std", std)}

@@ -221,6 +221,9 @@ def described(error: Exception) -> tuple[str, int]:
         context = getattr(usage, "ctx", None)
         path = context.command_path if context is not None else "imagekin"
         message = usage.format_message().rstrip(".").replace("Value error, ", "")
+        if context is not None and getattr(getattr(usage, "param", None), "param_type_name", "") == "argument":
+            wanted = [one.metavar or one.name for one in context.command.params if one.param_type_name == "argument"]
+            message = f"{message} of `{' '.join([path, *wanted])}`"
         link = " See" if message.endswith("?") else "; see"
         return f"{message}{link} '{path} --help'", int(usage.exit_code)
     if isinstance(error, OSError) and error.strerror:

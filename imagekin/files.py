@@ -17,11 +17,23 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from imagekin.errors import InvalidArgumentError
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 # Beginnings of the names of folders that are being made, that wait to be removed, and that others are taking the place
 # of. No collection, snapshot or cache has a name that begins with a dot.
 _NEW, _GONE, _OLD = ".new-", ".gone-", ".old-"
+
+
+def check_no_folder(path: Path) -> None:
+    """Check, before the work for a file begins, that no folder has its name.
+
+    Raises:
+        InvalidArgumentError: one has.
+    """
+    if path.is_dir():
+        raise InvalidArgumentError(f"{path} is a folder: name a file in it", field="out")
 
 
 def sync_file(path: Path) -> None:

@@ -12,7 +12,8 @@ from itertools import groupby
 from urllib.parse import urlsplit
 
 from imagekin.encoder.decoding.decode import DecodeLimits
-from imagekin.errors import InvalidArgumentError, NotFoundError
+from imagekin.encoder.decoding.formats import MISSING_EXTRAS
+from imagekin.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from imagekin.sources.containers import listed_parts, open_container, part_of
 from imagekin.sources.formats.file_list import FilesReader, ListReader, below
 from imagekin.sources.formats.folder import folder_listing
@@ -25,6 +26,7 @@ from imagekin.sources.places import LocalPlace, Place, RemotePlace, is_url
 from imagekin.sources.records import Record, Source, printable
 from imagekin.sources.remote import remote_listing
 from imagekin.sources.suffixes import splits_of_files
+from imagekin.version import install_command
 
 __all__ = ["JoinedReaders", "Record", "Source", "count_records", "open_source", "open_sources"]
 
@@ -144,9 +146,14 @@ def _file_part(place: Place, name: str, max_bytes: int, label_column: str | None
 
     Raises:
         InvalidArgumentError: it is no source.
+        FailedPreconditionError: it is an image of a format whose extra is not installed.
     """
     if is_image_name(place.name.lstrip(".")):
         return Part(_image_files([(place, name or place.name)], max_bytes))
+    if extra := MISSING_EXTRAS.get(os.path.splitext(place.name)[1].lower()):
+        raise FailedPreconditionError(
+            f"{place.shown}: reading it needs a package more: {install_command(extra)}", field="source"
+        )
     reader = open_container(place, max_bytes, label_column, repeatable=repeatable)
     if reader is None:
         raise InvalidArgumentError(

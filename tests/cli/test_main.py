@@ -115,7 +115,7 @@ def test_a_missing_extra_is_named_with_the_command_that_brings_it(
         (["search", "-c", "c", "-k", "0", "a.png"], 2, "'-k'"),
         (["health", "-a", "127.0.0.1:1"], 1, "is `imagekin serve` running there?"),
         (["index"], 2, "Missing argument 'COLLECTION'"),
-        (["index", "shop"], 2, "Missing argument 'SOURCE...'"),
+        (["index", "shop"], 2, "Missing argument 'SOURCE...' of `imagekin index COLLECTION SOURCE...`"),
         (["index", "shop", ".", "-d", "d"], 2, "give --model FILE"),
         (["index", "shop", "nowhere", "-m", "m.onnx", "-d", "d"], 1, "no file or folder nowhere"),
         (["index", "shop", ".", "-m", "m.onnx"], 2, "either --data-dir"),

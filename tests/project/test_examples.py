@@ -37,7 +37,8 @@ ELSEWHERE = {
 }
 # Blocks that cannot run here, by page and the beginning of their first line.
 NOT_RUN = {
-    ("docker.md", "mkdir -p data"): "needs Docker; tests/project/test_dockerfile.py reads the file",
+    ("docker.md", "mkdir -p data"): "needs Docker; tests/project/test_dockerfile.py reads the commands",
+    ("docker.md", "docker run"): "needs Docker; tests/project/test_dockerfile.py reads the commands",
     ("docker.md", "cp run/model.onnx"): "needs Docker; tests/project/test_compose.py checks the file",
     ("gpu.md", "pip install"): "needs a GPU",
     ("kubernetes.md", "kubectl create secret"): "needs a cluster; tests/project/test_deploy.py checks the manifests",

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from imagekin import files
 from imagekin.command_options import AsJson, with_options
 from imagekin.counting import counted
 from imagekin.training.adaptation.settings import AdaptSettings
@@ -40,6 +41,7 @@ def adapt_command(
     from imagekin.training.data.published import resolve_data
     from imagekin.training.data.storage import Storage
 
+    files.check_no_folder(out)
     logging.basicConfig(format="imagekin adapt: %(message)s", level=logging.WARNING, stream=sys.stderr)
     root = os.environ.get("IMAGEKIN_DATA_ROOT")
     spec = resolve_data(data, Path(root) if root else None)

@@ -13,6 +13,7 @@ Nothing here imports torch, so that a command can ask before it loads it.
 | MODULE:FUNCTION | the user's own: a function without arguments that returns a torch module |
 """
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,10 +70,11 @@ def find_name(text: str) -> Name:
     """Parse the name of an encoder; raises InvalidArgumentError when it has no source."""
     name = parse_name(text)
     if name is None:
-        near = "did you mean efficientnet-lite0? " if text.startswith("efficientnet") else ""
+        near = "did you mean efficientnet-lite0? " if difflib.get_close_matches(text, ["efficientnet-lite0"]) else ""
+        search = f"; `imagekin models '*{text}*'` looks for names" if text.isidentifier() else ""
         raise InvalidArgumentError(
             f"there is no encoder {text!r}; {near}name timm:NAME, torchvision:NAME, efficientnet-lite0, "
-            "hf-hub:OWNER/MODEL, a folder with config.json, MODULE:FUNCTION or a file FILE.onnx",
+            f"hf-hub:OWNER/MODEL, a folder with config.json, MODULE:FUNCTION or a file FILE.onnx{search}",
             field="encoder",
         )
     return name
