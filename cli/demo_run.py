@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+import imagekin
 from imagekin.cli.shared import console
 from imagekin.client.sync_client import Client
 from imagekin.counting import counted
@@ -156,7 +157,7 @@ def _command(arguments: Sequence[str]) -> list[str]:
 def _environment() -> dict[str, str]:
     """Return the environment without the user's settings, and with this program importable from any folder."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("IMAGEKIN_")}
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(Path(imagekin.__file__).resolve().parents[1])
     return kept | {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 

@@ -47,6 +47,14 @@ def test_it_has_no_torch_and_still_has_the_command(serving_python: Path, tmp_pat
         subprocess.run([command, *arguments], check=True, capture_output=True, cwd=tmp_path, timeout=60)
 
 
+def test_the_demo_starts_commands_of_it(serving_python: Path, tmp_path: Path) -> None:
+    code = "from imagekin.cli import demo_run; demo_run._imagekin('version', '--json')"
+    environment = {name: value for name, value in quiet_environment().items() if name != "PYTHONPATH"}
+    command = [str(serving_python), "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 APPLICATION = """
 import subprocess, sys, time
 from pathlib import Path
