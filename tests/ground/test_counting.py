@@ -13,6 +13,7 @@ from imagekin.counting import counted
         (2936, "image", "2,936 images"),
         (2, "class", "2 classes"),
         (2, "batch", "2 batches"),
+        (8, "epoch", "8 epochs"),
         (2, "copy", "2 copies"),
         (2, "key", "2 keys"),
         (1, "copy", "1 copy"),
