@@ -44,7 +44,7 @@ def test_what_suits_an_encoder_by_name_comes_from_the_encoder(tmp_path: Path) ->
     assert settings.preprocess() == Preprocess(224, 224, "crop", "bicubic", crop_fraction=0.875)
     assert settings.training_preprocess() == Preprocess(256, 256, "crop", "bicubic")
     assert (settings.view_side, settings.objective, settings.freeze_batchnorm) == (160, "joint", True)
-    assert (settings.freeze, settings.num_views, settings.sampler) == (3, 1, "pk")
+    assert (settings.freeze, settings.num_views, settings.sampler, settings.mining) == (3, 1, "pk", "semi-hard")
     fixed = resolve_settings("photos", tmp_path / "run", {"encoder": "timm:vit_tiny_patch16_224"}, resume=False)
     assert (fixed.image_size, fixed.view_side) == (224, 224)
     nothing_known = {"encoder": "efficientnet-lite0", "weights": Path(RANDOM)}
