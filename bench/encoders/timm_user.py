@@ -4,8 +4,8 @@
 
 Written as timm's own documentation has it, with what is known to suit a few thousand photos: crops and mirror images of
 five sevenths of the side that the model is judged at, label smoothing, AdamW whose rate falls by 0.75 a block,
-BatchNorm as it was, a cosine. As many epochs as fit into the CPU seconds, planned by the first steps' speed. Only how
-images are read and the model is built and written is this project's, so that it starts alike and is judged alike.
+BatchNorm as it was, a cosine over the CPU seconds that it is given. Only how images are read and the model is built and
+written is this project's, so that it starts alike and is judged alike.
 """
 
 import dataclasses
@@ -29,8 +29,10 @@ from imagekin.training.models.named import load_named
 from imagekin.training.models.names import find_name
 
 BATCH = 64
-TRIAL_STEPS = 5
 RATE = 1e-3
+WARMUP = 0.05
+"""Share of the time in which the rate rises to its peak; then it falls along half a cosine."""
+
 WRITING_SECONDS = 10.0
 """CPU seconds that are left for writing and checking the model."""
 
@@ -61,13 +63,13 @@ def main(train: str, out: str, name: str, side: str, cpu_seconds: str, seed: str
     )
     rates = [group["lr"] * group.get("lr_scale", 1.0) for group in optimiser.param_groups]
     criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
-    per_epoch = len(images) // BATCH
-    steps = per_epoch * 1000
-    step, began = 0, time.process_time()
-    while step < steps:
+    began = time.process_time()
+    seconds = float(cpu_seconds) - began - WRITING_SECONDS
+    steps, spent = 0, 0.0
+    while spent < 1:
         order = torch.randperm(len(images))
-        for rows in torch.split(order[: per_epoch * BATCH], BATCH):
-            share = min(step / per_epoch * 2, 1.0) * (1 + math.cos(math.pi * step / steps)) / 2
+        for rows in torch.split(order[: len(images) // BATCH * BATCH], BATCH):
+            share = min(spent / WARMUP, 1.0) * (1 + math.cos(math.pi * spent)) / 2
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * share
             planes = torch.from_numpy(images.pixels[rows.numpy()]).permute(0, 3, 1, 2)
@@ -75,14 +77,11 @@ def main(train: str, out: str, name: str, side: str, cpu_seconds: str, seed: str
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            step += 1
-            if step == TRIAL_STEPS:
-                a_step = (time.process_time() - began) / step
-                left = float(cpu_seconds) - time.process_time() - WRITING_SECONDS
-                steps = step + max(1, int(left / a_step))
-                print(f"{steps / per_epoch:.1f} epochs of {per_epoch} steps, {a_step:.2f} CPU seconds each", flush=True)
-            if step >= steps:
+            steps += 1
+            spent = (time.process_time() - began) / seconds
+            if spent >= 1:
                 break
+    print(f"{steps * BATCH / len(images):.1f} epochs", flush=True)
     model.reset_classifier(0)
     pixels = load_images(train, preprocess=judged.preprocess(), limit=1).pixels
     adopt_named(encoder, judged, lambda _: pixels[:64], Path(out))
