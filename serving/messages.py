@@ -68,6 +68,8 @@ def read_payload(text: str) -> CheckedPayload | None:
 
 def _write_payload(payload: Mapping[str, Any] | None) -> str:
     """Return a payload as JSON text, empty when there is none."""
+    if isinstance(payload, CheckedPayload):
+        return payload.text
     return "" if payload is None else json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
 
 

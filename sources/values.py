@@ -54,10 +54,11 @@ class CheckedPayload(Mapping[str, JSON]):
         text: the JSON text, as `payload_text` returns it.
     """
 
-    __slots__ = ("text",)
+    __slots__ = ("_found", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
+        self._found: dict[str, JSON] | None = None
 
     def __getitem__(self, name: str) -> JSON:
         return self._parsed()[name]
@@ -72,9 +73,13 @@ class CheckedPayload(Mapping[str, JSON]):
         """Return True, because an empty payload is none."""
         return True
 
+    def __repr__(self) -> str:
+        return repr(self._parsed())
+
     def _parsed(self) -> dict[str, JSON]:
-        parsed: dict[str, JSON] = json.loads(self.text)
-        return parsed
+        if self._found is None:
+            self._found = json.loads(self.text)
+        return self._found or {}
 
 
 def payload_text(value: Payload | None) -> str | None:

@@ -152,7 +152,7 @@ def read_undo(path: Path, collection: str) -> tuple[dict[str, tuple[str, str]], 
 def _whole(item: StoredItem, picture: Thumbnail | None) -> dict[str, Any]:
     return {
         "label": item.label,
-        "payload": item.payload,
+        "payload": None if item.payload is None else dict(item.payload),
         "content_hash": None if item.content_hash is None else item.content_hash.hex(),
         "vector": b64encode(np.asarray(item.vector, "<f4").tobytes()).decode(),
         "thumbnail": None if picture is None else b64encode(picture.jpeg).decode(),

@@ -182,7 +182,7 @@ def value_at(payload: Mapping[str, Any] | None, path: tuple[str, ...]) -> Any:
     """
     value: Any = payload
     for name in path:
-        if not isinstance(value, dict) or name not in value:
+        if not isinstance(value, (dict, Mapping)) or name not in value:
             return MISSING
         value = value[name]
     if type(value) is int and value not in _INT64:

@@ -19,6 +19,7 @@ from imagekin.encoder.decoding.thumbnail import checked_thumbnail
 from imagekin.errors import ImageError, InvalidArgumentError, NotFoundError
 from imagekin.index.local.thumbnails import check_size
 from imagekin.index.types import IndexedItem, VectorItem
+from imagekin.sources.values import payload_text
 from imagekin.types import Thumbnail, UpsertResult, Vector
 
 _ROWS_AT_ONCE = 4096
@@ -208,7 +209,7 @@ def _pixels(text: bytes) -> int:
 
 
 def _as_text(item: VectorItem) -> str | None:
-    return None if item.payload is None else json.dumps(item.payload, ensure_ascii=False)
+    return payload_text(item.payload)
 
 
 def _as_payload(text: str) -> Any:

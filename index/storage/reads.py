@@ -1,6 +1,5 @@
 """Read items from a collection's database; every row that is returned has passed its checksum."""
 
-import json
 import sqlite3
 from collections.abc import Sequence
 
@@ -19,15 +18,15 @@ _Joined = tuple[int, str, str | None, bytes | None, int, str | None, int, bytes]
 
 
 def read_items(
-    connection: sqlite3.Connection, keys: Sequence[str], dim: int, collection: str, *, parsed: bool = True
+    connection: sqlite3.Connection, keys: Sequence[str], dim: int, collection: str
 ) -> dict[str, IndexedItem]:
-    """Read the items of those of `keys` that exist; their payloads as text unless `parsed`."""
+    """Read the items of those of `keys` that exist."""
     rows = connection.execute(
         "SELECT i.sequence, key, label, content_hash, checksum, payload, payload_checksum, data"
         " FROM item i JOIN vector v USING (sequence) WHERE key IN (SELECT value FROM json_each(?))",
         (as_json(keys),),
     )
-    items = (_stored_item(row, dim, collection, parsed=parsed) for row in rows.fetchall())
+    items = (_stored_item(row, dim, collection) for row in rows.fetchall())
     return {item.key: item for item in items}
 
 
@@ -95,19 +94,14 @@ def read_payloads(connection: sqlite3.Connection, sequences: Sequence[int], coll
     }
 
 
-def decode_payload(text: str, checksum: int, key: str, collection: str, *, parsed: bool = True) -> Payload:
-    """Return a stored payload, as text unless `parsed`.
-
-    Raises:
-        DataLossError: it fails its checksum; the message names the item.
-    """
+def decode_payload(text: str, checksum: int, key: str, collection: str) -> CheckedPayload:
+    """Return a stored payload; raises DataLossError, naming the item, if it fails its checksum."""
     if payload_checksum(text) != checksum:
         raise DataLossError(f"collection {collection!r} is damaged: the payload of item {key!r} fails its checksum")
-    payload: Payload = json.loads(text) if parsed else CheckedPayload(text)
-    return payload
+    return CheckedPayload(text)
 
 
-def _stored_item(row: _Joined, dim: int, collection: str, *, parsed: bool = True) -> IndexedItem:
+def _stored_item(row: _Joined, dim: int, collection: str) -> IndexedItem:
     """Return the item of a joined row; raises DataLossError, naming the item, if it fails its checksum."""
     sequence, key, label, content_hash, checksum, payload, check, data = row
     intact = row_checksum(key.encode(), None if label is None else label.encode(), content_hash, data) == checksum
@@ -117,7 +111,7 @@ def _stored_item(row: _Joined, dim: int, collection: str, *, parsed: bool = True
         key,
         np.frombuffer(data, np.float32).copy(),
         label,
-        None if payload is None else decode_payload(payload, check, key, collection, parsed=parsed),
+        None if payload is None else decode_payload(payload, check, key, collection),
         content_hash,
         sequence,
     )

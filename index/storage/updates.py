@@ -34,7 +34,7 @@ def prepare(updates: Sequence[ItemUpdate]) -> dict[str, ItemUpdate]:
 
 def apply(transaction: Transaction, updates: dict[str, ItemUpdate], dim: int, collection: str) -> UpdateResult:
     """Write the updated items as new rows, with unchanged vectors."""
-    items = read_items(transaction.connection, list(updates), dim, collection, parsed=False)
+    items = read_items(transaction.connection, list(updates), dim, collection)
     rows, vectors = [], np.empty((len(items), dim), np.float32)
     for place, (key, item) in enumerate(items.items()):
         label = item.label if updates[key].label is None else updates[key].label

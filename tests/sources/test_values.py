@@ -2,13 +2,17 @@
 
 import gc
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from imagekin.errors import InvalidArgumentError
-from imagekin.serving.messages import read_payload
+from imagekin.index.local.catalog import Catalog
+from imagekin.index.types import VectorItem
+from imagekin.serving.messages import read_payload, write_item
 from imagekin.sources.values import CheckedPayload, payload_text
-from imagekin.types import JSON
+from imagekin.types import JSON, ItemUpdate
 
 
 def test_a_checked_payload_is_the_mapping_of_its_text() -> None:
@@ -26,6 +30,24 @@ def test_a_request_s_payloads_leave_no_objects_behind() -> None:
     held = [read_payload(text) for _ in range(20)]
     assert len(gc.get_objects()) - before < 1_000
     assert [dict(one or {})["7"] for one in held] == [[7]] * 20
+
+
+def test_stored_payloads_are_answered_as_text_and_equal_what_was_stored(tmp_path: Path) -> None:
+    payload: dict[str, JSON] = {str(number): [number] for number in range(1_000)}
+    with Catalog(tmp_path) as catalog:
+        shop = catalog.create("shop", space="s", dim=2)
+        shop.upsert([VectorItem(f"k{number}", np.eye(2, dtype=np.float32)[0], None, payload) for number in range(20)])
+        gc.collect()
+        before = len(gc.get_objects())
+        found = [item for item in shop.get([f"k{number}" for number in range(20)]) if item is not None]
+        texts = [write_item(item, with_vector=False).payload_json for item in found]
+        assert len(gc.get_objects()) - before < 1_000
+        assert texts == [payload_text(payload)] * 20
+        assert [item.payload for item in found] == [payload] * 20
+        shop.update([ItemUpdate("k0", label="new")])
+        (kept,) = shop.get(["k0"])
+        assert kept is not None
+        assert (kept.label, kept.payload) == ("new", payload)
 
 
 @pytest.mark.parametrize(
