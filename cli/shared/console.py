@@ -64,10 +64,11 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table: drawn by rich in a terminal, in aligned columns elsewhere."""
     if sys.stdout.isatty():
         from rich.console import Console
-        from rich.table import Table
+        from rich.table import Column, Table
         from rich.text import Text
 
-        table = Table(*headings)
+        # Cells that are too long go on in the next line: a key that is cut off names nothing.
+        table = Table(*(Column(heading, overflow="fold") for heading in headings))
         for row in rows:
             table.add_row(*map(Text, row))  # Text, because a key may look like markup
         Console().print(table)
