@@ -109,6 +109,8 @@ def _hint(message: str) -> str:
     if "Socket closed" in message:
         # The only sign of a server that requires TLS, or another certificate of the client.
         return "does it want TLS (--tls, or --ca FILE), or a client's certificate (--client-cert), or another one?"
+    if "http1.x server" in message:
+        return "this port speaks HTTP: give the one that `imagekin serve` has as --address, 50051 by default"
     if "Connection refused" in message:
         return "is `imagekin serve` running there? Without a server, give --data-dir, in Python Client.local"
     return "is `imagekin serve` running there?"

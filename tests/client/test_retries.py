@@ -89,3 +89,18 @@ def test_an_unreachable_server_is_tried_a_few_times_and_only_when_harmless(
 @pytest.mark.parametrize("error", [NotFoundError("no"), InvalidArgumentError("no"), ResourceExhaustedError("no")])
 def test_what_cannot_get_better_is_not_tried_again(error: ImagekinError) -> None:
     assert POLICY.delay(error, 1, idempotent=True, left=60.0) is None
+
+
+@pytest.mark.parametrize(
+    ("message", "hint"),
+    [
+        ("Failed to connect to remote host: Connection refused", "--data-dir"),
+        ("Failed parsing HTTP/2 (Trying to connect an http1.x server (HTTP status 404))", "this port speaks HTTP"),
+        ("Socket closed", "does it want TLS"),
+        ("Ssl handshake failed", "certificate is expired"),
+    ],
+)
+def test_a_server_that_cannot_be_reached_is_told_by_what_to_do(message: str, hint: str) -> None:
+    error = call_error("UNAVAILABLE", message, None, "host:1")
+    assert isinstance(error, UnavailableError)
+    assert hint in str(error)
