@@ -10,6 +10,7 @@ A text file is such a list when its name states a split and its lines name image
 import posixpath
 import re
 from collections.abc import Collection, Iterator
+from itertools import takewhile
 from typing import IO
 
 from imagekin.encoder.decoding.formats import IMAGE_SUFFIXES
@@ -22,7 +23,7 @@ NUMBERED_SPLITS, NUMBERED_PATHS = "train_test_split.txt", "images.txt"
 """The files of Caltech's birds: 0 (test) or 1 (train) by number, and paths by number."""
 
 _FILE = re.compile(rf"(.*?(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))}))(?:[\s,;]+(.*))?", re.IGNORECASE)
-_NUMBERS = re.compile(r"(?:\s+-?\d+(?:\.\d+)?)+$")
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _CLASS = re.compile(r"(?!-?[\d.]+$)\S+")
 # Splits of a name that says `train` and `val`: a list of both, beside which lists of each may lie.
 _BOTH = re.compile(r"train.?val", re.IGNORECASE)
@@ -67,7 +68,7 @@ def list_rows(file: IO[bytes]) -> Iterator[Row]:
         elif (found := _FILE.fullmatch(text)) is not None and found[2] and _CLASS.fullmatch(found[2]):
             yield Row(number, {"path": found[1], "label": found[2]})
         else:
-            yield Row(number, {"path": found[1] if found is not None else _NUMBERS.sub("", text)})
+            yield Row(number, {"path": found[1] if found is not None else _without_numbers(text)})
 
 
 def numbered_rows(splits: IO[bytes], paths: IO[bytes]) -> Iterator[Row]:
@@ -90,6 +91,13 @@ def _pairs(file: IO[bytes]) -> Iterator[tuple[str, str]]:
         number, _, rest = (line or "").strip().partition(" ")
         if number:
             yield number, rest.strip()
+
+
+def _without_numbers(text: str) -> str:
+    """Leave out the numbers at the end of a line, in time linear in its length: a hostile one is all numbers."""
+    cells = text.split()[1:]
+    numbers = sum(1 for _ in takewhile(_NUMBER.fullmatch, reversed(cells)))
+    return text.rsplit(None, numbers)[0]
 
 
 def _stated(path: str) -> NamedSplit | None:

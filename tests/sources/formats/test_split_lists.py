@@ -1,11 +1,12 @@
 """Text lists state splits; one that cannot be used is passed over with its reason, or refused when it is named."""
 
+import io
 from pathlib import Path
 
 import pytest
 
 from imagekin.errors import InvalidArgumentError
-from imagekin.sources.formats.split_lists import likely_lists
+from imagekin.sources.formats.split_lists import likely_lists, list_rows
 from imagekin.sources.open import open_source
 from tests.sources.pictures import tar_bytes, write_files
 
@@ -66,3 +67,10 @@ def test_lists_in_a_tar_archive_are_passed_over_with_what_to_do(tmp_path: Path) 
     assert reasons(tmp_path / "set.tar") == {
         "a table or list in a tar archive: unpack the archive, and its labels and splits are used"
     }
+
+
+def test_a_line_of_numbers_is_read_in_time_linear_in_its_length() -> None:
+    lines = b"cat/1 -2  0.5\n17\n" + b"dog" + b" 1" * 250_000 + b"x\n" + b"dog" + b" " * 500_000 + b"x\n"
+    paths = [row.values["path"] for row in list_rows(io.BytesIO(lines)) if not isinstance(row.values, str)]
+    assert paths[:2] == ["cat/1", "17"]
+    assert [len(str(path)) for path in paths[2:]] == [500_004, 500_004]
