@@ -88,7 +88,7 @@ class _ArrowRows:
 
     def batches(self, most: int, columns: Sequence[str], group: int | None = None) -> Iterator[Any]:
         """Yield record batches, see `Rows`."""
-        names = list(dict.fromkeys(name if name in self.schema.names else name.split(".")[0] for name in columns))
+        names = list(dict.fromkeys(name if name in self.schema.names else name.rpartition(".")[0] for name in columns))
         for batch in self._all():
             chosen = batch.select(names)
             chosen.validate(full=True)  # Arrow trusts offsets otherwise, and a damaged file would end the process

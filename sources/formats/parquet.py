@@ -167,8 +167,10 @@ class ParquetReader:
         names = self._columns
         if names.label is None and names.split is None:
             seen = 0
-            for batch in rows.batches(LOOK_AHEAD, [f"{names.data}.path"]):
-                for path in _values(batch.column(0).field("path")):
+            column = f"{names.data}.path"
+            # A column of that very name would be meant instead.
+            for batch in rows.batches(LOOK_AHEAD, [names.data if column in rows.schema.names else column]):
+                for path in _values(batch.column(names.data).field("path")):
                     yield path if isinstance(path, str) else Counted(Named(None, None), 1)
                 seen += batch.num_rows
                 if seen >= LOOK_AHEAD and not whole:
@@ -295,18 +297,27 @@ def _columns(rows: Rows, label_column: str | None) -> _Columns:
         label = label_column if label_column in fields else None
         key = None if key == label else key
     split = split_column(fields)
-    split = split if split and pa.types.is_string(fields[split]) else None
+    split = split if split and _is_text(fields[split]) else None
     digest = _HASH_COLUMN if _HASH_COLUMN in fields else None
-    plain = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_floating)
+    plain = (_is_text, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
     used = {data, key, label, split, digest}
     others = [
         name
         for name, kind in fields.items()
-        if name not in used and (name == PAYLOAD_COLUMN or pa.types.is_boolean(kind) or any(is_(kind) for is_ in plain))
+        if name not in used and (name == PAYLOAD_COLUMN or any(is_(kind) for is_ in plain))
     ]
     has_paths = pa.types.is_struct(fields[data]) and any(field.name == "path" for field in fields[data])
     classes = _class_names(features.get(label or "", {}))
-    return _Columns(data, dim, key, label, split, digest, tuple(others), classes, has_paths)
+    columns = _Columns(data, dim, key, label, split, digest, tuple(others), classes, has_paths)
+    if twice := [name for name in columns.all if rows.schema.names.count(name) > 1]:
+        raise SourceError(f"several of its columns are named {twice[0]!r}")
+    return columns
+
+
+def _is_text(kind: Any) -> bool:
+    """Return whether a column is of texts, be they numbered as in a column of categories."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _is_vector(kind: Any) -> bool:
@@ -317,7 +328,7 @@ def _is_vector(kind: Any) -> bool:
 def _is_image(kind: Any) -> bool:
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and _is_image(field.type) for field in kind)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def _dim(rows: Rows, name: str, kind: Any) -> int:
@@ -373,5 +384,6 @@ def _class_names(feature: dict[str, Any]) -> list[str] | None:
 
 
 def _hashable(label: Any) -> Any:
-    """Return the first of several labels of an image: an image has one."""
-    return next(iter(label), None) if isinstance(label, list) else label
+    """Return the first of several labels of an image: an image has one. Boxes and other structures are none."""
+    label = next(iter(label), None) if isinstance(label, list) else label
+    return None if isinstance(label, list | dict | tuple) else label

@@ -209,3 +209,45 @@ def test_a_column_that_the_user_names_has_the_labels(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "birds.parquet")
     records = list(open_source(tmp_path / "birds.parquet", label_from="column:species"))
     assert [(record.label, record.payload) for record in records] == [("owl", {"label": 0}), ("crow", {"label": 1})]
+
+
+def write_table(path: Path, table: Any) -> Path:
+    """Write a table as Parquet, or as the stream of batches that `datasets` saves."""
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".arrow", ".parquet"])
+def test_columns_may_have_any_types_and_names(tmp_path: Path, suffix: str) -> None:
+    images = [{"bytes": b"1", "path": "cat/1.png"}, {"bytes": b"2", "path": "dog/2.png"}]
+    # Names with dots, as robots' recordings have them; a member and a column of one name.
+    features = hub_metadata({"observation.image": {"_type": "Image"}})
+    for others in ({}, {"observation.image.path": ["x", "y"]}):
+        table = pa.table({"observation.image": images, **others}).replace_schema_metadata(features)
+        source = open_source(write_table(tmp_path / f"dots{suffix}", table))
+        assert source.plan.classes == {"cat": 1, "dog": 1}
+        assert [record.data for record in source] == [b"1", b"2"]
+    # What polars writes, and categories of pandas.
+    split = pa.array(["train", "test"])
+    for texts in (split.cast(pa.large_string()), split.cast(pa.string_view()), split.dictionary_encode()):
+        views = {"image": pa.array([b"1", b"2"], pa.binary_view()), "label": texts, "split": texts}
+        source = open_source(write_table(tmp_path / f"views{suffix}", pa.table(views)))
+        assert source.plan.splits == {"train": 1, "test": 1}
+        assert [(record.data, record.label, record.split) for record in source] == [
+            (b"1", "train", "train"),
+            (b"2", "test", "test"),
+        ]
+    # Boxes are no labels.
+    for labels in ([{"box": 1}, None], [[{"box": 1}], []], [[["a"]], None]):
+        source = open_source(
+            write_table(tmp_path / f"boxes{suffix}", pa.table({"image": [b"1", b"2"], "label": labels}))
+        )
+        assert not source.plan.classes
+        assert [(record.data, record.label) for record in source] == [(b"1", None), (b"2", None)]
+    twice = pa.table([pa.array([b"1"]), pa.array(["a"]), pa.array(["b"])], names=["image", "label", "label"])
+    (record,) = open_source(write_table(tmp_path / f"twice{suffix}", twice))
+    assert "several of its columns are named 'label'" in str(record.data)
