@@ -1,13 +1,15 @@
 """Answer for a collection that does not exist, with the name that was probably meant."""
 
 import difflib
+import heapq
 from collections.abc import Callable, Sequence
 from typing import Self
 
 from imagekin.errors import NotFoundError
 
-# Looking for a near name takes about 10 µs for each that there is.
-_MOST_COMPARED = 1_000
+# Counting the letters that two names share takes about 20 µs; comparing their order, up to 2 ms.
+_MOST_COUNTED = 1_000
+_MOST_COMPARED = 20
 
 
 class UnknownCollectionError(NotFoundError):
@@ -29,8 +31,19 @@ class UnknownCollectionError(NotFoundError):
 
     def suggesting(self, may_see: Callable[[str], bool] = lambda _: True) -> Self:
         """Return the error with the nearest name among the first thousand that the caller may see, if one is near."""
-        seen = [name for name in self._names if may_see(name)][:_MOST_COMPARED]
+        seen = [name for name in self._names if may_see(name)][:_MOST_COUNTED]
         copy = type(self)(self._name, (), self._advice)
-        if near := difflib.get_close_matches(self._name, seen, 1):
+        if near := difflib.get_close_matches(self._name, _most_alike(self._name, seen), 1):
             copy.args = (f"there is no collection {self._name!r}; did you mean {near[0]!r}?",)
         return copy
+
+
+def _most_alike(name: str, names: Sequence[str]) -> list[str]:
+    """Return those of `names` that share most letters with a name."""
+    matcher = difflib.SequenceMatcher(b=name)
+
+    def shared(other: str) -> float:
+        matcher.set_seq1(other)
+        return matcher.quick_ratio()
+
+    return heapq.nlargest(_MOST_COMPARED, names, key=shared)
