@@ -12,6 +12,18 @@ from numpy.typing import NDArray
 from imagekin import files
 from imagekin.errors import DataLossError
 
+# What NumPy and zipfile raise for the bytes of a damaged file; a flag of ZIP that Python does not know is one of them.
+_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -31,7 +43,7 @@ def read_arrays(path: Path, kinds: Mapping[str, type[np.generic]]) -> Arrays:
             found = {name: held[name] for name in kinds}
     except FileNotFoundError:
         raise
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGE as error:
         raise DataLossError(f"{path.name} is damaged ({error}): `imagekin map` makes it again") from None
     if any(found[name].dtype != kind for name, kind in kinds.items()):
         raise DataLossError(f"{path.name} is damaged: `imagekin map` makes it again")

@@ -96,7 +96,7 @@ def read(folder: Path) -> SavedMap | None:
         )
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise DataLossError(_DAMAGED) from None
     rows = saved.sequences.shape
     if saved.positions.shape != (*rows, 2) or not saved.keys.shape == saved.vectors.shape == rows or len(rows) != 1:

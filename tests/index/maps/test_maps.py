@@ -195,10 +195,14 @@ def test_a_damaged_map_is_left_out_of_snapshots_and_of_what_is_restored_with_a_w
     assert catalog.restore(taken.name, "copy").count == GROUPS * EACH
     assert "`imagekin map copy` makes it again" in caplog.text
     assert saved.read(tmp_path / "collections/copy") is None
-    (tmp_path / "collections/groups" / saved.FILE).write_bytes(b"damage")
-    caplog.clear()
-    assert not catalog.snapshot("groups").map_sha256
-    assert "`imagekin map groups` makes it again" in caplog.text
+    file = tmp_path / "collections/groups" / saved.FILE
+    unknown_to_zip = bytearray(file.read_bytes())
+    unknown_to_zip[unknown_to_zip.find(b"PK\1\2") + 6] = 250  # the version that it takes to unpack
+    for damage in (b"damage", bytes(unknown_to_zip)):
+        file.write_bytes(damage)
+        caplog.clear()
+        assert not catalog.snapshot("groups").map_sha256
+        assert "`imagekin map groups` makes it again" in caplog.text
 
 
 def test_a_damaged_map_is_found_and_made_again(groups: LocalCollection, catalog: Catalog, tmp_path: Path) -> None:
