@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import re
 from collections.abc import Mapping
 
 from starlette.requests import Request
@@ -9,6 +10,8 @@ from starlette.responses import Response
 
 _CHECKED = {"cache-control": "no-cache", "vary": "accept-encoding"}
 _WEAK = "W/"
+# The weight of what the caller does not take (RFC 9110, 12.4.2).
+_NEVER = re.compile(r"q=0(\.0*)?")
 
 
 class FixedAnswer:
@@ -48,4 +51,8 @@ def has_already(request: Request, tag: str) -> bool:
 
 def takes_gzip(request: Request) -> bool:
     """Return whether the caller can unpack gzip."""
-    return "gzip" in request.headers.get("accept-encoding", "")
+    for one in request.headers.get("accept-encoding", "").lower().split(","):
+        name, _, weight = one.partition(";")
+        if name.strip() == "gzip":
+            return _NEVER.fullmatch(weight.strip()) is None
+    return False

@@ -1,6 +1,7 @@
 """Answer with a collection's map as a browser draws it: a short JSON object, then the positions, then the codes."""
 
 import hashlib
+import re
 import struct
 import time
 from typing import cast
@@ -24,6 +25,8 @@ from imagekin.v1 import collections_pb2 as pb
 PATH = "/v1/collections/{collection}/map/points"
 METHOD = "/imagekin.v1.Collections/GetMap"
 _KEPT = "private, no-cache"
+# No other form may pass: the map is left out of the answer to who has it, which `has_already` must then make a 304.
+_TAG = re.compile(r'(?:W/)?"(?P<mark>[^/"]*)/(?P<version>[^"]*)"')
 
 
 def points_route(calls: Calls) -> BaseRoute:
@@ -39,8 +42,8 @@ def points_route(calls: Calls) -> BaseRoute:
                 raise InvalidArgumentError("give a field, and nothing else", field="field")
             field = fields[0] if fields else ""
             # The tag is the version, with a hash of the field in front.
-            mark, _, version = headers.get("if-none-match", "").removeprefix("W/").strip('"').partition("/")
-            known = version if mark == _mark(field) else ""
+            given = _TAG.fullmatch(headers.get("if-none-match", ""))
+            known = given["version"] if given is not None and given["mark"] == _mark(field) else ""
             collection = request.path_params["collection"]
             return Body(pb.GetMapRequest(collection=collection, field=field, known_version=known), 0)
 

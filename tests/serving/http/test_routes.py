@@ -237,6 +237,8 @@ def test_what_a_path_describes_is_sent_once_and_packed(call: Caller) -> None:
         packed = call("GET", path, headers={"accept-encoding": "gzip"})
         assert gzip.decompress(packed.body) == plain.body
         assert len(packed.body) < len(plain.body) / 2
+        for refusing in ("gzip;q=0", "br, gzip; q=0.000", "identity"):
+            assert call("GET", path, headers={"accept-encoding": refusing}).body == plain.body
         # One tag for other bytes may be weak only, and a cache must keep the two apart.
         assert packed.headers["etag"] == plain.headers["etag"]
         assert plain.headers["etag"].startswith('W/"')
