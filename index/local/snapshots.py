@@ -17,7 +17,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from imagekin import files
@@ -131,7 +131,7 @@ def all_snapshots(folder: Path) -> list[SnapshotDescription]:
     found = []
     for path in folder.glob(f"[a-z0-9]*/[0-9]*/{_DESCRIPTION}"):
         with contextlib.suppress(OSError, ValueError, TypeError):
-            found.append(SnapshotDescription(**json.loads(path.read_text(encoding="utf-8"))))
+            found.append(_described(path.parent))
     return sorted(found, key=lambda info: (info.created_at, info.name))
 
 
@@ -155,9 +155,15 @@ def find(folder: Path, name: str) -> SnapshotDescription:
             field="snapshot",
         )
     try:
-        return SnapshotDescription(**json.loads((folder / name / _DESCRIPTION).read_text(encoding="utf-8")))
+        return _described(folder / name)
     except (OSError, ValueError, TypeError):
         raise NotFoundError(f"there is no snapshot {name[:200]!r}: see `imagekin collection snapshots`") from None
+
+
+def _described(folder: Path) -> SnapshotDescription:
+    """Read the description of a snapshot, and name it by its folder, which may have been renamed since."""
+    said = SnapshotDescription(**json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8")))
+    return replace(said, name=f"{folder.parent.name}/{folder.name}", created_at=float(said.created_at))
 
 
 def put_back(folder: Path, info: SnapshotDescription, target: Path) -> bool:

@@ -334,6 +334,10 @@ def test_a_collections_name_stands_for_its_latest_snapshot(data: Path) -> None:
         assert catalog.restore("shop", replace=True).count == latest.count
         with pytest.raises(NotFoundError, match="no snapshot of 'shoq'"):
             catalog.restore("shoq", "then")
+        # A folder of snapshots that was put aside by hand is listed and restored under its new name.
+        (data / "snapshots" / "shop").rename(data / "snapshots" / "shoq")
+        assert {one.name.partition("/")[0] for one in catalog.snapshots()} == {"shoq"}
+        assert catalog.restore("shoq", "aside").count == latest.count
 
 
 def test_what_a_killed_snapshot_left_is_removed(data: Path) -> None:
