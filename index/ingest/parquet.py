@@ -215,7 +215,7 @@ def _as_text(item: VectorItem) -> str | None:
 def _as_payload(text: str) -> Any:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise InvalidArgumentError(f"the payload {text[:80]!r} is no JSON object", field="payload")

@@ -334,7 +334,6 @@ def test_a_collections_name_stands_for_its_latest_snapshot(data: Path) -> None:
         assert catalog.restore("shop", replace=True).count == latest.count
         with pytest.raises(NotFoundError, match="no snapshot of 'shoq'"):
             catalog.restore("shoq", "then")
-        # A folder of snapshots that was put aside by hand is listed and restored under its new name.
         (data / "snapshots" / "shop").rename(data / "snapshots" / "shoq")
         assert {one.name.partition("/")[0] for one in catalog.snapshots()} == {"shoq"}
         assert catalog.restore("shoq", "aside").count == latest.count
@@ -395,6 +394,7 @@ def test_what_is_no_parquet_of_items_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="fixed_size_list"):
         ParquetItems(path)
     vectors = pa.FixedSizeListArray.from_arrays(pa.array([1.0, 2.0]), 2)
-    pq.write_table(pa.table({"key": ["a"], "vector": vectors, "payload": ["[1]"]}), path)
-    with pytest.raises(InvalidArgumentError, match="JSON object"):
-        list(ParquetItems(path))
+    for payload in ("[1]", "[" * 100_000):
+        pq.write_table(pa.table({"key": ["a"], "vector": vectors, "payload": [payload]}), path)
+        with pytest.raises(InvalidArgumentError, match="JSON object"):
+            list(ParquetItems(path))

@@ -55,6 +55,9 @@ def test_the_form_of_the_hugging_face_hub(tmp_path: Path) -> None:
         ("x.parquet/0", b"1", "dog"),
         ("x.parquet/1", b"2", "cat"),
     ]
+    # Metadata that cannot be read describe nothing.
+    path = write(tmp_path / "x.parquet", columns, {b"huggingface": b"[" * 100_000})
+    assert [record.label for record in open_source(path)] == ["1", "0"]
 
 
 @pytest.mark.parametrize("fixed", [True, False])
