@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -359,9 +360,15 @@ def _vectors(column: Any, dim: int) -> list[bytes | Vector | str | ImagekinError
 
 
 def _values(column: Any) -> list[Any]:
-    """Return a column's values; bytes of texts that are not UTF-8 become lone surrogates, as in file names."""
+    """Return a column's values; bytes of texts that are not UTF-8 become lone surrogates, as in file names.
+
+    A number that is not one (NaN) becomes None: it stands for a missing one.
+    """
     try:
-        return list(column.to_pylist())
+        values = list(column.to_pylist())
+        if pa.types.is_floating(column.type):
+            return [None if value is None or math.isnan(value) else value for value in values]
+        return values
     except UnicodeDecodeError:
         raw = column.cast(pa.large_binary()).to_pylist()
         return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]

@@ -244,6 +244,9 @@ def test_columns_may_have_any_types_and_names(tmp_path: Path, suffix: str) -> No
             (b"1", "train", "train"),
             (b"2", "test", "test"),
         ]
+    numbers = pa.table({"image": [b"1", b"2"], "price": [float("nan"), 1.5]})
+    source = open_source(write_table(tmp_path / f"numbers{suffix}", numbers))
+    assert [(record.data, record.payload) for record in source] == [(b"1", None), (b"2", {"price": 1.5})]
     # Boxes are no labels.
     for labels in ([{"box": 1}, None], [[{"box": 1}], []], [[["a"]], None]):
         source = open_source(
