@@ -4,6 +4,7 @@ Neither library is imported: what is given has been made by it, and is known by 
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 
 from imagekin import files
 from imagekin.client.image_inputs import image_bytes
+from imagekin.counting import counted
 from imagekin.errors import FailedPreconditionError, InvalidArgumentError
 from imagekin.types import ImageLike, Item
 from imagekin.version import install_command
@@ -48,6 +50,10 @@ def items_of(
         raise InvalidArgumentError("give the data set itself, not a DataLoader of batches: loader.dataset")
     if hasattr(dataset, "cast_column"):
         return _from_columns(dataset, image, label, key, classes)
+    if image or label or (key and isinstance(key, str)):
+        raise InvalidArgumentError(
+            "only data sets of datasets have columns: leave image and label out, and give a function as key"
+        )
     return _from_members(dataset, key if callable(key) else str, classes or _class_names(dataset))
 
 
@@ -104,7 +110,7 @@ def _from_columns(
         stored = row.pop(image) or {}
         name = _label(row.pop(label, None), classes)
         own = str(row.pop(key)) if isinstance(key, str) and key else key(number) if callable(key) else str(number)
-        payload = {column: value for column, value in row.items() if isinstance(value, str | int | float | bool)}
+        payload = {column: value for column, value in row.items() if _is_plain(value)}
         yield Item(own, image=stored.get("bytes") or stored.get("path"), label=name, payload=payload or None)
 
 
@@ -116,6 +122,11 @@ def _from_members(dataset: Any, key: Callable[[int], str], classes: Sequence[str
     for number, member in enumerate(members):
         image, label = (*member, None)[:2] if isinstance(member, tuple | list) else (member, None)
         yield Item(key(number), image=_picture(image), label=_label(label, classes))
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a value can be in a payload; one that is not a number (NaN) stands for a missing one."""
+    return isinstance(value, str | int | float | bool) and not (isinstance(value, float) and math.isnan(value))
 
 
 def _names(feature: Any) -> Sequence[str]:
@@ -142,14 +153,18 @@ def _label(label: Any, classes: Sequence[str]) -> str | None:
         raise InvalidArgumentError(f"a label is a text or a whole number, this one is {type(label).__name__}")
     if number < 0:
         return None
+    if classes and number >= len(classes):
+        raise InvalidArgumentError(f"the label {number} has no name: there are {counted(len(classes), 'class')}")
     return str(classes[number]) if classes else str(number)
 
 
 def _picture(image: Any) -> ImageLike:
     """Return an image as the client takes it; of a tensor, its pixels as uint8 [H, W, C]."""
+    if image is None or isinstance(image, Mapping):
+        raise InvalidArgumentError("a member of a data set is an image, or a pair of an image and a label")
     if not hasattr(image, "permute"):
         return image  # type: ignore[no-any-return]
-    pixels = np.asarray(image.detach().cpu())
+    pixels = np.asarray((image.float() if image.is_floating_point() else image).detach().cpu())
     pixels = pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels
     if np.issubdtype(pixels.dtype, np.floating):
         if pixels.size and not 0 <= pixels.min() <= pixels.max() <= 1:

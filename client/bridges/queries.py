@@ -1,7 +1,6 @@
 """Search by a retriever's query, and say in words which images were found; shared by the retrievers."""
 
 import base64
-import binascii
 import http.client
 import json
 import os
@@ -83,7 +82,7 @@ def _inline(url: str) -> bytes:
     try:
         if head.endswith(";base64"):
             return base64.b64decode(data, validate=True)
-    except binascii.Error:
+    except ValueError:  # also of letters that are not ASCII
         pass
     raise ImageError("the query's data: URL holds no base64")
 

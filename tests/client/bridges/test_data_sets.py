@@ -32,7 +32,7 @@ def hugging_face_set() -> Any:
     columns = {
         "scan": [{"bytes": file, "path": None} for file in files],
         "breed": [0, 1, 0, None],
-        "price": [0.0, 1.0, 2.0, None],
+        "price": [0.0, 1.0, float("nan"), None],
         "name": [f"n{number}" for number in range(4)],
         "box": [[1.0, 2.0]] * 4,
     }
@@ -53,6 +53,7 @@ def test_a_data_set_of_hugging_face_keeps_files_classes_and_columns() -> None:
         assert [one.label for one in items] == ["cat", "dog", "cat", None]
         assert [one.key for one in items] == ["0", "1", "2", "3"]
         assert items[1].payload == {"price": 1.0, "name": "n1"}
+        assert items[2].payload == {"name": "n2"}
         assert items[1].image == picture(BLUE, 1, format="JPEG")
     assert [one.key for one in items_of(dataset, key="name")] == ["n0", "n1", "n2", "n3"]
     assert next(items_of(dataset, label="name", key=lambda number: f"hub/{number}")).label == "n0"
@@ -125,6 +126,15 @@ def test_a_data_set_of_torch_gives_pictures_or_tensors_with_labels() -> None:
     for label in (0.5, torch.tensor([0, 1])):
         with pytest.raises(InvalidArgumentError, match="a text or a whole number"):
             list(items_of(Pairs([(whole, label)])))
+    (brain,) = items_of([torch.ones(3, 8, 8, dtype=torch.bfloat16)])
+    assert np.all(brain.image == 255)
+    for mistaken, options, problem in (
+        ([(torch.ones(3, 8, 8), 2)], {"classes": ["cat", "dog"]}, "the label 2 has no name"),
+        ([{"image": torch.ones(3, 8, 8)}], {}, "a pair of an image and a label"),
+        ([torch.ones(3, 8, 8)], {"key": "id"}, "only data sets of datasets have columns"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=problem):
+            list(items_of(mistaken, **options))
     with pytest.raises(InvalidArgumentError, match=r"loader\.dataset"):
         list(items_of(torch.utils.data.DataLoader(dataset)))
     with pytest.raises(InvalidArgumentError, match="no data set"):

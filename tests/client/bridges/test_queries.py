@@ -65,6 +65,7 @@ def test_what_is_no_image_is_said_in_a_line(client: Client, folder: Path, addres
         ("none.png", "image", NotFoundError),
         (7, "image", InvalidArgumentError),
         ("data:image/png;base64,_", "image", ImageError),
+        ("data:image/png;base64,é", "data", ImageError),
         ("data:image/png,plain", "data", ImageError),
         (f"{address}/none.png", "image", UnavailableError),
         (str(folder / "photos" / KEY), "data", InvalidArgumentError),
