@@ -313,7 +313,8 @@ class TrainSettings:
         _require(bool(self.data), "data", "name the images to train on")
         check(self)
         divides = self.sampler != "pk" or self.batch_size % self.images_per_class == 0
-        _require(divides, "batch_size", f"must be a multiple of --images-per-class {self.images_per_class}")
+        smaller = f"must be a multiple of --images-per-class {self.images_per_class}, or give --sampler shuffle"
+        _require(divides, "batch_size", smaller)
         whole = self.crop_from == 0 or self.crop_from >= self.view_side
         _require(whole, "crop_from", "must be at least the side of the views")
         _require(self.view_size == 0 or self.view_size >= 8, "view_size", "must be 0 or at least 8")

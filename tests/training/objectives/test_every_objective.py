@@ -150,7 +150,10 @@ def test_options_of_the_objectives_work_in_a_run_and_over_a_stop(
     ("changes", "message"),
     [
         ({"sampler": "magic"}, "--sampler must be one of shuffle, pk"),
-        ({"sampler": "pk", "batch_size": 10, "images_per_class": 4}, "--batch-size must be a multiple"),
+        (
+            {"sampler": "pk", "batch_size": 10, "images_per_class": 4},
+            "--batch-size must be a multiple of .* or give --sampler shuffle",
+        ),
         ({"label_smoothing": 1.0}, "--label-smoothing must be at least 0 and below 1"),
         ({"ema": 1.0}, "--ema must be"),
         ({"distillation": 1.5}, "--distillation must be from 0 to 1"),
