@@ -4,6 +4,7 @@ import codecs
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, cast
@@ -119,7 +120,8 @@ def _cell(name: str, text: str) -> JSON:
         value = json.loads(text)
     except ValueError:
         return text
-    return value if isinstance(value, (bool, int, float)) else text
+    # A name such as 12e4567 is a number that no float holds.
+    return value if isinstance(value, (bool, int, float)) and value not in (math.inf, -math.inf) else text
 
 
 def _decoded(line: str) -> str:

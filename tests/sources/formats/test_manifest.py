@@ -33,6 +33,11 @@ def test_csv_columns_give_path_label_payload_and_key(tmp_path: Path) -> None:
     ]
 
 
+def test_a_name_that_reads_as_a_number_beyond_all_floats_is_text(tmp_path: Path) -> None:
+    path = manifest(tmp_path, "m.csv", "path,label,camera\ncat/1.JPG,a,12e4567\na.jpg,b,-1e999\n")
+    assert [record.payload for record in open_source(path)] == [{"camera": "12e4567"}, {"camera": "-1e999"}]
+
+
 def test_jsonl_rows_give_the_same(tmp_path: Path) -> None:
     rows = [{"file_name": "cat/1.JPG", "label": 7, "price": "10"}, {"path": "a.jpg", "payload": {"x": None}}]
     path = manifest(tmp_path, "m.jsonl", "\n".join(map(json.dumps, rows)) + "\n\n")
