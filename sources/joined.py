@@ -174,7 +174,8 @@ class JoinedReaders:
         for part, (own, count, _, folder) in told:
             split = own.split or part.split or folders(joined(part.path, f"{folder}/")).split
             counts[Named(own.label if self._rule.asks_tables else None, split)] += count
-        if self._rule.column is not None and is_whole and seen and not any(one.origin for _, one in told):
+        has_images = bool(seen) or any(one.images for _, one in told)
+        if self._rule.column is not None and is_whole and has_images and not any(one.origin for _, one in told):
             raise InvalidArgumentError(
                 f"--label-from {self._rule.source}: no table of these images has a column"
                 f" {self._rule.column!r}; name one of its header, with the case that it has there",

@@ -212,6 +212,10 @@ def test_a_column_that_the_user_names_has_the_labels(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "birds.parquet")
     records = list(open_source(tmp_path / "birds.parquet", label_from="column:species"))
     assert [(record.label, record.payload) for record in records] == [("owl", {"label": 0}), ("crow", {"label": 1})]
+    with pytest.raises(InvalidArgumentError, match="has a column 'Species'"):
+        _ = open_source(tmp_path / "birds.parquet", label_from="column:Species").plan
+    pq.write_table(table.slice(0, 0), tmp_path / "none.parquet")
+    assert not open_source(tmp_path / "none.parquet", label_from="column:Species").plan.classes
 
 
 def write_table(path: Path, table: Any) -> Path:
