@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     import onnx
 
 _CALIBRATION_BATCH = 16
+_CALIBRATION_PIXELS = _CALIBRATION_BATCH * 224 * 224
+"""Most pixels of a batch.
+
+All values between layers are kept until their ranges are known, and those of attention grow with the square of the
+number of an image's pixels.
+"""
 _LAYERS = frozenset({"Conv", "MatMul", "Gemm"})
 # Nodes that are integer as well, between integer layers. This avoids conversions back and forth, and ranges that the
 # next node cuts down: a convolution's output is many times wider before ReLU6, a Clip, than after it.
@@ -163,11 +169,12 @@ def _float_nodes(model: "onnx.ModelProto", share: float) -> list[str]:
 def _reader(pixels: NDArray[np.uint8]) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
+    count = min(_CALIBRATION_BATCH, max(1, _CALIBRATION_PIXELS // (pixels.shape[1] * pixels.shape[2])))
+
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
             self._batches: Iterator[dict[str, NDArray[np.uint8]]] = iter(
-                {PIXELS: pixels[start : start + _CALIBRATION_BATCH]}
-                for start in range(0, len(pixels), _CALIBRATION_BATCH)
+                {PIXELS: pixels[start : start + count]} for start in range(0, len(pixels), count)
             )
 
         def get_next(self) -> dict[str, NDArray[np.uint8]] | None:

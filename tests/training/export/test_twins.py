@@ -127,6 +127,13 @@ def test_what_relu6_cuts_off_takes_no_room_in_eight_bits(tmp_path: Path) -> None
     assert (both[0] * both[1]).sum(1).min() > 0.999
 
 
+@pytest.mark.parametrize(("side", "most"), [(64, 16), (224, 16), (518, 2), (1500, 1)])
+def test_large_images_are_calibrated_few_at_a_time(side: int, most: int) -> None:
+    reader = quantise._reader(np.zeros((20, side, side, 3), np.uint8))
+    batches = [len(batch["pixels"]) for batch in iter(reader.get_next, None)]
+    assert (max(batches), sum(batches)) == (most, 20)
+
+
 def test_pooling_behind_the_first_layer_stays_in_float(tmp_path: Path) -> None:
     """In front of a conversion to int8 ONNX Runtime would pool bytes, which takes it twenty times as long."""
     path = export(Pooled(), tmp_path / "pooled.onnx")
