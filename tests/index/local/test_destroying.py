@@ -2,6 +2,7 @@
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from imagekin.index.filters.conditions import AnyOf, Comparison, Not, Operator
 from imagekin.index.filters.parser import parse
 from imagekin.index.local.catalog import Catalog
 from imagekin.index.open import open_collections
+from imagekin.index.storage import reads
 from imagekin.index.types import VectorItem
 
 COUNT, DIM, LABELS = 3000, 8, 7
@@ -53,6 +55,26 @@ def test_a_filter_deletes_what_matches_in_the_database(data: Path, column: str, 
     with Catalog(data) as catalog:
         left = {item.key for item in catalog.open("shop").items()}
     assert left == all_keys - matching
+
+
+def test_items_that_are_written_while_matching_ones_are_looked_for_are_deleted_too(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_rows, late = reads.check_rows, np.ones(DIM, np.float32)
+    with Catalog(data) as catalog:
+        shop = catalog.open("shop")
+
+        def written_meanwhile(*arguments: Any) -> None:
+            check_rows(*arguments)
+            # A new item that matches, one that matches no more, and one that was written anew and still does.
+            shop.upsert([VectorItem("late", late, "l0"), VectorItem("k0", late, "l1"), VectorItem("k7", late, "l0")])
+
+        monkeypatch.setattr(reads, "check_rows", written_meanwhile)
+        before = shop.count(parse('label = "l0"'))
+        assert shop.delete_matching(parse('label = "l0"')).deleted == before
+        assert shop.get(["late", "k7"]) == [None, None]
+        assert shop.get(["k0"]) != [None]
+        assert shop.count() == COUNT + 1 - before
 
 
 def test_a_command_does_not_rely_on_a_damaged_segment(data: Path) -> None:
