@@ -109,7 +109,7 @@ def fine_tuning(base: TrainSettings, image_size: int = 0) -> TrainSettings:
         sampler="pk" if base.objective in _COMPARE_CLASSES else "shuffle",
         projection_dim=0 if labelled else 128,
         label_smoothing=0.1,
-        # The hardest triplets make the embedding collapse: a third of the accuracy on Omniglot, see `bench/RESULTS.md`.
+        # The hardest triplets make the embedding collapse, see `bench/RESULTS.md`, "The first day".
         mining="semi-hard",
     )
     return _fair_views(settings, base.objective)
