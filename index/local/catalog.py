@@ -323,7 +323,7 @@ class Catalog:
         if not (folder / DATABASE).is_file():
             if folder.is_dir():
                 raise DataLossError(f"collection {name!r} is damaged: its database is missing")
-            raise UnknownCollectionError(name, self.names())
+            raise UnknownCollectionError.of(name, self.names())
         return folder
 
     def _check_free(self, name: str, replace: bool) -> None:

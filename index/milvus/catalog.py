@@ -166,7 +166,7 @@ class MilvusCatalog:
         """Return a collection's name in Milvus, its space, its dimension, its time of creation and its id."""
         table = _table(validation.collection_name(name))
         if not self._connection.call("has_collection", table):
-            raise UnknownCollectionError(name, self.names(), "check the store's address")
+            raise UnknownCollectionError.of(name, self.names(), "check the store's address")
         found = self._connection.call("describe_collection", table).get("properties", {})
         try:
             if found["imagekin.version"] != _VERSION:

@@ -18,6 +18,6 @@ def test_few_of_a_thousand_names_alike_are_compared_letter_by_letter(monkeypatch
 
     monkeypatch.setattr(difflib.SequenceMatcher, "ratio", counted)
     names = [f"{'a' * 50}-{number:05d}" for number in range(1_000)]
-    error = UnknownCollectionError(f"{'a' * 50}-00678x", names).suggesting()
+    error = UnknownCollectionError.of(f"{'a' * 50}-00678x", names).suggesting()
     assert str(error).endswith(f"did you mean '{'a' * 50}-00678'?")
     assert 0 < compared < 100
