@@ -13,7 +13,7 @@ from imagekin.sources.formats import zip as zip_archives
 from imagekin.sources.formats.file_list import FilesReader, Listing
 from imagekin.sources.formats.labelling import is_table_name, labelling_tables, listed_in
 from imagekin.sources.formats.manifest import ManifestReader
-from imagekin.sources.formats.split_lists import LIST_SUFFIX, is_split_list
+from imagekin.sources.formats.split_lists import is_split_list
 from imagekin.sources.formats.tar import TarReader
 from imagekin.sources.formats.tar_members import BLOCK_BYTES, is_tar
 from imagekin.sources.ignored import (
@@ -35,6 +35,7 @@ from imagekin.sources.records import Record, SourceError, VectorInfo, record_of
 from imagekin.sources.splits import Split
 from imagekin.sources.suffixes import (
     ARCHIVE_SUFFIXES,
+    LIST_SUFFIX,
     MANIFEST_SUFFIXES,
     PARQUET_SUFFIXES,
     TAR_SUFFIXES,

@@ -1,4 +1,4 @@
-"""The suffixes of archives and tables, and the splits that their names state."""
+"""The suffixes of archives, tables and lists, and the splits that their names state."""
 
 import posixpath
 
@@ -11,6 +11,7 @@ ARROW_SUFFIXES = (".arrow",)
 PARQUET_SUFFIXES = (".parquet", ".pq", *ARROW_SUFFIXES)
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 MANIFEST_SUFFIXES = (*TABLE_SUFFIXES, ".json")
+LIST_SUFFIX = ".txt"
 
 
 def splits_of_files(names: list[str]) -> dict[str, Split]:
@@ -25,7 +26,7 @@ def splits_of_files(names: list[str]) -> dict[str, Split]:
 
 def stem_of(name: str) -> str:
     """Return a file's name without the suffix of an archive, a table or a list."""
-    suffixes = (*ARCHIVE_SUFFIXES, *PARQUET_SUFFIXES, *MANIFEST_SUFFIXES, ".txt")
+    suffixes = (*ARCHIVE_SUFFIXES, *PARQUET_SUFFIXES, *MANIFEST_SUFFIXES, LIST_SUFFIX)
     return next(
         (name[: -len(end)] for end in sorted(suffixes, key=len, reverse=True) if name.lower().endswith(end)), name
     )

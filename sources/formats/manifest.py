@@ -14,7 +14,7 @@ from imagekin.encoder.decoding.formats import IMAGE_SUFFIXES
 from imagekin.errors import InvalidArgumentError
 from imagekin.sources.formats.annotations import json_rows
 from imagekin.sources.formats.csv_rows import csv_rows
-from imagekin.sources.formats.split_lists import LIST_SUFFIX, NUMBERED_PATHS, NUMBERED_SPLITS, list_rows, numbered_rows
+from imagekin.sources.formats.split_lists import NUMBERED_PATHS, NUMBERED_SPLITS, list_rows, numbered_rows
 from imagekin.sources.formats.table_paths import Beside, LocalFiles, PathTemplate, find_template
 from imagekin.sources.formats.table_rows import (
     KEY_COLUMNS,
@@ -36,6 +36,7 @@ from imagekin.sources.labels import LOOK_AHEAD, Named
 from imagekin.sources.pieces import Counted, ImageFile, Naming, Piece, Placed, Surveyed
 from imagekin.sources.places import LocalPlace, Place, is_url
 from imagekin.sources.records import RowError, SourceError, printable, record_of
+from imagekin.sources.suffixes import LIST_SUFFIX
 from imagekin.types import JSON
 
 _CSV_SUFFIXES = (".csv", ".tsv")

@@ -17,8 +17,8 @@ from imagekin.encoder.decoding.formats import IMAGE_SUFFIXES
 from imagekin.sources.formats.table_rows import Row, path_column
 from imagekin.sources.formats.text_lines import read_lines
 from imagekin.sources.splits import NamedSplit, split_of
+from imagekin.sources.suffixes import LIST_SUFFIX
 
-LIST_SUFFIX = ".txt"
 NUMBERED_SPLITS, NUMBERED_PATHS = "train_test_split.txt", "images.txt"
 """The files of Caltech's birds: 0 (test) or 1 (train) by number, and paths by number."""
 
