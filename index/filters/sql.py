@@ -60,7 +60,7 @@ def matching_rows(
     )
     while page := rows.fetchmany(_ROWS_AT_ONCE):
         for sequence, key, label, text, checksum in page:
-            payload = None if text is None else dict(decode_payload(text, checksum, key, collection))
+            payload = None if text is None else decode_payload(text, checksum, key, collection)
             if matches(condition, key, label, payload):
                 yield sequence, key
 

@@ -58,7 +58,7 @@ def items_table(
     columns = [
         pa.array([item.key for item in items], pa.string()),
         pa.array([item.label for item in items], pa.string()),
-        pa.array([_as_text(item) for item in items], pa.string()),
+        pa.array([payload_text(item.payload) for item in items], pa.string()),
         pa.array([item.content_hash for item in items], pa.binary(32)),
         pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1]),
     ]
@@ -206,10 +206,6 @@ def _pixels(text: bytes) -> int:
         return check_size(int(text or b"0"))
     except (ValueError, InvalidArgumentError):
         return 0
-
-
-def _as_text(item: VectorItem) -> str | None:
-    return payload_text(item.payload)
 
 
 def _as_payload(text: str) -> Any:
