@@ -19,11 +19,14 @@ class Rows(Protocol):
 
     Attributes:
         schema: its Arrow schema.
-        sizes: number of rows of each group of rows, which are read one by one.
     """
 
     schema: Any
-    sizes: list[int]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of rows of each group of rows, which are read one by one."""
+        ...
 
     def batches(self, most: int, columns: Sequence[str], group: int | None = None) -> Iterator[Any]:
         """Yield record batches of at most `most` rows, of one group or of all.
@@ -61,8 +64,12 @@ class _ParquetRows:
             pa.PythonFile(file, mode="r"), pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
         )
         self.schema = self._parquet.schema_arrow
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of rows of each row group."""
         groups = range(self._parquet.num_row_groups)
-        self.sizes = [self._parquet.metadata.row_group(group).num_rows for group in groups]
+        return [self._parquet.metadata.row_group(group).num_rows for group in groups]
 
     def batches(self, most: int, columns: Sequence[str], group: int | None = None) -> Iterator[Any]:
         """Yield record batches, see `Rows`."""
@@ -80,11 +87,15 @@ class _ArrowRows:
         self._mapped = mapped
         self._is_stream = mapped.read(len(_ARROW_FILE_MAGIC)) != _ARROW_FILE_MAGIC
         self.schema = self._reader().schema
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of rows of the one group, counted anew each time: a pass over the file."""
         rows = 0
         with suppress(pa.ArrowException, OSError):  # reading reports the damage, after the rows before it
             for batch in self._all():
                 rows += batch.num_rows
-        self.sizes = [rows]
+        return [rows]
 
     def batches(self, most: int, columns: Sequence[str], group: int | None = None) -> Iterator[Any]:
         """Yield record batches, see `Rows`."""

@@ -93,8 +93,9 @@ class ParquetReader:
         self._firsts: list[int] = []
         try:
             with opened(place) as rows:
-                self._rows = sum(rows.sizes)
-                self._firsts = list(accumulate(rows.sizes[:-1], initial=0)) if rows.sizes else []
+                sizes = rows.sizes
+                self._rows = sum(sizes)
+                self._firsts = list(accumulate(sizes[:-1], initial=0)) if sizes else []
                 self._columns = _columns(rows, label_column)
                 if self._columns.dim is not None:
                     space = (rows.schema.metadata or {}).get(_SPACE, b"").decode(errors="replace")
